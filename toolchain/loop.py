@@ -1,0 +1,259 @@
+"""The one training loop: used by adapt, recover and quantize, resumable after any epoch.
+
+Every random choice of an epoch comes from (seed, epoch), so a run that was killed and continued ends with the
+same weights as one that was not.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from toolchain import progress, records
+from toolchain.data import Dataset, Images, batches
+from toolchain.errors import ToolchainError
+from toolchain.values import AugmentSpec, Preprocess, TrainSpec
+
+CHECKPOINT = "training.safetensors"
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to."""
+
+    epoch: int
+    loss: float
+    accuracy: float  # on validation
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training."""
+
+    history: tuple[Epoch, ...]
+    best_epoch: int  # -1: the weights it started with
+    best_accuracy: float  # on validation
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train with; the model itself is passed beside it."""
+
+    data: Dataset
+    spec: TrainSpec
+    augment: AugmentSpec
+    seed: int
+    label: str
+    folder: Path  # for the checkpoint
+    teacher: nn.Module | None = None
+    head: str = ""  # module that learns alone in the first `freeze_epochs`
+    graph: bool = False  # an exported graph: has no train() and eval()
+    before_epoch: Callable[[nn.Module, int], None] = lambda model, epoch: None
+
+
+def predict(model: nn.Module, images: Images, preprocess: Preprocess, *, graph: bool = False) -> Tensor:
+    """Logits [images, classes] of a whole split, in order."""
+    if not graph:
+        model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch, _ in batches(images, preprocess, EVALUATION_BATCH)])
+
+
+def accuracy(model: nn.Module, images: Images, preprocess: Preprocess, *, graph: bool = False) -> float:
+    """Share of images whose class is predicted."""
+    found = predict(model, images, preprocess, graph=graph).argmax(1)
+    return (found == images.labels).float().mean().item()
+
+
+def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
+    """Trains `model` in place and leaves it with the weights of its best validated epoch.
+
+    Continues from `job.folder` when an earlier run was cut. With `keep_start` the weights it begins with compete
+    too, so that the result is never worse than them on validation.
+
+    Raises:
+        ToolchainError: the loss became NaN or infinite; the last good epoch stays in the folder.
+    """
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub misses this form
+    state = _State(model, job)
+    state.resume()
+    images, validation = job.data.splits["train"], job.data.splits["val"]
+    if keep_start and state.epoch == 0 and state.best is None:
+        state.judge(-1, accuracy(model, validation, job.data.preprocess, graph=job.graph), model)
+    weights = _class_weights(images.labels, len(job.data.classes), job.spec.class_weighting)
+    steps = math.ceil(len(images) / job.spec.batch_size)
+    with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
+        while state.epoch < job.spec.epochs and not state.stalled():
+            epoch = state.epoch
+            job.before_epoch(model, epoch)
+            loss = _train_epoch(model, job, state, weights, bar)
+            candidate = state.average or model
+            job.before_epoch(candidate, epoch)
+            found = accuracy(candidate, validation, job.data.preprocess, graph=job.graph)
+            state.history.append(Epoch(epoch, loss, found))
+            state.judge(epoch, found, candidate)
+            state.epoch += 1
+            state.save()
+            progress.say(f"{job.label}: epoch {state.epoch}/{job.spec.epochs} loss {loss:.3f} validation {found:.4f}")
+    if state.best is not None:
+        model.load_state_dict(state.best)
+    return Training(tuple(state.history), state.best_epoch, state.best_accuracy)
+
+
+def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | None, bar: progress.Bar) -> float:
+    seed = job.seed * 100_003 + state.epoch
+    torch.manual_seed(seed)
+    if not job.graph:
+        model.train()
+    frozen = _freeze(model, job, state.epoch)
+    losses = []
+    for images, labels in batches(job.data.splits["train"], job.data.preprocess, job.spec.batch_size, seed=seed, augment=job.augment):  # fmt: skip
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(job.spec, state.step, state.total_steps)
+        loss = _loss(model(images), labels, images, job, weights)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ToolchainError(
+                f"{job.label}: the loss became {value} in epoch {state.epoch + 1}; the last good epoch is kept. "
+                f"Lower learning_rate (now {job.spec.learning_rate}) in the recipe and run again"
+            )
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), job.spec.max_grad_norm)
+        state.optimizer.step()
+        state.advance(model)
+        losses.append(value)
+        bar.step(f"loss {value:.3f}")
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    return sum(losses) / max(len(losses), 1)
+
+
+def _loss(logits: Tensor, labels: Tensor, images: Tensor, job: Job, weights: Tensor | None) -> Tensor:
+    loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=job.spec.label_smoothing)
+    if job.teacher is None or job.spec.distill == 0:
+        return loss
+    with torch.no_grad():
+        wanted = F.log_softmax(job.teacher.eval()(images) / job.spec.temperature, 1)
+    given = F.log_softmax(logits / job.spec.temperature, 1)
+    soft = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * job.spec.temperature**2
+    return (1 - job.spec.distill) * loss + job.spec.distill * soft
+
+
+def _freeze(model: nn.Module, job: Job, epoch: int) -> list[nn.Parameter]:
+    if epoch >= job.spec.freeze_epochs or not job.head:
+        return []
+    rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(job.head + ".")]
+    for parameter in rest:
+        parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # its statistics belong to the frozen weights
+    return rest
+
+
+def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
+    """Learning rate of a step: up and down along half cosines (Smith, arXiv 1708.07120), down only, or constant."""
+    if spec.schedule == "constant" or total == 0:
+        return spec.learning_rate
+    rise = round(spec.warmup * total) if spec.schedule == "one-cycle" else 0
+    if step < rise:
+        return spec.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * step / rise)) / 2)
+    share = (step - rise) / max(total - rise, 1)
+    return spec.learning_rate * max((1 + math.cos(math.pi * share)) / 2, 1e-4)
+
+
+def _class_weights(labels: Tensor, classes: int, power: float) -> Tensor | None:
+    if power == 0:
+        return None
+    counts = torch.bincount(labels, minlength=classes).float()
+    weights = (len(labels) / counts.clamp_min(1)) ** power
+    return weights / (weights * counts).sum() * len(labels)
+
+
+class _State:
+    """All that a continued run needs, as tensors and a few numbers: no pickle."""
+
+    def __init__(self, model: nn.Module, job: Job) -> None:
+        self.model, self.job = model, job
+        kernels = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms are not decayed
+        self.optimizer = torch.optim.AdamW(
+            [{"params": kernels, "weight_decay": job.spec.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=job.spec.learning_rate,
+        )
+        self.total_steps = job.spec.epochs * math.ceil(len(job.data.splits["train"]) / job.spec.batch_size)
+        self.average = copy.deepcopy(model) if job.spec.average else None
+        self.epoch = self.step = 0
+        self.history: list[Epoch] = []
+        self.best: Mapping[str, Tensor] | None = None
+        self.best_epoch, self.best_accuracy = -1, -1.0
+
+    def advance(self, model: nn.Module) -> None:
+        """Counts a step and moves the running average."""
+        self.step += 1
+        if self.average is None:
+            return
+        decay = min(self.job.spec.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            for mean, now in zip(self.average.state_dict().values(), model.state_dict().values(), strict=True):
+                if mean.is_floating_point() and mean.shape == now.shape:
+                    mean.lerp_(now, 1 - decay)
+                elif mean.shape == now.shape:
+                    mean.copy_(now)
+
+    def judge(self, epoch: int, found: float, model: nn.Module) -> None:
+        """Keeps the weights when they are the best so far."""
+        if found > self.best_accuracy:
+            self.best_epoch, self.best_accuracy = epoch, found
+            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def stalled(self) -> bool:
+        return 0 < self.job.spec.patience <= self.epoch - 1 - self.best_epoch
+
+    def save(self) -> None:
+        """Writes everything in one file, atomically."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
+        tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
+        for index, slot in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
+        numbers = {
+            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
+            "history": records.plain(self.history),
+        }  # fmt: skip
+        clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+        with records.writing(self.job.folder / CHECKPOINT) as out:
+            out.write(save(clean, metadata={"state": json.dumps(numbers)}))
+
+    def resume(self) -> None:
+        """Takes up where a cut run stopped, if it did."""
+        path = self.job.folder / CHECKPOINT
+        if not path.exists():
+            return
+        with safetensors.safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+            numbers = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+        self.model.load_state_dict(part("model."))
+        if self.average is not None:
+            self.average.load_state_dict(part("average."))
+        self.best = part("best.") or None
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer.").items():
+            index, _, key = name.partition(".")
+            slots.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.epoch, self.step = numbers["epoch"], numbers["step"]
+        self.best_epoch, self.best_accuracy = numbers["best_epoch"], numbers["best_accuracy"]
+        self.history = [Epoch(**entry) for entry in numbers["history"]]
+        progress.say(f"{self.job.label}: continuing after epoch {self.epoch}")

@@ -1,0 +1,168 @@
+"""Results on disk: content hashes, atomic writes, stage folders that resume, one writer a folder.
+
+A stage's folder is named by a key over everything that decides its result. It counts as done when its
+`record.json` stands, which is written last; until then a later run starts that stage again, from the last epoch
+it saved. Nothing here is a pickle.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from toolchain.errors import ToolchainError
+from toolchain.values import Artefact
+
+RECORD = "record.json"
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes.
+
+    Raises:
+        ToolchainError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: dataclasses as objects, paths as text, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def digest(*parts: Any) -> str:
+    """Key over any JSON-like values and dataclasses; 16 hex digits are enough for a cache."""
+    text = json.dumps([plain(part) for part in parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def artefact(*files: Path) -> Artefact:
+    """An Artefact over files that belong together; its hash covers all of them in order."""
+    total = hashlib.sha256("".join(sha256_file(f) for f in files).encode()).hexdigest()
+    size = sum(f.stat().st_size for f in files)
+    return Artefact(path=files[0], files=files, sha256=total if len(files) > 1 else sha256_file(files[0]), size_bytes=size)  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a temporary file that takes `path`'s place only when everything was written and synced.
+
+    Raises:
+        ToolchainError: no room on the disk, or no permission; what stood at `path` still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as reason:
+        raise disk_error(path, reason) from reason
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: Path, reason: OSError) -> ToolchainError:
+    """The message for a failed write."""
+    advice = "free some room and run the same command again: finished stages are kept"
+    if reason.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        advice = "check the folder's permissions, or choose another with OUT="
+    return ToolchainError(f"cannot write {path}: {reason.strerror or reason}; {advice}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole text file, or nothing."""
+    with writing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with sorted keys, or nothing."""
+    write_text(path, json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        ToolchainError: missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
+    except ValueError as reason:
+        raise ToolchainError(f"{path} is not valid JSON: {reason}; remove it and run again") from reason
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Holds `folder` for this process alone. The lock dies with the process, so a killed run never blocks the next.
+
+    Raises:
+        ToolchainError: another run holds it and `wait` is false; or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("a+")
+    except OSError as reason:
+        raise disk_error(folder, reason) from reason
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as reason:
+            raise ToolchainError(
+                f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
+            ) from reason
+        yield
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's own folder while it works, and its record when it is done."""
+
+    folder: Path
+    key: str
+    figures: Mapping[str, Any] | None  # None: not done yet
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def stage(work: Path, name: str, key: str) -> Iterator[Stage]:
+    """The folder `work/name/key`, held for this process; leftovers of a killed writer are swept."""
+    folder = work / name / key
+    with locked(folder, wait=True):
+        for orphan in folder.glob(".*.tmp"):
+            orphan.unlink() if orphan.is_file() else shutil.rmtree(orphan)
+        record = read_json(folder / RECORD) if (folder / RECORD).exists() else None
+        yield Stage(folder, key, record and record["figures"], record["seconds"] if record else 0.0)
+
+
+def finish(stage: Stage, started: float, figures: Mapping[str, Any]) -> Stage:
+    """Marks a stage as done; `started` is `time.monotonic()` at its start."""
+    seconds = round(time.monotonic() - started, 3)
+    write_json(stage.folder / RECORD, {"key": stage.key, "seconds": seconds, "figures": figures})
+    return dataclasses.replace(stage, figures=plain(figures), seconds=seconds)

@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Classifies pictures with the model in this bundle. Travels in the bundle as run.py.
+
+    python run.py picture.png frame.npy ...   one JSON line a picture
+    python run.py --self-test                 checks every file's hash and the golden outputs, exit 0 or 1
+
+Needs numpy and the bundle's runtime, and Pillow for picture files. A .npy file holds uint8 pixels
+[height, width] or [height, width, 3], or the finished float32 input [1, 3, height, width]. Before it classifies it
+makes sure that the files are those that were built and that the golden inputs still give their outputs.
+
+The toolchain prepares its training and test images with the functions of this very file, so the model sees the
+same pixels here as it did there.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+LARGEST_PICTURE = 100_000_000  # pixels; more is taken for a decompression bomb
+
+
+class Refused(Exception):
+    """The bundle, the input or the runtime is not as it should be; the message says how."""
+
+
+def read_picture(path, mode):
+    """Decodes a picture file to uint8 [height, width] for mode "gray" or [height, width, 3] for "rgb"."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as reason:
+        raise Refused("picture files need Pillow (pip install pillow); .npy files do not") from reason
+    try:
+        with Image.open(path) as picture:
+            if picture.width * picture.height > LARGEST_PICTURE:
+                raise Refused(f"{path} has {picture.width}x{picture.height} pixels, more than any camera's; refused")
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I"):  # 16 bit: the eight high bits, as Pillow would clip instead
+                wide = np.asarray(picture, dtype=np.int64)
+                picture = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
+            return np.asarray(picture.convert("L" if mode == "gray" else "RGB"))
+    except Refused:
+        raise
+    except Exception as reason:  # Pillow raises many kinds for a broken file
+        raise Refused(f"{path} is not a readable picture ({type(reason).__name__}: {reason})") from reason
+
+
+def fit_size(pixels, size):
+    """Stretches uint8 pixels to (height, width), bilinear with antialiasing; the right size passes through."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    try:
+        from PIL import Image
+    except ImportError as reason:
+        raise Refused(f"pixels of {pixels.shape[:2]} need Pillow to become {tuple(size)} (pip install pillow)") from reason
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def normalise(pixels, mean, std):
+    """uint8 [..., height, width] or [..., height, width, 3] to float32 [..., 3, height, width]."""
+    if pixels.ndim < 3 or pixels.shape[-1] != 3:
+        pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    scale = np.float32(1 / 255) / np.asarray(std, np.float32)
+    shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(pixels * scale - shift, -1, -3), dtype=np.float32)
+
+
+def prepare(path, preprocess):
+    """A file as the network's input, float32 [1, 3, height, width]."""
+    path, size = Path(path), tuple(preprocess["image_size"])
+    if not path.is_file():
+        raise Refused(f"{path} is not there")
+    if path.suffix != ".npy":
+        pixels = read_picture(path, preprocess["mode"])
+    else:
+        try:
+            pixels = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as reason:
+            raise Refused(f"{path} is not a readable .npy file ({reason})") from reason
+        if pixels.dtype == np.float32 and pixels.shape == (1, 3, *size):
+            return pixels
+        shapes = {2: "gray", 3: "rgb"}
+        wanted = (preprocess["mode"], np.uint8)
+        if (shapes.get(pixels.ndim), pixels.dtype) != wanted or (pixels.ndim == 3 and pixels.shape[2] != 3):
+            raise Refused(
+                f"{path} holds {pixels.dtype} {pixels.shape}; wanted are uint8 [height, width] for gray, uint8 "
+                f"[height, width, 3] for rgb (this model: {preprocess['mode']}), or float32 (1, 3, {size[0]}, {size[1]})"
+            )
+    return normalise(fit_size(pixels, size), preprocess["mean"], preprocess["std"])[None]
+
+
+def check_files(folder):
+    """Compares every file with SHA256SUMS, and that nothing is missing from it."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError) as reason:
+        raise Refused(f"{folder / 'SHA256SUMS'} is missing or damaged; the bundle cannot be trusted") from reason
+    for name in {"manifest.json", "golden.npz", *listed}:
+        path = folder / name
+        if name not in listed or ".." in Path(name).parts or Path(name).is_absolute():
+            raise Refused(f"SHA256SUMS does not vouch for {name}; the bundle cannot be trusted")
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != listed[name]:
+            raise Refused(f"{name} is missing or was changed since the bundle was built; flash it again")
+    return listed
+
+
+def _onnxruntime(manifest, path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = manifest["threads"]
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: session.run(None, {name: image})[0]
+
+
+def _openvino(manifest, path):
+    import openvino
+
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": manifest["threads"],
+        "INFERENCE_PRECISION_HINT": manifest["precision_hint"],
+    }
+    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
+    return lambda image: compiled([image])[0]
+
+
+def open_model(folder, manifest, listed):
+    """The model as a function from float32 [1, 3, height, width] to logits [1, classes]."""
+    name = manifest["model"]["files"][0]
+    if name not in listed:
+        raise Refused(f"SHA256SUMS does not vouch for {name}; the bundle cannot be trusted")
+    openers = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+    if manifest["runtime"] not in openers:
+        raise Refused(f"this runner knows {', '.join(openers)}, the manifest asks for {manifest['runtime']!r}")
+    try:
+        return openers[manifest["runtime"]](manifest, folder / name)
+    except ImportError as reason:
+        raise Refused(f"{manifest['runtime']} is not installed: pip install {manifest['runtime']}") from reason
+
+
+def self_test(folder, manifest, model):
+    """Largest difference to the golden outputs in quantization steps; refuses where it is too large."""
+    golden = np.load(folder / "golden.npz", allow_pickle=False)
+    step, limit, worst = manifest["golden"]["step"], manifest["golden"]["tolerance_steps"], 0.0
+    for pixels, wanted in zip(golden["pixels"], golden["logits"]):
+        image = normalise(pixels, manifest["preprocess"]["mean"], manifest["preprocess"]["std"])[None]
+        logits = model(image)[0]
+        worst = max(worst, float(np.abs(logits - wanted).max() / step))
+        margin = np.sort(wanted)[-1] - np.sort(wanted)[-2]
+        if worst > limit or (logits.argmax() != wanted.argmax() and margin > limit * step):
+            raise Refused(f"golden outputs differ by {worst:.1f} quantization steps, allowed are {limit}")
+    return worst, len(golden["pixels"])
+
+
+def classify(image, manifest, model):
+    """Class, probability and the three best of one input."""
+    logits = model(image)[0].astype(np.float64)
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    best = [(manifest["classes"][i], round(float(shares[i]), 4)) for i in shares.argsort()[::-1][:3]]
+    return {"class": best[0][0], "probability": best[0][1], "best": dict(best)}
+
+
+def main(arguments=None):
+    """Command line; returns the exit status: 0 fine, 1 self-test failed, 2 wrong input."""
+    parser = argparse.ArgumentParser(description="Classify pictures with the model in this bundle; one JSON line each.")
+    parser.add_argument("files", nargs="*", help="pictures (need Pillow) or .npy files")
+    parser.add_argument("--self-test", action="store_true", help="check hashes and golden outputs, say PASS or FAIL")
+    options = parser.parse_args(arguments)
+    if not options.files and not options.self_test:
+        parser.error("name a picture, or ask for --self-test")
+    folder = Path(__file__).resolve().parent
+    try:
+        listed = check_files(folder)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        model = open_model(folder, manifest, listed)
+        worst, images = self_test(folder, manifest, model)
+    except Refused as reason:
+        print(f"FAIL: {reason}", file=sys.stdout if options.self_test else sys.stderr)
+        return 1
+    if options.self_test:
+        print(f"PASS: {len(listed)} files intact, {images} golden images within {worst:.2f} quantization steps")
+    status = 0
+    for name in options.files:
+        try:
+            print(json.dumps({"file": name, **classify(prepare(name, manifest["preprocess"]), manifest, model)}))
+        except Refused as reason:
+            print(f"error: {reason}", file=sys.stderr)
+            status = 2
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""ONNX Runtime on the CPU: takes Q/DQ ONNX as it is, and fuses it into integer kernels when it loads it."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain.errors import ToolchainError
+from toolchain.records import artefact
+from toolchain.values import Artefact, Coverage, Precision
+
+INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
+PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
+FILE_NAMES = ("model.onnx",)
+INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
+FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
+
+
+def _library() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as reason:
+        raise ToolchainError(f"this target needs ONNX Runtime, which is not installed; run: {INSTALL}") from reason
+    return onnxruntime
+
+
+class OrtSession:
+    """One loaded model; `run` is a bare `InferenceSession.run`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, height, width] -> logits [1, classes]."""
+        outputs: list[np.ndarray] = self._session.run(None, {self._input: images})
+        return outputs[0]
+
+
+def compile(onnx_path: Path, folder: Path) -> Artefact:
+    """Copies the ONNX file to `folder/model.onnx`; the runtime compiles it when it loads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE_NAMES[0]
+    if path != onnx_path:
+        shutil.copyfile(onnx_path, path)
+    return artefact(path)
+
+
+def _options(threads: int, optimized: bool) -> Any:
+    ort = _library()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OrtSession:
+    """Loads a model for the CPU.
+
+    Raises:
+        ToolchainError: ONNX Runtime is missing, or refuses the file.
+    """
+    if precision not in PRECISIONS:
+        raise ToolchainError(f"ONNX Runtime has no {precision} on the CPU; possible are {', '.join(PRECISIONS)}")
+    ort = _library()
+    try:
+        session = ort.InferenceSession(str(path), _options(threads, optimized), providers=["CPUExecutionProvider"])
+    except Exception as reason:  # its exceptions share no base class
+        raise ToolchainError(f"ONNX Runtime does not load {path}: {str(reason).splitlines()[0]}") from reason
+    return OrtSession(session)
+
+
+def coverage(path: Path, *, precision: Precision) -> Coverage:
+    """Counts integer and float kernels in the graph that ONNX Runtime executes after its own optimization."""
+    import onnx
+
+    ort = _library()
+    with tempfile.TemporaryDirectory() as scratch:
+        options = _options(1, True)
+        options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        nodes = onnx.load(options.optimized_model_filepath).graph.node
+    integer = [node for node in nodes if node.op_type in INTEGER_KERNELS]
+    in_float = tuple(node.name for node in nodes if node.op_type in FLOAT_KERNELS)
+    return Coverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
+
+
+def fingerprint() -> Mapping[str, str]:
+    """Versions that decide what the kernels do."""
+    return {"onnxruntime": _library().__version__}

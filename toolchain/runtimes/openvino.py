@@ -1,0 +1,106 @@
+"""OpenVINO on the CPU: converts ONNX to IR with int8 weights; the precision hint is always pinned.
+
+Without a hint OpenVINO runs float models in bf16 on CPUs that have it, which would make "float" mean two things.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain.errors import ToolchainError
+from toolchain.records import artefact
+from toolchain.values import Artefact, Coverage, Precision
+
+INSTALL = "pip install 'edge-toolchain[openvino]'"
+PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
+FILE_NAMES = ("model.xml", "model.bin")
+WEIGHTED = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
+INTEGERS = {"u8", "i8"}
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ImportError as reason:
+        raise ToolchainError(f"this target needs OpenVINO, which is not installed; run: {INSTALL}") from reason
+    return openvino
+
+
+class OpenVinoSession:
+    """One compiled model with its own inference request; inputs and outputs are not copied."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._output = compiled.output(0)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """float32 [1, 3, height, width] -> logits [1, classes]."""
+        result: np.ndarray = self._request.infer([images], share_inputs=True)[self._output]
+        return result
+
+
+def compile(onnx_path: Path, folder: Path) -> Artefact:
+    """Converts ONNX to `model.xml` and `model.bin`; int8 initialisers stay int8 weights.
+
+    Raises:
+        ToolchainError: OpenVINO is missing, or does not convert the file.
+    """
+    ov = _library()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        model = ov.convert_model(str(onnx_path))
+    except Exception as reason:  # its exceptions share no base class
+        raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {str(reason).splitlines()[0]}") from reason
+    ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
+    return artefact(*(folder / name for name in FILE_NAMES))
+
+
+def _properties(threads: int, precision: Precision) -> dict[str, Any]:
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+    }
+
+
+def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OpenVinoSession:
+    """Compiles an IR or ONNX file for the CPU. OpenVINO cannot run without its optimizations: `optimized` is ignored.
+
+    Raises:
+        ToolchainError: OpenVINO is missing, or refuses the file.
+    """
+    ov = _library()
+    try:
+        compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
+    except Exception as reason:  # its exceptions share no base class
+        raise ToolchainError(f"OpenVINO does not load {path}: {str(reason).splitlines()[0]}") from reason
+    return OpenVinoSession(compiled)
+
+
+def coverage(path: Path, *, precision: Precision) -> Coverage:
+    """Counts convolutions and linear layers by the precision OpenVINO says it executes them in."""
+    session = open(path, threads=1, precision=precision)
+    integer, in_float = 0, []
+    for node in session.compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if _text(info, "layerType") not in WEIGHTED:
+            continue
+        if _text(info, "runtimePrecision") in INTEGERS:
+            integer += 1
+        else:
+            in_float.append(_text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name())
+    return Coverage(integer=integer, planned=0, total=integer + len(in_float), float_ops=tuple(in_float))
+
+
+def _text(info: Any, key: str) -> str:
+    value = info[key] if key in info else ""
+    return str(value.astype(str) if hasattr(value, "astype") else value)
+
+
+def fingerprint() -> Mapping[str, str]:
+    """Versions that decide what the kernels do."""
+    return {"openvino": _library().__version__}

@@ -1,0 +1,281 @@
+"""Every value that flows between the stages, frozen, with its units in the field names.
+
+Standard library only: this is the room everybody may import, so it must cost nothing. `spec.py` fills the
+first half from TOML files and checks them there; the second half is what the stages hand to one another.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
+
+Mode = Literal["gray", "rgb"]
+Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
+Precision = Literal["f32", "bf16", "int8"]
+
+
+# --- what the user writes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A torchvision classification builder, where its weights come from, and the pixels those weights expect."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    weights: str = ""  # "" random | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
+    arguments: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # for the builder: width_mult, ...
+    norm_eps: float | None = None  # None: the builder's own
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """How one stage trains. `epochs = 0` leaves the weights as they are."""
+
+    __pydantic_config__ = STRICT
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 2e-3  # the peak of the schedule
+    weight_decay: float = 0.05
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup: float = 0.2  # share of the steps that the learning rate rises (one-cycle only)
+    label_smoothing: float = 0.0
+    class_weighting: float = 0.0  # exponent on the inverse class frequency: 0 none, 1 fully balanced
+    freeze_epochs: int = 0  # first epochs in which only the new head learns
+    patience: int = 0  # epochs without a better validation accuracy before stopping; 0: run them all
+    temperature: float = 2.0  # of the distillation; used where there is a teacher
+    distill: float = 0.0  # weight of the teacher's soft labels, 0..1
+    average: float = 0.0  # decay of the running average of the weights per step; 0: none
+    max_grad_norm: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentSpec:
+    """Random changes to training images; shares of the size, degrees, and whether a mirror image is still the same class."""
+
+    __pydantic_config__ = STRICT
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    shift: float = 0.0  # largest shift, share of the side
+    scale: float = 0.0  # largest zoom in or out, share
+    rotate_degrees: float = 0.0
+    brightness: float = 0.0  # largest relative change; also contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSpec:
+    """Which share of the multiply-accumulates goes, and by which criterion the channels are ranked."""
+
+    __pydantic_config__ = STRICT
+    ratio: float = 0.5  # share of the dense model's multiply-accumulates to remove; 0: do not prune
+    criterion: str = "magnitude"
+    protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
+    max_share: float = 0.75  # no layer loses more than this share of its channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSpec:
+    """How the pruned model is quantized: calibration, then quantization-aware training."""
+
+    __pydantic_config__ = STRICT
+    train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=3, learning_rate=2e-4, distill=0.5))
+    float_modules: tuple[str, ...] = ()  # module names left in float, with all below them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the shipped model must keep to. Fractions: 0.01 = 1 point. None: not asked for."""
+
+    __pydantic_config__ = STRICT
+    accuracy_drop: float | None = None
+    balanced_drop: float | None = None
+    speedup: float | None = None  # at least this much faster than dense-fp32 in the same runtime
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One job: which model, which domain, how to train, prune and quantize."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    description: str = ""
+    domain: str
+    model: ModelSpec
+    seed: int = 0
+    image_size: tuple[int, int] | None = None  # height, width; None: the domain's
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    adapt: TrainSpec = field(default_factory=TrainSpec)
+    prune: PruneSpec = field(default_factory=PruneSpec)
+    recover: TrainSpec = field(default_factory=lambda: TrainSpec(learning_rate=1e-3, distill=0.7))
+    quantize: QuantizeSpec = field(default_factory=QuantizeSpec)
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantScheme:
+    """Integer types of the target's kernels. Weights are symmetric and per output channel."""
+
+    __pydantic_config__ = STRICT
+    activations: Literal["uint8", "int8"] = "uint8"
+    weight_bits: Literal[7, 8] = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One deployment target."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    description: str = ""
+    runtime: str
+    threads: int = 1
+    alignment: int = 16  # channel counts the kernels like
+    precisions: tuple[Precision, ...] = ("f32", "int8")  # what may ship, and what is measured
+    scheme: QuantScheme = field(default_factory=QuantScheme)
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One set of labelled images."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    description: str = ""
+    source: str = "folder"  # "folder", or the name of a bundled source in data.py
+    path: str = ""  # of the folder; relative to the working directory
+    mode: Mode = "rgb"
+    image_size: tuple[int, int] = (224, 224)  # height, width
+    classes: tuple[str, ...] = ()  # empty: the folder's sub-folders, sorted
+    validation_share: float = 0.15  # used where the folder has no val/ of its own
+    test_share: float = 0.2  # used where the folder has no test/ of its own
+    split_seed: int = 0
+    calibration_images: int = 256
+    calibration_seed: int = 0
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    licence: str = ""
+
+
+# --- what flows ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a decoded picture to the network's input; carried unchanged into the manifest and the runner."""
+
+    image_size: tuple[int, int]  # height, width
+    mode: Mode
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """A model file (or the first of several that belong together) as a runtime takes it."""
+
+    path: Path
+    files: tuple[Path, ...]
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surgery:
+    """Structured pruning as data: kept indices in the original numbering, replayed by slicing.
+
+    `keep` maps a state-dict tensor to {dimension: kept indices}; `attributes` a module to integer overrides
+    (channels, groups, heads); `dropped` names modules that become `nn.Identity`.
+    """
+
+    keep: Mapping[str, Mapping[int, Sequence[int]]] = field(default_factory=dict)
+    attributes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What runs in integers, by `nn.Module` name: all that the quantizer knows but for `float_modules` and below."""
+
+    float_modules: tuple[str, ...] = ()
+
+    def covers(self, module: str) -> bool:
+        """Whether operations inside `module` are quantized."""
+        return not any(module == name or module.startswith(name + ".") for name in self.float_modules)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Size of one convolution or linear layer, for the width table and the multiply-accumulate count."""
+
+    name: str
+    inputs: int
+    outputs: int
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with the bounds of its 95 % interval and the number of samples behind it."""
+
+    estimate: float
+    low: float
+    high: float
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What really ran in integers, as the runtime's own executed graph says."""
+
+    integer: int
+    planned: int
+    total: int
+    float_ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The artefact in its runtime against the torch model it came from, over the same images."""
+
+    top1_agreement: float
+    max_steps: float  # largest logit difference, in quantization steps of the output (float: units of 1e-4 of the range)
+    images: int
+    accuracy_gap: float  # artefact minus torch
+    runtime_agreement: float | None = None  # the runtime's own optimized against unoptimized graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One question answered."""
+
+    check: str
+    outcome: Outcome
+    measured: float | None
+    limit: float | None
+    why: str
+
+
+class Session(Protocol):
+    """A loaded artefact, ready to run."""
+
+    def run(self, images: Any) -> Any:
+        """float32 images [batch, 3, height, width] -> logits [batch, classes]."""
+        ...
+
+
+class Runtime(Protocol):
+    """One file in `runtimes/`: how a target's runtime compiles, opens and inspects an artefact."""
+
+    def compile(self, onnx_path: Path, folder: Path) -> Artefact: ...
+
+    def open(self, artefact: Path, *, threads: int, precision: Precision, optimized: bool = True) -> Session: ...
+
+    def coverage(self, artefact: Path, *, precision: Precision) -> Coverage: ...
+
+    def fingerprint(self) -> Mapping[str, str]: ...
