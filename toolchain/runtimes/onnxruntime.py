@@ -83,11 +83,13 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
     ort = _library()
     with tempfile.TemporaryDirectory() as scratch:
         options = _options(1, True)
+        # all fusions into integer kernels, but not the blocked layouts that rename the float ones
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(options.optimized_model_filepath).graph.node
     integer = [node for node in nodes if node.op_type in INTEGER_KERNELS]
-    in_float = tuple(node.name for node in nodes if node.op_type in FLOAT_KERNELS)
+    in_float = tuple(node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_KERNELS)
     return Coverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
 
 

@@ -92,7 +92,8 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
         if _text(info, "runtimePrecision") in INTEGERS:
             integer += 1
         else:
-            in_float.append(_text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name())
+            name = _text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name()
+            in_float.append(name.removesuffix("/WithoutBiases"))
     return Coverage(integer=integer, planned=0, total=integer + len(in_float), float_ops=tuple(in_float))
 
 

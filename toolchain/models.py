@@ -1,0 +1,163 @@
+"""Builds a torchvision classifier for a domain's classes and loads pretrained weights into it, saying what matched."""
+
+import urllib.error
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from toolchain import discover, records
+from toolchain.errors import ToolchainError
+from toolchain.values import ModelSpec
+from toolchain.vision import torchvision
+
+LEAST_MATCH = 0.5  # share of the backbone's values that a checkpoint must bring
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a checkpoint brought: shares count values, not tensors; the head is left out of them."""
+
+    source: str
+    sha256: str
+    share: float
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.share:.0%} of the backbone loaded"
+        for what, names in (("missing", self.missing), ("not used", self.unexpected), ("other shape", self.reshaped)):
+            if names:
+                text += f"; {what}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        return text
+
+
+def weights_digest(spec: ModelSpec) -> str:
+    """What identifies the weights in a stage's key: the bytes of a file, or the name of published weights."""
+    path = _local(spec.weights)
+    return records.sha256_file(path) if path else spec.weights
+
+
+def _local(weights: str) -> Path | None:
+    """The file that `weights` means; None for random and for torchvision's own."""
+    if weights.startswith("zoo:"):
+        path = discover.PACKAGE / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
+        if not path.exists():
+            raise ToolchainError(f"weights = {weights!r}; {discover.nearest(weights, [f'zoo:{p.stem}' for p in path.parent.glob('*.safetensors')])}")  # fmt: skip
+        return path
+    return Path(weights) if "." in weights or "/" in weights else None
+
+
+def build(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded]:
+    """A model with a new head for `classes`, the head's module name, and what was loaded.
+
+    Raises:
+        ToolchainError: unknown model, refused argument, unreadable, foreign or non-finite weights.
+    """
+    torch.manual_seed(seed)
+    model = architecture(spec, classes)
+    head = head_of(model, classes)
+    state, source, digest = _read(spec)
+    loaded = _load(model, state, head, source, digest) if state else Loaded(source, digest, 0.0, (), (), ())
+    if loaded.share < LEAST_MATCH and state:
+        raise ToolchainError(
+            f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
+            "check [model] name and arguments (width_mult, …) against the checkpoint"
+        )
+    return model, head, loaded
+
+
+def architecture(spec: ModelSpec, classes: int) -> nn.Module:
+    """The untrained torchvision model."""
+    library = torchvision().models
+    known = library.list_models(module=library)
+    if spec.name not in known:
+        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {discover.nearest(spec.name, known)}")
+    try:
+        model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
+    except (TypeError, ValueError) as reason:
+        raise ToolchainError(f"[model] arguments {dict(spec.arguments)} do not suit {spec.name}: {reason}") from reason
+    if spec.norm_eps is not None:
+        for module in model.modules():
+            if isinstance(module, NORMS):
+                module.eps = spec.norm_eps
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def head_of(model: nn.Module, classes: int) -> str:
+    """Name of the layer that gives the class scores: the last linear layer or convolution with that many outputs."""
+    found = ""
+    for name, module in model.named_modules():
+        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
+        if outputs and getattr(module, outputs) == classes:
+            found = name
+    if not found:
+        raise ToolchainError(f"no layer of this {type(model).__name__} gives {classes} class scores")
+    return found
+
+
+def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
+    if not spec.weights:
+        return {}, "random initialisation", ""
+    path = _local(spec.weights)
+    if path is None:
+        return _published(spec), f"torchvision {spec.name} {spec.weights}", spec.weights
+    if not path.is_file():
+        raise ToolchainError(f"weights file {path} is not there")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as reason:
+        raise ToolchainError(f"{path} is not a readable checkpoint: {str(reason).splitlines()[0]}") from reason
+    except Exception as reason:
+        if "weights_only" in str(reason).lower() or "Unpickl" in type(reason).__name__:
+            raise ToolchainError(
+                f"{path} holds more than tensors and could run code when it is read; refused. "
+                "Save its state_dict as safetensors and pass that file"
+            ) from reason
+        raise
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ToolchainError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
+    return tensors, path.name, records.sha256_file(path)
+
+
+def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
+    library = torchvision().models
+    enum = library.get_model_weights(spec.name)
+    if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":
+        raise ToolchainError(
+            f"weights = {spec.weights!r} is neither a file nor known for {spec.name}; "
+            f"{discover.nearest(spec.weights, ['DEFAULT', *enum.__members__])}"
+        )
+    try:
+        state: Mapping[str, Tensor] = enum[spec.weights].get_state_dict(progress=True, check_hash=True)
+    except (urllib.error.URLError, OSError) as reason:
+        raise ToolchainError(
+            f"the weights {spec.weights} of {spec.name} cannot be downloaded ({reason}); "
+            "download them elsewhere and pass the file with WEIGHTS=file or --weights file"
+        ) from reason
+    return state
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str, digest: str) -> Loaded:
+    own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    backbone = {k for k in own if not k.startswith(head + ".")}
+    fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    # a head for as many other classes has the right shape by chance: only the backbone is taken over
+    model.load_state_dict({k: v for k, v in fits.items() if k in backbone}, strict=False)
+    total = sum(own[k].numel() for k in backbone)
+    share = sum(own[k].numel() for k in backbone & fits.keys()) / max(total, 1)
+    unexpected = sorted(k for k in state if k not in own and not k.endswith("num_batches_tracked"))
+    reshaped = sorted(k for k in backbone & state.keys() if k not in fits)
+    return Loaded(source, digest, share, tuple(sorted(backbone - state.keys())), tuple(unexpected), tuple(reshaped))

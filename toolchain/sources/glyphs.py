@@ -1,0 +1,160 @@
+"""Letters, digits and signs of the fonts inside matplotlib, drawn as small gray images that resemble scans.
+
+The source domain for transfer to handwritten characters where no data set may be downloaded: fonts are at hand, their
+licences allow drawings made with them, and slant, stroke weight, wobble, low resolution and noise close part of the
+distance to handwriting. Every image follows from SEED, its character and its number.
+"""
+
+import math
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageFont
+
+SEED = 20240
+PER_CLASS = 150
+SIDE = 32
+
+# Of signs that look alike once scaled to the same size, one stays: 0 for O and o; C for c; I for l and |; P for p;
+# Δ for ∆; Λ for ∧ and ^; Φ and Ψ for their lower case; X for ×; Y for γ; ! for ¡; none for signs that are a mere dot.
+CHARACTERS = (
+    string.digits
+    + "ABCDEFGHIJKLMNPQRSTUVWXYZ"
+    + "abdefghijkmnqrty"
+    + "ΓΔΘΛΞΠΣΦΨΩαβδεζηθλμξπρστω"
+    + "!?&@#$%()[]{}*+=<>:~§¶€£¥©†«»"
+    + "−±÷≈≠≤≥∞∂∇∫√∀∃∩⊕→←↑↓"
+)
+
+_CANVAS = 64  # drawn larger than SIDE, so that filters work on less than a pixel of the result
+_FONT_SIZE = 160  # large, so that small signs are drawn rather than blown up
+_CELLS = 4  # of the grid that bends the glyph, along each side
+_FEWEST_PIXELS = 20  # of ink, at _FONT_SIZE; less is an empty glyph
+
+# The TeX fonts put other signs at the code points of some ASCII characters, so only what is known to be right is taken.
+_TEX = {name: string.ascii_letters + string.digits + "!?&@#%()[]*+=:" for name in ("cmb10", "cmr10", "cmss10", "cmtt10")}
+_TEX |= {"cmti10": string.ascii_letters + string.digits, "cmmi10": string.ascii_letters}
+
+# First capital and first digit of the alphabets that Unicode adds for mathematics: sans, bold sans, monospace, script.
+_ALPHABETS = ((0x1D5A0, 0x1D7E2), (0x1D5D4, 0x1D7EC), (0x1D670, 0x1D7F6), (0x1D4D0, 0))
+
+
+def write(folder: Path) -> None:
+    """Writes the set as `folder/<class>/<number>.png`, gray, 32x32."""
+    fonts = _fonts()
+    for character in CHARACTERS:
+        shapes = _shapes(character, fonts)
+        path = folder / class_name(character)
+        path.mkdir(parents=True, exist_ok=True)
+        for index in range(PER_CLASS):
+            rng = np.random.default_rng([SEED, ord(character), index])
+            Image.fromarray(_image(shapes, rng)).save(path / f"{index:04d}.png")
+
+
+def class_name(character: str) -> str:
+    """The code point, because some characters may not stand in file names and some file systems fold case."""
+    return f"U+{ord(character):04X}"
+
+
+def _fonts() -> dict[str, Path]:
+    import matplotlib
+
+    files = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("*.ttf"))
+    text = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
+    return {p.stem: p for p in files if p.stem in _TEX or (p.stem.startswith(text) and "Display" not in p.stem)}
+
+
+def _shapes(character: str, fonts: dict[str, Path]) -> list[Image.Image]:
+    """The character in every font that has it, cropped to its ink and scaled to the canvas."""
+    from matplotlib.ft2font import FT2Font
+
+    found = []
+    for name, path in fonts.items():
+        font = ImageFont.truetype(str(path), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+        present = FT2Font(path).get_charmap()
+        found += [_shape(font, point) for point in _code_points(character, name) if point in present]
+    return [shape for shape in found if shape is not None]
+
+
+def _code_points(character: str, font: str) -> Iterator[int]:
+    slashed_zero = character == "0" and font.startswith("DejaVuSansMono")  # reads as 8 when small
+    if character in _TEX.get(font, character) and not slashed_zero:
+        yield ord(character)
+    if font.startswith("STIX"):
+        for capital, digit in _ALPHABETS:
+            if character in string.ascii_letters:
+                yield capital + (string.ascii_uppercase + string.ascii_lowercase).index(character)
+            elif character in string.digits and digit:
+                yield digit + int(character)
+
+
+def _shape(font: ImageFont.FreeTypeFont, code_point: int) -> Image.Image | None:
+    drawn = Image.new("L", (3 * _FONT_SIZE, 3 * _FONT_SIZE))
+    mask = font.getmask(chr(code_point), mode="L")
+    if 0 in mask.size or np.count_nonzero(np.asarray(mask)) < _FEWEST_PIXELS:
+        return None
+    drawn = Image.frombytes("L", mask.size, bytes(mask))
+    drawn = drawn.crop(drawn.getbbox())
+    scale = _CANVAS / max(drawn.size)
+    size = (max(1, round(drawn.width * scale)), max(1, round(drawn.height * scale)))
+    shape = Image.new("L", (size[0] + 4, size[1] + 4))  # a dark rim, because resampling repeats the outermost pixels
+    shape.paste(drawn.resize(size, Image.Resampling.BOX), (2, 2))
+    return shape
+
+
+def _image(shapes: list[Image.Image], rng: np.random.Generator) -> NDArray[np.uint8]:
+    shape = shapes[rng.integers(len(shapes))]
+    return _scan(_weigh(_bend(shape, rng), rng), rng)
+
+
+def _bend(shape: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Scales, slants, turns, moves and wobbles the glyph; it stays on the canvas except for the wobble."""
+    angle, slant = math.radians(rng.uniform(-12, 12)), rng.uniform(-0.25, 0.3)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    matrix = turn @ np.array([[1, -slant], [0, 1]]) @ np.diag([rng.uniform(0.75, 1.15), 1])
+    extent = np.abs(matrix) @ shape.size
+    matrix *= _CANVAS * rng.uniform(0.6, 1) / extent.max()
+    slack = (_CANVAS - np.abs(matrix) @ shape.size) / 2
+    centre = _CANVAS / 2 + slack * rng.uniform(-1, 1, 2)
+    steps = np.linspace(0, _CANVAS, _CELLS + 1)
+    nodes = np.stack(np.meshgrid(steps, steps), -1)  # [row, column, (x, y)]
+    wobble = rng.normal(0, rng.uniform(0, 2.5), nodes.shape)
+    places = (nodes + wobble - centre) @ np.linalg.inv(matrix).T + np.array(shape.size) / 2
+    return shape.transform((_CANVAS, _CANVAS), Image.Transform.MESH, _mesh(places), Image.Resampling.BILINEAR)
+
+
+def _mesh(places: NDArray[np.float64]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    step = _CANVAS // _CELLS
+    cells = []
+    for row in range(_CELLS):
+        for column in range(_CELLS):
+            x, y = column * step, row * step
+            corners = places[[row, row + 1, row + 1, row], [column, column, column + 1, column + 1]]
+            cells.append(((x, y, x + step, y + step), tuple(corners.ravel().tolist())))
+    return cells
+
+
+def _weigh(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Thins or thickens the strokes, unless hairlines would vanish or counters fill."""
+    pixels = int(rng.integers(-1, 4))
+    if pixels == 0:
+        return glyph
+    size = 2 * abs(pixels) + 1
+    changed = glyph.filter(ImageFilter.MinFilter(size) if pixels < 0 else ImageFilter.MaxFilter(size))
+    ratio = float(np.asarray(changed).sum()) / max(1.0, float(np.asarray(glyph).sum()))
+    return changed if ratio > 0.5 else glyph
+
+
+def _scan(glyph: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Blurs, samples at the resolution of a scanner, adds its contrast and noise, and scales to SIDE."""
+    blurred = glyph.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
+    side = int(rng.choice([8, rng.integers(8, 17), SIDE]))
+    ink = np.asarray(blurred.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+    dark, bright = max(0.0, rng.uniform(-0.2, 0.15)), rng.uniform(0.6, 1)
+    noise = rng.normal(0, max(0.0, rng.uniform(-0.06, 0.08)), ink.shape)
+    gray = np.clip(dark + (bright - dark) * ink ** rng.uniform(0.7, 1.3) + noise, 0, 1)
+    sampled = Image.fromarray(np.round(gray * 255).astype(np.uint8))
+    return np.asarray(sampled.resize((SIDE, SIDE), Image.Resampling.BILINEAR))

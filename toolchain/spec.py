@@ -1,0 +1,157 @@
+"""TOML files to checked values: Recipe, Target, Domain.
+
+The shapes are the dataclasses of `values.py`; pydantic checks types and unknown keys, the rules below check what
+types cannot say. Every complaint names the file, the key, what was given and what is accepted.
+"""
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from toolchain import discover
+from toolchain.errors import ToolchainError
+from toolchain.values import Domain, Recipe, Target, TrainSpec
+
+SCHEMA = 1
+SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target, "calibration": Domain}
+
+
+def recipe(name: str) -> Recipe:
+    """Reads a recipe by name, or by path to a .toml file."""
+    value: Recipe = _read("recipes", name)
+    return dataclasses.replace(value, model=dataclasses.replace(value.model, weights=_beside(value.model.weights, name)))
+
+
+def target(name: str) -> Target:
+    """Reads a target by name."""
+    value: Target = _read("targets", name)
+    return value
+
+
+def domain(name: str) -> Domain:
+    """Reads a domain by name."""
+    value: Domain = _read("calibration", name)
+    return value
+
+
+def json_schema(kind: discover.DataKind) -> dict[str, Any]:
+    """JSON schema of one kind of file, for editors."""
+    return TypeAdapter(SHAPES[kind]).json_schema()
+
+
+def _read(kind: discover.DataKind, name: str) -> Any:
+    path = discover.find(kind, name)
+    try:
+        content = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise ToolchainError(f"{path} is not valid TOML: {reason}") from reason
+    schema = content.pop("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise ToolchainError(f"{path}: schema = {schema!r}; this version reads schema = {SCHEMA}")
+    content.setdefault("name", path.stem)
+    return check(kind, content, str(path))
+
+
+def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> Any:
+    """Turns a mapping into its value.
+
+    Raises:
+        ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
+    """
+    try:
+        value = TypeAdapter(SHAPES[kind]).validate_python(content)
+    except ValidationError as reason:
+        raise ToolchainError(f"{where}: {_explain(reason, SHAPES[kind])}") from reason
+    for ok, complaint in RULES[kind](value):
+        if not ok:
+            raise ToolchainError(f"{where}: {complaint}")
+    return value
+
+
+def _explain(error: ValidationError, shape: Any) -> str:
+    first = error.errors()[0]
+    keys = [str(part) for part in first["loc"]]
+    if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        for key in keys[:-1]:  # walk to the table that the unknown key stands in
+            shape = {f.name: f.type for f in dataclasses.fields(shape)}[key]
+        accepted = [f.name for f in dataclasses.fields(shape)]
+        return f"unknown key {'.'.join(keys)}; {discover.nearest(keys[-1], accepted)}"
+    if first["type"] == "missing":
+        return f"{'.'.join(keys)} is missing"
+    return f"{'.'.join(keys)} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _beside(weights: str, recipe_name: str) -> str:
+    """A local weights file is looked for beside the recipe, then in the working directory."""
+    local = Path(recipe_name).parent / weights
+    return str(local) if recipe_name.endswith(".toml") and weights and local.is_file() else weights
+
+
+Rules = list[tuple[bool, str]]
+
+
+def _train_rules(name: str, spec: TrainSpec) -> Rules:
+    return [
+        (spec.epochs >= 0, f"{name}.epochs = {spec.epochs}: must not be negative"),
+        (spec.batch_size >= 2, f"{name}.batch_size = {spec.batch_size}: batch norm needs at least 2"),
+        (0 < spec.learning_rate < 10, f"{name}.learning_rate = {spec.learning_rate}: must be above 0 and below 10"),
+        (0 <= spec.distill <= 1, f"{name}.distill = {spec.distill}: must be between 0 and 1"),
+        (0 <= spec.label_smoothing < 1, f"{name}.label_smoothing = {spec.label_smoothing}: must be from 0 to below 1"),
+        (0 <= spec.average < 1, f"{name}.average = {spec.average}: must be from 0 to below 1"),
+        (spec.temperature > 0, f"{name}.temperature = {spec.temperature}: must be above 0"),
+    ]
+
+
+def _size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
+    good = size is None or all(8 <= side <= 4096 for side in size)
+    return good, f"{name} = {size}: height and width, each between 8 and 4096"
+
+
+def _recipe_rules(value: Recipe) -> Rules:
+    criteria = discover.modules("criteria")
+    return [
+        *_train_rules("adapt", value.adapt),
+        *_train_rules("recover", value.recover),
+        *_train_rules("quantize.train", value.quantize.train),
+        (0 <= value.prune.ratio < 1, f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1"),
+        (value.prune.criterion in criteria, f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}"),  # fmt: skip
+        (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
+        (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
+        _size_rule("image_size", value.image_size),
+    ]
+
+
+def _target_rules(value: Target) -> Rules:
+    runtimes = discover.modules("runtimes")
+    if value.runtime not in runtimes:
+        return [(False, f"runtime = {value.runtime!r}; {discover.nearest(value.runtime, runtimes)}")]
+    possible = discover.module("runtimes", value.runtime).PRECISIONS
+    odd = [p for p in value.precisions if p not in possible]
+    return [
+        (value.threads >= 1, f"threads = {value.threads}: at least 1"),
+        (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
+        (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
+        ("f32" in value.precisions, "precisions must contain f32, which everything is compared with"),
+    ]
+
+
+def _domain_rules(value: Domain) -> Rules:
+    sources = ["folder", *discover.modules("sources")]
+    shares = value.validation_share > 0 and value.test_share > 0 and value.validation_share + value.test_share < 0.9
+    return [
+        (value.source in sources, f"source = {value.source!r}; {discover.nearest(value.source, sources)}"),
+        (shares, "validation_share and test_share must be above 0 and together below 0.9"),
+        (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
+        _size_rule("image_size", value.image_size),
+    ]
+
+
+RULES: Mapping[discover.DataKind, Any] = {
+    "recipes": _recipe_rules,
+    "targets": _target_rules,
+    "calibration": _domain_rules,
+}

@@ -1,0 +1,101 @@
+"""Percentiles, intervals and paired comparisons; pure functions of samples, no files, no clocks.
+
+Accuracy: Wilson's interval; differences over the same images: Agresti and Min's adjusted Wald interval for matched
+proportions (Statistics in Medicine 24, 2005), which stays honest where few images changed sides. Balanced accuracy:
+the same per class, variances added. Latency ratios: 20 %-trimmed mean of round values with its t interval (Tukey
+and McLaughlin 1963), since rounds are independent and single inferences are not.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats as scipy_stats
+from scipy.stats import mstats
+
+from toolchain.values import Interval
+
+CONFIDENCE = 0.95
+TRIM = 0.2
+# MLPerf LoadGen's early stopping rule (confidence 0.99, no tolerance): fewest samples that can carry a percentile
+FEWEST_SAMPLES = {50: 11, 90: 64, 99: 662}
+
+
+def accuracy(correct: np.ndarray) -> Interval:
+    """Share of True in a bool array [images], with Wilson's interval."""
+    hits, images = int(correct.sum()), len(correct)
+    bounds = scipy_stats.binomtest(hits, images).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(estimate=hits / images, low=float(bounds.low), high=float(bounds.high), samples=images)
+
+
+def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> Interval:
+    """Mean over the classes present of the share of True among a class's images."""
+    shares, variance = [], 0.0
+    for label in np.unique(labels):
+        own = correct[labels == label]
+        adjusted = (own.sum() + 2) / (len(own) + 4)  # Agresti and Coull: a class with no error is not without doubt
+        shares.append(own.mean())
+        variance += adjusted * (1 - adjusted) / (len(own) + 4)
+    return _normal(float(np.mean(shares)), math.sqrt(variance) / len(shares), len(correct), 0.0, 1.0)
+
+
+def drop(reference: np.ndarray, candidate: np.ndarray) -> Interval:
+    """Accuracy lost from reference to candidate, both bool [images] over the same images; positive is worse."""
+    estimate, centre, error = _matched(reference, candidate)
+    reach = _z() * error
+    low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
+    return Interval(estimate=estimate, low=min(low, estimate), high=max(high, estimate), samples=len(reference))
+
+
+def balanced_drop(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> Interval:
+    """Balanced accuracy lost, paired over the same images."""
+    parts = [_matched(reference[labels == label], candidate[labels == label]) for label in np.unique(labels)]
+    estimate = float(np.mean([part[0] for part in parts]))
+    error = math.sqrt(sum(part[2] ** 2 for part in parts)) / len(parts)
+    return _normal(estimate, error, len(reference), -1.0, 1.0)
+
+
+def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float, float]:
+    """Difference of matched proportions, its adjusted centre and standard error."""
+    lost, won, images = int((reference & ~candidate).sum()), int((~reference & candidate).sum()), len(reference)
+    centre = (lost - won) / (images + 2)
+    variance = (lost + won + 1 - (lost - won) ** 2 / (images + 2)) / (images + 2) ** 2
+    return (lost - won) / images, centre, math.sqrt(variance)
+
+
+def _z() -> float:
+    return float(scipy_stats.norm.ppf((1 + CONFIDENCE) / 2))
+
+
+def _normal(estimate: float, error: float, samples: int, lowest: float, highest: float) -> Interval:
+    reach = _z() * error
+    return Interval(
+        estimate=estimate, low=max(lowest, estimate - reach), high=min(highest, estimate + reach), samples=samples
+    )
+
+
+def percentile(samples_ms: Sequence[float], which: int) -> float | None:
+    """The `which`-th percentile, or None where there are too few samples to carry it."""
+    return float(np.percentile(samples_ms, which)) if len(samples_ms) >= FEWEST_SAMPLES[which] else None
+
+
+def round_ratio(base_blocks: Sequence[Sequence[float]], other_blocks: Sequence[Sequence[float]]) -> float:
+    """Log of how many times faster `other` is in one round: median over blocks of ln(min base / min other)."""
+    logs = [math.log(min(base) / min(other)) for base, other in zip(base_blocks, other_blocks, strict=True)]
+    return float(np.median(logs))
+
+
+def speedup(round_logs: Sequence[float]) -> Interval:
+    """How many times faster, from the round values of `round_ratio`."""
+    values = np.asarray(round_logs)
+    if len(values) < 3:
+        middle = float(np.exp(np.mean(values)))
+        return Interval(estimate=middle, low=0.0, high=math.inf, samples=len(values))
+    estimate = float(scipy_stats.trim_mean(values, TRIM))
+    low, high = mstats.trimmed_mean_ci(values, limits=(TRIM, TRIM), alpha=1 - CONFIDENCE)
+    return Interval(estimate=math.exp(estimate), low=math.exp(low), high=math.exp(high), samples=len(values))
+
+
+def spread(round_logs: Sequence[float]) -> float:
+    """Standard deviation of the round values, the machine's noise; a share."""
+    return float(np.std(round_logs, ddof=1)) if len(round_logs) > 1 else 0.0

@@ -1,0 +1,30 @@
+"""Imports torchvision where its compiled operations are missing.
+
+The registry's torchvision is a CUDA build. Beside a CPU build of torch its import fails on two operations that a
+classifier never calls; declaring their signatures first lets everything else load (pytorch/vision #9077).
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+SIGNATURES = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[torch.library.Library] = []  # a declaration lives as long as its library object
+
+
+def torchvision() -> ModuleType:
+    """The torchvision module, imported."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as reason:
+        if "torchvision::nms does not exist" not in str(reason) or _declared:
+            raise
+    library = torch.library.Library("torchvision", "DEF")
+    for signature in SIGNATURES:
+        library.define(signature)
+    _declared.append(library)
+    return importlib.import_module("torchvision")
