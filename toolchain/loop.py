@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from toolchain import progress, records
@@ -23,6 +24,7 @@ from toolchain.errors import ToolchainError
 from toolchain.values import AugmentSpec, Preprocess, TrainSpec
 
 CHECKPOINT = "training.safetensors"
+WEIGHTS = "weights.safetensors"
 EVALUATION_BATCH = 256
 
 
@@ -43,6 +45,8 @@ class Training:
     best_epoch: int  # -1: the weights it started with
     best_accuracy: float  # on validation
 
+Hook = Callable[[nn.Module, int, bool], None]  # model, epoch, whether training (or validating) is next
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,7 +61,7 @@ class Job:
     teacher: nn.Module | None = None
     head: str = ""  # module that learns alone in the first `freeze_epochs`
     graph: bool = False  # an exported graph: has no train() and eval()
-    before_epoch: Callable[[nn.Module, int], None] = lambda model, epoch: None
+    switch: Hook = lambda model, epoch, training: None  # noqa: E731  called before training and before validating
 
 
 def predict(model: nn.Module, images: Images, preprocess: Preprocess, *, graph: bool = False) -> Tensor:
@@ -94,10 +98,10 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
     with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
         while state.epoch < job.spec.epochs and not state.stalled():
             epoch = state.epoch
-            job.before_epoch(model, epoch)
+            job.switch(model, epoch, True)
             loss = _train_epoch(model, job, state, weights, bar)
             candidate = state.average or model
-            job.before_epoch(candidate, epoch)
+            job.switch(candidate, epoch, False)
             found = accuracy(candidate, validation, job.data.preprocess, graph=job.graph)
             state.history.append(Epoch(epoch, loss, found))
             state.judge(epoch, found, candidate)
@@ -257,3 +261,40 @@ class _State:
         self.best_epoch, self.best_accuracy = numbers["best_epoch"], numbers["best_accuracy"]
         self.history = [Epoch(**entry) for entry in numbers["history"]]
         progress.say(f"{self.job.label}: continuing after epoch {self.epoch}")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage's model with what is known of how it came about."""
+
+    model: nn.Module
+    key: str
+    figures: Mapping[str, Any]  # history, best_epoch, best_accuracy and what the stage adds
+    seconds: float
+
+
+def store(
+    stage: records.Stage, started: float, model: nn.Module, training: Training, figures: Mapping[str, Any]
+) -> Trained:
+    """Writes a trained stage's weights, then its record, and drops the checkpoint that is no longer needed."""
+    save_weights(model, stage.folder / WEIGHTS)
+    done = records.finish(stage, started, {**figures, **records.plain(training)})
+    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    assert done.figures is not None
+    return Trained(model.eval(), stage.key, done.figures, done.seconds)
+
+
+def restored(stage: records.Stage, model: nn.Module) -> Trained:
+    """The result of a stage that was done before, its weights put into `model`."""
+    assert stage.figures is not None
+    model.load_state_dict(load_file(stage.folder / WEIGHTS))
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    progress.say(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
+    return Trained(model.eval(), stage.key, stage.figures, stage.seconds)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a state dict as safetensors, atomically."""
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    with records.writing(path) as out:
+        out.write(save(tensors))

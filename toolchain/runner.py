@@ -128,8 +128,16 @@ def _openvino(manifest, path):
         "INFERENCE_NUM_THREADS": manifest["threads"],
         "INFERENCE_PRECISION_HINT": manifest["precision_hint"],
     }
-    compiled = openvino.Core().compile_model(str(path), "CPU", hints)
-    return lambda image: compiled([image])[0]
+    request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+    source, result = request.get_input_tensor().data, request.get_output_tensor().data
+
+    def model(image):
+        np.copyto(source, image)
+        request.start_async()
+        request.wait()
+        return result.copy()
+
+    return model
 
 
 def open_model(folder, manifest, listed):

@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from toolchain import records
 from toolchain.errors import ToolchainError
 from toolchain.values import Layer, PruneSpec, Surgery
 
@@ -320,6 +322,20 @@ def apply(model: nn.Module, surgery: Surgery) -> nn.Module:
         for attribute, value in overrides.items():
             setattr(_submodule(model, name), attribute, value)
     return model
+
+
+def read(path: Path) -> Surgery:
+    """Reads a plan that was written as JSON.
+
+    Raises:
+        ToolchainError: the file is not a surgery plan.
+    """
+    raw = records.read_json(path)
+    try:
+        keep = {name: {int(d): tuple(i) for d, i in dimensions.items()} for name, dimensions in raw["keep"].items()}
+        return Surgery(keep=keep, attributes=raw["attributes"], dropped=tuple(raw["dropped"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+        raise ToolchainError(f"{path} is not a surgery plan; remove it and run again") from reason
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

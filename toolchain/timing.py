@@ -63,32 +63,23 @@ class Footprint:
 
 
 def rounds(
-    sides: Sequence[Side],
-    count: int,
-    seed: int,
-    *,
-    done: Sequence[Round] = (),
-    progress: Callable[[Round], None] = lambda _: None,
-) -> list[Round]:
-    """Times all sides against one another in `count` fresh processes.
+    sides: Sequence[Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int = 0
+) -> None:
+    """Times all sides against one another, each round in a fresh process.
 
     Args:
         sides: what to time; names must differ.
         count: rounds in all.
-        seed: decides load order, block order and the input's pixels.
-        done: rounds measured before, by an interrupted run.
-        progress: called with each new round as soon as it is there.
+        seed: decides load order and block order.
+        keep: takes each round as soon as it is measured.
+        skip: rounds that an interrupted run has measured already.
 
     Raises:
         ToolchainError: a process ended without a result.
     """
-    measured = list(done)
-    for index in range(len(measured), count):
+    for index in range(skip, count):
         request = {"sides": [dataclasses.asdict(side) for side in sides], "seed": seed + index}
-        answer = _child("round", request)
-        measured.append(Round(seed=seed + index, blocks=answer))
-        progress(measured[-1])
-    return measured
+        keep(Round(seed=seed + index, blocks=_child("round", request)))
 
 
 def footprint(side: Side) -> Footprint:

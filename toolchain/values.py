@@ -230,6 +230,22 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model as a runtime runs it: dense or pruned, in one precision."""
+
+    name: str  # "dense-fp32", "pruned-int8", ...
+    family: Literal["dense", "pruned"]
+    precision: Precision
+    method: Literal["", "ptq", "qat"]
+    artefact: Artefact
+    onnx: Path
+    planned: tuple[str, ...]  # modules that are to run in integers
+    output_step: float | None  # quantization step of the logits; None: they are float
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Coverage:
     """What really ran in integers, as the runtime's own executed graph says."""
 
@@ -244,10 +260,36 @@ class Parity:
     """The artefact in its runtime against the torch model it came from, over the same images."""
 
     top1_agreement: float
-    max_steps: float  # largest logit difference, in quantization steps of the output (float: units of 1e-4 of the range)
+    max_steps: float  # largest logit difference, in quantization steps of the output
+    step: float  # that step; of a float output: the 255th part of its range
     images: int
     accuracy_gap: float  # artefact minus torch
     runtime_agreement: float | None = None  # the runtime's own optimized against unoptimized graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A variant's answers on the test split, from the original files through the bundle's own preprocessing."""
+
+    accuracy: Interval
+    balanced: Interval
+    drop: Interval  # against dense-fp32, paired over the same images; positive is worse
+    balanced_drop: Interval
+    parity: Parity
+    coverage: Coverage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A variant's latency from paired rounds, and its footprint from a process of its own."""
+
+    latencies_ms: tuple[float, ...]  # every sample of every round
+    p50_ms: Interval
+    round_logs: Mapping[str, Sequence[float]]  # against each other variant: log of how many times faster, by round
+    load_ms: float
+    first_ms: float
+    peak_rss_bytes: int
+    peak_share: float | None  # of the multiply-accumulates a second that a large convolution reaches in the same rounds
 
 
 @dataclass(frozen=True, kw_only=True)

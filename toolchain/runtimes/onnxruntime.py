@@ -14,6 +14,7 @@ from toolchain.values import Artefact, Coverage, Precision
 
 INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
+HAS_UNOPTIMIZED = True  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.onnx",)
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}

@@ -31,11 +31,14 @@ CHARACTERS = (
 
 _CANVAS = 64  # drawn larger than SIDE, so that filters work on less than a pixel of the result
 _FONT_SIZE = 160  # large, so that small signs are drawn rather than blown up
+_COUNTER = 2  # half the width, in canvas pixels, of the gap between strokes that thickening leaves
 _CELLS = 4  # of the grid that bends the glyph, along each side
 _FEWEST_PIXELS = 20  # of ink, at _FONT_SIZE; less is an empty glyph
 
 # The TeX fonts put other signs at the code points of some ASCII characters, so only what is known to be right is taken.
-_TEX = {name: string.ascii_letters + string.digits + "!?&@#%()[]*+=:" for name in ("cmb10", "cmr10", "cmss10", "cmtt10")}
+_TEX = {
+    name: string.ascii_letters + string.digits + "!?&@#%()[]*+=:" for name in ("cmb10", "cmr10", "cmss10", "cmtt10")
+}
 _TEX |= {"cmti10": string.ascii_letters + string.digits, "cmmi10": string.ascii_letters}
 
 # First capital and first digit of the alphabets that Unicode adds for mathematics: sans, bold sans, monospace, script.
@@ -92,7 +95,6 @@ def _code_points(character: str, font: str) -> Iterator[int]:
 
 
 def _shape(font: ImageFont.FreeTypeFont, code_point: int) -> Image.Image | None:
-    drawn = Image.new("L", (3 * _FONT_SIZE, 3 * _FONT_SIZE))
     mask = font.getmask(chr(code_point), mode="L")
     if 0 in mask.size or np.count_nonzero(np.asarray(mask)) < _FEWEST_PIXELS:
         return None
@@ -107,16 +109,17 @@ def _shape(font: ImageFont.FreeTypeFont, code_point: int) -> Image.Image | None:
 
 def _image(shapes: list[Image.Image], rng: np.random.Generator) -> NDArray[np.uint8]:
     shape = shapes[rng.integers(len(shapes))]
-    return _scan(_weigh(_bend(shape, rng), rng), rng)
+    side = int(rng.choice([8, rng.integers(8, 17), SIDE]))  # a third at the resolution of the coarsest known scans
+    glyph = _bend(shape, rng, 0.6 if side == SIDE else 0.9)  # a scanner of few pixels is filled by the character
+    return _scan(_weigh(glyph, rng, -1 if side == SIDE else 0), side, rng)
 
 
-def _bend(shape: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _bend(shape: Image.Image, rng: np.random.Generator, smallest: float) -> Image.Image:
     """Scales, slants, turns, moves and wobbles the glyph; it stays on the canvas except for the wobble."""
-    angle, slant = math.radians(rng.uniform(-12, 12)), rng.uniform(-0.25, 0.3)
+    angle, slant = math.radians(rng.uniform(-12, 12)), rng.uniform(-0.2, 0.25)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     matrix = turn @ np.array([[1, -slant], [0, 1]]) @ np.diag([rng.uniform(0.75, 1.15), 1])
-    extent = np.abs(matrix) @ shape.size
-    matrix *= _CANVAS * rng.uniform(0.6, 1) / extent.max()
+    matrix *= _CANVAS * rng.uniform(smallest, 1) / (np.abs(matrix) @ shape.size).max()
     slack = (_CANVAS - np.abs(matrix) @ shape.size) / 2
     centre = _CANVAS / 2 + slack * rng.uniform(-1, 1, 2)
     steps = np.linspace(0, _CANVAS, _CELLS + 1)
@@ -137,24 +140,37 @@ def _mesh(places: NDArray[np.float64]) -> list[tuple[tuple[int, ...], tuple[floa
     return cells
 
 
-def _weigh(glyph: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Thins or thickens the strokes, unless hairlines would vanish or counters fill."""
-    pixels = int(rng.integers(-1, 4))
-    if pixels == 0:
-        return glyph
-    size = 2 * abs(pixels) + 1
-    changed = glyph.filter(ImageFilter.MinFilter(size) if pixels < 0 else ImageFilter.MaxFilter(size))
-    ratio = float(np.asarray(changed).sum()) / max(1.0, float(np.asarray(glyph).sum()))
-    return changed if ratio > 0.5 else glyph
+def _weigh(glyph: Image.Image, rng: np.random.Generator, thinnest: int) -> Image.Image:
+    """Thins or thickens the strokes, as far as no hairline vanishes and no counter fills."""
+    pixels = int(rng.integers(thinnest, 4))
+    if pixels < 0:
+        thin = _grow(glyph, pixels)
+        return thin if _ink(thin) > 0.5 * _ink(glyph) else glyph
+    for growth in range(pixels, 0, -1):
+        reach = growth + _COUNTER
+        if _ink(_grow(_grow(glyph, reach), -reach)) < 1.15 * _ink(glyph):  # growing by the reach closes no counter
+            return _grow(glyph, growth)
+    return glyph
 
 
-def _scan(glyph: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+def _grow(glyph: Image.Image, pixels: int) -> Image.Image:
+    step = ImageFilter.MaxFilter(3) if pixels > 0 else ImageFilter.MinFilter(3)
+    for _ in range(abs(pixels)):  # the same as one filter of 2 * pixels + 1, in a fraction of its time
+        glyph = glyph.filter(step)
+    return glyph
+
+
+def _ink(glyph: Image.Image) -> float:
+    return float(np.asarray(glyph, np.float32).sum())
+
+
+def _scan(glyph: Image.Image, side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Blurs, samples at the resolution of a scanner, adds its contrast and noise, and scales to SIDE."""
     blurred = glyph.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
-    side = int(rng.choice([8, rng.integers(8, 17), SIDE]))
-    ink = np.asarray(blurred.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+    ink = np.asarray(blurred.resize((side, side), Image.Resampling.BOX), np.float32)
+    ink = (ink / ink.max()) ** rng.uniform(0.7, 1.3)  # a scanner sets its exposure, so thin strokes are bright as well
     dark, bright = max(0.0, rng.uniform(-0.2, 0.15)), rng.uniform(0.6, 1)
     noise = rng.normal(0, max(0.0, rng.uniform(-0.06, 0.08)), ink.shape)
-    gray = np.clip(dark + (bright - dark) * ink ** rng.uniform(0.7, 1.3) + noise, 0, 1)
+    gray = np.clip(dark + (bright - dark) * ink + noise, 0, 1)
     sampled = Image.fromarray(np.round(gray * 255).astype(np.uint8))
     return np.asarray(sampled.resize((SIDE, SIDE), Image.Resampling.BILINEAR))

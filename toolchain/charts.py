@@ -1,0 +1,251 @@
+"""The report's plots as inline SVG: latency against accuracy, layer widths, training curves.
+
+matplotlib draws with stand-in colours that are replaced by the page's CSS variables, and text stays text: so the
+plots follow light, dark and print, and share the page's font. Equal reports give equal bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from toolchain import figures, summary, tables
+from toolchain.summary import Report
+
+if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML needs
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels of the SVG
+
+INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
+PRECISION = {"f32": COOL, "bf16": INK, "int8": WARM}
+SIZE = 11.0  # of text, in pixels
+GLYPH = 6.4  # mean width of a glyph at that size
+ROWS = 30  # layers in one figure
+STYLE = {
+    "svg.hashsalt": "report",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": SIZE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+}
+
+
+@contextmanager
+def _canvas(width: float, height: float) -> "Iterator[Figure]":
+    """A figure of so many pixels in the report's style; glyphs that matplotlib's font lacks are the browser's job."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield Figure(figsize=(width / 72, height / 72), dpi=72)
+
+
+def _svg(figure: "Figure", name: str, says: str) -> str:
+    """The figure as an `<svg>` element without namespaces, metadata and fixed size, its ids prefixed with `name`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
+    for element in ("metadata", "style"):
+        body = re.sub(rf"<{element}\b.*?</{element}>", "", body, flags=re.DOTALL)
+    body = body.replace("xlink:href", "href")
+    body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", body)
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    width, height = (round(side * 72, 2) for side in figure.get_size_inches())
+    shape = f'viewBox="0 0 {width} {height}" style="max-width:{width * 1.2:.0f}px"'
+    return f'<svg class="chart" role="img" aria-label="{says}" {shape}>{body}'
+
+
+# --- latency against accuracy -------------------------------------------------------------------------------
+
+
+def trade_off(report: Report) -> str:
+    """All variants that have both figures: median latency with a whisker to p90, accuracy with its interval."""
+    points = [v for v in report.get("variants") or () if _both(v)]
+    if not points:
+        return ""
+    with _canvas(700, 400) as figure:
+        axes = figure.add_axes((0.085, 0.12, 0.9, 0.82))
+        for found in points:
+            _point(axes, found, ships=found["name"] == summary.shipped(report))
+        axes.set_xlim(0, 1.12 * max(_whisker(v) for v in points))
+        axes.margins(y=0.12)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
+        axes.set_xlabel("latency of one image, ms: median, whisker to p90")
+        axes.set_title("accuracy, 95 % interval", loc="left", fontsize=SIZE, color=MUTED)
+        _legend(axes, [str(v.get("precision")) for v in points])
+        _label(axes, points, summary.shipped(report))
+        return _svg(figure, "trade-off", "Latency against accuracy of all variants")
+
+
+def _both(found: Mapping[str, Any]) -> bool:
+    return not figures.missing(found.get("accuracy")) and not figures.missing((found.get("latency_ms") or {}).get("p50"))
+
+
+def _whisker(found: Mapping[str, Any]) -> float:
+    """Where the latency whisker ends; at the median without a p90."""
+    p50, p90 = found["latency_ms"]["p50"], found["latency_ms"].get("p90")
+    return float(p50 if figures.missing(p90) else max(p50, p90))
+
+
+def _bounds(found: Mapping[str, Any]) -> tuple[float, float]:
+    """The accuracy's interval; of no height without one."""
+    accuracy = found["accuracy"]
+    low, high = (found.get(key) for key in ("accuracy_low", "accuracy_high"))
+    return (accuracy if low is None else min(low, accuracy), accuracy if high is None else max(high, accuracy))
+
+
+def _point(axes: "Axes", found: Mapping[str, Any], *, ships: bool) -> None:
+    """One variant; the one that ships has a ring around a larger dot."""
+    x, y, colour = found["latency_ms"]["p50"], found["accuracy"], PRECISION.get(str(found.get("precision")), INK)
+    low, high = _bounds(found)
+    axes.plot([x, x], [low, high], color=colour, linewidth=1.4, alpha=0.55, solid_capstyle="round")
+    axes.plot([x, _whisker(found)], [y, y], color=colour, linewidth=1.4, alpha=0.55, solid_capstyle="round")
+    axes.plot([x], [y], "o", color=colour, markersize=8 if ships else 6)
+    if ships:
+        axes.plot([x], [y], "o", markersize=16, markerfacecolor="none", markeredgecolor=MAIN, markeredgewidth=2)
+
+
+def _legend(axes: "Axes", precisions: Sequence[str]) -> None:
+    """Which colour is which precision, as coloured words above the plot on the right."""
+    right = 1.0
+    for name in reversed(sorted(set(precisions))):
+        axes.text(right, 1.03, name, color=PRECISION.get(name, INK), ha="right", transform=axes.transAxes, fontweight="bold")  # fmt: skip
+        right -= (len(name) + 2) * GLYPH / axes.bbox.width
+
+
+def _label(axes: "Axes", points: Sequence[Mapping[str, Any]], ships: str | None) -> None:
+    """Writes each name where it covers neither another name nor a dot, a whisker or the frame."""
+    taken: list[Box] = []
+    for found in points:
+        x, y = axes.transData.transform((found["latency_ms"]["p50"], found["accuracy"]))
+        right = axes.transData.transform((_whisker(found), 0))[0]
+        bottom, top = (axes.transData.transform((0, bound))[1] for bound in _bounds(found))
+        dot = 11 if found["name"] == ships else 5
+        taken += [(x - dot, y - dot, x + dot, y + dot), (x, y - 1, right, y + 1), (x - 1, bottom, x + 1, top)]
+    frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
+    for found in sorted(points, key=lambda v: v["name"] != ships):
+        at = axes.transData.transform((found["latency_ms"]["p50"], found["accuracy"]))
+        name = f"{found['name']} ships" if found["name"] == ships else str(found["name"])
+        box = place((float(at[0]), float(at[1])), (GLYPH * len(name) + 4, SIZE + 4), taken, frame)
+        taken.append(box)
+        bold, colour = ("bold", MAIN) if found["name"] == ships else ("normal", INK)
+        axes.annotate(name, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), xycoords="figure pixels", ha="center", va="center_baseline", color=colour, fontweight=bold)  # fmt: skip
+
+
+def place(at: tuple[float, float], size: tuple[float, float], taken: Sequence[Box], frame: Box) -> Box:
+    """The box of `size` near `at` that covers least of `taken` and leaves the frame least; nearer is better."""
+    (x, y), (width, height) = at, size
+    choices: list[tuple[float, Box]] = []
+    for reach in (9, 15, 24, 36, 50, 66):
+        for side, rise in ((1, 0), (-1, 0), (1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8), (0, 1), (0, -1)):
+            middle = (x + side * (reach + width / 2), y + rise * (reach + height / 2))
+            box = (middle[0] - width / 2, middle[1] - height / 2, middle[0] + width / 2, middle[1] + height / 2)
+            covered = sum(_overlap(box, other) for other in taken)
+            outside = width * height - _overlap(box, frame)
+            choices.append((covered + 4 * outside + reach, box))
+    return min(choices, key=lambda choice: choice[0])[1]
+
+
+def _overlap(one: Box, other: Box) -> float:
+    """Area that two boxes share."""
+    wide, high = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(wide, 0.0) * max(high, 0.0)
+
+
+# --- widths of the layers -----------------------------------------------------------------------------------
+
+
+def widths(report: Report) -> list[str]:
+    """Channels of every layer before and after pruning, in columns of at most ROWS layers with one scale."""
+    layers = list(report.get("layers") or ())
+    if not layers:
+        return []
+    columns = max(-(-len(layers) // ROWS), 2 if len(layers) > 12 else 1)
+    rows = -(-len(layers) // columns)
+    widest = max(max(layer["before"], layer["after"]) for layer in layers)
+    names = min(26, max(len(layer["name"]) for layer in layers))
+    parts = [layers[start : start + rows] for start in range(0, len(layers), rows)]
+    return [_bars(part, rows, widest, names, f"widths-{i}") for i, part in enumerate(parts)]
+
+
+def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: int, name: str) -> str:
+    """One column: a pale bar for the width before, a full one for the width after, both figures at the end."""
+    width, height = 400.0, 17.0 * rows + 8
+    left = (names * GLYPH * 0.9 + 8) / width
+    with _canvas(width, height) as figure:
+        axes = figure.add_axes((left, 0, 0.83 - left, 1))
+        for row, layer in enumerate(layers):
+            axes.barh(row, layer["before"], height=0.68, color=RULE)
+            axes.barh(row, layer["after"], height=0.68, color=MAIN if layer["after"] < layer["before"] else MUTED)
+            axes.text(-0.02 * widest, row, _end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
+            axes.text(max(layer["before"], layer["after"]) + 0.02 * widest, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)  # fmt: skip
+        axes.set(xlim=(0, widest), ylim=(rows - 0.3, -0.7))
+        axes.axis("off")
+        return _svg(figure, name, "Channels of each layer before and after pruning")
+
+
+def _end(name: str) -> str:
+    """A layer's name, cut from the front: its end says more."""
+    return name if len(name) <= 26 else "…" + name[-25:]
+
+
+def _both_widths(layer: Mapping[str, Any]) -> str:
+    before, after = layer["before"], layer["after"]
+    return str(before) if before == after else f"{before} → {after}"
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def training(report: Report) -> str:
+    """Validation accuracy over the epochs of each training stage, side by side on one scale."""
+    stages = {name: _curve(epochs) for name, epochs in (report.get("training") or {}).items()}
+    names = [name for name in tables.ordered(stages) if stages[name]]
+    if not names:
+        return ""
+    with _canvas(700, 220) as figure:
+        for column, name in enumerate(names):
+            share = 0.915 / len(names)
+            axes = figure.add_axes((0.075 + column * share, 0.18, share - 0.02, 0.68))
+            _stage(axes, name, stages[name], first=column == 0)
+            every = [accuracy for curve in stages.values() for _, accuracy in curve]
+            pad = 0.08 * (max(every) - min(every)) or 0.01
+            axes.set_ylim(min(every) - pad, max(every) + 2 * pad)
+        return _svg(figure, "training", "Validation accuracy over the epochs of each stage")
+
+
+def _curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    return [(e["epoch"], e["accuracy"]) for e in epochs if not figures.missing(e.get("accuracy"))]
+
+
+def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first: bool) -> None:
+    """One stage's curve with its last value written at its end."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs, accuracies = zip(*curve, strict=True)
+    axes.plot(epochs, accuracies, "-", color=MAIN, linewidth=1.8, marker="o", markersize=3)
+    axes.annotate(figures.percent(accuracies[-1]), (epochs[-1], accuracies[-1]), (0, 8), textcoords="offset points", ha="right", color=MAIN)  # fmt: skip
+    axes.set_title(name, loc="left", fontsize=SIZE, color=INK)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.margins(x=0.1)
+    axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.4g} %") if first else (lambda *_: ""))

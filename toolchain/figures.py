@@ -1,0 +1,162 @@
+"""How a figure is written: one way for the terminal, Markdown and HTML alike, and an en dash where there is none.
+
+Three significant digits where the size of a figure matters, one decimal for accuracies. A difference carries its
+sign, an estimate its interval. Prefixes are powers of 1000.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+NONE = "–"
+MINUS = "−"
+Number = float | int | None
+
+
+def missing(value: Any) -> bool:
+    """Whether there is no figure to write: absent, or not finite."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def significant(value: Number, digits: int = 3) -> str:
+    """1.98, 12.3, 1230: so many significant digits, never an exponent."""
+    if value is None or missing(value):
+        return NONE
+    rounded = float(f"{value:.{digits}g}")
+    magnitude = math.floor(math.log10(abs(rounded))) if rounded else 0
+    return f"{rounded:.{max(0, digits - 1 - magnitude)}f}".replace("-", MINUS)
+
+
+def scaled(value: Number, units: tuple[str, ...]) -> str:
+    """A count in the largest of `units` (each 1000 times the one before) that leaves at least 1 before the point."""
+    if value is None or missing(value):
+        return NONE
+    amount, step = float(value), 0
+    while step < len(units) - 1 and abs(float(f"{amount:.3g}")) >= 1000:
+        amount, step = amount / 1000, step + 1
+    text = str(round(amount)) if step == 0 else significant(amount)
+    return f"{text} {units[step]}".rstrip()
+
+
+def size(value: Number) -> str:
+    """Bytes: 612 kB, 4.47 MB."""
+    return scaled(value, ("B", "kB", "MB", "GB"))
+
+
+def count(value: Number) -> str:
+    """Multiply-accumulates or parameters: 40.6 M."""
+    return scaled(value, ("", "k", "M", "G"))
+
+
+def milliseconds(value: Number) -> str:
+    """1.98 ms."""
+    return NONE if missing(value) else f"{significant(value)} ms"
+
+
+def times(value: Number) -> str:
+    """1.62×."""
+    return NONE if value is None or missing(value) else f"{value:.2f}×"
+
+
+def percent(value: Number) -> str:
+    """A share as 83.6 %. Only a whole is written as 100 %: what would round to it is cut at 99.99 %."""
+    if value is None or missing(value):
+        return NONE
+    if 0.9995 <= value < 1:
+        return f"{math.floor(10_000 * value) / 100:.2f} %"
+    return f"{100 * value:.1f} %" if value < 1 else f"{100 * value:.0f} %"
+
+
+def points(value: Number) -> str:
+    """A difference of two shares as +0.4 pt or −0.4 pt; zero has no sign."""
+    return NONE if missing(value) else f"{_signed(value)} pt"
+
+
+def _signed(value: Number) -> str:
+    rounded = round(100 * (value or 0.0), 1)
+    return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
+
+
+def lost(value: Number) -> str:
+    """A drop in points: a loss has no sign, a gain is negative."""
+    return NONE if value is None or missing(value) else _signed(value).replace("+", "") + " pt"
+
+
+def interval(low: Number, high: Number, write: Callable[[Number], str]) -> str:
+    """` [82.4, 84.8]`, with the blank before it, in the unit of `write`; nothing where a bound is missing."""
+    if missing(low) or missing(high):
+        return ""
+    bare = (text.split(" ")[0].removesuffix("×") for text in (write(low), write(high)))
+    return f" [{', '.join(bare)}]"
+
+
+def accuracy(variant: Mapping[str, Any], prefix: str = "") -> str:
+    """83.6 % [82.4, 84.8]; `prefix` is `balanced_` for the balanced accuracy."""
+    value = variant.get("balanced_accuracy" if prefix else "accuracy")
+    low, high = (variant.get(f"{prefix or 'accuracy_'}{side}") for side in ("low", "high"))
+    return NONE if missing(value) else percent(value) + interval(low, high, percent_bound)
+
+
+def percent_bound(value: Number) -> str:
+    """A bound of an interval: one decimal, whatever the value."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def ratio(figure: Mapping[str, Any] | None) -> str:
+    """A speed-up with its interval: 1.62× [1.58, 1.66]."""
+    if not figure or missing(figure.get("estimate")):
+        return NONE
+    return times(figure["estimate"]) + interval(figure.get("low"), figure.get("high"), times)
+
+
+def change(drop: Mapping[str, Any] | None) -> str:
+    """A drop of accuracy as the change it is, so that a loss is negative: −0.4 pt [−1.0, +0.2]."""
+    if not drop or missing(drop.get("estimate")):
+        return NONE
+    low, high = drop.get("high"), drop.get("low")  # the sign turns, and with it the bounds
+    turned = [None if v is None or missing(v) else -v for v in (drop["estimate"], low, high)]
+    return points(turned[0]) + interval(turned[1], turned[2], points)
+
+
+def latency(figures: Mapping[str, Any] | None) -> str:
+    """The median with its interval: 1.98 ms [1.95, 2.02]."""
+    found = figures or {}
+    if missing(found.get("p50")):
+        return NONE
+    return milliseconds(found["p50"]) + interval(found.get("low"), found.get("high"), significant)
+
+
+def duration(seconds: Number) -> str:
+    """0.4 s, 42 s, 3 min 12 s, 1 h 05 min."""
+    if seconds is None or missing(seconds):
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
+    ("drop", lost, "≤"),
+    ("gap", points, ""),
+    ("speedup", times, "≥"),
+    ("size", size, "≤"),
+    ("bytes", size, "≤"),
+    ("agreement", percent, "≥"),
+    ("accuracy", percent, "≥"),
+    ("share", percent, ""),
+    ("_ms", milliseconds, "≤"),
+    ("steps", significant, "≤"),
+)
+
+
+def checked(check: str, value: Number, *, limit: bool = False) -> str:
+    """A verdict's figure in the unit that the name of its check says; a limit with the side it must lie on."""
+    if missing(value):
+        return NONE
+    for word, write, sign in UNITS:
+        if word in check:
+            return f"{sign} {write(value)}".lstrip() if limit else write(value)
+    return significant(value, 4)

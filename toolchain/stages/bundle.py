@@ -1,0 +1,161 @@
+"""bundle: all of it -> a directory and an archive to flash: hashed, self-testing, the same bytes when built again.
+
+Nothing in here depends on the day, the folder or the user; what does (latencies, dates) stays outside, in
+`measurements.json`. The directory takes its final name only when it is complete.
+"""
+
+import hashlib
+import io
+import math
+import os
+import shutil
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain import discover, records, runner
+from toolchain.data import Dataset
+from toolchain.stages.verify import Answers
+from toolchain.values import Artefact, Preprocess, Recipe, Target, Variant
+
+SCHEMA = 1
+GOLDENS = 16
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
+FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
+
+
+def run(
+    variant: Variant, answers: Answers, facts: Mapping[str, Any], recipe: Recipe, target: Target, data: Dataset, out: Path
+) -> Path:
+    """Writes `out/bundle/` and `out/bundle.tar`.
+
+    Args:
+        variant: what ships.
+        answers: its logits on the test split; the golden outputs are among them.
+        facts: accuracy, coverage, provenance: plain data for the manifest.
+
+    Returns:
+        the archive.
+    """
+    final, making = out / "bundle", out / ".bundle.tmp"
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        making.mkdir(parents=True)
+        _copy_model(variant.artefact, making)
+        golden = _goldens(variant, answers, data, making / "golden.npz")
+        manifest = _manifest(variant, facts, recipe, target, data, golden)
+        records.write_json(making / "manifest.json", manifest)
+        records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
+        records.write_text(making / "LICENCES.md", _licences(facts))
+        shutil.copyfile(runner.__file__, making / "run.py")
+        _seal(making)
+        archive = _archive(making, out / "bundle.tar")
+        shutil.rmtree(final, ignore_errors=True)
+        making.replace(final)
+        return archive
+    except OSError as reason:
+        raise records.disk_error(making, reason) from reason
+
+
+def remove(out: Path) -> None:
+    """Takes away an older bundle, so that a missed budget does not leave one that looks current."""
+    shutil.rmtree(out / "bundle", ignore_errors=True)
+    (out / "bundle.tar").unlink(missing_ok=True)
+
+
+def _copy_model(artefact: Artefact, folder: Path) -> None:
+    for file in artefact.files:
+        shutil.copyfile(file, folder / _shipped_name(file))
+
+
+def _shipped_name(file: Path) -> str:
+    return f"model{file.suffix}"
+
+
+def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> dict[str, float]:
+    """Test pictures whose answers the device must give again, spread over the classes."""
+    test = data.splits["test"]
+    chosen = np.linspace(0, len(test) - 1, min(GOLDENS, len(test))).astype(int)
+    arrays = {"pixels": test.pixels.numpy()[chosen], "logits": answers.artefact[chosen], "labels": test.labels.numpy()[chosen]}
+    with records.writing(path) as out:
+        _save_npz(out, arrays)
+    step = variant.output_step or float(np.ptp(answers.torch)) / 255
+    spread = 0.0
+    if answers.unoptimized is not None:
+        spread = float(np.abs(answers.artefact[chosen] - answers.unoptimized[chosen]).max() / step)
+    return {"step": step, "tolerance_steps": max(FEWEST_TOLERANCE_STEPS, math.ceil(2 * spread))}
+
+
+def _save_npz(out: Any, arrays: Mapping[str, np.ndarray]) -> None:
+    """`np.savez` stamps the time of day into the file; this does not."""
+    import zipfile
+
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(arrays):
+            body = io.BytesIO()
+            np.lib.format.write_array(body, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_EPOCH), body.getvalue(), zipfile.ZIP_DEFLATED)
+
+
+def _manifest(
+    variant: Variant, facts: Mapping[str, Any], recipe: Recipe, target: Target, data: Dataset, golden: Mapping[str, float]
+) -> dict[str, Any]:
+    preprocess: Preprocess = data.preprocess
+    files = variant.artefact.files
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.name,
+        "target": target.name,
+        "runtime": target.runtime,
+        "runtime_version": dict(discover.module("runtimes", target.runtime).fingerprint()),
+        "precision": variant.precision,
+        "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
+        "threads": target.threads,
+        "model": {
+            "files": [_shipped_name(file) for file in files],
+            "sha256": {_shipped_name(file): records.sha256_file(file) for file in files},
+            "size_bytes": variant.artefact.size_bytes,
+        },
+        "input": {"name": "input", "dtype": "float32", "layout": "NCHW", "shape": [1, 3, *preprocess.image_size]},
+        "output": {"name": "logits", "dtype": "float32", "shape": [1, len(data.classes)]},
+        "preprocess": {**records.plain(preprocess), "resize": "stretch, bilinear with antialiasing", "scale": "pixels / 255"},
+        "classes": list(data.classes),
+        "golden": {"file": "golden.npz", **golden},
+        **facts,
+    }
+
+
+def _licences(facts: Mapping[str, Any]) -> str:
+    provenance = facts.get("provenance", {})
+    return (
+        "# Licences\n\n"
+        f"- Images the model was tuned on: {provenance.get('data_licence') or 'not stated in the domain file'}\n"
+        f"- Pretrained weights: {provenance.get('weights')}; their licence is the source's, check it before shipping\n"
+        "- run.py: as the toolchain it comes from\n"
+    )
+
+
+def _seal(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    lines = [f"{records.sha256_file(folder / name)}  {name}" for name in names]
+    records.write_text(folder / "SHA256SUMS", "\n".join(lines) + "\n")
+
+
+def _archive(folder: Path, path: Path) -> Path:
+    """A tar with fixed order, owner, mode and time (SOURCE_DATE_EPOCH, else 0)."""
+    moment = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in sorted(folder.iterdir()):
+            entry = tarfile.TarInfo(f"bundle/{file.name}")
+            entry.size, entry.mtime, entry.mode = file.stat().st_size, moment, 0o644
+            with file.open("rb") as body:
+                tar.addfile(entry, body)
+    return path
+
+
+def digest(path: Path) -> str:
+    """sha256 of the archive."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,82 @@
+"""export: trained model, target -> artefact in the target's runtime. Static batch 1, nothing of this machine inside."""
+
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from toolchain import discover, progress, qdq, quantizer, records
+from toolchain.errors import ToolchainError
+from toolchain.stages.quantize import Quantized
+from toolchain.values import Artefact, Target
+
+VERSION = 1
+OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
+ONNX = "exported.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artefact, the ONNX file it was compiled from, and the quantization step of its output."""
+
+    artefact: Artefact
+    onnx: Path
+    output_step: float | None
+
+
+def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, work: Path) -> Exported:
+    """Exports a float model or a quantized one.
+
+    Args:
+        model: float module in inference form, or the result of quantize.
+        key: identifies the model's weights.
+        image: one example input, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: an operation cannot be exported, or the runtime does not take it.
+    """
+    runtime = discover.module("runtimes", target.runtime)
+    key = records.digest(VERSION, key, target.runtime, runtime.fingerprint(), list(image.shape))
+    with records.stage(work, "export", key) as stage:
+        path = stage.folder / ONNX
+        if stage.figures is None:
+            started = time.monotonic()
+            progress.say(f"export: to {target.runtime} ({key})")
+            to_onnx(quantizer.convert(model.graph, image) if isinstance(model, Quantized) else model, image, path)
+            made = runtime.compile(path, stage.folder)
+            stage = records.finish(stage, started, {"files": [file.name for file in made.files], "step": output_step(path)})
+        assert stage.figures is not None
+        files = [stage.folder / name for name in stage.figures["files"]]
+        return Exported(records.artefact(*files), path, stage.figures["step"])
+
+
+def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
+    """Writes a module as one clean ONNX file with input `input` and output `logits`.
+
+    Raises:
+        ToolchainError: torch cannot translate the model; names its reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module, (image.contiguous(),), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["input"], output_names=["logits"],
+            )  # fmt: skip
+    except Exception as reason:  # the exporter's errors share no base class
+        raise ToolchainError(f"the model cannot be exported to ONNX: {str(reason).splitlines()[0]}") from reason
+    assert program is not None
+    qdq.save(qdq.clean(program.model), path)
+
+
+def output_step(path: Path) -> float | None:
+    """Scale of the Q/DQ pair in front of the logits; None where they come in float."""
+    graph = onnx_ir.load(path).graph
+    last = graph.outputs[0].producer()
+    if last is None or last.op_type != "DequantizeLinear" or last.inputs[1] is None or last.inputs[1].const_value is None:
+        return None
+    return float(last.inputs[1].const_value.numpy())

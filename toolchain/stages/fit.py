@@ -1,0 +1,55 @@
+"""fit: dense model, target -> what is cut and what is quantized, decided before any further training is spent."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from toolchain import discover, loop, progress, records, surgery
+from toolchain.values import Layer, Placement, Recipe, Surgery, Target
+
+VERSION = 1
+PLAN = "surgery.json"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The plan as data, and the layer sizes it leads from and to."""
+
+    surgery: Surgery
+    placement: Placement
+    key: str
+    before: Sequence[Layer]
+    after: Sequence[Layer]
+
+
+def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Fit:
+    """Plans the surgery for the recipe's ratio, widths in multiples of the target's alignment.
+
+    Args:
+        dense: the adapted model; its weights rank the channels.
+        head: the layer whose outputs are the classes, never cut.
+        image: one example input, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: the ratio cannot be reached, or the model cannot be traced.
+    """
+    key = records.digest(VERSION, dense.key, recipe.prune, recipe.quantize.float_modules, target.alignment)
+    with records.stage(work, "fit", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            criterion = discover.module("criteria", recipe.prune.criterion).score
+            planned = surgery.plan(
+                dense.model, image, head=head, spec=recipe.prune, alignment=target.alignment, criterion=criterion
+            )
+            records.write_json(stage.folder / PLAN, planned)
+            stage = records.finish(stage, started, {})
+        # read back from its file, so that every run replays a plan and none carries one over in memory
+        planned = surgery.read(stage.folder / PLAN)
+        before = surgery.layers(dense.model, image)
+        after = surgery.layers(surgery.apply(dense.model, planned), image)
+    macs = [sum(layer.macs for layer in sizes) for sizes in (before, after)]
+    progress.say(f"fit: {macs[0] / 1e6:.1f} M multiply-accumulates -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%})")
+    return Fit(planned, Placement(float_modules=recipe.quantize.float_modules), key, before, after)

@@ -1,0 +1,87 @@
+"""quantize: small model, scheme, placement -> fake-quantized trained model; never worse on validation than calibrated.
+
+Ranges are first observed on the calibration images. Training then moves weights and ranges together; the ranges
+of activations are frozen for the last epoch, so that what is validated is what is exported.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from toolchain import loop, quantizer, records
+from toolchain.data import Dataset, Images
+from toolchain.values import Placement, Recipe, Target
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A fake-quantized graph ready for export."""
+
+    trained: loop.Trained
+    planned: tuple[str, ...]  # modules that are to run in integers
+    method: str  # "qat", or "ptq" where calibration was all
+
+    @property
+    def graph(self) -> GraphModule:
+        """The fake-quantized model."""
+        assert isinstance(self.trained.model, GraphModule)
+        return self.trained.model
+
+
+def run(
+    source: loop.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target, data: Dataset,
+    image: Tensor, work: Path,
+) -> Quantized:  # fmt: skip
+    """Calibrates, then trains with quantization simulated; without a teacher it only calibrates.
+
+    Args:
+        source: the float model; left as it was.
+        teacher: the dense model to distil from; None means post-training quantization.
+        placement: what is quantized.
+        image: one example input, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: the model cannot be exported, or training diverged.
+    """
+    spec = recipe.quantize.train if teacher is not None else dataclasses.replace(recipe.quantize.train, epochs=0)
+    key = records.digest(VERSION, source.key, placement, target.scheme, spec, recipe.augment, recipe.seed, data.calibration)
+    graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
+    with records.stage(work, "quantize", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            _calibrate(graph, data)
+            job = loop.Job(
+                data=data, spec=spec, augment=recipe.augment, seed=recipe.seed + 2, label="quantize",
+                folder=stage.folder, teacher=teacher, graph=True, switch=_ranges_until(spec.epochs - 1),
+            )  # fmt: skip
+            training = loop.train(graph, job, keep_start=True)
+            trained = loop.store(stage, started, graph, training, {"planned": planned})
+        else:
+            trained = loop.restored(stage, graph)
+    quantizer.observe(graph, ranges=False, rounding=True)
+    method = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
+    return Quantized(trained, planned, method)
+
+
+def _calibrate(graph: GraphModule, data: Dataset) -> None:
+    """Observes activation ranges on the calibration images, then freezes them."""
+    rows, train = list(data.calibration), data.splits["train"]
+    chosen = Images(train.pixels[rows], train.labels[rows], tuple(train.files[row] for row in rows))
+    quantizer.observe(graph, ranges=True, rounding=False)
+    loop.predict(graph, chosen, data.preprocess, graph=True)
+    quantizer.observe(graph, ranges=False, rounding=True)
+
+
+def _ranges_until(last: int) -> loop.Hook:
+    """Observes ranges while training in every epoch before `last`, never while validating."""
+
+    def switch(model: nn.Module, epoch: int, training: bool) -> None:
+        quantizer.observe(model, ranges=training and epoch < last, rounding=True)
+
+    return switch

@@ -1,0 +1,131 @@
+"""verify: artefact, torch model -> accuracy, parity and integer coverage, proven on the test split.
+
+Pictures are read again from their original files with the functions that travel in the bundle, so that a
+difference between the pixels of training and of serving would show here and not on the device.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from toolchain import discover, loop, progress, records, runner, stats
+from toolchain.data import Dataset
+from toolchain.errors import ToolchainError
+from toolchain.values import Accuracy, Coverage, Parity, Preprocess, Target, Variant
+
+VERSION = 1
+LOGITS = "logits.npz"
+RANGE_STEPS = 255  # a float output is judged in the steps it would have if it were quantized
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Logits [images, classes] of one variant on the test split."""
+
+    artefact: np.ndarray
+    torch: np.ndarray
+    unoptimized: np.ndarray | None  # the same artefact with the runtime's optimizations off
+
+
+def served_pixels(data: Dataset) -> np.ndarray:
+    """The test pictures as the bundle's runner reads them: uint8 [images, height, width(, 3)].
+
+    Raises:
+        ToolchainError: they are not the pixels that were trained on.
+    """
+    test = data.splits["test"]
+    rows = []
+    with progress.bar("verify: read original files", len(test)) as bar:
+        for file in test.files:
+            rows.append(runner.fit_size(runner.read_picture(file, data.preprocess.mode), data.preprocess.image_size))
+            bar.step()
+    served = np.stack(rows)
+    if not np.array_equal(served, test.pixels.numpy()):
+        odd = next(i for i in range(len(test)) if not np.array_equal(served[i], test.pixels[i].numpy()))
+        raise ToolchainError(f"{test.files[odd]} changed since it was decoded; start again, so that all stages see one picture")
+    return served
+
+
+def run(
+    variant: Variant, model: nn.Module, target: Target, data: Dataset, served: Callable[[], np.ndarray], work: Path
+) -> Answers:
+    """Runs the test split through the artefact and through the torch model it came from.
+
+    Args:
+        variant: what to run.
+        model: its torch model, float or fake-quantized.
+        served: gives the pixels of `served_pixels`; called only where there is something to run.
+    """
+    runtime = discover.module("runtimes", target.runtime)
+    key = records.digest(VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint())
+    with records.stage(work, "verify", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            # one thread: integer sums may be cut differently with more, and the device's count is the target's
+            session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
+            found = {"artefact": _run(session.run, served(), data.preprocess, f"verify {variant.name}")}
+            found["torch"] = loop.predict(model, data.splits["test"], data.preprocess, graph=variant.precision == "int8").numpy()
+            if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
+                plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
+                found["unoptimized"] = _run(plain.run, served(), data.preprocess, f"verify {variant.name} unoptimized")
+            with records.writing(stage.folder / LOGITS) as out:
+                np.savez(out, **found)
+            records.finish(stage, started, {})
+        kept = np.load(stage.folder / LOGITS, allow_pickle=False)
+        return Answers(kept["artefact"], kept["torch"], kept["unoptimized"] if "unoptimized" in kept else None)
+
+
+def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocess, label: str) -> np.ndarray:
+    rows = []
+    with progress.bar(label, len(pixels)) as bar:
+        for picture in pixels:
+            rows.append(run(runner.normalise(picture, preprocess.mean, preprocess.std)[None])[0])
+            bar.step()
+    return np.stack(rows)
+
+
+def compare(
+    variants: Sequence[Variant], answers: Sequence[Answers], labels: torch.Tensor, target: Target
+) -> dict[str, Accuracy]:
+    """Accuracy of every variant, paired with the first, which is dense-fp32."""
+    truth = labels.numpy()
+    reference = answers[0].artefact.argmax(1) == truth
+    result = {}
+    for variant, answer in zip(variants, answers, strict=True):
+        correct = answer.artefact.argmax(1) == truth
+        result[variant.name] = Accuracy(
+            accuracy=stats.accuracy(correct),
+            balanced=stats.balanced_accuracy(correct, truth),
+            drop=stats.drop(reference, correct),
+            balanced_drop=stats.balanced_drop(reference, correct, truth),
+            parity=parity(variant, answer, truth),
+            coverage=covered(variant, target),
+        )
+    return result
+
+
+def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
+    """How far the artefact's answers are from the torch model's."""
+    served, trained = answer.artefact.argmax(1), answer.torch.argmax(1)
+    step = variant.output_step or float(np.ptp(answer.torch)) / RANGE_STEPS
+    return Parity(
+        top1_agreement=float((served == trained).mean()),
+        max_steps=float(np.abs(answer.artefact - answer.torch).max() / step),
+        step=step,
+        images=len(truth),
+        accuracy_gap=float((served == truth).mean() - (trained == truth).mean()),
+        runtime_agreement=None if answer.unoptimized is None else float((served == answer.unoptimized.argmax(1)).mean()),
+    )
+
+
+def covered(variant: Variant, target: Target) -> Coverage:
+    """Integer coverage as the runtime executes it, with the number that was planned."""
+    runtime = discover.module("runtimes", target.runtime)
+    found: Coverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
+    planned = len(variant.planned) if variant.precision == "int8" else 0
+    return Coverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)

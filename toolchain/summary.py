@@ -1,0 +1,135 @@
+"""The report as plain data: what DESIGN calls `report.json`, an interface that CI and dashboards read."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain import discover, records, stats
+from toolchain.data import Dataset
+from toolchain.loop import Trained
+from toolchain.stages import bench, judge
+from toolchain.stages.fit import Fit
+from toolchain.values import Accuracy, Interval, Measurement, Recipe, Target, Variant
+
+SCHEMA = 1
+LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """All that a run found out."""
+
+    recipe: Recipe
+    target: Target
+    data: Dataset
+    fit: Fit
+    variants: Sequence[Variant]
+    accuracy: Mapping[str, Accuracy]
+    measured: Mapping[str, Measurement]
+    judged: judge.Judged
+    usual: str
+    trainings: Mapping[str, Trained]
+    seconds: Mapping[str, float]
+    warnings: Sequence[str]
+
+
+def versions(target: Target) -> dict[str, str]:
+    """Versions of everything that decides the result."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {**found, **discover.module("runtimes", target.runtime).fingerprint()}
+
+
+def report(found: Findings) -> dict[str, Any]:
+    """The whole report."""
+    baseline, candidate = found.variants[0].name, found.judged.candidate
+    accuracy = found.accuracy[candidate]
+    return {
+        "schema": SCHEMA,
+        "recipe": found.recipe.name,
+        "target": found.target.name,
+        "runtime": found.target.runtime,
+        "domain": found.recipe.domain,
+        "seed": found.recipe.seed,
+        "machine": bench.machine(),
+        "versions": versions(found.target),
+        "shipped": found.judged.shipped,
+        "candidate": candidate,
+        "variants": [_variant(v, found) for v in found.variants],
+        "speedup": _ratio(found, candidate, baseline),
+        "speedup_as_shipped": _ratio(found, candidate, found.usual),
+        "ratios": [
+            {"variant": v.name, **_ratio(found, v.name, base.name)}
+            for base in found.variants
+            for v in found.variants
+            if v is not base and base.family == "dense"
+        ],
+        "accuracy_drop": {"baseline": baseline, **records.plain(accuracy.drop)},
+        "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
+        "layers": _layers(found.fit),
+        "training": {name: trained.figures.get("history", []) for name, trained in found.trainings.items()},
+        "seconds": dict(found.seconds),
+        "verdicts": records.plain(found.judged.verdicts),
+        "notes": list(found.judged.notes),
+        "warnings": list(found.warnings),
+        "data": {
+            "digest": found.data.digest,
+            "images": {split: len(images) for split, images in found.data.splits.items()},
+            "classes": list(found.data.classes),
+            "skipped": list(found.data.skipped),
+        },
+    }
+
+
+def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
+    return {"baseline": baseline, **records.plain(judge.faster(found.measured, name, baseline))}
+
+
+def _layers(fit: Fit) -> list[dict[str, Any]]:
+    return [
+        {"name": b.name, "before": b.outputs, "after": a.outputs, "macs_before": b.macs, "macs_after": a.macs}
+        for b, a in zip(fit.before, fit.after, strict=True)
+    ]
+
+
+def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
+    own, timed = found.accuracy[variant.name], found.measured[variant.name]
+    return {
+        "name": variant.name,
+        "shipped": variant.name == found.judged.shipped,
+        "precision": variant.precision,
+        "method": variant.method,
+        **_bounds("accuracy", own.accuracy),
+        **_bounds("balanced", own.balanced),
+        "balanced_accuracy": own.balanced.estimate,
+        "drop": records.plain(own.drop),
+        "balanced_drop": records.plain(own.balanced_drop),
+        "images": own.accuracy.samples,
+        "split": "test",
+        "latency_ms": _latency(timed),
+        "threads": found.target.threads,
+        "size_bytes": variant.artefact.size_bytes,
+        "peak_rss_bytes": timed.peak_rss_bytes,
+        "load_ms": timed.load_ms,
+        "first_ms": timed.first_ms,
+        "macs": variant.macs,
+        "parameters": variant.parameters,
+        "integer_coverage": records.plain(own.coverage),
+        "peak_share": timed.peak_share,
+        "parity": records.plain(own.parity),
+    }
+
+
+def _bounds(name: str, value: Interval) -> dict[str, float]:
+    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
+def _latency(timed: Measurement) -> dict[str, Any]:
+    return {
+        "p50": timed.p50_ms.estimate,
+        "low": timed.p50_ms.low,
+        "high": timed.p50_ms.high,
+        "p90": stats.percentile(timed.latencies_ms, 90),
+        "p99": stats.percentile(timed.latencies_ms, 99),
+        "samples": len(timed.latencies_ms),
+    }

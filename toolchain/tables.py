@@ -1,0 +1,180 @@
+"""The report's tables as text, before anyone decides how they look.
+
+Terminal, Markdown and HTML only lay these out, so that they cannot disagree. Nothing depends on the order of keys:
+a report read back from report.json reads the same.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolchain import figures, summary
+from toolchain.summary import Report
+
+FLOW = ("select", "adapt", "fit", "prune", "recover", "quantize", "export", "verify", "bench", "judge", "bundle")
+FEW = 20  # names shown of a long list
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text. `prose` are the columns that read left to right and may wrap; `first` those for a narrow page."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    prose: tuple[int, ...] = (0,)
+    first: tuple[int, ...] = ()
+    marked: int | None = None  # row of the variant that ships
+
+
+def verdicts(report: Report) -> Table:
+    """Every check with what was measured, the limit and why."""
+    rows = tuple(
+        (
+            summary.words(v["check"]),
+            summary.words(v["outcome"]),
+            figures.checked(v["check"], v.get("measured")),
+            figures.checked(v["check"], v.get("limit"), limit=True),
+            v.get("why") or "",
+        )
+        for v in report.get("verdicts") or ()
+    )
+    return Table(columns=("Check", "Outcome", "Measured", "Limit", "Why"), rows=rows, prose=(0, 1, 4))
+
+
+def variants(report: Report) -> Table:
+    """Accuracy, latency and size of all variants."""
+    columns = ("Variant", "Precision", "Method", "Accuracy", "Balanced", "p50", "p90", "p99", "Size")
+    rows = tuple(
+        (
+            v["name"],
+            v.get("precision") or figures.NONE,
+            v.get("method") or figures.NONE,
+            figures.accuracy(v),
+            figures.accuracy(v, "balanced_"),
+            figures.latency(v.get("latency_ms")),
+            *(figures.milliseconds((v.get("latency_ms") or {}).get(key)) for key in ("p90", "p99")),
+            figures.size(v.get("size_bytes")),
+        )
+        for v in report.get("variants") or ()
+    )
+    return Table(columns=columns, rows=rows, prose=(0, 1, 2), first=(0, 3, 5, 8), marked=_marked(report))
+
+
+def costs(report: Report) -> Table:
+    """What the variants need besides time, and how far each follows the model it came from."""
+    columns = ("Variant", "Threads", "MACs", "Parameters", "Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")  # fmt: skip
+    rows = tuple(
+        (
+            v["name"],
+            str(v.get("threads") or figures.NONE),
+            figures.count(v.get("macs")),
+            figures.count(v.get("parameters")),
+            figures.size(v.get("peak_rss_bytes")),
+            figures.milliseconds(v.get("load_ms")),
+            figures.milliseconds(v.get("first_ms")),
+            figures.percent(v.get("peak_share")),
+            figures.percent((v.get("parity") or {}).get("top1_agreement")),
+            figures.significant((v.get("parity") or {}).get("max_steps")),
+        )
+        for v in report.get("variants") or ()
+    )
+    return Table(columns=columns, rows=rows, marked=_marked(report))
+
+
+def _marked(report: Report) -> int | None:
+    names = [v["name"] for v in report.get("variants") or ()]
+    name = summary.shipped(report)
+    return names.index(name) if name in names else None
+
+
+def coverage(report: Report) -> Table:
+    """How much of each variant ran in integers, with every convolution and linear layer that did not."""
+    found = [(v["name"], v["integer_coverage"]) for v in report.get("variants") or () if v.get("integer_coverage")]
+    rows = tuple(
+        (name, *(str(c.get(k, figures.NONE)) for k in ("integer", "planned", "total")), ", ".join(c.get("float_ops") or ()) or "none")  # fmt: skip
+        for name, c in found
+    )
+    shipping = next((i for i, (name, _) in enumerate(found) if name == summary.shipped(report)), None)
+    columns = ("Variant", "In integers", "Planned", "In all", "Left in float")
+    return Table(columns=columns, rows=rows, prose=(0, 4), marked=shipping)
+
+
+def layers(report: Report) -> Table:
+    """Widths and multiply-accumulates of every layer before and after pruning."""
+    rows = tuple(
+        (n["name"], str(n["before"]), str(n["after"]), figures.count(n.get("macs_before")), figures.count(n.get("macs_after")))  # fmt: skip
+        for n in report.get("layers") or ()
+    )
+    return Table(columns=("Layer", "Channels before", "After", "MACs before", "After"), rows=rows)
+
+
+def narrowed(report: Report) -> str:
+    """One sentence on what pruning took."""
+    found = report.get("layers") or ()
+    fewer = sum(n["after"] < n["before"] for n in found)
+    before, after = (sum(n.get(key) or 0 for n in found) for key in ("macs_before", "macs_after"))
+    took = f"; {summary.pair(figures.count(before), figures.count(after))} multiply-accumulates" if before else ""
+    return f"{fewer} of {len(found)} layers narrower{took}" if found else "Not pruned"
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Stages as they run; names that are no stage follow in alphabetical order."""
+    return sorted(names, key=lambda name: (FLOW.index(name) if name in FLOW else len(FLOW), name))
+
+
+def training(report: Report) -> Table:
+    """Epochs, losses and validation accuracy of every training stage."""
+    stages, rows = report.get("training") or {}, []
+    for name in ordered(stages):
+        reached = [e["accuracy"] for e in stages[name] if not figures.missing(e.get("accuracy"))]
+        losses = [e["loss"] for e in stages[name] if not figures.missing(e.get("loss"))]
+        best, last = (max(reached), reached[-1]) if reached else (None, None)
+        loss = figures.significant(losses[-1] if losses else None)
+        rows.append((name, str(len(stages[name])), figures.percent(best), figures.percent(last), loss))
+    return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
+
+
+def seconds(report: Report) -> Table:
+    """Time of each stage, and all together."""
+    took = report.get("seconds") or {}
+    rows = [(name, figures.duration(took[name])) for name in ordered(took)]
+    total = sum(value for value in took.values() if not figures.missing(value))
+    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", figures.duration(total))) if rows else ())
+
+
+def measured(report: Report) -> Table:
+    """On what, with what and how often it was measured."""
+    data, found = report.get("data") or {}, summary.subject(report)
+    facts: dict[str, Any] = {
+        "runtime": report.get("runtime"),
+        "threads": found.get("threads"),
+        "paired rounds": (report.get("speedup") or {}).get("samples"),
+        "latency samples": (found.get("latency_ms") or {}).get("samples"),
+        "seed": report.get("seed"),
+        "domain": report.get("domain"),
+        "images": ", ".join(f"{name} {n}" for name, n in _splits(data.get("images") or {})),
+        "classes": _list(data.get("classes") or ()),
+        "images skipped": _list(data.get("skipped") or ()) or "none",
+        "data digest": data.get("digest"),
+        **{f"machine: {summary.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
+        **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
+    }
+    return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), prose=(0, 1))
+
+
+def _splits(images: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(images.items(), key=lambda item: (("train", "val", "test") + (item[0],)).index(item[0]))
+
+
+def _list(names: Iterable[Any]) -> str:
+    shown = [_text(name) for name in names]
+    rest = f" and {len(shown) - FEW} more" if len(shown) > FEW else ""
+    return f"{len(shown)}: {', '.join(shown[:FEW])}{rest}" if shown else ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in sorted(value.items()))
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(v) for v in value)
+    return figures.NONE if figures.missing(value) or value == "" else str(value)
