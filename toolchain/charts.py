@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from toolchain import figures, summary, tables
-from toolchain.summary import Report
+from toolchain import figures, headline, tables
+from toolchain.headline import Report
 
 if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML needs
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ PRECISION = {"f32": COOL, "bf16": INK, "int8": WARM}
 SIZE = 11.0  # of text, in pixels
 GLYPH = 6.4  # mean width of a glyph at that size
 ROWS = 30  # layers in one figure
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -79,25 +79,28 @@ def _svg(figure: "Figure", name: str, says: str) -> str:
 
 def trade_off(report: Report) -> str:
     """All variants that have both figures: median latency with a whisker to p90, accuracy with its interval."""
-    points = [v for v in report.get("variants") or () if _both(v)]
+    points = [v for v in report.get("variants") or () if drawn(v)]
     if not points:
         return ""
     with _canvas(700, 400) as figure:
         axes = figure.add_axes((0.085, 0.12, 0.9, 0.82))
         for found in points:
-            _point(axes, found, ships=found["name"] == summary.shipped(report))
+            _point(axes, found, ships=found["name"] == headline.shipped(report))
         axes.set_xlim(0, 1.12 * max(_whisker(v) for v in points))
         axes.margins(y=0.12)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         axes.set_xlabel("latency of one image, ms: median, whisker to p90")
         axes.set_title("accuracy, 95 % interval", loc="left", fontsize=SIZE, color=MUTED)
         _legend(axes, [str(v.get("precision")) for v in points])
-        _label(axes, points, summary.shipped(report))
+        _label(axes, points, headline.shipped(report))
         return _svg(figure, "trade-off", "Latency against accuracy of all variants")
 
 
-def _both(found: Mapping[str, Any]) -> bool:
-    return not figures.missing(found.get("accuracy")) and not figures.missing((found.get("latency_ms") or {}).get("p50"))
+def drawn(found: Mapping[str, Any]) -> bool:
+    """Whether a variant has the two figures that the plot needs."""
+    return not figures.missing(found.get("accuracy")) and not figures.missing(
+        (found.get("latency_ms") or {}).get("p50")
+    )
 
 
 def _whisker(found: Mapping[str, Any]) -> float:
@@ -127,7 +130,7 @@ def _point(axes: "Axes", found: Mapping[str, Any], *, ships: bool) -> None:
 def _legend(axes: "Axes", precisions: Sequence[str]) -> None:
     """Which colour is which precision, as coloured words above the plot on the right."""
     right = 1.0
-    for name in reversed(sorted(set(precisions))):
+    for name in sorted(set(precisions), reverse=True):
         axes.text(right, 1.03, name, color=PRECISION.get(name, INK), ha="right", transform=axes.transAxes, fontweight="bold")  # fmt: skip
         right -= (len(name) + 2) * GLYPH / axes.bbox.width
 
@@ -238,12 +241,15 @@ def _curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 
 
 def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first: bool) -> None:
-    """One stage's curve with its last value written at its end."""
+    """One stage's curve with the best epoch marked: its weights are the ones that went on."""
     from matplotlib.ticker import MaxNLocator
 
     epochs, accuracies = zip(*curve, strict=True)
     axes.plot(epochs, accuracies, "-", color=MAIN, linewidth=1.8, marker="o", markersize=3)
-    axes.annotate(figures.percent(accuracies[-1]), (epochs[-1], accuracies[-1]), (0, 8), textcoords="offset points", ha="right", color=MAIN)  # fmt: skip
+    best = max(range(len(epochs)), key=accuracies.__getitem__)
+    axes.plot(epochs[best], accuracies[best], "o", color=MAIN, markersize=7)
+    side = "right" if best > len(epochs) / 2 else "left"
+    axes.annotate(figures.percent(accuracies[best]), (epochs[best], accuracies[best]), (0, 8), textcoords="offset points", ha=side, color=MAIN)  # fmt: skip
     axes.set_title(name, loc="left", fontsize=SIZE, color=INK)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -140,12 +140,13 @@ def duration(seconds: Number) -> str:
 
 UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
     ("drop", lost, "≤"),
-    ("gap", points, ""),
+    ("gap", points, "±"),
     ("speedup", times, "≥"),
     ("size", size, "≤"),
     ("bytes", size, "≤"),
     ("agreement", percent, "≥"),
     ("accuracy", percent, "≥"),
+    ("coverage", percent, "≥"),
     ("share", percent, ""),
     ("_ms", milliseconds, "≤"),
     ("steps", significant, "≤"),
@@ -158,5 +159,5 @@ def checked(check: str, value: Number, *, limit: bool = False) -> str:
         return NONE
     for word, write, sign in UNITS:
         if word in check:
-            return f"{sign} {write(value)}".lstrip() if limit else write(value)
+            return f"{sign} {write(value).lstrip('+')}".lstrip() if limit else write(value)
     return significant(value, 4)

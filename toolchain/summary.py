@@ -1,5 +1,6 @@
 """The report as plain data: what DESIGN calls `report.json`, an interface that CI and dashboards read."""
 
+import datetime
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +8,10 @@ from typing import Any
 
 from toolchain import discover, records, stats
 from toolchain.data import Dataset
-from toolchain.loop import Trained
 from toolchain.stages import bench, judge
 from toolchain.stages.fit import Fit
-from toolchain.values import Accuracy, Interval, Measurement, Recipe, Target, Variant
+from toolchain.stages.quantize import Family
+from toolchain.values import Accuracy, Domain, Interval, Measurement, Recipe, Target, Variant
 
 SCHEMA = 1
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
@@ -22,14 +23,14 @@ class Findings:
 
     recipe: Recipe
     target: Target
+    domain: Domain
     data: Dataset
-    fit: Fit
+    plan: Fit
+    families: Sequence[Family]
     variants: Sequence[Variant]
     accuracy: Mapping[str, Accuracy]
     measured: Mapping[str, Measurement]
     judged: judge.Judged
-    usual: str
-    trainings: Mapping[str, Trained]
     seconds: Mapping[str, float]
     warnings: Sequence[str]
 
@@ -57,7 +58,7 @@ def report(found: Findings) -> dict[str, Any]:
         "candidate": candidate,
         "variants": [_variant(v, found) for v in found.variants],
         "speedup": _ratio(found, candidate, baseline),
-        "speedup_as_shipped": _ratio(found, candidate, found.usual),
+        "speedup_as_shipped": _ratio(found, candidate, _usual(found)),
         "ratios": [
             {"variant": v.name, **_ratio(found, v.name, base.name)}
             for base in found.variants
@@ -66,8 +67,8 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "accuracy_drop": {"baseline": baseline, **records.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
-        "layers": _layers(found.fit),
-        "training": {name: trained.figures.get("history", []) for name, trained in found.trainings.items()},
+        "layers": _layers(found.plan),
+        "training": _trainings(found.families),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
         "notes": list(found.judged.notes),
@@ -83,6 +84,21 @@ def report(found: Findings) -> dict[str, Any]:
 
 def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
     return {"baseline": baseline, **records.plain(judge.faster(found.measured, name, baseline))}
+
+
+def _usual(found: Findings) -> str:
+    budget = judge.merged(found.recipe.budget, found.target.budget)
+    return judge.usual(found.variants, found.accuracy, found.measured, budget)
+
+
+def _trainings(families: Sequence[Family]) -> dict[str, Any]:
+    shipped = families[-1]
+    found = {"adapt": families[0].trained.figures["history"]}
+    if len(families) > 1:
+        found["recover"] = shipped.trained.figures["history"]
+    if shipped.quantized is not None:
+        found["quantize"] = shipped.quantized.trained.figures["history"]
+    return found
 
 
 def _layers(fit: Fit) -> list[dict[str, Any]]:
@@ -132,4 +148,47 @@ def _latency(timed: Measurement) -> dict[str, Any]:
         "p90": stats.percentile(timed.latencies_ms, 90),
         "p99": stats.percentile(timed.latencies_ms, 99),
         "samples": len(timed.latencies_ms),
+    }
+
+
+def measurements(found: Findings) -> dict[str, Any]:
+    """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
+    return {
+        "schema": SCHEMA,
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": bench.machine(),
+        "versions": versions(found.target),
+        "threads": found.target.threads,
+        "seconds": dict(found.seconds),
+        "variants": {name: records.plain(one) for name, one in found.measured.items()},
+    }
+
+
+def facts(found: Findings) -> dict[str, Any]:
+    """What the manifest says of the shipped variant: nothing that depends on the day."""
+    shipped = found.judged.candidate
+    own = found.accuracy[shipped]
+    variant = next(v for v in found.variants if v.name == shipped)
+    weights = found.families[0].trained.figures["weights"]
+    return {
+        "variant": shipped,
+        "recipe": found.recipe.name,
+        "target": found.target.name,
+        "threads": found.target.threads,
+        "scheme": records.plain(found.target.scheme) if variant.precision == "int8" else None,
+        "placement": {"planned": list(variant.planned), "float_modules": list(found.plan.placement.float_modules)},
+        "coverage": records.plain(own.coverage),
+        "accuracy": {"accuracy": records.plain(own.accuracy), "balanced": records.plain(own.balanced), "split": "test"},
+        "accuracy_drop": {"baseline": found.variants[0].name, **records.plain(own.drop)},
+        "surgery": records.plain(found.plan.surgery),
+        "isa": bench.machine()["isa"],
+        "provenance": {
+            "model": records.plain(found.recipe.model),
+            "weights": weights["source"],
+            "weights_sha256": weights["sha256"],
+            "data_digest": found.data.digest,
+            "data_licence": found.domain.licence,
+            "seed": found.recipe.seed,
+            "versions": versions(found.target),
+        },
     }

@@ -8,10 +8,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain import figures, summary
-from toolchain.summary import Report
+from toolchain import figures, headline
+from toolchain.headline import Report
 
-FLOW = ("select", "adapt", "fit", "prune", "recover", "quantize", "export", "verify", "bench", "judge", "bundle")
+FLOW = (
+    "data",
+    "select",
+    "adapt",
+    "fit",
+    "prune",
+    "recover",
+    "quantize",
+    "export",
+    "verify",
+    "bench",
+    "judge",
+    "bundle",
+)
 FEW = 20  # names shown of a long list
 
 
@@ -30,8 +43,8 @@ def verdicts(report: Report) -> Table:
     """Every check with what was measured, the limit and why."""
     rows = tuple(
         (
-            summary.words(v["check"]),
-            summary.words(v["outcome"]),
+            headline.words(v["check"]),
+            headline.words(v["outcome"]),
             figures.checked(v["check"], v.get("measured")),
             figures.checked(v["check"], v.get("limit"), limit=True),
             v.get("why") or "",
@@ -42,30 +55,39 @@ def verdicts(report: Report) -> Table:
 
 
 def variants(report: Report) -> Table:
-    """Accuracy, latency and size of all variants."""
-    columns = ("Variant", "Precision", "Method", "Accuracy", "Balanced", "p50", "p90", "p99", "Size")
+    """Accuracy, latency and size of all variants, with what each gains and loses against the dense float model."""
+    columns = ("Variant", "Accuracy", "Change", "Balanced", "p50", "p90", "p99", "Speed-up", "Size")
     rows = tuple(
         (
             v["name"],
-            v.get("precision") or figures.NONE,
-            v.get("method") or figures.NONE,
             figures.accuracy(v),
+            figures.change(v.get("drop")),
             figures.accuracy(v, "balanced_"),
             figures.latency(v.get("latency_ms")),
             *(figures.milliseconds((v.get("latency_ms") or {}).get(key)) for key in ("p90", "p99")),
+            figures.ratio(_speedup(report, v["name"])),
             figures.size(v.get("size_bytes")),
         )
         for v in report.get("variants") or ()
     )
-    return Table(columns=columns, rows=rows, prose=(0, 1, 2), first=(0, 3, 5, 8), marked=_marked(report))
+    return Table(columns=columns, rows=rows, first=(0, 1, 4, 8), marked=_marked(report))
+
+
+def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
+    """A variant's speed-up over the dense float model, where it was paired with it."""
+    pairs = report.get("ratios") or ()
+    found = (p for p in pairs if p.get("variant") == name and p.get("baseline") == headline.FLOAT)
+    own = report.get("speedup") if name == headline.subject(report).get("name") else None
+    return next(found, own)
 
 
 def costs(report: Report) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
-    columns = ("Variant", "Threads", "MACs", "Parameters", "Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")  # fmt: skip
+    columns = ("Variant", "Method", "Threads", "MACs", "Parameters", "Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")  # fmt: skip
     rows = tuple(
         (
             v["name"],
+            v.get("method") or figures.NONE,
             str(v.get("threads") or figures.NONE),
             figures.count(v.get("macs")),
             figures.count(v.get("parameters")),
@@ -78,23 +100,28 @@ def costs(report: Report) -> Table:
         )
         for v in report.get("variants") or ()
     )
-    return Table(columns=columns, rows=rows, marked=_marked(report))
+    return Table(columns=columns, rows=rows, prose=(0, 1), marked=_marked(report))
 
 
 def _marked(report: Report) -> int | None:
     names = [v["name"] for v in report.get("variants") or ()]
-    name = summary.shipped(report)
+    name = headline.shipped(report)
     return names.index(name) if name in names else None
 
 
 def coverage(report: Report) -> Table:
-    """How much of each variant ran in integers, with every convolution and linear layer that did not."""
-    found = [(v["name"], v["integer_coverage"]) for v in report.get("variants") or () if v.get("integer_coverage")]
+    """How much of each integer variant ran in integers, with every convolution and linear layer that did not."""
+    every = ((v["name"], v.get("integer_coverage") or {}) for v in report.get("variants") or ())
+    found = [(name, c) for name, c in every if c.get("planned") or c.get("integer")]
     rows = tuple(
-        (name, *(str(c.get(k, figures.NONE)) for k in ("integer", "planned", "total")), ", ".join(c.get("float_ops") or ()) or "none")  # fmt: skip
+        (
+            name,
+            *(str(c.get(k, figures.NONE)) for k in ("integer", "planned", "total")),
+            ", ".join(c.get("float_ops") or ()) or "none",
+        )
         for name, c in found
     )
-    shipping = next((i for i, (name, _) in enumerate(found) if name == summary.shipped(report)), None)
+    shipping = next((i for i, (name, _) in enumerate(found) if name == headline.shipped(report)), None)
     columns = ("Variant", "In integers", "Planned", "In all", "Left in float")
     return Table(columns=columns, rows=rows, prose=(0, 4), marked=shipping)
 
@@ -102,7 +129,13 @@ def coverage(report: Report) -> Table:
 def layers(report: Report) -> Table:
     """Widths and multiply-accumulates of every layer before and after pruning."""
     rows = tuple(
-        (n["name"], str(n["before"]), str(n["after"]), figures.count(n.get("macs_before")), figures.count(n.get("macs_after")))  # fmt: skip
+        (
+            n["name"],
+            str(n["before"]),
+            str(n["after"]),
+            figures.count(n.get("macs_before")),
+            figures.count(n.get("macs_after")),
+        )
         for n in report.get("layers") or ()
     )
     return Table(columns=("Layer", "Channels before", "After", "MACs before", "After"), rows=rows)
@@ -113,7 +146,7 @@ def narrowed(report: Report) -> str:
     found = report.get("layers") or ()
     fewer = sum(n["after"] < n["before"] for n in found)
     before, after = (sum(n.get(key) or 0 for n in found) for key in ("macs_before", "macs_after"))
-    took = f"; {summary.pair(figures.count(before), figures.count(after))} multiply-accumulates" if before else ""
+    took = f"; {headline.pair(figures.count(before), figures.count(after))} multiply-accumulates" if before else ""
     return f"{fewer} of {len(found)} layers narrower{took}" if found else "Not pruned"
 
 
@@ -138,13 +171,14 @@ def seconds(report: Report) -> Table:
     """Time of each stage, and all together."""
     took = report.get("seconds") or {}
     rows = [(name, figures.duration(took[name])) for name in ordered(took)]
-    total = sum(value for value in took.values() if not figures.missing(value))
-    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", figures.duration(total))) if rows else ())
+    known = [value for value in took.values() if not figures.missing(value)]
+    total = figures.duration(sum(known) if known else None)
+    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
 
 
 def measured(report: Report) -> Table:
     """On what, with what and how often it was measured."""
-    data, found = report.get("data") or {}, summary.subject(report)
+    data, found = report.get("data") or {}, headline.subject(report)
     facts: dict[str, Any] = {
         "runtime": report.get("runtime"),
         "threads": found.get("threads"),
@@ -152,11 +186,11 @@ def measured(report: Report) -> Table:
         "latency samples": (found.get("latency_ms") or {}).get("samples"),
         "seed": report.get("seed"),
         "domain": report.get("domain"),
-        "images": ", ".join(f"{name} {n}" for name, n in _splits(data.get("images") or {})),
+        "images": ", ".join(f"{name} {_text(n)}" for name, n in _splits(data.get("images") or {})),
         "classes": _list(data.get("classes") or ()),
         "images skipped": _list(data.get("skipped") or ()) or "none",
         "data digest": data.get("digest"),
-        **{f"machine: {summary.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
+        **{f"machine: {headline.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
     return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), prose=(0, 1))

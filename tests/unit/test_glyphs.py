@@ -8,7 +8,7 @@ import pytest
 from toolchain.sources import glyphs
 
 
-@pytest.mark.parametrize("character", ["8", "I", "−", "ξ"])
+@pytest.mark.parametrize("character", ["8", "I", "\N{MINUS SIGN}", "ξ"])
 def test_an_image_follows_from_its_seed_and_holds_ink_of_the_right_shape(character: str) -> None:
     shapes = glyphs._shapes(character, glyphs._fonts())
     first, again, other = (glyphs._image(shapes, np.random.default_rng([glyphs.SEED, n])) for n in (0, 0, 1))
@@ -23,7 +23,6 @@ def test_every_sign_is_in_at_least_six_fonts() -> None:
 
 
 def test_fonts_lend_no_other_sign_of_the_same_code_point() -> None:
-    assert list(glyphs._code_points("<", "cmr10")) == [] and list(glyphs._code_points("1", "cmmi10")) == []
     assert list(glyphs._code_points("A", "STIXGeneral")) == [0x41, 0x1D5A0, 0x1D5D4, 0x1D670, 0x1D4D0]
     assert list(glyphs._code_points("7", "STIXGeneral")) == [0x37, 0x1D7E9, 0x1D7F3, 0x1D7FD]
 

@@ -19,14 +19,14 @@ PER_CLASS = 150
 SIDE = 32
 
 # Of signs that look alike once scaled to the same size, one stays: 0 for O and o; C for c; I for l and |; P for p;
-# Δ for ∆; Λ for ∧ and ^; Φ and Ψ for their lower case; X for ×; Y for γ; ! for ¡; none for signs that are a mere dot.
+# Δ for ∆; Λ for ∧ and ^; Φ and Ψ for their lower case; X for the times sign; of mere dots and strokes, a few.
 CHARACTERS = (
     string.digits
     + "ABCDEFGHIJKLMNPQRSTUVWXYZ"
     + "abdefghijkmnqrty"
     + "ΓΔΘΛΞΠΣΦΨΩαβδεζηθλμξπρστω"
     + "!?&@#$%()[]{}*+=<>:~§¶€£¥©†«»"
-    + "−±÷≈≠≤≥∞∂∇∫√∀∃∩⊕→←↑↓"
+    + "\N{MINUS SIGN}±÷≈≠≤≥∞∂∇∫√∀∃∩⊕→←↑↓"
 )
 
 _CANVAS = 64  # drawn larger than SIDE, so that filters work on less than a pixel of the result
@@ -35,14 +35,10 @@ _COUNTER = 2  # half the width, in canvas pixels, of the gap between strokes tha
 _CELLS = 4  # of the grid that bends the glyph, along each side
 _FEWEST_PIXELS = 20  # of ink, at _FONT_SIZE; less is an empty glyph
 
-# The TeX fonts put other signs at the code points of some ASCII characters, so only what is known to be right is taken.
-_TEX = {
-    name: string.ascii_letters + string.digits + "!?&@#%()[]*+=:" for name in ("cmb10", "cmr10", "cmss10", "cmtt10")
-}
-_TEX |= {"cmti10": string.ascii_letters + string.digits, "cmmi10": string.ascii_letters}
-
 # First capital and first digit of the alphabets that Unicode adds for mathematics: sans, bold sans, monospace, script.
 _ALPHABETS = ((0x1D5A0, 0x1D7E2), (0x1D5D4, 0x1D7EC), (0x1D670, 0x1D7F6), (0x1D4D0, 0))
+
+_Cell = tuple[tuple[int, int, int, int], tuple[float, ...]]  # a box of the result, the four corners it comes from
 
 
 def write(folder: Path) -> None:
@@ -67,7 +63,7 @@ def _fonts() -> dict[str, Path]:
 
     files = sorted((Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("*.ttf"))
     text = ("DejaVuSans", "DejaVuSerif", "STIXGeneral")
-    return {p.stem: p for p in files if p.stem in _TEX or (p.stem.startswith(text) and "Display" not in p.stem)}
+    return {p.stem: p for p in files if p.stem.startswith(text) and "Display" not in p.stem}
 
 
 def _shapes(character: str, fonts: dict[str, Path]) -> list[Image.Image]:
@@ -84,7 +80,7 @@ def _shapes(character: str, fonts: dict[str, Path]) -> list[Image.Image]:
 
 def _code_points(character: str, font: str) -> Iterator[int]:
     slashed_zero = character == "0" and font.startswith("DejaVuSansMono")  # reads as 8 when small
-    if character in _TEX.get(font, character) and not slashed_zero:
+    if not slashed_zero:
         yield ord(character)
     if font.startswith("STIX"):
         for capital, digit in _ALPHABETS:
@@ -109,7 +105,7 @@ def _shape(font: ImageFont.FreeTypeFont, code_point: int) -> Image.Image | None:
 
 def _image(shapes: list[Image.Image], rng: np.random.Generator) -> NDArray[np.uint8]:
     shape = shapes[rng.integers(len(shapes))]
-    side = int(rng.choice([8, rng.integers(8, 17), SIDE]))  # a third at the resolution of the coarsest known scans
+    side = (8, int(rng.integers(8, 17)), SIDE)[rng.integers(3)]  # a third at the resolution of the coarsest known scans
     glyph = _bend(shape, rng, 0.6 if side == SIDE else 0.9)  # a scanner of few pixels is filled by the character
     return _scan(_weigh(glyph, rng, -1 if side == SIDE else 0), side, rng)
 
@@ -121,7 +117,7 @@ def _bend(shape: Image.Image, rng: np.random.Generator, smallest: float) -> Imag
     matrix = turn @ np.array([[1, -slant], [0, 1]]) @ np.diag([rng.uniform(0.75, 1.15), 1])
     matrix *= _CANVAS * rng.uniform(smallest, 1) / (np.abs(matrix) @ shape.size).max()
     slack = (_CANVAS - np.abs(matrix) @ shape.size) / 2
-    centre = _CANVAS / 2 + slack * rng.uniform(-1, 1, 2)
+    centre = _CANVAS / 2 + slack * rng.uniform(-0.8, 0.8, 2)  # short of the edge, where the wobble would cut it
     steps = np.linspace(0, _CANVAS, _CELLS + 1)
     nodes = np.stack(np.meshgrid(steps, steps), -1)  # [row, column, (x, y)]
     wobble = rng.normal(0, rng.uniform(0, 2.5), nodes.shape)
@@ -129,9 +125,9 @@ def _bend(shape: Image.Image, rng: np.random.Generator, smallest: float) -> Imag
     return shape.transform((_CANVAS, _CANVAS), Image.Transform.MESH, _mesh(places), Image.Resampling.BILINEAR)
 
 
-def _mesh(places: NDArray[np.float64]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+def _mesh(places: NDArray[np.float64]) -> list[_Cell]:
     step = _CANVAS // _CELLS
-    cells = []
+    cells: list[_Cell] = []
     for row in range(_CELLS):
         for column in range(_CELLS):
             x, y = column * step, row * step
@@ -169,7 +165,7 @@ def _scan(glyph: Image.Image, side: int, rng: np.random.Generator) -> NDArray[np
     blurred = glyph.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
     ink = np.asarray(blurred.resize((side, side), Image.Resampling.BOX), np.float32)
     ink = (ink / ink.max()) ** rng.uniform(0.7, 1.3)  # a scanner sets its exposure, so thin strokes are bright as well
-    dark, bright = max(0.0, rng.uniform(-0.2, 0.15)), rng.uniform(0.6, 1)
+    dark, bright = max(0.0, rng.uniform(-0.2, 0.15)), rng.uniform(0.65, 1)
     noise = rng.normal(0, max(0.0, rng.uniform(-0.06, 0.08)), ink.shape)
     gray = np.clip(dark + (bright - dark) * ink + noise, 0, 1)
     sampled = Image.fromarray(np.round(gray * 255).astype(np.uint8))

@@ -4,7 +4,6 @@ Nothing in here depends on the day, the folder or the user; what does (latencies
 `measurements.json`. The directory takes its final name only when it is complete.
 """
 
-import hashlib
 import io
 import math
 import os
@@ -19,7 +18,7 @@ import numpy as np
 from toolchain import discover, records, runner
 from toolchain.data import Dataset
 from toolchain.stages.verify import Answers
-from toolchain.values import Artefact, Preprocess, Recipe, Target, Variant
+from toolchain.values import Artefact, Preprocess, Variant
 
 SCHEMA = 1
 GOLDENS = 16
@@ -28,7 +27,7 @@ FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the othe
 
 
 def run(
-    variant: Variant, answers: Answers, facts: Mapping[str, Any], recipe: Recipe, target: Target, data: Dataset, out: Path
+    variant: Variant, answers: Answers, facts: Mapping[str, Any], runtime: str, data: Dataset, out: Path
 ) -> Path:
     """Writes `out/bundle/` and `out/bundle.tar`.
 
@@ -36,6 +35,7 @@ def run(
         variant: what ships.
         answers: its logits on the test split; the golden outputs are among them.
         facts: accuracy, coverage, provenance: plain data for the manifest.
+        runtime: that run.py is to use.
 
     Returns:
         the archive.
@@ -46,7 +46,7 @@ def run(
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
         golden = _goldens(variant, answers, data, making / "golden.npz")
-        manifest = _manifest(variant, facts, recipe, target, data, golden)
+        manifest = _manifest(variant, facts, runtime, data, golden)
         records.write_json(making / "manifest.json", manifest)
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
@@ -101,19 +101,16 @@ def _save_npz(out: Any, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _manifest(
-    variant: Variant, facts: Mapping[str, Any], recipe: Recipe, target: Target, data: Dataset, golden: Mapping[str, float]
+    variant: Variant, facts: Mapping[str, Any], runtime: str, data: Dataset, golden: Mapping[str, float]
 ) -> dict[str, Any]:
     preprocess: Preprocess = data.preprocess
     files = variant.artefact.files
     return {
         "schema": SCHEMA,
-        "recipe": recipe.name,
-        "target": target.name,
-        "runtime": target.runtime,
-        "runtime_version": dict(discover.module("runtimes", target.runtime).fingerprint()),
+        "runtime": runtime,
+        "runtime_version": dict(discover.module("runtimes", runtime).fingerprint()),
         "precision": variant.precision,
         "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
-        "threads": target.threads,
         "model": {
             "files": [_shipped_name(file) for file in files],
             "sha256": {_shipped_name(file): records.sha256_file(file) for file in files},
@@ -155,7 +152,3 @@ def _archive(folder: Path, path: Path) -> Path:
                 tar.addfile(entry, body)
     return path
 
-
-def digest(path: Path) -> str:
-    """sha256 of the archive."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

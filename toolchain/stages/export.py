@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from toolchain import discover, progress, qdq, quantizer, records
 from toolchain.errors import ToolchainError
-from toolchain.stages.quantize import Quantized
-from toolchain.values import Artefact, Target
+from toolchain.stages.quantize import Family, Quantized
+from toolchain.surgery import layers
+from toolchain.values import Artefact, Precision, Target, Variant
 
 VERSION = 1
 OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
 ONNX = "exported.onnx"
+NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,34 @@ class Exported:
     artefact: Artefact
     onnx: Path
     output_step: float | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A variant beside the torch model that it must agree with."""
+
+    variant: Variant
+    model: nn.Module
+
+
+def variants(families: Sequence[Family], target: Target, image: Tensor, work: Path) -> list[Built]:
+    """Every family in every precision of the target; the first is dense-fp32, the baseline."""
+    built = []
+    for family in families:
+        sizes = layers(family.trained.model, image)
+        for precision in target.precisions:
+            quantized = family.quantized if precision == "int8" else None
+            model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)
+            made = run(model, key, target, image, work)
+            variant = Variant(
+                name=f"{family.name}-{NAMES[precision]}", family=family.name, precision=precision,
+                method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx,
+                planned=quantized.planned if quantized else (), output_step=made.output_step,
+                macs=sum(layer.macs for layer in sizes),
+                parameters=sum(parameter.numel() for parameter in family.trained.model.parameters()),
+            )  # fmt: skip
+            built.append(Built(variant, quantized.graph if quantized else family.trained.model))
+    return built
 
 
 def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, work: Path) -> Exported:

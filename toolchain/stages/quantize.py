@@ -8,6 +8,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -25,13 +26,38 @@ class Quantized:
 
     trained: loop.Trained
     planned: tuple[str, ...]  # modules that are to run in integers
-    method: str  # "qat", or "ptq" where calibration was all
+    method: Literal["qat", "ptq"]  # "ptq" where calibration was all, or training did not improve on it
 
     @property
     def graph(self) -> GraphModule:
         """The fake-quantized model."""
         assert isinstance(self.trained.model, GraphModule)
         return self.trained.model
+
+
+@dataclass(frozen=True)
+class Family:
+    """The float and the quantized form of one architecture."""
+
+    name: Literal["dense", "pruned"]
+    trained: loop.Trained
+    quantized: Quantized | None  # None where the target has no integers
+
+
+def families(
+    dense: loop.Trained, small: loop.Trained, placement: Placement, recipe: Recipe, target: Target, data: Dataset,
+    image: Tensor, work: Path,
+) -> list[Family]:  # fmt: skip
+    """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison."""
+
+    def one(source: loop.Trained, teacher: nn.Module | None) -> Quantized | None:
+        if "int8" not in target.precisions:
+            return None
+        return run(source, teacher, placement, recipe, target, data, image, work)
+
+    if small is dense:
+        return [Family("dense", dense, one(dense, dense.model))]
+    return [Family("dense", dense, one(dense, None)), Family("pruned", small, one(small, dense.model))]
 
 
 def run(
@@ -65,7 +91,7 @@ def run(
         else:
             trained = loop.restored(stage, graph)
     quantizer.observe(graph, ranges=False, rounding=True)
-    method = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
+    method: Literal["qat", "ptq"] = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
     return Quantized(trained, planned, method)
 
 

@@ -1,0 +1,40 @@
+# make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/
+# make test                   all tests;  make check: format, lint, types, fast tests
+PYTHON ?= python3
+TARGET ?= cpu
+RECIPE ?= digits
+OUT ?= out
+FLAGS = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
+        $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") \
+        $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
+BIN = .venv/bin
+READY = .venv/.ready
+
+.DELETE_ON_ERROR:
+.PHONY: export test check targets pretrain clean
+
+export: $(READY)
+	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)
+
+targets: $(READY)
+	@$(BIN)/toolchain targets
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow" -n 2
+
+test: $(READY)
+	$(BIN)/pytest
+
+pretrain: $(READY)
+	$(BIN)/python -m toolchain.zoo.pretrain --out "$(OUT)"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[onnxruntime,openvino,dev]"
+	@touch $(READY)
+
+clean:
+	rm -rf .venv out build dist

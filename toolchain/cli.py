@@ -1,0 +1,161 @@
+"""Verbs to functions; the only place that catches ToolchainError. Heavy imports stay inside the verbs."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolchain.errors import ToolchainError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="From a pretrained image model and a small labelled set to a verified, timed bundle for a named device.",
+)
+Out = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps the verbs named even where there is only one."""
+
+
+@app.command()
+def export(
+    target: Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")] = "cpu",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")] = "digits",
+    data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
+    domain: Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")] = "",
+    model: Annotated[str, typer.Option(help="torchvision model instead of the recipe's, such as resnet18.")] = "",
+    weights: Annotated[str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")] = "",
+    image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
+    epochs: Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)] = -1,
+    ratio: Annotated[float, typer.Option(help="Share of multiply-accumulates to prune; -1 keeps the recipe's.")] = -1.0,
+    on_corrupt: Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")] = "",
+    out: Out = Path("out"),
+) -> None:
+    """Fine-tune, prune, quantize, export, verify and time a model; write bundle and report.
+
+    Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
+    """
+    from toolchain import overrides
+
+    chosen = overrides.apply(
+        recipe, target,
+        overrides.Flags(
+            data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
+            ratio=ratio, on_corrupt=on_corrupt,
+        ),
+    )  # fmt: skip
+    from toolchain import pipeline, report
+
+    written = pipeline.build(*chosen, out)
+    report.terminal(written)
+    folder = out / written["recipe"] / written["target"]
+    _where(folder, written)
+    if written["shipped"] is None:
+        raise typer.Exit(1)
+
+
+def _where(folder: Path, written: Mapping[str, Any]) -> None:
+    typer.echo(f"report: {folder / 'report.html'}")
+    if written["shipped"]:
+        typer.echo(f"bundle: {folder / 'bundle'}  (archive: {folder / 'bundle.tar'}, self-test: python run.py --self-test)")
+    else:
+        missed = ", ".join(v["check"] for v in written["verdicts"] if v["outcome"] == "fail")
+        typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
+
+
+@app.command()
+def targets() -> None:
+    """List deployment targets and what each is for."""
+    _table("targets", "target")
+
+
+@app.command()
+def recipes() -> None:
+    """List recipes and what each does."""
+    _table("recipes", "recipe")
+
+
+@app.command()
+def domains() -> None:
+    """List image domains."""
+    _table("calibration", "domain")
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(help="recipes, targets or calibration")],
+) -> None:
+    """Print the JSON schema of one kind of file, for editors."""
+    import json
+
+    from toolchain import discover, spec
+
+    kinds = list(spec.SHAPES)
+    if kind not in kinds:
+        raise ToolchainError(f"there is no kind {kind!r}; {discover.nearest(kind, [str(k) for k in kinds])}")
+    typer.echo(json.dumps(spec.json_schema(next(k for k in kinds if k == kind)), indent=1))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, such as out/digits/cpu.")],
+) -> None:
+    """Show a finished run's report again and rewrite its HTML and Markdown."""
+    from toolchain import records
+    from toolchain import report as reports
+
+    written = records.read_json(run / "report.json")
+    reports.write(written, run)
+    reports.terminal(written)
+    _where(run, written)
+
+
+def _table(kind: Any, what: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from toolchain import discover, spec
+
+    readers: dict[str, Any] = {"targets": spec.target, "recipes": spec.recipe, "calibration": spec.domain}
+    table = Table(what, "what for", "file", box=None, header_style="bold")
+    for name in discover.names(kind):
+        try:
+            description = readers[kind](name).description
+        except ToolchainError as reason:
+            description = f"(cannot be used: {reason})"
+        table.add_row(name, description, os.path.relpath(discover.find(kind, name)))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def _polite() -> Iterator[None]:
+    """Turns SIGTERM into the same orderly end as Ctrl-C."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    yield
+
+
+def main() -> None:
+    """Runs a verb; every expected error is one message and an exit status."""
+    try:
+        with _polite():
+            app()
+    except ToolchainError as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        sys.exit(reason.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; finished stages and epochs are kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,73 @@
+"""What the command line changes in a recipe and its domain, before anything heavy is imported."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from toolchain import records, spec
+from toolchain.errors import ToolchainError
+from toolchain.values import Domain, ModelSpec, Recipe, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `toolchain export`; empty, 0 for epochs and -1 mean: as the recipe says."""
+
+    data: str = ""
+    domain: str = ""
+    model: str = ""
+    weights: str = ""
+    image_size: str = ""
+    epochs: int = 0
+    seed: int = -1
+    ratio: float = -1.0
+    on_corrupt: str = ""
+
+
+def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Target, Domain]:
+    """Reads recipe, target and domain and applies the flags.
+
+    Raises:
+        ToolchainError: as `spec`; or a flag's value makes no sense.
+    """
+    target = spec.target(target_name)
+    recipe = spec.recipe(recipe_name)
+    domain = spec.domain(flags.domain or recipe.domain)
+    recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
+    if flags.image_size:
+        recipe = dataclasses.replace(recipe, image_size=_size(flags.image_size))
+    if flags.seed >= 0:
+        recipe = dataclasses.replace(recipe, seed=flags.seed)
+    if flags.ratio >= 0:
+        recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ratio=flags.ratio))
+    if flags.epochs:
+        recipe = _epochs(recipe, flags.epochs)
+    if flags.data:
+        domain = dataclasses.replace(domain, source="folder", path=flags.data)
+    if flags.on_corrupt:
+        domain = spec.check("calibration", {**records.plain(domain), "on_corrupt": flags.on_corrupt}, "--on-corrupt")
+    checked: Recipe = spec.check("recipes", records.plain(recipe), "command line")
+    return checked, target, domain
+
+
+def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
+    if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
+        model = ModelSpec(name=flags.model, weights="DEFAULT")
+    return dataclasses.replace(model, weights=flags.weights) if flags.weights else model
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match:
+        raise ToolchainError(f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _epochs(recipe: Recipe, epochs: int) -> Recipe:
+    quantize = dataclasses.replace(recipe.quantize, train=dataclasses.replace(recipe.quantize.train, epochs=epochs))
+    return dataclasses.replace(
+        recipe,
+        adapt=dataclasses.replace(recipe.adapt, epochs=epochs),
+        recover=dataclasses.replace(recipe.recover, epochs=epochs),
+        quantize=quantize,
+    )

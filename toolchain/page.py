@@ -1,0 +1,197 @@
+"""The report as one HTML file: no scripts, nothing fetched, light and dark, on paper and on a phone."""
+
+from html import escape
+
+from toolchain import charts, figures, headline, tables
+from toolchain.headline import Answer, Report
+from toolchain.tables import Table
+
+SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": figures.NONE}
+
+CSS = """
+:root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
+  --main: #0a6c74; --warm: #b4540a; --cool: #47689c; --pass: #17703f; --fail: #b3261e; --doubt: #8a5a00; --wash: #e8f3f3; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181c; --card: #1d2329; --ink: #e6eaee; --muted: #9aa5b0;
+  --rule: #39424b; --main: #4fc1c9; --warm: #f0a35e; --cool: #8fb0e6; --pass: #6fcf97; --fail: #ff8a80; --doubt: #f2c14e;
+  --wash: #17302f; } }
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 68rem; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.15; margin: .2rem 0 1.6rem; letter-spacing: -.015em;
+  text-wrap: balance; }
+h2 { font-size: 1.2rem; margin: 2.8rem 0 .8rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
+p { margin: .4rem 0; max-width: 46rem; }
+.lead, .hint, figcaption { color: var(--muted); }
+.lead { margin: 0; }
+.hint, figcaption { font-size: .875rem; }
+.fails { color: var(--fail); }
+.answers { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); margin: 0; }
+.answers > div { background: var(--card); border-radius: 10px; padding: 1rem 1.2rem 1.1rem; break-inside: avoid; }
+dt { font-size: .875rem; color: var(--muted); }
+dd { margin: 0; font-size: .9375rem; overflow-wrap: anywhere; }
+dd.figure { font-size: 1.9rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; margin-bottom: .3rem;
+  font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+dd.figure small { font-size: .95rem; font-weight: 400; color: var(--muted); letter-spacing: 0; white-space: nowrap; }
+.said { margin: 1rem 0 0; padding: .7rem 1.2rem; border-left: 3px solid var(--main); }
+.said.warned { border-color: var(--doubt); }
+.said ul { margin: 0; padding-left: 1.1rem; }
+.wide { overflow-x: auto; margin: .6rem 0; }
+table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: .42rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top;
+  white-space: nowrap; }
+th { color: var(--muted); font-weight: 500; vertical-align: bottom; }
+tbody th { color: inherit; font-weight: 400; }
+.prose { text-align: left; }
+td.prose { white-space: normal; min-width: 5rem; overflow-wrap: anywhere; }
+td.prose:last-child { min-width: 16rem; }
+td small { display: block; color: var(--muted); font-size: .8125rem; }
+tr.ships { background: var(--wash); }
+tr.ships th { font-weight: 650; }
+.badge { display: inline-block; margin-left: .4rem; padding: 0 .5rem; border-radius: 99px; background: var(--main);
+  color: var(--paper); font-size: .75rem; font-weight: 650; }
+.outcome { white-space: nowrap; font-weight: 600; }
+.pass { color: var(--pass); } .fail { color: var(--fail); } .cannot_tell { color: var(--doubt); }
+.not_measured { color: var(--muted); }
+figure { margin: .6rem 0 0; }
+.plots { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.chart { display: block; width: 100%; height: auto; }
+.large .chart { min-width: 34rem; }
+.chart text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
+.bar { width: 55%; } .bar span { display: block; height: .8rem; margin-top: .3rem; border-radius: 2px; background: var(--cool); }
+@media print { :root { color-scheme: light; --paper: #fff; --card: #f5f6f7; --ink: #000; --muted: #444; --rule: #ccc;
+  --main: #0a6c74; --warm: #b4540a; --cool: #47689c; --pass: #17703f; --fail: #b3261e; --doubt: #8a5a00; --wash: #e8f3f3; }
+  @page { margin: 14mm; } body { padding: 0; font-size: 10pt; max-width: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  h2 { break-after: avoid; margin-top: 1.6rem; } tr, figure, .chart { break-inside: avoid; } .wide { overflow: visible; }
+  th, td { white-space: normal; padding: .25rem .4rem; } .large .chart { min-width: 0; } .answers { grid-template-columns: 1fr 1fr; } }
+"""  # fmt: skip
+
+
+def html(report: Report) -> str:
+    """The whole page."""
+    name = escape(headline.title(report))
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}</title>'
+    body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{CSS}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def _head(report: Report) -> str:
+    """What ships and the four answers, then what is to be said about them."""
+    kind = "ships" if headline.shipped(report) else "fails"
+    where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
+    lead = escape(" · ".join(part for part in (headline.title(report), where) if part))
+    tiles = "".join(_tile(answer) for answer in headline.answers(report))
+    said = _said(report.get("notes") or (), "") + _said(report.get("warnings") or (), " warned")
+    return f'<p class="lead">{lead}</p><h1 class="{kind}">{escape(headline.outcome(report))}</h1><dl class="answers">{tiles}</dl>{said}'
+
+
+def _tile(answer: Answer) -> str:
+    figure, _, interval = answer.figure.partition(" [")
+    small = f" <small>[{escape(interval)}</small>" if interval else ""
+    details = "".join(f"<dd>{escape(line)}</dd>" for line in answer.details)
+    return f'<div><dt>{answer.question}</dt><dd class="figure">{escape(figure)}{small}</dd>{details}</div>'
+
+
+def _said(sentences: list[str] | tuple[str, ...], kind: str) -> str:
+    items = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in sentences)
+    return f'<div class="said{kind}"><ul>{items}</ul></div>' if items else ""
+
+
+def _sections(report: Report) -> list[str]:
+    """Everything below the answers; a section without content is left out."""
+    taught = _plot(charts.training(report), "Accuracy on the validation split at the end of each epoch.")
+    integers = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
+    return [
+        _section("Verdicts", _verdicts(report)),
+        _section("Variants", table(tables.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
+        _section("What each variant needs", table(tables.costs(report)), _hint(NEEDS)),
+        _section("Layers before and after pruning", *_widths(report)),
+        _section("Training", taught, table(tables.training(report))),
+        _section("What ran in integers", table(tables.coverage(report)), _hint(integers)),
+        _section("How it was measured", table(tables.measured(report))),
+        _section("Time of each stage", _seconds(report)),
+    ]
+
+
+NEEDS = (
+    "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
+    "artefact in its runtime names the same class as the trained model. Steps: largest difference of a logit, in "
+    "quantization steps. Load and first run are those of a fresh process."
+)
+
+
+def _section(title: str, *parts: str) -> str:
+    content = "".join(parts)
+    return f"<section><h2>{title}</h2>{content}</section>" if parts and parts[0] else ""
+
+
+def _hint(text: str) -> str:
+    return f'<p class="hint">{escape(text)}</p>'
+
+
+def _plot(svg: str, caption: str) -> str:
+    return (
+        f'<figure><div class="wide large">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>' if svg else ""
+    )
+
+
+def _plotted(report: Report) -> str:
+    """The plot's caption, naming what could not be drawn."""
+    left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.drawn(v)]
+    missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
+    return f"Upper left is better. The ring marks the variant that ships.{missing}"
+
+
+def _widths(report: Report) -> tuple[str, ...]:
+    plots = charts.widths(report)
+    columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
+    return columns, _hint(f"Channels that each layer puts out. {tables.narrowed(report)}.")
+
+
+def _cell(text: str, column: int, prose: tuple[int, ...]) -> str:
+    if column in prose:
+        return f'<td class="prose">{escape(text)}</td>'
+    figure, _, interval = text.partition(" [")
+    return f"<td>{escape(figure)}" + (f"<small>[{escape(interval)}</small>" if interval else "") + "</td>"
+
+
+def table(content: Table) -> str:
+    """Any table; the row that ships is marked. Intervals stand below their figures."""
+    if not content.rows:
+        return ""
+    head = "".join(
+        f'<th scope="col"{_side(i, content.prose)}>{escape(name)}</th>' for i, name in enumerate(content.columns)
+    )
+    body = []
+    for number, row in enumerate(content.rows):
+        ships, badge = (' class="ships"', '<span class="badge">ships</span>') if number == content.marked else ("", "")
+        cells = "".join(_cell(text, i, content.prose) for i, text in enumerate(row) if i)
+        body.append(f'<tr{ships}><th scope="row" class="prose">{escape(row[0])}{badge}</th>{cells}</tr>')
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _side(column: int, prose: tuple[int, ...]) -> str:
+    return ' class="prose"' if column in prose else ""
+
+
+def _verdicts(report: Report) -> str:
+    """The table of verdicts with each outcome's sign and colour."""
+    text = table(tables.verdicts(report))
+    for key, sign in SIGNS.items():
+        plain = f'<td class="prose">{headline.words(key)}</td>'
+        text = text.replace(
+            plain, f'<td class="prose"><span class="outcome {key}">{sign} {headline.words(key)}</span></td>'
+        )
+    return text
+
+
+def _seconds(report: Report) -> str:
+    """Each stage's time with a bar for its share of the longest."""
+    took = {name: 0 if figures.missing(value) else value for name, value in (report.get("seconds") or {}).items()}
+    most, rows = max(took.values(), default=0) or 1, []
+    for name, text in tables.seconds(report).rows:
+        bar = f'<span style="width:{100 * took.get(name, 0) / most:.1f}%"></span>'
+        rows.append(
+            f'<tr><th scope="row" class="prose">{escape(name)}</th><td>{text}</td><td class="bar">{bar}</td></tr>'
+        )
+    return f'<div class="wide"><table><tbody>{"".join(rows)}</tbody></table></div>' if rows else ""

@@ -1,0 +1,73 @@
+"""The whole job on one screen: the stages in order, each resumable, each cached by what decides its result."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolchain import data as images
+from toolchain import records, report, summary
+from toolchain.stages import adapt, bench, bundle, export, fit, judge, prune, quantize, recover, verify
+from toolchain.values import Domain, Preprocess, Recipe, Target
+
+
+def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str, Any]:
+    """Makes a bundle for `target` in `out/<recipe>/<target>`; returns the report.
+
+    A report whose `shipped` is None missed a budget: it is written all the same, the bundle is not.
+
+    Raises:
+        ToolchainError: wrong input or environment; finished stages stay in `out/work` and are not done again.
+    """
+    folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
+    with records.locked(folder, wait=False):
+        torch.set_flush_denormal(True)
+        with _timed(seconds, "data"):
+            data = images.load(domain, _preprocess(recipe, domain), out / "data")
+            image = torch.zeros(1, 3, *data.preprocess.image_size)
+        with _timed(seconds, "adapt"):
+            dense, head = adapt.run(recipe, data, work)
+        with _timed(seconds, "fit"):
+            plan = fit.run(dense, head, recipe, target, image, work)
+        with _timed(seconds, "recover"):
+            small = recover.run(prune.run(dense, plan), plan.surgery, dense, recipe, data, work)
+        with _timed(seconds, "quantize"):
+            families = quantize.families(dense, small, plan.placement, recipe, target, data, image, work)
+        with _timed(seconds, "export"):
+            built = export.variants(families, target, image, work)
+            variants = [one.variant for one in built]
+        with _timed(seconds, "verify"):
+            served = cache(lambda: verify.served_pixels(data))
+            answers = [verify.run(one.variant, one.model, target, data, served, work) for one in built]
+            accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
+        with _timed(seconds, "bench"):
+            measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
+        judged = judge.run(variants, accuracy, measured, judge.merged(recipe.budget, target.budget))
+        findings = summary.Findings(
+            recipe=recipe, target=target, domain=domain, data=data, plan=plan, families=families, variants=variants,
+            accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
+        )  # fmt: skip
+        bundle.remove(folder)  # an older one must not look like the result of this run
+        if judged.shipped is not None:
+            index = [variant.name for variant in variants].index(judged.shipped)
+            bundle.run(variants[index], answers[index], summary.facts(findings), target.runtime, data, folder)
+        written = summary.report(findings)
+        records.write_json(folder / "measurements.json", summary.measurements(findings))
+        report.write(written, folder)
+        return written
+
+
+def _preprocess(recipe: Recipe, domain: Domain) -> Preprocess:
+    size = recipe.image_size or domain.image_size
+    return Preprocess(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - started, 1)

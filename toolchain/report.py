@@ -1,0 +1,164 @@
+"""Writes the finished report: report.json, report.md and report.html on disk, the summary on the terminal.
+
+The report is a plain dict, the interface that report.json is; its words come from `headline`, its tables from
+`tables`, the HTML from `page`. Here they are laid out as Markdown and with rich.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolchain import headline, page, records, tables
+from toolchain.headline import Report
+from toolchain.tables import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+WIDE = 120  # columns of a terminal from which on all columns of a table are shown
+COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
+PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": ">", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
+
+
+def write(report: Report, folder: Path) -> None:
+    """Writes report.json, report.md and report.html, each whole or not at all; equal reports give equal bytes.
+
+    Raises:
+        ToolchainError: the folder cannot be written.
+    """
+    kept = _finite(records.plain(report))
+    records.write_json(folder / "report.json", kept)
+    records.write_text(folder / "report.md", _encodable(markdown(kept)))
+    records.write_text(folder / "report.html", _encodable(page.html(kept)))
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for what JSON cannot say: a loss that is not a number would break every reader."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _encodable(text: str) -> str:
+    """Text as UTF-8 can hold it; a folder's name on disk may be any bytes, and classes are folders."""
+    return text.encode("utf-8", "replace").decode()
+
+
+# --- Markdown -----------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """The report's answers and tables, for a merge request or a CI summary."""
+    answers = tuple((a.question, a.figure, "; ".join(a.details)) for a in headline.answers(report))
+    said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
+    parts = [
+        f"# {_inline(headline.title(report))}",
+        f"**{_inline(headline.outcome(report))}**",
+        _grid(Table(columns=("", "", ""), rows=answers, prose=(0, 1, 2))),
+        "\n".join(f"- {_inline(sentence)}" for sentence in said),
+        _part("Verdicts", tables.verdicts(report)),
+        _part("Variants", tables.variants(report)),
+        _part("What each variant needs", tables.costs(report)),
+        _part("Layers before and after pruning", tables.layers(report)),
+        _part("Training", tables.training(report)),
+        _part("What ran in integers", tables.coverage(report)),
+        _part("How it was measured", tables.measured(report)),
+        _part("Time of each stage", tables.seconds(report)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _part(title: str, table: Table) -> str:
+    return f"## {title}\n\n{_grid(table)}" if table.rows else ""
+
+
+def _grid(table: Table) -> str:
+    """A Markdown table; the row that ships is bold."""
+    rule = ("---" if i in table.prose else "---:" for i in range(len(table.columns)))
+    lines = [_line(table.columns), _line(rule)]
+    for number, row in enumerate(table.rows):
+        first = f"**{_inline(row[0])}** (ships)" if number == table.marked else _inline(row[0])
+        lines.append(_line((first, *(_inline(cell) for cell in row[1:]))))
+    return "\n".join(lines)
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _inline(text: object) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    shown = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join("\\" + c if c in "\\`*|" else c for c in shown)
+
+
+# --- terminal -----------------------------------------------------------------------------------------------
+
+
+def terminal(report: Report, console: "Console | None" = None) -> None:
+    """Prints what ships, the four answers, the variants and the verdicts; without colours where nobody sees them."""
+    from rich.console import Console
+
+    out = console or Console(highlight=False)
+    out.print()
+    out.print(_text(out, headline.title(report), "dim"))
+    out.print(_text(out, headline.outcome(report), "bold" if headline.shipped(report) else "bold red"))
+    out.print(_answers(out, report))
+    for sentence in (*(report.get("notes") or ()), *(report.get("warnings") or ())):
+        out.print(_text(out, str(sentence), "yellow"))
+    for table, columns in _tables(report, wide=out.width >= WIDE):
+        if table.rows:
+            out.print()
+            out.print(_drawn(out, table, columns))
+
+
+def _tables(report: Report, *, wide: bool) -> list[tuple[Table, tuple[int, ...]]]:
+    """The terminal's tables with the columns that fit."""
+    variants, verdicts = tables.variants(report), tables.verdicts(report)
+    columns = tuple(range(len(variants.columns)))
+    return [(variants, columns if wide else variants.first), (verdicts, tuple(range(len(verdicts.columns))))]
+
+
+def _text(out: "Console", text: str, style: str = "") -> "Text":
+    """Text as it stands, never as rich's markup; in ASCII where the terminal knows no more."""
+    from rich.text import Text
+
+    known = text.translate(PLAIN) if out.options.ascii_only else text
+    return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
+
+
+def _answers(out: "Console", report: Report) -> "RenderableType":
+    """Questions on the left, figures with their details on the right."""
+    from rich.table import Table as Grid
+
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for answer in headline.answers(report):
+        figure = _text(out, answer.figure, "bold")
+        for line in answer.details:
+            figure.append("\n").append_text(_text(out, line))
+        grid.add_row(_text(out, answer.question, "dim"), figure)
+    return grid
+
+
+def _drawn(out: "Console", table: Table, columns: tuple[int, ...]) -> "RenderableType":
+    """A table with some of its columns; the row that ships is bold, outcomes have their colours."""
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
+    for i in columns:
+        grid.add_column(table.columns[i], justify="left" if i in table.prose else "right", no_wrap=i not in table.prose)
+    outcomes = {headline.words(outcome): colour for outcome, colour in COLOURS.items()}
+    for number, row in enumerate(table.rows):
+        ships = number == table.marked
+        cells = (f"{row[0]} (ships)" if ships else row[0], *row[1:])
+        grid.add_row(
+            *(_text(out, cells[i], outcomes.get(cells[i], "")) for i in columns), style="bold" if ships else ""
+        )
+    return grid

@@ -1,0 +1,53 @@
+"""Trains the small source models that ship in this folder: `make pretrain`.
+
+A zoo model is the dense model that `adapt` gives for a recipe named pretrain-<source>; beside its weights stands a
+card with everything needed to make it again.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from toolchain import data as images
+from toolchain import loop, records, spec
+from toolchain.stages import adapt
+from toolchain.values import Preprocess
+
+HERE = Path(__file__).resolve().parent
+COMMAND = "make pretrain"
+LARGEST_BYTES = 4_000_000
+
+
+def main(out: Annotated[Path, typer.Option(help="Folder for the cache.")] = Path("out")) -> None:
+    """Trains mobilenet_v2_w050_glyphs and writes it with its card."""
+    pretrain("pretrain-glyphs", "mobilenet_v2_w050_glyphs", out)
+
+
+def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
+    """Trains one zoo model; returns its card."""
+    recipe = spec.recipe(recipe_name)
+    domain = spec.domain(recipe.domain)
+    preprocess = Preprocess(image_size=domain.image_size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
+    data = images.load(domain, preprocess, out / "data")
+    trained, _ = adapt.run(recipe, data, out / "work")
+    path = HERE / f"{name}.safetensors"
+    loop.save_weights(trained.model, path)
+    if path.stat().st_size > LARGEST_BYTES:
+        path.unlink()
+        raise SystemExit(f"{path.name} would be larger than {LARGEST_BYTES} bytes, too much to ship")
+    found = loop.accuracy(trained.model, data.splits["test"], preprocess)
+    card = {
+        "name": name, "command": COMMAND, "recipe": recipe_name, "seed": recipe.seed, "model": recipe.model,
+        "domain": recipe.domain, "data_digest": data.digest, "licence_of_images": domain.licence,
+        "classes": data.classes, "images": {split: len(part) for split, part in data.splits.items()},
+        "test_accuracy": round(found, 4), "validation_accuracy": round(trained.figures["best_accuracy"], 4),
+        "sha256": records.sha256_file(path), "size_bytes": path.stat().st_size,
+    }  # fmt: skip
+    records.write_json(HERE / f"{name}.json", card)
+    typer.echo(f"{path.name}: test accuracy {found:.4f} over {len(data.classes)} classes, sha256 {card['sha256']}")
+    return card
+
+
+if __name__ == "__main__":
+    typer.run(main)
