@@ -1,77 +1,19 @@
-"""The report's plots as inline SVG: latency against accuracy, layer widths, training curves.
+"""The report's plots: latency against accuracy, layer widths, training curves; each as one inline `<svg>`."""
 
-matplotlib draws with stand-in colours that are replaced by the page's CSS variables, and text stays text: so the
-plots follow light, dark and print, and share the page's font. Equal reports give equal bytes.
-"""
-
-import io
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain import figures, headline, tables
+from toolchain import canvas, figures, headline, tables
+from toolchain.canvas import COOL, GLYPH, INK, MAIN, MUTED, RULE, SIZE, WARM
 from toolchain.headline import Report
 
-if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML needs
+if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels of the SVG
 
-INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
 PRECISION = {"f32": COOL, "bf16": INK, "int8": WARM}
-SIZE = 11.0  # of text, in pixels
-GLYPH = 6.4  # mean width of a glyph at that size
 ROWS = 30  # layers in one figure
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "report",
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": SIZE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": MUTED,
-    "text.color": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-}
-
-
-@contextmanager
-def _canvas(width: float, height: float) -> "Iterator[Figure]":
-    """A figure of so many pixels in the report's style; glyphs that matplotlib's font lacks are the browser's job."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield Figure(figsize=(width / 72, height / 72), dpi=72)
-
-
-def _svg(figure: "Figure", name: str, says: str) -> str:
-    """The figure as an `<svg>` element without namespaces, metadata and fixed size, its ids prefixed with `name`."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
-    for element in ("metadata", "style"):
-        body = re.sub(rf"<{element}\b.*?</{element}>", "", body, flags=re.DOTALL)
-    body = body.replace("xlink:href", "href")
-    body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", body)
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    width, height = (round(side * 72, 2) for side in figure.get_size_inches())
-    shape = f'viewBox="0 0 {width} {height}" style="max-width:{width * 1.2:.0f}px"'
-    return f'<svg class="chart" role="img" aria-label="{says}" {shape}>{body}'
 
 
 # --- latency against accuracy -------------------------------------------------------------------------------
@@ -82,8 +24,8 @@ def trade_off(report: Report) -> str:
     points = [v for v in report.get("variants") or () if drawn(v)]
     if not points:
         return ""
-    with _canvas(700, 400) as figure:
-        axes = figure.add_axes((0.085, 0.12, 0.9, 0.82))
+    with canvas.figure(800, 420) as drawing:
+        axes = drawing.add_axes((0.085, 0.12, 0.9, 0.82))
         for found in points:
             _point(axes, found, ships=found["name"] == headline.shipped(report))
         axes.set_xlim(0, 1.12 * max(_whisker(v) for v in points))
@@ -93,20 +35,23 @@ def trade_off(report: Report) -> str:
         axes.set_title("accuracy, 95 % interval", loc="left", fontsize=SIZE, color=MUTED)
         _legend(axes, [str(v.get("precision")) for v in points])
         _label(axes, points, headline.shipped(report))
-        return _svg(figure, "trade-off", "Latency against accuracy of all variants")
+        return canvas.svg(drawing, "trade-off", "Latency against accuracy of all variants")
 
 
 def drawn(found: Mapping[str, Any]) -> bool:
     """Whether a variant has the two figures that the plot needs."""
-    return not figures.missing(found.get("accuracy")) and not figures.missing(
-        (found.get("latency_ms") or {}).get("p50")
-    )
+    p50 = (found.get("latency_ms") or {}).get("p50")
+    return not figures.missing(found.get("accuracy")) and not figures.missing(p50)
 
 
 def _whisker(found: Mapping[str, Any]) -> float:
     """Where the latency whisker ends; at the median without a p90."""
     p50, p90 = found["latency_ms"]["p50"], found["latency_ms"].get("p90")
     return float(p50 if figures.missing(p90) else max(p50, p90))
+
+
+def _colour(found: Mapping[str, Any]) -> str:
+    return PRECISION.get(str(found.get("precision")), INK)
 
 
 def _bounds(found: Mapping[str, Any]) -> tuple[float, float]:
@@ -118,7 +63,7 @@ def _bounds(found: Mapping[str, Any]) -> tuple[float, float]:
 
 def _point(axes: "Axes", found: Mapping[str, Any], *, ships: bool) -> None:
     """One variant; the one that ships has a ring around a larger dot."""
-    x, y, colour = found["latency_ms"]["p50"], found["accuracy"], PRECISION.get(str(found.get("precision")), INK)
+    x, y, colour = found["latency_ms"]["p50"], found["accuracy"], _colour(found)
     low, high = _bounds(found)
     axes.plot([x, x], [low, high], color=colour, linewidth=1.4, alpha=0.55, solid_capstyle="round")
     axes.plot([x, _whisker(found)], [y, y], color=colour, linewidth=1.4, alpha=0.55, solid_capstyle="round")
@@ -131,7 +76,8 @@ def _legend(axes: "Axes", precisions: Sequence[str]) -> None:
     """Which colour is which precision, as coloured words above the plot on the right."""
     right = 1.0
     for name in sorted(set(precisions), reverse=True):
-        axes.text(right, 1.03, name, color=PRECISION.get(name, INK), ha="right", transform=axes.transAxes, fontweight="bold")  # fmt: skip
+        look = {"color": PRECISION.get(name, INK), "fontweight": "bold"}
+        axes.text(right, 1.03, name, look, ha="right", transform=axes.transAxes)
         right -= (len(name) + 2) * GLYPH / axes.bbox.width
 
 
@@ -150,8 +96,9 @@ def _label(axes: "Axes", points: Sequence[Mapping[str, Any]], ships: str | None)
         name = f"{found['name']} ships" if found["name"] == ships else str(found["name"])
         box = place((float(at[0]), float(at[1])), (GLYPH * len(name) + 4, SIZE + 4), taken, frame)
         taken.append(box)
-        bold, colour = ("bold", MAIN) if found["name"] == ships else ("normal", INK)
-        axes.annotate(name, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), xycoords="figure pixels", ha="center", va="center_baseline", color=colour, fontweight=bold)  # fmt: skip
+        look = {"color": MAIN, "fontweight": "bold"} if found["name"] == ships else {"color": _colour(found)}
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        axes.annotate(name, middle, xycoords="figure pixels", ha="center", va="center_baseline", **look)
 
 
 def place(at: tuple[float, float], size: tuple[float, float], taken: Sequence[Box], frame: Box) -> Box:
@@ -194,16 +141,17 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
     """One column: a pale bar for the width before, a full one for the width after, both figures at the end."""
     width, height = 400.0, 17.0 * rows + 8
     left = (names * GLYPH * 0.9 + 8) / width
-    with _canvas(width, height) as figure:
-        axes = figure.add_axes((left, 0, 0.83 - left, 1))
+    with canvas.figure(width, height) as drawing:
+        axes = drawing.add_axes((left, 0, 0.83 - left, 1))
         for row, layer in enumerate(layers):
             axes.barh(row, layer["before"], height=0.68, color=RULE)
             axes.barh(row, layer["after"], height=0.68, color=MAIN if layer["after"] < layer["before"] else MUTED)
             axes.text(-0.02 * widest, row, _end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
-            axes.text(max(layer["before"], layer["after"]) + 0.02 * widest, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)  # fmt: skip
+            end = max(layer["before"], layer["after"]) + 0.02 * widest
+            axes.text(end, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)
         axes.set(xlim=(0, widest), ylim=(rows - 0.3, -0.7))
         axes.axis("off")
-        return _svg(figure, name, "Channels of each layer before and after pruning")
+        return canvas.svg(drawing, name, "Channels of each layer before and after pruning")
 
 
 def _end(name: str) -> str:
@@ -225,15 +173,15 @@ def training(report: Report) -> str:
     names = [name for name in tables.ordered(stages) if stages[name]]
     if not names:
         return ""
-    with _canvas(700, 220) as figure:
+    with canvas.figure(800, 220) as drawing:
         for column, name in enumerate(names):
             share = 0.915 / len(names)
-            axes = figure.add_axes((0.075 + column * share, 0.18, share - 0.02, 0.68))
+            axes = drawing.add_axes((0.075 + column * share, 0.18, share - 0.02, 0.68))
             _stage(axes, name, stages[name], first=column == 0)
             every = [accuracy for curve in stages.values() for _, accuracy in curve]
             pad = 0.08 * (max(every) - min(every)) or 0.01
             axes.set_ylim(min(every) - pad, max(every) + 2 * pad)
-        return _svg(figure, "training", "Validation accuracy over the epochs of each stage")
+        return canvas.svg(drawing, "training", "Validation accuracy over the epochs of each stage")
 
 
 def _curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
@@ -249,9 +197,11 @@ def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first
     best = max(range(len(epochs)), key=accuracies.__getitem__)
     axes.plot(epochs[best], accuracies[best], "o", color=MAIN, markersize=7)
     side = "right" if best > len(epochs) / 2 else "left"
-    axes.annotate(figures.percent(accuracies[best]), (epochs[best], accuracies[best]), (0, 8), textcoords="offset points", ha=side, color=MAIN)  # fmt: skip
+    at, offset = (epochs[best], accuracies[best]), (0, 8)
+    axes.annotate(figures.percent(accuracies[best]), at, offset, textcoords="offset points", ha=side, color=MAIN)
     axes.set_title(name, loc="left", fontsize=SIZE, color=INK)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axes.margins(x=0.1)
+    axes.tick_params(axis="y", left=first)
     axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.4g} %") if first else (lambda *_: ""))

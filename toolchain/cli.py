@@ -28,12 +28,16 @@ def _verbs() -> None:
 
 @app.command()
 def export(
-    target: Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")] = "cpu",
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
+    ] = "cpu",
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")] = "digits",
     data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
     domain: Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")] = "",
     model: Annotated[str, typer.Option(help="torchvision model instead of the recipe's, such as resnet18.")] = "",
-    weights: Annotated[str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")] = "",
+    weights: Annotated[
+        str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")
+    ] = "",
     image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
     epochs: Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)] = -1,
@@ -67,7 +71,9 @@ def export(
 def _where(folder: Path, written: Mapping[str, Any]) -> None:
     typer.echo(f"report: {folder / 'report.html'}")
     if written["shipped"]:
-        typer.echo(f"bundle: {folder / 'bundle'}  (archive: {folder / 'bundle.tar'}, self-test: python run.py --self-test)")
+        typer.echo(
+            f"bundle: {folder / 'bundle'}  (archive: {folder / 'bundle.tar'}, self-test: python run.py --self-test)"
+        )
     else:
         missed = ", ".join(v["check"] for v in written["verdicts"] if v["outcome"] == "fail")
         typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)

@@ -72,14 +72,18 @@ def listing(domain: Domain, cache: Path) -> Listing:
     given = [split for split in SPLITS if (root / split).is_dir()]
     if given and "train" not in given:
         raise ToolchainError(f"{root} has {', '.join(given)}/ but no train/; give all of train/ val/ test/, or none")
-    sources = {split: _scan(root / split) for split in given} if given else {"all": _scan(root)}
+    sources: dict[str, dict[str, list[Path]]] = (
+        {split: _scan(root / split) for split in given} if given else {"all": _scan(root)}
+    )
     classes = _classes(domain, root, sources)
     entries = {
-        name: [(path, classes.index(label)) for label in classes for path in found[label]] for name, found in sources.items()
+        name: [(path, classes.index(label)) for label in classes for path in found[label]]
+        for name, found in sources.items()
     }
     whole = entries.pop("all", None) or entries["train"]
     by_split: dict[Split, list[tuple[Path, int]]] = {"train": whole}
-    for split, share in (("test", domain.test_share), ("val", domain.validation_share)):
+    shares: tuple[tuple[Split, float], ...] = (("test", domain.test_share), ("val", domain.validation_share))
+    for split, share in shares:
         if split in entries:
             by_split[split] = entries[split]
         else:
@@ -118,11 +122,15 @@ def _scan(folder: Path) -> dict[str, list[Path]]:
 def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequence[Path]]]) -> tuple[str, ...]:
     first_name, first = next(iter(sources.items()))
     if not first:
-        raise ToolchainError(f"{root} has no class folders; expected are {root}/<class>/<image> or {root}/train/<class>/…")
+        raise ToolchainError(
+            f"{root} has no class folders; expected are {root}/<class>/<image> or {root}/train/<class>/…"
+        )
     for name, found in sources.items():
         if set(found) != set(first):
             odd = sorted(set(found) ^ set(first))
-            raise ToolchainError(f"{first_name}/ and {name}/ of {root} have different classes; only in one: {', '.join(odd)}")
+            raise ToolchainError(
+                f"{first_name}/ and {name}/ of {root} have different classes; only in one: {', '.join(odd)}"
+            )
         for label, files in found.items():
             if not files:
                 where = root / label if name == "all" else root / name / label
@@ -224,7 +232,12 @@ def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def batches(
-    images: Images, preprocess: Preprocess, batch_size: int, *, seed: int | None = None, augment: AugmentSpec | None = None
+    images: Images,
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    augment: AugmentSpec | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of (float32 images [batch, 3, height, width], labels [batch]).
 
@@ -237,7 +250,7 @@ def batches(
             yield normalise(images.pixels[part], preprocess), images.labels[part]
         return
     random = torch.Generator().manual_seed(seed)
-    for rows in torch.randperm(len(images), generator=random).split(batch_size):
+    for rows in torch.split(torch.randperm(len(images), generator=random), batch_size):
         if len(rows) > 1:
             pixels = normalise(images.pixels[rows], preprocess)
             yield (augmented(pixels, augment, random) if augment else pixels), images.labels[rows]

@@ -47,7 +47,9 @@ def find(kind: DataKind, name: str) -> Path:
 
 
 def _singular(kind: str) -> str:
-    return {"targets": "target", "recipes": "recipe", "calibration": "domain", "criteria": "criterion"}.get(kind, kind[:-1])
+    return {"targets": "target", "recipes": "recipe", "calibration": "domain", "criteria": "criterion"}.get(
+        kind, kind[:-1]
+    )
 
 
 def nearest(name: str, accepted: list[str]) -> str:

@@ -48,6 +48,11 @@ def count(value: Number) -> str:
     return scaled(value, ("", "k", "M", "G"))
 
 
+def steps(value: Number) -> str:
+    """Quantization steps: 1.00; what float arithmetic alone makes is only said to be small."""
+    return "< 0.01" if value is not None and 0 < value < 0.01 else significant(value)
+
+
 def milliseconds(value: Number) -> str:
     """1.98 ms."""
     return NONE if missing(value) else f"{significant(value)} ms"
@@ -149,7 +154,7 @@ UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
     ("coverage", percent, "≥"),
     ("share", percent, ""),
     ("_ms", milliseconds, "≤"),
-    ("steps", significant, "≤"),
+    ("steps", steps, "≤"),
 )
 
 

@@ -79,7 +79,7 @@ def _fast(report: Report) -> Answer:
     details = []
     if found.get("name") == baseline:
         details.append(f"{_p50(found)} in the median")
-    elif found:
+    elif _p50(found) != figures.NONE:
         details.append(f"{pair(_p50(variant(report, baseline)), _p50(found))} in the median, against {baseline}")
     if unpruned and unpruned.get("baseline") != baseline:
         details.append(f"{figures.ratio(unpruned)} against {unpruned.get('baseline')}, which would ship unpruned")
@@ -109,6 +109,9 @@ def _sure(report: Report) -> Answer:
         details.append(f"{coverage['integer']} of {coverage['total']} conv and linear layers run in integers")
     if (report.get("speedup") or {}).get("samples"):
         details.append(f"{report['speedup']['samples']} paired rounds of timing")
+    for outcome in ("fail", "cannot_tell", "not_measured"):
+        named = ", ".join(words(v["check"]) for v in judged if v["outcome"] == outcome)
+        details += [f"{words(outcome)}: {named}"] if named else []
     figure = f"{passed} of {len(judged)} checks pass" if judged else figures.NONE
     return Answer(question="How sure", figure=figure, details=tuple(details))
 
@@ -119,9 +122,9 @@ def _p50(found: Mapping[str, Any]) -> str:
 
 def pair(before: str, after: str) -> str:
     """Two figures, the first turned into the second."""
-    return f"{before} → {after}"
+    return f"{before} → {after}" if {before, after} != {figures.NONE} else figures.NONE
 
 
 def words(name: str) -> str:
-    """`cannot_tell` as a reader would write it."""
-    return name.replace("_", " ")
+    """`cannot_tell` as a reader would write it; a unit stands with the figure, not in the name."""
+    return name.removesuffix("_bytes").removesuffix("_ms").replace("_", " ")

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from toolchain import progress, records
 from toolchain.data import Dataset, Images, batches
@@ -45,6 +46,7 @@ class Training:
     best_epoch: int  # -1: the weights it started with
     best_accuracy: float  # on validation
 
+
 Hook = Callable[[nn.Module, int, bool], None]  # model, epoch, whether training (or validating) is next
 
 
@@ -60,21 +62,24 @@ class Job:
     folder: Path  # for the checkpoint
     teacher: nn.Module | None = None
     head: str = ""  # module that learns alone in the first `freeze_epochs`
-    graph: bool = False  # an exported graph: has no train() and eval()
-    switch: Hook = lambda model, epoch, training: None  # noqa: E731  called before training and before validating
+    switch: Hook = lambda model, epoch, training: None  # called before training and before validating
 
 
-def predict(model: nn.Module, images: Images, preprocess: Preprocess, *, graph: bool = False) -> Tensor:
+def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
+    """Training or inference form; an exported graph has only the form it was exported in."""
+    return model if isinstance(model, GraphModule) else model.train(training)
+
+
+def predict(model: nn.Module, images: Images, preprocess: Preprocess) -> Tensor:
     """Logits [images, classes] of a whole split, in order."""
-    if not graph:
-        model.eval()
+    set_mode(model, training=False)
     with torch.inference_mode():
         return torch.cat([model(batch) for batch, _ in batches(images, preprocess, EVALUATION_BATCH)])
 
 
-def accuracy(model: nn.Module, images: Images, preprocess: Preprocess, *, graph: bool = False) -> float:
+def accuracy(model: nn.Module, images: Images, preprocess: Preprocess) -> float:
     """Share of images whose class is predicted."""
-    found = predict(model, images, preprocess, graph=graph).argmax(1)
+    found = predict(model, images, preprocess).argmax(1)
     return (found == images.labels).float().mean().item()
 
 
@@ -92,7 +97,7 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
     state.resume()
     images, validation = job.data.splits["train"], job.data.splits["val"]
     if keep_start and state.epoch == 0 and state.best is None:
-        state.judge(-1, accuracy(model, validation, job.data.preprocess, graph=job.graph), model)
+        state.judge(-1, accuracy(model, validation, job.data.preprocess), model)
     weights = _class_weights(images.labels, len(job.data.classes), job.spec.class_weighting)
     steps = math.ceil(len(images) / job.spec.batch_size)
     with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
@@ -102,7 +107,7 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
             loss = _train_epoch(model, job, state, weights, bar)
             candidate = state.average or model
             job.switch(candidate, epoch, False)
-            found = accuracy(candidate, validation, job.data.preprocess, graph=job.graph)
+            found = accuracy(candidate, validation, job.data.preprocess)
             state.history.append(Epoch(epoch, loss, found))
             state.judge(epoch, found, candidate)
             state.epoch += 1
@@ -116,11 +121,12 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
 def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | None, bar: progress.Bar) -> float:
     seed = job.seed * 100_003 + state.epoch
     torch.manual_seed(seed)
-    if not job.graph:
-        model.train()
+    set_mode(model, training=True)
     frozen = _freeze(model, job, state.epoch)
     losses = []
-    for images, labels in batches(job.data.splits["train"], job.data.preprocess, job.spec.batch_size, seed=seed, augment=job.augment):  # fmt: skip
+    for images, labels in batches(
+        job.data.splits["train"], job.data.preprocess, job.spec.batch_size, seed=seed, augment=job.augment
+    ):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(job.spec, state.step, state.total_steps)
         loss = _loss(model(images), labels, images, job, weights)
@@ -244,10 +250,13 @@ class _State:
         path = self.job.folder / CHECKPOINT
         if not path.exists():
             return
-        with safetensors.safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(str(path), "pt") as file:
             numbers = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-        part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}  # noqa: E731
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
         self.model.load_state_dict(part("model."))
         if self.average is not None:
             self.average.load_state_dict(part("average."))
@@ -281,7 +290,7 @@ def store(
     done = records.finish(stage, started, {**figures, **records.plain(training)})
     (stage.folder / CHECKPOINT).unlink(missing_ok=True)
     assert done.figures is not None
-    return Trained(model.eval(), stage.key, done.figures, done.seconds)
+    return Trained(set_mode(model, training=False), stage.key, done.figures, done.seconds)
 
 
 def restored(stage: records.Stage, model: nn.Module) -> Trained:
@@ -290,7 +299,7 @@ def restored(stage: records.Stage, model: nn.Module) -> Trained:
     model.load_state_dict(load_file(stage.folder / WEIGHTS))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress.say(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
-    return Trained(model.eval(), stage.key, stage.figures, stage.seconds)
+    return Trained(set_mode(model, training=False), stage.key, stage.figures, stage.seconds)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

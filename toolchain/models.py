@@ -49,7 +49,9 @@ def _local(weights: str) -> Path | None:
     if weights.startswith("zoo:"):
         path = discover.PACKAGE / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
         if not path.exists():
-            raise ToolchainError(f"weights = {weights!r}; {discover.nearest(weights, [f'zoo:{p.stem}' for p in path.parent.glob('*.safetensors')])}")  # fmt: skip
+            raise ToolchainError(
+                f"weights = {weights!r}; {discover.nearest(weights, [f'zoo:{p.stem}' for p in path.parent.glob('*.safetensors')])}"
+            )
         return path
     return Path(weights) if "." in weights or "/" in weights else None
 

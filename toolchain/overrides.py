@@ -59,7 +59,9 @@ def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:
-        raise ToolchainError(f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square")
+        raise ToolchainError(
+            f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square"
+        )
     return int(match[1]), int(match[2] or match[1])
 
 

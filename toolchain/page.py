@@ -1,5 +1,6 @@
 """The report as one HTML file: no scripts, nothing fetched, light and dark, on paper and on a phone."""
 
+from collections.abc import Sequence
 from html import escape
 
 from toolchain import charts, figures, headline, tables
@@ -10,39 +11,45 @@ SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": figur
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
-  --main: #0a6c74; --warm: #b4540a; --cool: #47689c; --pass: #17703f; --fail: #b3261e; --doubt: #8a5a00; --wash: #e8f3f3; }
-@media (prefers-color-scheme: dark) { :root { --paper: #14181c; --card: #1d2329; --ink: #e6eaee; --muted: #9aa5b0;
-  --rule: #39424b; --main: #4fc1c9; --warm: #f0a35e; --cool: #8fb0e6; --pass: #6fcf97; --fail: #ff8a80; --doubt: #f2c14e;
-  --wash: #17302f; } }
+  --main: #0a6c74; --warm: #b4540a; --cool: #47689c; --pass: #17703f; --fail: #b3261e; --doubt: #8a5a00;
+  --wash: #e8f3f3; }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #14181c; --card: #1d2329; --ink: #e6eaee;
+  --muted: #9aa5b0; --rule: #39424b; --main: #4fc1c9; --warm: #f0a35e; --cool: #8fb0e6; --pass: #6fcf97;
+  --fail: #ff8a80; --doubt: #f2c14e; --wash: #17302f; } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 68rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: clamp(1.6rem, 4.5vw, 2.3rem); line-height: 1.15; margin: .2rem 0 1.6rem; letter-spacing: -.015em;
-  text-wrap: balance; }
+  text-wrap: balance; overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.8rem 0 .8rem; padding-top: 1rem; border-top: 1px solid var(--rule); }
 p { margin: .4rem 0; max-width: 46rem; }
 .lead, .hint, figcaption { color: var(--muted); }
 .lead { margin: 0; }
 .hint, figcaption { font-size: .875rem; }
 .fails { color: var(--fail); }
-.answers { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); margin: 0; }
-.answers > div { background: var(--card); border-radius: 10px; padding: 1rem 1.2rem 1.1rem; break-inside: avoid; }
+dl { margin: 0; }
 dt { font-size: .875rem; color: var(--muted); }
 dd { margin: 0; font-size: .9375rem; overflow-wrap: anywhere; }
+.answers { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.answers > div { background: var(--card); border-radius: 10px; padding: 1rem 1.2rem 1.1rem; break-inside: avoid; }
 dd.figure { font-size: 1.9rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; margin-bottom: .3rem;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 dd.figure small { font-size: .95rem; font-weight: 400; color: var(--muted); letter-spacing: 0; white-space: nowrap; }
+.facts { columns: 22rem 2; column-gap: 2.5rem; font-variant-numeric: tabular-nums; }
+.facts > div { display: grid; grid-template-columns: 11rem 1fr; gap: .8rem; padding: .3rem 0; break-inside: avoid;
+  border-bottom: 1px solid var(--rule); }
+.facts dd { font-size: .875rem; }
 .said { margin: 1rem 0 0; padding: .7rem 1.2rem; border-left: 3px solid var(--main); }
 .said.warned { border-color: var(--doubt); }
-.said ul { margin: 0; padding-left: 1.1rem; }
+.said p { margin: 0; } .said p + p { margin-top: .4rem; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .42rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top;
   white-space: nowrap; }
-th { color: var(--muted); font-weight: 500; vertical-align: bottom; }
-tbody th { color: inherit; font-weight: 400; }
-.prose { text-align: left; }
+thead th { color: var(--muted); font-weight: 500; vertical-align: bottom; }
+tbody th { font-weight: 400; }
+th.prose, td.prose { text-align: left; }
 td.prose { white-space: normal; min-width: 5rem; overflow-wrap: anywhere; }
 td.prose:last-child { min-width: 16rem; }
 td small { display: block; color: var(--muted); font-size: .8125rem; }
@@ -53,26 +60,45 @@ tr.ships th { font-weight: 650; }
 .outcome { white-space: nowrap; font-weight: 600; }
 .pass { color: var(--pass); } .fail { color: var(--fail); } .cannot_tell { color: var(--doubt); }
 .not_measured { color: var(--muted); }
-figure { margin: .6rem 0 0; }
+figure { margin: 1.4rem 0 0; }
 .plots { display: grid; gap: 0 2rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
 .chart { display: block; width: 100%; height: auto; }
-.large .chart { min-width: 34rem; }
+.chart * { stroke-linejoin: round; }
+.large .chart { min-width: 42rem; }
 .chart text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
-.bar { width: 55%; } .bar span { display: block; height: .8rem; margin-top: .3rem; border-radius: 2px; background: var(--cool); }
-@media print { :root { color-scheme: light; --paper: #fff; --card: #f5f6f7; --ink: #000; --muted: #444; --rule: #ccc;
-  --main: #0a6c74; --warm: #b4540a; --cool: #47689c; --pass: #17703f; --fail: #b3261e; --doubt: #8a5a00; --wash: #e8f3f3; }
-  @page { margin: 14mm; } body { padding: 0; font-size: 10pt; max-width: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  h2 { break-after: avoid; margin-top: 1.6rem; } tr, figure, .chart { break-inside: avoid; } .wide { overflow: visible; }
-  th, td { white-space: normal; padding: .25rem .4rem; } .large .chart { min-width: 0; } .answers { grid-template-columns: 1fr 1fr; } }
-"""  # fmt: skip
+.bar { width: 60%; }
+.bar span { display: block; height: .8rem; margin-top: .3rem; border-radius: 2px; background: var(--cool); }
+@media print {
+  @page { margin: 14mm; }
+  body { padding: 0; font-size: 10pt; max-width: none; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  h2 { break-after: avoid; margin-top: 1.6rem; }
+  tr, figure, .chart { break-inside: avoid; }
+  .wide { overflow: visible; }
+  .large .chart { min-width: 0; }
+  .answers { grid-template-columns: 1fr 1fr; }
+  .plots { grid-template-columns: 1fr 1fr; }
+  table { font-size: 8pt; }
+  td small { font-size: 7pt; }
+  th, td { padding: .25rem .35rem; }
+}
+"""
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{css}</style></head>
+<body>
+{body}
+</body>
+</html>
+"""
 
 
 def html(report: Report) -> str:
     """The whole page."""
-    name = escape(headline.title(report))
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}</title>'
     body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}<style>{CSS}</style></head>\n<body>\n{body}\n</body>\n</html>\n'
+    return PAGE.format(title=escape(headline.title(report)), css=CSS, body=body)
 
 
 def _head(report: Report) -> str:
@@ -81,8 +107,11 @@ def _head(report: Report) -> str:
     where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
     lead = escape(" · ".join(part for part in (headline.title(report), where) if part))
     tiles = "".join(_tile(answer) for answer in headline.answers(report))
-    said = _said(report.get("notes") or (), "") + _said(report.get("warnings") or (), " warned")
-    return f'<p class="lead">{lead}</p><h1 class="{kind}">{escape(headline.outcome(report))}</h1><dl class="answers">{tiles}</dl>{said}'
+    said = _said(report.get("notes") or (), "") + _said(
+        [f"Warning: {warning}" for warning in report.get("warnings") or ()], " warned"
+    )
+    h1 = f'<h1 class="{kind}">{escape(headline.outcome(report))}</h1>'
+    return f'<p class="lead">{lead}</p>{h1}<dl class="answers">{tiles}</dl>{said}'
 
 
 def _tile(answer: Answer) -> str:
@@ -92,9 +121,9 @@ def _tile(answer: Answer) -> str:
     return f'<div><dt>{answer.question}</dt><dd class="figure">{escape(figure)}{small}</dd>{details}</div>'
 
 
-def _said(sentences: list[str] | tuple[str, ...], kind: str) -> str:
-    items = "".join(f"<li>{escape(str(sentence))}</li>" for sentence in sentences)
-    return f'<div class="said{kind}"><ul>{items}</ul></div>' if items else ""
+def _said(sentences: Sequence[object], kind: str) -> str:
+    lines = "".join(f"<p>{escape(str(sentence))}</p>" for sentence in sentences)
+    return f'<div class="said{kind}">{lines}</div>' if lines else ""
 
 
 def _sections(report: Report) -> list[str]:
@@ -108,7 +137,7 @@ def _sections(report: Report) -> list[str]:
         _section("Layers before and after pruning", *_widths(report)),
         _section("Training", taught, table(tables.training(report))),
         _section("What ran in integers", table(tables.coverage(report)), _hint(integers)),
-        _section("How it was measured", table(tables.measured(report))),
+        _section("How it was measured", _facts(report)),
         _section("Time of each stage", _seconds(report)),
     ]
 
@@ -139,13 +168,15 @@ def _plotted(report: Report) -> str:
     """The plot's caption, naming what could not be drawn."""
     left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.drawn(v)]
     missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
-    return f"Upper left is better. The ring marks the variant that ships.{missing}"
+    ring = " The ring marks the variant that ships." if headline.shipped(report) else ""
+    return f"Upper left is better.{ring}{missing}"
 
 
 def _widths(report: Report) -> tuple[str, ...]:
     plots = charts.widths(report)
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
-    return columns, _hint(f"Channels that each layer puts out. {tables.narrowed(report)}.")
+    colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
+    return columns, _hint(f"Channels that each layer puts out. {colours} {tables.narrowed(report)}.")
 
 
 def _cell(text: str, column: int, prose: tuple[int, ...]) -> str:
@@ -183,6 +214,14 @@ def _verdicts(report: Report) -> str:
             plain, f'<td class="prose"><span class="outcome {key}">{sign} {headline.words(key)}</span></td>'
         )
     return text
+
+
+def _facts(report: Report) -> str:
+    """What was measured on what, as pairs in as many columns as the page has room for."""
+    pairs = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tables.measured(report).rows
+    )
+    return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
 def _seconds(report: Report) -> str:

@@ -29,7 +29,9 @@ class Bar:
         took = time.monotonic() - self.started
         rate = self.done / took if took else 0.0
         left = (self.total - self.done) / rate if rate else 0.0
-        print(f"{self.label}: {self.done}/{self.total} ({rate:.3g}/s, {left:.0f} s left) {self.note}".rstrip(), flush=True)
+        print(
+            f"{self.label}: {self.done}/{self.total} ({rate:.3g}/s, {left:.0f} s left) {self.note}".rstrip(), flush=True
+        )
 
 
 class TerminalBar(Bar):
@@ -39,7 +41,12 @@ class TerminalBar(Bar):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__(label, total)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
         self.drawn = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), transient=True)
         self.task = self.drawn.add_task(label, total=total, note="", rate="")
         self.drawn.start()

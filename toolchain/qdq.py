@@ -68,7 +68,7 @@ def drop_repeated_rounding(graph: ir.Graph) -> None:
     """Q behind DQ with the same scale rounds to what is there already."""
     for node in _of_type(graph, "QuantizeLinear"):
         before = _producer(node, "DequantizeLinear")
-        if before is None or not _same_scale(node, before):
+        if before is None or before.inputs[0] is None or not _same_scale(node, before):
             continue
         node.outputs[0].replace_all_uses_with(before.inputs[0], replace_graph_outputs=True)
 
@@ -80,7 +80,7 @@ def drop_absorbed_rectifiers(graph: ir.Graph) -> None:
         if not uses or any(use.op_type != "QuantizeLinear" for use in uses):
             continue
         bounds = (0.0, np.inf) if node.op_type == "Relu" else _clip_bounds(node)
-        if bounds and all(_within(use, *bounds) for use in uses):
+        if bounds and node.inputs[0] is not None and all(_within(use, *bounds) for use in uses):
             node.outputs[0].replace_all_uses_with(node.inputs[0])
 
 
@@ -101,7 +101,7 @@ def quantize_biases(graph: ir.Graph) -> None:
         steps = np.round(bias.astype(np.float64) / step)
         if step.size != bias.size or np.abs(steps).max() > LARGEST_BIAS:
             continue
-        name = str(node.inputs[2].name)
+        name = f"{node.name}.bias"
         inputs = [
             _initializer(graph, f"{name}_int32", steps.astype(np.int32)),
             _initializer(graph, f"{name}_scale", step),
@@ -184,7 +184,7 @@ def _within(quantize: ir.Node, low: float, high: float) -> bool:
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
 

@@ -6,6 +6,7 @@ linear layer and the activation behind it are one unit without a Q between them;
 quantized; pooling and reshaping keep their input's scale, so that the runtimes can run them in integers too.
 """
 
+import logging
 import warnings
 from collections.abc import Iterable
 from typing import Any, cast
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule, Node
 
-with warnings.catch_warnings():  # torchao probes for CUDA kernels on import and says so
+logging.disable(logging.WARNING)  # torchao tries CUDA kernels on import and complains that there are none
+with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
     from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
@@ -27,8 +29,10 @@ with warnings.catch_warnings():  # torchao probes for CUDA kernels on import and
         SharedQuantizationSpec,
     )
 
-from toolchain.errors import ToolchainError
-from toolchain.values import Placement, QuantScheme
+logging.disable(logging.NOTSET)
+
+from toolchain.errors import ToolchainError  # noqa: E402  behind the import above
+from toolchain.values import Placement, QuantScheme  # noqa: E402
 
 ATEN = torch.ops.aten
 WEIGHTED = {ATEN.conv2d.default, ATEN.linear.default}
@@ -44,7 +48,7 @@ SCALE_KEEPING = {
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
 
-class CurrentWeightRange(FakeQuantizeBase):
+class CurrentWeightRange(FakeQuantizeBase):  # type: ignore[misc]  # torchao is untyped
     """Symmetric, per output channel, from the weight as it is now.
 
     A moving average of weight ranges makes the converted model differ from the fake-quantized one
@@ -112,7 +116,7 @@ def module_of(node: Node) -> str:
     return str(path).removeprefix("L['self'].").removeprefix("L['self']")
 
 
-class PlacementQuantizer(Quantizer):
+class PlacementQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates what `placement` covers with the types of `scheme`."""
 
     def __init__(self, placement: Placement, scheme: QuantScheme) -> None:
@@ -219,4 +223,4 @@ def convert(prepared: GraphModule, image: Tensor) -> GraphModule:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared(image)
-        return convert_pt2e(prepared)
+        return cast(GraphModule, convert_pt2e(prepared))

@@ -59,7 +59,9 @@ def artefact(*files: Path) -> Artefact:
     """An Artefact over files that belong together; its hash covers all of them in order."""
     total = hashlib.sha256("".join(sha256_file(f) for f in files).encode()).hexdigest()
     size = sum(f.stat().st_size for f in files)
-    return Artefact(path=files[0], files=files, sha256=total if len(files) > 1 else sha256_file(files[0]), size_bytes=size)  # fmt: skip
+    return Artefact(
+        path=files[0], files=files, sha256=total if len(files) > 1 else sha256_file(files[0]), size_bytes=size
+    )
 
 
 @contextlib.contextmanager

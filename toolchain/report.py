@@ -5,7 +5,7 @@ The report is a plain dict, the interface that report.json is; its words come fr
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from toolchain.headline import Report
 from toolchain.tables import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
+    from rich.table import Table as Grid
     from rich.text import Text
 
-WIDE = 120  # columns of a terminal from which on all columns of a table are shown
 COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
-PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": ">", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
+PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
 
 
 def write(report: Report, folder: Path) -> None:
@@ -86,7 +86,7 @@ def _grid(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _line(cells: Any) -> str:
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
@@ -108,19 +108,13 @@ def terminal(report: Report, console: "Console | None" = None) -> None:
     out.print(_text(out, headline.title(report), "dim"))
     out.print(_text(out, headline.outcome(report), "bold" if headline.shipped(report) else "bold red"))
     out.print(_answers(out, report))
-    for sentence in (*(report.get("notes") or ()), *(report.get("warnings") or ())):
-        out.print(_text(out, str(sentence), "yellow"))
-    for table, columns in _tables(report, wide=out.width >= WIDE):
+    for sentence in report.get("notes") or ():
+        out.print(_text(out, str(sentence)))
+    for sentence in report.get("warnings") or ():
+        out.print(_text(out, f"Warning: {sentence}", "yellow"))
+    for table in (tables.variants(report), tables.verdicts(report)):
         if table.rows:
-            out.print()
-            out.print(_drawn(out, table, columns))
-
-
-def _tables(report: Report, *, wide: bool) -> list[tuple[Table, tuple[int, ...]]]:
-    """The terminal's tables with the columns that fit."""
-    variants, verdicts = tables.variants(report), tables.verdicts(report)
-    columns = tuple(range(len(variants.columns)))
-    return [(variants, columns if wide else variants.first), (verdicts, tuple(range(len(verdicts.columns))))]
+            out.print(_fitted(out, table))
 
 
 def _text(out: "Console", text: str, style: str = "") -> "Text":
@@ -131,7 +125,7 @@ def _text(out: "Console", text: str, style: str = "") -> "Text":
     return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
 
 
-def _answers(out: "Console", report: Report) -> "RenderableType":
+def _answers(out: "Console", report: Report) -> "Grid":
     """Questions on the left, figures with their details on the right."""
     from rich.table import Table as Grid
 
@@ -146,19 +140,30 @@ def _answers(out: "Console", report: Report) -> "RenderableType":
     return grid
 
 
-def _drawn(out: "Console", table: Table, columns: tuple[int, ...]) -> "RenderableType":
-    """A table with some of its columns; the row that ships is bold, outcomes have their colours."""
+def _fitted(out: "Console", table: Table) -> "Grid":
+    """The table with as many columns as the terminal has room for."""
+    columns = list(range(len(table.columns)))
+    unlimited = out.options.update(width=1000)
+    for spare in table.spare:
+        if out.measure(_drawn(out, table, columns), options=unlimited).maximum <= out.width:
+            break
+        columns.remove(spare)
+    return _drawn(out, table, columns)
+
+
+def _drawn(out: "Console", table: Table, columns: Sequence[int]) -> "Grid":
+    """Some columns of a table; the row that ships is bold, outcomes have their colours."""
     from rich import box
     from rich.table import Table as Grid
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
     for i in columns:
-        grid.add_column(table.columns[i], justify="left" if i in table.prose else "right", no_wrap=i not in table.prose)
+        wraps = i in table.prose and i > 0
+        grid.add_column(table.columns[i], justify="left" if i in table.prose else "right", no_wrap=not wraps)
     outcomes = {headline.words(outcome): colour for outcome, colour in COLOURS.items()}
     for number, row in enumerate(table.rows):
         ships = number == table.marked
         cells = (f"{row[0]} (ships)" if ships else row[0], *row[1:])
-        grid.add_row(
-            *(_text(out, cells[i], outcomes.get(cells[i], "")) for i in columns), style="bold" if ships else ""
-        )
+        shown = (_text(out, cells[i], outcomes.get(cells[i], "")) for i in columns)
+        grid.add_row(*shown, style="bold" if ships else "")
     return grid

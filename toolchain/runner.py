@@ -55,7 +55,9 @@ def fit_size(pixels, size):
     try:
         from PIL import Image
     except ImportError as reason:
-        raise Refused(f"pixels of {pixels.shape[:2]} need Pillow to become {tuple(size)} (pip install pillow)") from reason
+        raise Refused(
+            f"pixels of {pixels.shape[:2]} need Pillow to become {tuple(size)} (pip install pillow)"
+        ) from reason
     return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 

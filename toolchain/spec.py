@@ -23,7 +23,9 @@ SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target
 def recipe(name: str) -> Recipe:
     """Reads a recipe by name, or by path to a .toml file."""
     value: Recipe = _read("recipes", name)
-    return dataclasses.replace(value, model=dataclasses.replace(value.model, weights=_beside(value.model.weights, name)))
+    return dataclasses.replace(
+        value, model=dataclasses.replace(value.model, weights=_beside(value.model.weights, name))
+    )
 
 
 def target(name: str) -> Target:
@@ -63,7 +65,7 @@ def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> An
         ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
     """
     try:
-        value = TypeAdapter(SHAPES[kind]).validate_python(content)
+        value: Any = TypeAdapter(SHAPES[kind]).validate_python(content)
     except ValidationError as reason:
         raise ToolchainError(f"{where}: {_explain(reason, SHAPES[kind])}") from reason
     for ok, complaint in RULES[kind](value):
@@ -118,7 +120,10 @@ def _recipe_rules(value: Recipe) -> Rules:
         *_train_rules("recover", value.recover),
         *_train_rules("quantize.train", value.quantize.train),
         (0 <= value.prune.ratio < 1, f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1"),
-        (value.prune.criterion in criteria, f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}"),  # fmt: skip
+        (
+            value.prune.criterion in criteria,
+            f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}",
+        ),  # fmt: skip
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
         _size_rule("image_size", value.image_size),

@@ -253,8 +253,8 @@ def _surgery(model: nn.Module, found: Sequence[Group], survivors: Sequence[Tenso
     for group, rows in zip(found, survivors, strict=True):
         stay = set(rows.tolist())
         for member in group.members:
-            lost = (i for channel, row in enumerate(member.positions) if channel not in stay for i in row)
-            gone[member.module, member.side].update(lost)
+            cut = (i for channel, row in enumerate(member.positions) if channel not in stay for i in row)
+            gone[member.module, member.side].update(cut)
     modules = dict(model.named_modules())
     keep: dict[str, dict[int, list[int]]] = defaultdict(dict)
     attributes: dict[str, dict[str, int]] = defaultdict(dict)

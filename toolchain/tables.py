@@ -30,12 +30,12 @@ FEW = 20  # names shown of a long list
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text. `prose` are the columns that read left to right and may wrap; `first` those for a narrow page."""
+    """Rows of text. `prose` are the columns of words; `spare` those to leave out, in turn, on a narrow terminal."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     prose: tuple[int, ...] = (0,)
-    first: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
     marked: int | None = None  # row of the variant that ships
 
 
@@ -70,7 +70,7 @@ def variants(report: Report) -> Table:
         )
         for v in report.get("variants") or ()
     )
-    return Table(columns=columns, rows=rows, first=(0, 1, 4, 8), marked=_marked(report))
+    return Table(columns=columns, rows=rows, spare=(6, 3, 2, 5, 7), marked=_marked(report))
 
 
 def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
@@ -83,7 +83,8 @@ def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
 
 def costs(report: Report) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
-    columns = ("Variant", "Method", "Threads", "MACs", "Parameters", "Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")  # fmt: skip
+    footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
+    columns = ("Variant", "Method", "Threads", "MACs", "Parameters", *footprint)
     rows = tuple(
         (
             v["name"],
@@ -96,7 +97,7 @@ def costs(report: Report) -> Table:
             figures.milliseconds(v.get("first_ms")),
             figures.percent(v.get("peak_share")),
             figures.percent((v.get("parity") or {}).get("top1_agreement")),
-            figures.significant((v.get("parity") or {}).get("max_steps")),
+            figures.steps((v.get("parity") or {}).get("max_steps")),
         )
         for v in report.get("variants") or ()
     )
@@ -197,7 +198,7 @@ def measured(report: Report) -> Table:
 
 
 def _splits(images: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(images.items(), key=lambda item: (("train", "val", "test") + (item[0],)).index(item[0]))
+    return sorted(images.items(), key=lambda item: ("train", "val", "test", item[0]).index(item[0]))
 
 
 def _list(names: Iterable[Any]) -> str:

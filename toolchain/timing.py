@@ -62,9 +62,7 @@ class Footprint:
     peak_rss_bytes: int
 
 
-def rounds(
-    sides: Sequence[Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int = 0
-) -> None:
+def rounds(sides: Sequence[Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int = 0) -> None:
     """Times all sides against one another, each round in a fresh process.
 
     Args:
@@ -129,7 +127,8 @@ def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
 
 def _warm_up(call: Callable[[], object]) -> float:
     """Runs until warm; the median of the last runs in seconds."""
-    began, taken = time.perf_counter(), []
+    began = time.perf_counter()
+    taken: list[float] = []
     while len(taken) < WARMUP_RUNS or time.perf_counter() - began < WARMUP_SECONDS:
         taken.append(_milliseconds(call) / 1e3)
     return float(np.median(taken[WARMUP_RUNS // 2 :]))

@@ -23,8 +23,8 @@ def torchvision() -> ModuleType:
     except RuntimeError as reason:
         if "torchvision::nms does not exist" not in str(reason) or _declared:
             raise
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for signature in SIGNATURES:
-        library.define(signature)
+        library.define(signature)  # type: ignore[no-untyped-call]
     _declared.append(library)
     return importlib.import_module("torchvision")

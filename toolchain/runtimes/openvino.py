@@ -46,7 +46,8 @@ class OpenVinoSession:
         np.copyto(self._input, images)
         self._request.start_async()
         self._request.wait()
-        return self._output.copy()
+        logits: np.ndarray = self._output.copy()
+        return logits
 
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
@@ -105,7 +106,7 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
 
 
 def _text(info: Any, key: str) -> str:
-    value = info[key] if key in info else ""
+    value = info[key] if key in info else ""  # noqa: SIM401  RTMap has no get()
     return str(value.astype(str) if hasattr(value, "astype") else value)
 
 

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,12 @@ def machine() -> dict[str, str | int]:
         model, flags = fields.get("model name", model), set(fields.get("flags", "").split())
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
     isa = " ".join(flag for flag in wanted if flag in flags)
-    return {"cpu": model, "isa": isa, "cores": psutil.cpu_count() or 1, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "cpu": model,
+        "isa": isa,
+        "cores": psutil.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def run(
@@ -75,7 +81,11 @@ def _side(name: str, path: Path, precision: Precision, target: Target, shape: tu
 
 
 def _rounds_of(path: Path) -> list[timing.Round]:
-    return [timing.Round(seed=row["seed"], blocks=row["blocks"]) for row in records.read_json(path)] if path.exists() else []
+    return (
+        [timing.Round(seed=row["seed"], blocks=row["blocks"]) for row in records.read_json(path)]
+        if path.exists()
+        else []
+    )
 
 
 def _resumed(sides: Sequence[timing.Side], count: int, seed: int, path: Path, label: str) -> list[timing.Round]:
@@ -120,7 +130,7 @@ def _measurement(
 
 def _foreign_load() -> float:
     """Cores that others keep busy while this process rests."""
-    return psutil.cpu_percent(interval=0.5) / 100 * (psutil.cpu_count() or 1)
+    return float(psutil.cpu_percent(interval=0.5)) / 100 * (psutil.cpu_count() or 1)
 
 
 def _warnings(result: Mapping[str, Measurement], load: float) -> list[str]:
@@ -160,8 +170,10 @@ def _peak_graph(integer: bool) -> onnx.ModelProto:
     random = np.random.default_rng(0)
     shape = [1, PEAK_CHANNELS, PEAK_SIDE, PEAK_SIDE]
     kernel = random.standard_normal((PEAK_CHANNELS, PEAK_CHANNELS, 3, 3), dtype=np.float32)
-    tensors = {"w": (kernel * 30).astype(np.int8) if integer else kernel}
-    conv = helper.make_node("Conv", ["x_", "w_"] if integer else ["input", "w"], ["y" if integer else "logits"], pads=[1] * 4)
+    tensors: dict[str, Any] = {"w": (kernel * 30).astype(np.int8) if integer else kernel}
+    conv = helper.make_node(
+        "Conv", ["x_", "w_"] if integer else ["input", "w"], ["y" if integer else "logits"], pads=[1] * 4
+    )
     nodes = [conv]
     if integer:
         tensors |= {"s": np.float32(0.05), "z": np.uint8(128), "ws": np.full(PEAK_CHANNELS, 0.02, np.float32)}

@@ -26,9 +26,7 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
-def run(
-    variant: Variant, answers: Answers, facts: Mapping[str, Any], runtime: str, data: Dataset, out: Path
-) -> Path:
+def run(variant: Variant, answers: Answers, facts: Mapping[str, Any], runtime: str, data: Dataset, out: Path) -> Path:
     """Writes `out/bundle/` and `out/bundle.tar`.
 
     Args:
@@ -79,7 +77,11 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     """Test pictures whose answers the device must give again, spread over the classes."""
     test = data.splits["test"]
     chosen = np.linspace(0, len(test) - 1, min(GOLDENS, len(test))).astype(int)
-    arrays = {"pixels": test.pixels.numpy()[chosen], "logits": answers.artefact[chosen], "labels": test.labels.numpy()[chosen]}
+    arrays = {
+        "pixels": test.pixels.numpy()[chosen],
+        "logits": answers.artefact[chosen],
+        "labels": test.labels.numpy()[chosen],
+    }
     with records.writing(path) as out:
         _save_npz(out, arrays)
     step = variant.output_step or float(np.ptp(answers.torch)) / 255
@@ -118,7 +120,11 @@ def _manifest(
         },
         "input": {"name": "input", "dtype": "float32", "layout": "NCHW", "shape": [1, 3, *preprocess.image_size]},
         "output": {"name": "logits", "dtype": "float32", "shape": [1, len(data.classes)]},
-        "preprocess": {**records.plain(preprocess), "resize": "stretch, bilinear with antialiasing", "scale": "pixels / 255"},
+        "preprocess": {
+            **records.plain(preprocess),
+            "resize": "stretch, bilinear with antialiasing",
+            "scale": "pixels / 255",
+        },
         "classes": list(data.classes),
         "golden": {"file": "golden.npz", **golden},
         **facts,
@@ -151,4 +157,3 @@ def _archive(folder: Path, path: Path) -> Path:
             with file.open("rb") as body:
                 tar.addfile(entry, body)
     return path
-

@@ -79,7 +79,9 @@ def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, w
             progress.say(f"export: to {target.runtime} ({key})")
             to_onnx(quantizer.convert(model.graph, image) if isinstance(model, Quantized) else model, image, path)
             made = runtime.compile(path, stage.folder)
-            stage = records.finish(stage, started, {"files": [file.name for file in made.files], "step": output_step(path)})
+            stage = records.finish(
+                stage, started, {"files": [file.name for file in made.files], "step": output_step(path)}
+            )
         assert stage.figures is not None
         files = [stage.folder / name for name in stage.figures["files"]]
         return Exported(records.artefact(*files), path, stage.figures["step"])
@@ -108,6 +110,11 @@ def output_step(path: Path) -> float | None:
     """Scale of the Q/DQ pair in front of the logits; None where they come in float."""
     graph = onnx_ir.load(path).graph
     last = graph.outputs[0].producer()
-    if last is None or last.op_type != "DequantizeLinear" or last.inputs[1] is None or last.inputs[1].const_value is None:
+    if (
+        last is None
+        or last.op_type != "DequantizeLinear"
+        or last.inputs[1] is None
+        or last.inputs[1].const_value is None
+    ):
         return None
     return float(last.inputs[1].const_value.numpy())

@@ -44,7 +44,9 @@ def run(
     passing = [v for v in ranked if all(verdict.outcome != "fail" for verdict in verdicts[v.name])]
     if not passing:
         closest = min(ranked, key=lambda v: sum(one.outcome == "fail" for one in verdicts[v.name]))
-        return Judged(None, closest.name, tuple(verdicts[closest.name]), (f"nothing ships: {closest.name} comes closest",))
+        return Judged(
+            None, closest.name, tuple(verdicts[closest.name]), (f"nothing ships: {closest.name} comes closest",)
+        )
     best = passing[0]
     return Judged(best.name, best.name, tuple(verdicts[best.name]), tuple(_notes(best, ranked, verdicts, measured)))
 
@@ -57,7 +59,11 @@ def faster(measured: Mapping[str, Measurement], name: str, baseline: str) -> Int
 
 
 def verdicts_of(
-    variant: Variant, baseline: str, accuracy: Mapping[str, Accuracy], measured: Mapping[str, Measurement], budget: Budget
+    variant: Variant,
+    baseline: str,
+    accuracy: Mapping[str, Accuracy],
+    measured: Mapping[str, Measurement],
+    budget: Budget,
 ) -> list[Verdict]:
     """Every budget and promise for one variant."""
     own = accuracy[variant.name]
@@ -74,7 +80,9 @@ def verdicts_of(
         found.append(_below("speedup", slower, -budget.speedup))
     if budget.size_bytes is not None:
         size = float(variant.artefact.size_bytes)
-        found.append(_exact("size_bytes", size, float(budget.size_bytes), size <= budget.size_bytes, "bytes of model files"))
+        found.append(
+            _exact("size_bytes", size, float(budget.size_bytes), size <= budget.size_bytes, "bytes of model files")
+        )
     return [*found, *_promises(variant, own)]
 
 
@@ -84,7 +92,9 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     crossing = value.low <= limit < value.high if passed else value.low <= limit
     sign = -1 if check == "speedup" else 1
     low, high = sorted((sign * value.low, sign * value.high))
-    why = f"95 % interval {low:.4g} to {high:.4g}" + ("; it crosses the limit, so this is not certain" if crossing else "")
+    why = f"95 % interval {low:.4g} to {high:.4g}" + (
+        "; it crosses the limit, so this is not certain" if crossing else ""
+    )
     return Verdict(
         check=check, outcome="pass" if passed else "fail", measured=sign * value.estimate, limit=sign * limit, why=why
     )
@@ -106,7 +116,13 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
     gap = max(ACCURACY_GAP, SMALL_SET_IMAGES / parity.images)
     found = [
         _exact("top1_agreement", parity.top1_agreement, floor, parity.top1_agreement >= floor - 1e-9, why),
-        _exact("accuracy_gap", parity.accuracy_gap, gap, abs(parity.accuracy_gap) <= gap + 1e-9, "artefact minus torch model"),
+        _exact(
+            "accuracy_gap",
+            parity.accuracy_gap,
+            gap,
+            abs(parity.accuracy_gap) <= gap + 1e-9,
+            "artefact minus torch model",
+        ),
     ]
     if variant.precision == "int8":
         cover = own.coverage
@@ -119,7 +135,10 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
 
 
 def _notes(
-    best: Variant, ranked: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]], measured: Mapping[str, Measurement]
+    best: Variant,
+    ranked: Sequence[Variant],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    measured: Mapping[str, Measurement],
 ) -> list[str]:
     notes = []
     for other in ranked:

@@ -76,7 +76,9 @@ def run(
         ToolchainError: the model cannot be exported, or training diverged.
     """
     spec = recipe.quantize.train if teacher is not None else dataclasses.replace(recipe.quantize.train, epochs=0)
-    key = records.digest(VERSION, source.key, placement, target.scheme, spec, recipe.augment, recipe.seed, data.calibration)
+    key = records.digest(
+        VERSION, source.key, placement, target.scheme, spec, recipe.augment, recipe.seed, data.calibration
+    )
     graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
     with records.stage(work, "quantize", key) as stage:
         if stage.figures is None:
@@ -84,7 +86,7 @@ def run(
             _calibrate(graph, data)
             job = loop.Job(
                 data=data, spec=spec, augment=recipe.augment, seed=recipe.seed + 2, label="quantize",
-                folder=stage.folder, teacher=teacher, graph=True, switch=_ranges_until(spec.epochs - 1),
+                folder=stage.folder, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, job, keep_start=True)
             trained = loop.store(stage, started, graph, training, {"planned": planned})
@@ -100,7 +102,7 @@ def _calibrate(graph: GraphModule, data: Dataset) -> None:
     rows, train = list(data.calibration), data.splits["train"]
     chosen = Images(train.pixels[rows], train.labels[rows], tuple(train.files[row] for row in rows))
     quantizer.observe(graph, ranges=True, rounding=False)
-    loop.predict(graph, chosen, data.preprocess, graph=True)
+    loop.predict(graph, chosen, data.preprocess)
     quantizer.observe(graph, ranges=False, rounding=True)
 
 

@@ -47,7 +47,9 @@ def served_pixels(data: Dataset) -> np.ndarray:
     served = np.stack(rows)
     if not np.array_equal(served, test.pixels.numpy()):
         odd = next(i for i in range(len(test)) if not np.array_equal(served[i], test.pixels[i].numpy()))
-        raise ToolchainError(f"{test.files[odd]} changed since it was decoded; start again, so that all stages see one picture")
+        raise ToolchainError(
+            f"{test.files[odd]} changed since it was decoded; start again, so that all stages see one picture"
+        )
     return served
 
 
@@ -62,19 +64,23 @@ def run(
         served: gives the pixels of `served_pixels`; called only where there is something to run.
     """
     runtime = discover.module("runtimes", target.runtime)
-    key = records.digest(VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint())
+    key = records.digest(
+        VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint()
+    )
     with records.stage(work, "verify", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             # one thread: integer sums may be cut differently with more, and the device's count is the target's
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
             found = {"artefact": _run(session.run, served(), data.preprocess, f"verify {variant.name}")}
-            found["torch"] = loop.predict(model, data.splits["test"], data.preprocess, graph=variant.precision == "int8").numpy()
+            found["torch"] = loop.predict(
+                model, data.splits["test"], data.preprocess
+            ).numpy()
             if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
                 plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
                 found["unoptimized"] = _run(plain.run, served(), data.preprocess, f"verify {variant.name} unoptimized")
             with records.writing(stage.folder / LOGITS) as out:
-                np.savez(out, **found)
+                np.savez(out, allow_pickle=False, **found)
             records.finish(stage, started, {})
         kept = np.load(stage.folder / LOGITS, allow_pickle=False)
         return Answers(kept["artefact"], kept["torch"], kept["unoptimized"] if "unoptimized" in kept else None)
@@ -119,7 +125,9 @@ def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
         step=step,
         images=len(truth),
         accuracy_gap=float((served == truth).mean() - (trained == truth).mean()),
-        runtime_agreement=None if answer.unoptimized is None else float((served == answer.unoptimized.argmax(1)).mean()),
+        runtime_agreement=None
+        if answer.unoptimized is None
+        else float((served == answer.unoptimized.argmax(1)).mean()),
     )
 
 

@@ -20,15 +20,17 @@ LARGEST_BYTES = 4_000_000
 
 
 def main(out: Annotated[Path, typer.Option(help="Folder for the cache.")] = Path("out")) -> None:
-    """Trains mobilenet_v2_w050_glyphs and writes it with its card."""
-    pretrain("pretrain-glyphs", "mobilenet_v2_w050_glyphs", out)
+    """Trains squeezenet1_1_glyphs and writes it with its card."""
+    pretrain("pretrain-glyphs", "squeezenet1_1_glyphs", out)
 
 
 def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
     recipe = spec.recipe(recipe_name)
     domain = spec.domain(recipe.domain)
-    preprocess = Preprocess(image_size=domain.image_size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
+    preprocess = Preprocess(
+        image_size=domain.image_size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std
+    )
     data = images.load(domain, preprocess, out / "data")
     trained, _ = adapt.run(recipe, data, out / "work")
     path = HERE / f"{name}.safetensors"

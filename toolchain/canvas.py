@@ -1,0 +1,66 @@
+"""Where the report's plots are drawn: matplotlib in, an `<svg>` element for a page of ours out.
+
+Lines and text take stand-in colours that are replaced by the page's CSS variables, and text stays text: so plots
+follow light, dark and print, and share the page's font. Equal drawings give equal bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML needs
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
+SIZE = 11.0  # of text, in pixels
+GLYPH = 6.4  # mean width of a glyph at that size
+ENLARGED = 1.2  # on a wide page, so that text is as large as the page's own
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "report",
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": SIZE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+}
+
+
+@contextmanager
+def figure(width: float, height: float) -> "Iterator[Figure]":
+    """A figure of so many pixels in the report's style; glyphs that matplotlib's font lacks are the browser's job."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield Figure(figsize=(width / 72, height / 72), dpi=72)
+
+
+def svg(drawing: "Figure", name: str, says: str) -> str:
+    """The figure as an element without namespaces, metadata and fixed size, its ids prefixed with `name`."""
+    buffer = io.StringIO()
+    drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
+    for element in ("metadata", "style"):
+        body = re.sub(rf"<{element}\b.*?</{element}>", "", body, flags=re.DOTALL)
+    body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", body.replace("xlink:href", "href"))
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    width, height = (round(float(side) * 72, 2) for side in drawing.get_size_inches())
+    shape = f'viewBox="0 0 {width} {height}" style="max-width:{ENLARGED * width:.0f}px"'
+    return f'<svg class="chart" role="img" aria-label="{says}" {shape}>{body}'
