@@ -96,7 +96,9 @@ def _label(axes: "Axes", points: Sequence[Mapping[str, Any]], ships: str | None)
         name = f"{found['name']} ships" if found["name"] == ships else str(found["name"])
         box = place((float(at[0]), float(at[1])), (GLYPH * len(name) + 4, SIZE + 4), taken, frame)
         taken.append(box)
-        look = {"color": MAIN, "fontweight": "bold"} if found["name"] == ships else {"color": _colour(found)}
+        look: dict[str, Any] = (
+            {"color": MAIN, "fontweight": "bold"} if found["name"] == ships else {"color": _colour(found)}
+        )
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axes.annotate(name, middle, xycoords="figure pixels", ha="center", va="center_baseline", **look)
 

@@ -54,7 +54,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
         bundle.remove(folder)  # an older one must not look like the result of this run
         if judged.shipped is not None:
             index = [variant.name for variant in variants].index(judged.shipped)
-            bundle.run(variants[index], answers[index], summary.facts(findings), target.runtime, data, folder)
+            bundle.run(variants[index], answers[index], plan.surgery, summary.facts(findings), data, folder)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

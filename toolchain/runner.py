@@ -116,7 +116,10 @@ def _onnxruntime(manifest, path):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = manifest["threads"]
     options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    unwanted = ["WeightBiasQuantization"]  # it would quantize layers that were left in float
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=unwanted
+    )
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})[0]
 

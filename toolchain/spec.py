@@ -123,7 +123,7 @@ def _recipe_rules(value: Recipe) -> Rules:
         (
             value.prune.criterion in criteria,
             f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}",
-        ),  # fmt: skip
+        ),
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
         _size_rule("image_size", value.image_size),

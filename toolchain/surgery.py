@@ -95,8 +95,8 @@ def layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
 def groups(model: nn.Module, image: Tensor, head: str) -> tuple[Group, ...]:
     """Every prunable group of channels.
 
-    Groups whose channels reach the outputs of `head` are left out, and so are those that run through a grouped
-    convolution (which would have to keep equal shares in each of its groups).
+    Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which
+    would have to keep equal shares in each of its groups), or that the dependency graph does not account for fully.
 
     Raises:
         ToolchainError: the dependency graph cannot be built for this model.
@@ -115,35 +115,65 @@ def groups(model: nn.Module, image: Tensor, head: str) -> tuple[Group, ...]:
             "set [prune] ratio = 0 to go on without pruning"
         ) from reason
     names = {module: name for name, module in model.named_modules()}
-    read = (_read_group(group, names, head) for group in raw)
-    return tuple(group for group in read if group is not None)
+    read = [_read_group(item, names, head) for item in raw]
+    whole = _covered_once(read, dict(model.named_modules()))
+    return tuple(g for g, free in read if free and all((m.module, m.side) in whole for m in g.members))
 
 
-def _read_group(raw: Any, names: Mapping[nn.Module, str], head: str) -> Group | None:
+def _read_group(raw: Any, names: Mapping[nn.Module, str], head: str) -> tuple[Group, bool]:
+    """A group of the dependency graph in our terms, and whether it may lose channels."""
     roots = sorted({root for item in raw.items for root in item.root_idxs})
     place = {root: row for row, root in enumerate(roots)}
-    members: list[Member] = []
+    members: dict[tuple[str, Side], Member] = {}
+    free = True
     for item in raw.items:
         module = item.dep.target.module
         if module not in names:
             continue  # an operation of the graph, not a layer with weights
         name, side = names[module], SIDES.get(item.dep.handler.__name__)
-        if side is None or (name == head and side == "out"):
-            return None
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module):
-            return None
+        grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module)
+        if side is None or grouped or (name == head and side == "out"):
+            free = False
+            continue
         rows: list[list[int]] = [[] for _ in roots]
         for index, root in zip(item.idxs, item.root_idxs, strict=True):
             rows[place[root]].append(int(index))
         positions = tuple(tuple(row) for row in rows)
         weight = _rows(module, side, positions)
         if weight is None:
-            return None
-        members.append(Member(name, _kind(module), side, positions, weight))
-    unique = {(member.module, member.side): member for member in members}
-    if not any(member.side == "out" for member in members):
+            free = False
+            continue
+        members.setdefault((name, side), Member(name, _kind(module), side, positions, weight))
+    return Group(len(roots), tuple(members.values())), free and any(side == "out" for _, side in members)
+
+
+def _covered_once(read: Sequence[tuple[Group, bool]], modules: Mapping[str, nn.Module]) -> set[tuple[str, Side]]:
+    """The sides of layers whose every channel is in exactly one group.
+
+    Torch-Pruning 1.6.1 loses track of channels that run through a concatenation straight into a flatten; a group
+    that misses channels, or claims another's, would cut the wrong ones.
+    """
+    seen: dict[tuple[str, Side], list[int]] = defaultdict(list)
+    for group, _ in read:
+        for member in group.members:
+            seen[member.module, member.side] += [i for row in member.positions for i in row]
+    return {key for key, found in seen.items() if sorted(found) == list(range(_extent(modules[key[0]], key[1])))}
+
+
+def _extent(module: nn.Module, side: Side) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0 if side == "out" else 1]
+
+
+def _rows(module: nn.Module, side: Side, positions: tuple[tuple[int, ...], ...]) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or any(not row or len(row) != len(positions[0]) for row in positions):
         return None
-    return Group(len(roots), tuple(unique.values()))
+    rows = weight.detach().float()
+    rows = rows.transpose(0, 1) if side == "in" else rows
+    rows = rows.reshape(rows.shape[0], -1)
+    return torch.stack([rows[list(row)].flatten() for row in positions])
 
 
 def _is_depthwise(module: nn.Module) -> bool:
@@ -154,16 +184,6 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         return "depthwise" if _is_depthwise(module) else "conv"
     return "linear" if isinstance(module, nn.Linear) else "norm"
-
-
-def _rows(module: nn.Module, side: Side, positions: tuple[tuple[int, ...], ...]) -> Tensor | None:
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        return None
-    rows = weight.detach().float()
-    rows = rows.transpose(0, 1) if side == "in" else rows
-    rows = rows.reshape(rows.shape[0], -1)
-    return torch.stack([rows[list(row)].flatten() for row in positions])
 
 
 def plan(

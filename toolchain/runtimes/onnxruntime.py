@@ -16,6 +16,8 @@ INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
 HAS_UNOPTIMIZED = True  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.onnx",)
+# it would quantize the weights of a layer that was left in float between integer ones, without being asked to
+UNWANTED = ("WeightBiasQuantization",)
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
@@ -61,6 +63,11 @@ def _options(threads: int, optimized: bool) -> Any:
     return options
 
 
+def _session(path: Path, options: Any) -> Any:
+    providers = ["CPUExecutionProvider"]
+    return _library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=list(UNWANTED))
+
+
 def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OrtSession:
     """Loads a model for the CPU.
 
@@ -69,9 +76,8 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     """
     if precision not in PRECISIONS:
         raise ToolchainError(f"ONNX Runtime has no {precision} on the CPU; possible are {', '.join(PRECISIONS)}")
-    ort = _library()
     try:
-        session = ort.InferenceSession(str(path), _options(threads, optimized), providers=["CPUExecutionProvider"])
+        session = _session(path, _options(threads, optimized))
     except Exception as reason:  # its exceptions share no base class
         raise ToolchainError(f"ONNX Runtime does not load {path}: {str(reason).splitlines()[0]}") from reason
     return OrtSession(session)
@@ -87,7 +93,7 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
         # all fusions into integer kernels, but not the blocked layouts that rename the float ones
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        _session(path, options)
         nodes = onnx.load(options.optimized_model_filepath).graph.node
     integer = [node for node in nodes if node.op_type in INTEGER_KERNELS]
     in_float = tuple(node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_KERNELS)

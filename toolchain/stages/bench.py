@@ -111,7 +111,8 @@ def _measurement(
     middle = stats.speedup([math.log(m) for m in medians])
     p50 = float(np.median(samples))
     footprints, peaks = figures["footprints"], figures["peaks"]
-    assert isinstance(footprints, Mapping) and isinstance(peaks, Mapping)
+    assert isinstance(footprints, Mapping)
+    assert isinstance(peaks, Mapping)
     peak = peaks.get(variant.precision)
     return Measurement(
         latencies_ms=samples,

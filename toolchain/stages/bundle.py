@@ -5,6 +5,7 @@ Nothing in here depends on the day, the folder or the user; what does (latencies
 """
 
 import io
+import json
 import math
 import os
 import shutil
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import discover, records, runner
+from toolchain import records, runner
 from toolchain.data import Dataset
 from toolchain.stages.verify import Answers
-from toolchain.values import Artefact, Preprocess, Variant
+from toolchain.values import Artefact, Preprocess, Surgery, Variant
 
 SCHEMA = 1
 GOLDENS = 16
@@ -26,14 +27,14 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
-def run(variant: Variant, answers: Answers, facts: Mapping[str, Any], runtime: str, data: Dataset, out: Path) -> Path:
+def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, Any], data: Dataset, out: Path) -> Path:
     """Writes `out/bundle/` and `out/bundle.tar`.
 
     Args:
         variant: what ships.
         answers: its logits on the test split; the golden outputs are among them.
-        facts: accuracy, coverage, provenance: plain data for the manifest.
-        runtime: that run.py is to use.
+        plan: the surgery that made the architecture.
+        facts: runtime, accuracy, coverage, provenance: plain data for the manifest.
 
     Returns:
         the archive.
@@ -44,8 +45,9 @@ def run(variant: Variant, answers: Answers, facts: Mapping[str, Any], runtime: s
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
         golden = _goldens(variant, answers, data, making / "golden.npz")
-        manifest = _manifest(variant, facts, runtime, data, golden)
+        manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
+        records.write_text(making / "surgery.json", json.dumps(records.plain(plan), sort_keys=True) + "\n")
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")
@@ -102,15 +104,11 @@ def _save_npz(out: Any, arrays: Mapping[str, np.ndarray]) -> None:
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_EPOCH), body.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _manifest(
-    variant: Variant, facts: Mapping[str, Any], runtime: str, data: Dataset, golden: Mapping[str, float]
-) -> dict[str, Any]:
+def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden: Mapping[str, float]) -> dict[str, Any]:
     preprocess: Preprocess = data.preprocess
     files = variant.artefact.files
     return {
         "schema": SCHEMA,
-        "runtime": runtime,
-        "runtime_version": dict(discover.module("runtimes", runtime).fingerprint()),
         "precision": variant.precision,
         "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
         "model": {

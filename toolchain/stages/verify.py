@@ -73,9 +73,7 @@ def run(
             # one thread: integer sums may be cut differently with more, and the device's count is the target's
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
             found = {"artefact": _run(session.run, served(), data.preprocess, f"verify {variant.name}")}
-            found["torch"] = loop.predict(
-                model, data.splits["test"], data.preprocess
-            ).numpy()
+            found["torch"] = loop.predict(model, data.splits["test"], data.preprocess).numpy()
             if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
                 plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
                 found["unoptimized"] = _run(plain.run, served(), data.preprocess, f"verify {variant.name} unoptimized")
@@ -83,7 +81,7 @@ def run(
                 np.savez(out, allow_pickle=False, **found)
             records.finish(stage, started, {})
         kept = np.load(stage.folder / LOGITS, allow_pickle=False)
-        return Answers(kept["artefact"], kept["torch"], kept["unoptimized"] if "unoptimized" in kept else None)
+        return Answers(kept["artefact"], kept["torch"], kept.get("unoptimized"))
 
 
 def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocess, label: str) -> np.ndarray:

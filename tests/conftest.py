@@ -1,0 +1,66 @@
+"""Shared by all tests: small image folders, a tiny recipe, and the real sets where they lie beside the checkout."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from toolchain import spec
+from toolchain.values import Domain, ModelSpec, PruneSpec, QuantizeSpec, Recipe, Target, TrainSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def draw(folder: Path, counts: dict[str, int], *, size: tuple[int, int] = (12, 10), seed: int = 0) -> Path:
+    """Gray pictures that can be told apart: each class has its own bright row."""
+    random = np.random.default_rng(seed)
+    for index, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = random.integers(0, 90, size, dtype=np.uint8)
+            pixels[2 + 3 * index : 4 + 3 * index] += 150
+            Image.fromarray(pixels).save(folder / name / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return draw(tmp_path / "pictures", {"ant": 40, "bee": 40, "cat": 40})
+
+
+@pytest.fixture
+def domain(pictures: Path) -> Domain:
+    return Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=16)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    train = TrainSpec(epochs=2, batch_size=16, learning_rate=2e-3)
+    return Recipe(
+        name="tiny",
+        domain="tiny",
+        model=ModelSpec(name="squeezenet1_1", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        adapt=train,
+        prune=PruneSpec(ratio=0.3),
+        recover=TrainSpec(epochs=1, batch_size=16, learning_rate=1e-3, distill=0.5),
+        quantize=QuantizeSpec(train=TrainSpec(epochs=1, batch_size=16, learning_rate=1e-4, distill=0.5)),
+    )
+
+
+@pytest.fixture
+def target() -> Target:
+    return spec.target("cpu")
+
+
+@pytest.fixture(scope="session")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real image sets as folders; skips where they are not beside the checkout."""
+    if not (SHARED / "data" / "unpack.py").exists():
+        pytest.skip("the real image sets (../shared/data) are not beside this checkout")
+    out = tmp_path_factory.mktemp("sets")
+    subprocess.run([sys.executable, str(SHARED / "data" / "unpack.py"), str(out)], check=True, capture_output=True)
+    return out

@@ -1,0 +1,161 @@
+"""Quantization: what is trained is what is exported, and all of it runs in integers in both runtimes."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import discover, quantizer
+from toolchain.errors import ToolchainError
+from toolchain.stages import export
+from toolchain.values import Placement, QuantScheme
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.inner = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16), nn.ReLU())
+        self.back = nn.Conv2d(16, 16, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.back(self.inner(x))
+        return self.head(self.pool(x).flatten(1))
+
+
+LAYERS = ("stem.0", "inner.0", "back", "head")
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(1)
+    block = Block()
+    block(torch.randn(32, 3, 8, 8) * 2)  # statistics for the batch norms
+    return block.eval()
+
+
+def calibrated(model: nn.Module, placement: Placement | None = None, scheme: QuantScheme | None = None):
+    graph, planned = quantizer.prepare(model, IMAGE, placement or Placement(), scheme or QuantScheme())
+    quantizer.observe(graph, ranges=True, rounding=False)
+    with torch.no_grad():
+        graph(torch.randn(64, 3, 8, 8))
+    quantizer.observe(graph, ranges=False, rounding=True)
+    return graph, planned
+
+
+def exported(graph: nn.Module, folder: Path) -> Path:
+    export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
+def test_batch_norm_is_folded_before_anything_is_observed(model: nn.Module) -> None:
+    graph, _ = quantizer.prepare(model, IMAGE, Placement(), QuantScheme())
+    assert not [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
+    quantizer.observe(graph, ranges=False, rounding=False)
+    x = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def test_every_layer_is_planned_by_its_module_name(model: nn.Module) -> None:
+    assert calibrated(model)[1] == LAYERS
+
+
+def test_converted_model_equals_the_fake_quantized_one_after_training(model: nn.Module) -> None:
+    graph, _ = calibrated(model)
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        graph(torch.randn(8, 3, 8, 8)).square().mean().backward()
+        optimizer.step()
+    x = torch.randn(16, 3, 8, 8)
+    trained = graph(x).detach()
+    converted = quantizer.convert(graph, IMAGE)
+    assert torch.equal(converted(x), trained)
+
+
+def test_preparing_leaves_the_float_model_alone(model: nn.Module) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph, _ = calibrated(model)
+    graph(torch.randn(4, 3, 8, 8)).sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+def test_all_planned_layers_run_in_integers(model: nn.Module, runtime: str, tmp_path: Path) -> None:
+    graph, planned = calibrated(model)
+    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
+    found = room.coverage(made.path, precision="int8")
+    assert (found.integer, found.float_ops) == (len(planned), ())
+
+
+@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str, tmp_path: Path) -> None:
+    graph, planned = calibrated(model, Placement(float_modules=("inner",)))
+    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
+    found = room.coverage(made.path, precision="int8")
+    assert planned == ("stem.0", "back", "head")
+    assert found.integer == 3
+    assert found.float_ops == ("inner.0",)
+
+
+@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime: str, tmp_path: Path) -> None:
+    graph, _ = calibrated(model)
+    x = torch.randn(20, 3, 8, 8)
+    wanted = graph(x).detach().numpy()
+    path = exported(graph, tmp_path)
+    step = export.output_step(path)
+    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    session = room.open(room.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
+    given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
+    assert step is not None
+    assert np.abs(given - wanted).max() <= 2 * step + 1e-6
+
+
+def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:
+    graph, _ = calibrated(model, scheme=QuantScheme(weight_bits=7))
+    weights = [
+        t for t in onnx.load(exported(graph, tmp_path)).graph.initializer if t.data_type == onnx.TensorProto.INT8
+    ]
+    kernels = [onnx.numpy_helper.to_array(t) for t in weights if len(t.dims) > 1]
+    assert len(kernels) == len(LAYERS)
+    assert max(int(np.abs(kernel.astype(int)).max()) for kernel in kernels) == 63
+
+
+def test_exported_files_carry_no_comments_and_no_paths(model: nn.Module, tmp_path: Path) -> None:
+    graph, _ = calibrated(model)
+    proto = onnx.load(exported(graph, tmp_path))
+    onnx.checker.check_model(proto, full_check=True)
+    parts = [proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output]
+    assert not any(part.metadata_props or part.doc_string for part in parts)
+    assert str(Path.cwd()).encode() not in proto.SerializeToString()
+
+
+def test_rectifiers_biases_and_repeated_rounding_are_cleaned_away(model: nn.Module, tmp_path: Path) -> None:
+    graph, _ = calibrated(model)
+    nodes = onnx.load(exported(graph, tmp_path)).graph.node
+    kinds = [node.op_type for node in nodes]
+    assert "Relu" not in kinds
+    assert "Clip" not in kinds
+    assert "ReduceMean" not in kinds
+    made_by = {output: node.op_type for node in nodes for output in node.output}
+    assert all(made_by[node.input[2]] == "DequantizeLinear" for node in nodes if node.op_type in {"Conv", "Gemm"})
+
+
+def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    with pytest.raises(ToolchainError, match="cannot be exported for quantization"):
+        quantizer.prepare(Branching(), IMAGE, Placement(), QuantScheme())
