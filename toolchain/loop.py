@@ -8,7 +8,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Training:
     """A finished training."""
 
     history: tuple[Epoch, ...]
-    best_epoch: int  # -1: the weights it started with
+    best_epoch: int  # from 0; -1: the weights it started with
     best_accuracy: float  # on validation
 
 
@@ -65,6 +65,18 @@ class Job:
     switch: Hook = lambda model, epoch, training: None  # called before training and before validating
 
 
+@dataclass(frozen=True, order=True)
+class Score:
+    """Better is greater: first by accuracy; equal accuracies, common on small sets, by cross-entropy."""
+
+    accuracy: float
+    loss: float = field(compare=False)
+    tie_break: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tie_break", -self.loss)
+
+
 def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
     """Training or inference form; an exported graph has only the form it was exported in."""
     return model if isinstance(model, GraphModule) else model.train(training)
@@ -77,10 +89,11 @@ def predict(model: nn.Module, images: Images, preprocess: Preprocess) -> Tensor:
         return torch.cat([model(batch) for batch, _ in batches(images, preprocess, EVALUATION_BATCH)])
 
 
-def accuracy(model: nn.Module, images: Images, preprocess: Preprocess) -> float:
-    """Share of images whose class is predicted."""
-    found = predict(model, images, preprocess).argmax(1)
-    return (found == images.labels).float().mean().item()
+def evaluate(model: nn.Module, images: Images, preprocess: Preprocess) -> Score:
+    """How well a split is classified."""
+    logits = predict(model, images, preprocess)
+    right = (logits.argmax(1) == images.labels).float().mean().item()
+    return Score(right, F.cross_entropy(logits, images.labels).item())
 
 
 def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
@@ -96,8 +109,8 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
     state = _State(model, job)
     state.resume()
     images, validation = job.data.splits["train"], job.data.splits["val"]
-    if keep_start and state.epoch == 0 and state.best is None:
-        state.judge(-1, accuracy(model, validation, job.data.preprocess), model)
+    if keep_start and state.epoch == 0 and state.best_weights is None:
+        state.judge(-1, evaluate(model, validation, job.data.preprocess), model)
     weights = _class_weights(images.labels, len(job.data.classes), job.spec.class_weighting)
     steps = math.ceil(len(images) / job.spec.batch_size)
     with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
@@ -107,15 +120,17 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
             loss = _train_epoch(model, job, state, weights, bar)
             candidate = state.average or model
             job.switch(candidate, epoch, False)
-            found = accuracy(candidate, validation, job.data.preprocess)
-            state.history.append(Epoch(epoch, loss, found))
+            found = evaluate(candidate, validation, job.data.preprocess)
+            state.history.append(Epoch(epoch + 1, loss, found.accuracy))
             state.judge(epoch, found, candidate)
             state.epoch += 1
             state.save()
-            progress.say(f"{job.label}: epoch {state.epoch}/{job.spec.epochs} loss {loss:.3f} validation {found:.4f}")
-    if state.best is not None:
-        model.load_state_dict(state.best)
-    return Training(tuple(state.history), state.best_epoch, state.best_accuracy)
+            progress.say(
+                f"{job.label}: epoch {state.epoch}/{job.spec.epochs} loss {loss:.3f} validation {found.accuracy:.4f}"
+            )
+    if state.best_weights is not None:
+        model.load_state_dict(state.best_weights)
+    return Training(tuple(state.history), state.best_epoch, state.best.accuracy)
 
 
 def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | None, bar: progress.Bar) -> float:
@@ -205,8 +220,8 @@ class _State:
         self.average = copy.deepcopy(model) if job.spec.average else None
         self.epoch = self.step = 0
         self.history: list[Epoch] = []
-        self.best: Mapping[str, Tensor] | None = None
-        self.best_epoch, self.best_accuracy = -1, -1.0
+        self.best_weights: Mapping[str, Tensor] | None = None
+        self.best_epoch, self.best = -1, Score(-1.0, math.inf)
 
     def advance(self, model: nn.Module) -> None:
         """Counts a step and moves the running average."""
@@ -221,11 +236,11 @@ class _State:
                 elif mean.shape == now.shape:
                     mean.copy_(now)
 
-    def judge(self, epoch: int, found: float, model: nn.Module) -> None:
+    def judge(self, epoch: int, found: Score, model: nn.Module) -> None:
         """Keeps the weights when they are the best so far."""
-        if found > self.best_accuracy:
-            self.best_epoch, self.best_accuracy = epoch, found
-            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        if found > self.best:
+            self.best_epoch, self.best = epoch, found
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
     def stalled(self) -> bool:
         return 0 < self.job.spec.patience <= self.epoch - 1 - self.best_epoch
@@ -234,11 +249,11 @@ class _State:
         """Writes everything in one file, atomically."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
-        tensors |= {f"best.{k}": v for k, v in (self.best or {}).items()}
+        tensors |= {f"best.{k}": v for k, v in (self.best_weights or {}).items()}
         for index, slot in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         numbers = {
-            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best_accuracy": self.best_accuracy,
+            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": [self.best.accuracy, self.best.loss],
             "history": records.plain(self.history),
         }  # fmt: skip
         clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
@@ -260,14 +275,14 @@ class _State:
         self.model.load_state_dict(part("model."))
         if self.average is not None:
             self.average.load_state_dict(part("average."))
-        self.best = part("best.") or None
+        self.best_weights = part("best.") or None
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("optimizer.").items():
             index, _, key = name.partition(".")
             slots.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.epoch, self.step = numbers["epoch"], numbers["step"]
-        self.best_epoch, self.best_accuracy = numbers["best_epoch"], numbers["best_accuracy"]
+        self.best_epoch, self.best = numbers["best_epoch"], Score(*numbers["best"])
         self.history = [Epoch(**entry) for entry in numbers["history"]]
         progress.say(f"{self.job.label}: continuing after epoch {self.epoch}")
 

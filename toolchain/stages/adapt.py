@@ -7,7 +7,7 @@ from toolchain import loop, models, progress, records
 from toolchain.data import Dataset
 from toolchain.values import Recipe
 
-VERSION = 1
+VERSION = 2
 
 
 def run(recipe: Recipe, data: Dataset, work: Path) -> tuple[loop.Trained, str]:

@@ -9,7 +9,7 @@ from toolchain import loop, records
 from toolchain.data import Dataset
 from toolchain.values import Recipe, Surgery
 
-VERSION = 1
+VERSION = 2
 
 
 def run(

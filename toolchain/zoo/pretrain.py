@@ -38,7 +38,7 @@ def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     if path.stat().st_size > LARGEST_BYTES:
         path.unlink()
         raise SystemExit(f"{path.name} would be larger than {LARGEST_BYTES} bytes, too much to ship")
-    found = loop.accuracy(trained.model, data.splits["test"], preprocess)
+    found = loop.evaluate(trained.model, data.splits["test"], preprocess).accuracy
     card = {
         "name": name, "command": COMMAND, "recipe": recipe_name, "seed": recipe.seed, "model": recipe.model,
         "domain": recipe.domain, "data_digest": data.digest, "licence_of_images": domain.licence,
