@@ -1,15 +1,18 @@
 """Shared by all tests: small image folders, a tiny recipe, and the real sets where they lie beside the checkout."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from toolchain import spec
-from toolchain.values import Domain, ModelSpec, PruneSpec, QuantizeSpec, Recipe, Target, TrainSpec
+from toolchain import pipeline, spec
+from toolchain.stages import bench
+from toolchain.values import Budget, Domain, ModelSpec, PruneSpec, QuantizeSpec, Recipe, Target, TrainSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -32,28 +35,56 @@ def pictures(tmp_path: Path) -> Path:
     return draw(tmp_path / "pictures", {"ant": 40, "bee": 40, "cat": 40})
 
 
-@pytest.fixture
-def domain(pictures: Path) -> Domain:
-    return Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=16)
-
-
-@pytest.fixture
-def recipe() -> Recipe:
-    train = TrainSpec(epochs=2, batch_size=16, learning_rate=2e-3)
+def tiny_recipe() -> Recipe:
+    train = TrainSpec(epochs=8, batch_size=8, learning_rate=1e-3)
     return Recipe(
         name="tiny",
         domain="tiny",
-        model=ModelSpec(name="squeezenet1_1", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        model=ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3),
         adapt=train,
-        prune=PruneSpec(ratio=0.3),
-        recover=TrainSpec(epochs=1, batch_size=16, learning_rate=1e-3, distill=0.5),
-        quantize=QuantizeSpec(train=TrainSpec(epochs=1, batch_size=16, learning_rate=1e-4, distill=0.5)),
+        prune=PruneSpec(ratio=0.4),
+        recover=TrainSpec(epochs=8, batch_size=8, learning_rate=1e-3, distill=0.5),
+        quantize=QuantizeSpec(train=TrainSpec(epochs=2, batch_size=16, learning_rate=1e-4, distill=0.5)),
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A whole job on the tiny set, done once for all tests that look at what it left."""
+
+    out: Path
+    recipe: Recipe
+    target: Target
+    domain: Domain
+    report: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "tiny" / self.target.name
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
+
+
+def build(folder: Path, pictures: Path, target: str = "cpu") -> Run:
+    domain = Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=32)
+    chosen = dataclasses.replace(spec.target(target), budget=Budget(accuracy_drop=0.2))
+    return Run(folder, tiny_recipe(), chosen, domain, pipeline.build(tiny_recipe(), chosen, domain, folder))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("tiny")
+    with pytest.MonkeyPatch.context() as patch:  # three rounds show that timing works; they are no figures
+        patch.setattr(bench, "ROUNDS", 3)
+        patch.setattr(bench, "PEAK_ROUNDS", 1)
+        return build(folder / "out", draw(folder / "pictures", {"ant": 40, "bee": 40, "cat": 40}))
+
+
 @pytest.fixture
-def target() -> Target:
-    return spec.target("cpu")
+def domain(pictures: Path) -> Domain:
+    return Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=16)
 
 
 @pytest.fixture(scope="session")

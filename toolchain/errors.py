@@ -15,3 +15,8 @@ class CheckFailed(ToolchainError):
     """A budget, a verification or a gate said no; the report is written all the same."""
 
     exit_code = 1
+
+
+def brief(reason: BaseException) -> str:
+    """The first line of what another library complains about, or at least the kind of complaint."""
+    return next(iter(str(reason).strip().splitlines()), type(reason).__name__)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from toolchain import discover, records
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, brief
 from toolchain.values import ModelSpec
 from toolchain.vision import torchvision
 
@@ -116,7 +116,7 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as reason:
-        raise ToolchainError(f"{path} is not a readable checkpoint: {str(reason).splitlines()[0]}") from reason
+        raise ToolchainError(f"{path} is not a readable checkpoint: {brief(reason)}") from reason
     except Exception as reason:
         if "weights_only" in str(reason).lower() or "Unpickl" in type(reason).__name__:
             raise ToolchainError(

@@ -31,7 +31,7 @@ with warnings.catch_warnings():
 
 logging.disable(logging.NOTSET)
 
-from toolchain.errors import ToolchainError  # noqa: E402  behind the import above
+from toolchain.errors import ToolchainError, brief  # noqa: E402  behind the import above
 from toolchain.values import Placement, QuantScheme  # noqa: E402
 
 ATEN = torch.ops.aten
@@ -196,7 +196,7 @@ def prepare(
         exported = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1, max=4096)},))
     except Exception as reason:  # torch.export has no common base class for what it refuses
         raise ToolchainError(
-            f"the model cannot be exported for quantization: {str(reason).splitlines()[0]}; "
+            f"the model cannot be exported for quantization: {brief(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
     quantizer = PlacementQuantizer(placement, scheme)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, brief
 from toolchain.records import artefact
 from toolchain.values import Artefact, Coverage, Precision
 
@@ -79,7 +79,7 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     try:
         session = _session(path, _options(threads, optimized))
     except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"ONNX Runtime does not load {path}: {str(reason).splitlines()[0]}") from reason
+        raise ToolchainError(f"ONNX Runtime does not load {path}: {brief(reason)}") from reason
     return OrtSession(session)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, brief
 from toolchain.records import artefact
 from toolchain.values import Artefact, Coverage, Precision
 
@@ -61,7 +61,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     try:
         model = ov.convert_model(str(onnx_path))
     except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {str(reason).splitlines()[0]}") from reason
+        raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason
     ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
     return artefact(*(folder / name for name in FILE_NAMES))
 
@@ -85,7 +85,7 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     try:
         compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
     except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"OpenVINO does not load {path}: {str(reason).splitlines()[0]}") from reason
+        raise ToolchainError(f"OpenVINO does not load {path}: {brief(reason)}") from reason
     return OpenVinoSession(compiled)
 
 

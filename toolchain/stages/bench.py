@@ -16,7 +16,7 @@ from toolchain import discover, progress, records, stats, timing
 from toolchain.errors import ToolchainError
 from toolchain.values import Interval, Measurement, Precision, Target, Variant
 
-VERSION = 1
+VERSION = 2
 ROUNDS = 10
 PEAK_ROUNDS = 3
 PEAK_CHANNELS, PEAK_SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain import discover, progress, qdq, quantizer, records
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, brief
 from toolchain.stages.quantize import Family, Quantized
 from toolchain.surgery import layers
 from toolchain.values import Artefact, Precision, Target, Variant
@@ -101,7 +101,7 @@ def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
                 input_names=["input"], output_names=["logits"],
             )  # fmt: skip
     except Exception as reason:  # the exporter's errors share no base class
-        raise ToolchainError(f"the model cannot be exported to ONNX: {str(reason).splitlines()[0]}") from reason
+        raise ToolchainError(f"the model cannot be exported to ONNX: {brief(reason)}") from reason
     assert program is not None
     qdq.save(qdq.clean(program.model), path)
 

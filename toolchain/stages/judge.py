@@ -90,11 +90,10 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
-    sign = -1 if check == "speedup" else 1
-    low, high = sorted((sign * value.low, sign * value.high))
-    why = f"95 % interval {low:.4g} to {high:.4g}" + (
-        "; it crosses the limit, so this is not certain" if crossing else ""
-    )
+    sign, factor, unit = (-1, 1, "x") if check == "speedup" else (1, 100, " points")
+    low, high = sorted((sign * factor * value.low, sign * factor * value.high))
+    why = f"95 % interval {low:+.2f} to {high:+.2f}{unit}, {value.samples} samples"
+    why += "; it crosses the limit, so this is not certain" if crossing else ""
     return Verdict(
         check=check, outcome="pass" if passed else "fail", measured=sign * value.estimate, limit=sign * limit, why=why
     )

@@ -1,0 +1,86 @@
+"""Every drop-in that is found keeps its room's contract; no names are listed here."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper
+from PIL import Image
+
+from toolchain import discover, surgery
+from toolchain.errors import ToolchainError
+
+
+@pytest.fixture(scope="module")
+def group() -> surgery.Group:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 3), torch.nn.BatchNorm2d(24), torch.nn.Conv2d(24, 8, 1))
+    found = surgery.groups(net, torch.zeros(1, 3, 8, 8), "2")
+    return next(one for one in found if one.channels == 24)
+
+
+@pytest.mark.parametrize("name", discover.modules("criteria"))
+def test_criteria_give_one_finite_number_a_channel(name: str, group: surgery.Group) -> None:
+    room = discover.module("criteria", name)
+    score = room.score(group)
+    assert score.shape == (24,)
+    assert score.isfinite().all()
+    assert isinstance(room.NEEDS, tuple)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
+    body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "relu.onnx").write_bytes(model.SerializeToString())
+    return tmp_path / "relu.onnx"
+
+
+@pytest.mark.parametrize("name", discover.modules("runtimes"))
+def test_runtimes_compile_open_and_run(name: str, graph: Path, tmp_path: Path) -> None:
+    room = discover.module("runtimes", name)
+    made = room.compile(graph, tmp_path / "made")
+    assert made.size_bytes == sum(file.stat().st_size for file in made.files)
+    image = np.random.default_rng(0).standard_normal((1, 3, 4, 4), dtype=np.float32)
+    for precision in room.PRECISIONS:
+        session = room.open(made.path, threads=1, precision=precision)
+        first = session.run(image)
+        np.testing.assert_allclose(first, np.maximum(image, 0), rtol=0.01, atol=1e-3)
+        session.run(-image)  # an answer must not change when the session runs again
+        np.testing.assert_allclose(first, np.maximum(image, 0), rtol=0.01, atol=1e-3)
+    assert all(isinstance(version, str) for version in room.fingerprint().values())
+
+
+@pytest.mark.parametrize("name", discover.modules("runtimes"))
+def test_runtimes_compile_to_the_same_bytes_every_time(name: str, graph: Path, tmp_path: Path) -> None:
+    room = discover.module("runtimes", name)
+    assert room.compile(graph, tmp_path / "a").sha256 == room.compile(graph, tmp_path / "b").sha256
+
+
+@pytest.mark.parametrize("name", discover.modules("runtimes"))
+def test_runtimes_refuse_what_is_no_model_in_one_message(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(ToolchainError, match=r"x\.onnx"):
+        discover.module("runtimes", name).open(tmp_path / "x.onnx", threads=1, precision="f32")
+
+
+@pytest.mark.parametrize("name", discover.modules("runtimes"))
+def test_a_runtime_that_is_not_installed_says_how_to_install_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(ToolchainError, match="pip install"):
+        discover.module("runtimes", name).fingerprint()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", discover.modules("sources"))
+def test_bundled_sources_write_class_folders(name: str, tmp_path: Path) -> None:
+    importlib.import_module(f"toolchain.sources.{name}").write(tmp_path)
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) >= 10
+    for folder in folders:
+        files = list(folder.iterdir())
+        assert len(files) >= 100
+        assert Image.open(files[0]).mode == "L"

@@ -1,0 +1,248 @@
+"""The whole pipeline in seconds: a real model, real runtimes, a made-up set; every later test of a bundle uses its result."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Run
+
+from toolchain import loop, pipeline, records, surgery
+from toolchain.errors import ToolchainError
+from toolchain.stages import bench, bundle
+
+STAGES = ("adapt", "fit", "recover", "quantize", "export", "verify", "bench")
+
+
+def variant(run: Run, name: str) -> dict:
+    return next(one for one in run.report["variants"] if one["name"] == name)
+
+
+def test_all_variants_stand_in_the_report(run: Run) -> None:
+    assert [one["name"] for one in run.report["variants"]] == ["dense-fp32", "dense-int8", "pruned-fp32", "pruned-int8"]
+    assert json.loads((run.folder / "report.json").read_text()) == run.report
+    assert (run.folder / "report.html").stat().st_size > 10_000
+    assert (run.folder / "report.md").read_text().startswith("#")
+
+
+def test_it_has_learnt_and_stayed_small(run: Run) -> None:
+    assert variant(run, "dense-fp32")["accuracy"] >= 0.9
+    assert variant(run, "pruned-int8")["accuracy"] >= 0.8
+    assert variant(run, "pruned-int8")["macs"] <= 0.6 * variant(run, "dense-fp32")["macs"]
+    assert variant(run, "pruned-int8")["size_bytes"] < 0.3 * variant(run, "dense-fp32")["size_bytes"]
+
+
+def test_all_planned_layers_run_in_integers_and_answers_agree(run: Run) -> None:
+    own = variant(run, "pruned-int8")
+    assert own["integer_coverage"]["integer"] == own["integer_coverage"]["planned"] == 26
+    assert own["parity"]["top1_agreement"] >= 22 / 24
+    assert variant(run, "pruned-fp32")["parity"]["top1_agreement"] == 1.0
+
+
+def test_raw_samples_stay_beside_the_archive_and_not_inside(run: Run) -> None:
+    kept = records.read_json(run.folder / "measurements.json")
+    assert len(kept["variants"]["pruned-int8"]["latencies_ms"]) == variant(run, "pruned-int8")["latency_ms"]["samples"]
+    with tarfile.open(run.folder / "bundle.tar") as tar:
+        assert "bundle/measurements.json" not in tar.getnames()
+
+
+def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = (run.folder / "bundle.tar").read_bytes()
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(bench.timing, "rounds", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    pipeline.build(run.recipe, run.target, run.domain, run.out)
+    assert (run.folder / "bundle.tar").read_bytes() == archive
+
+
+def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+
+    class Enough(Exception):
+        pass
+
+    def train(_: object, job: loop.Job, **__: object) -> None:
+        trained.append(job.label)
+        raise Enough
+
+    monkeypatch.setattr(loop, "train", train)
+    changed = dataclasses.replace(run.recipe, recover=dataclasses.replace(run.recipe.recover, learning_rate=1e-3))
+    with pytest.raises(Enough):
+        pipeline.build(changed, run.target, run.domain, run.out)
+    assert trained == ["recover"]
+
+
+def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {stage: len(list((run.out / "work" / stage).iterdir())) for stage in STAGES}
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    other = dataclasses.replace(run.target, name="openvino", runtime="openvino", precisions=("f32", "bf16", "int8"))
+    written = pipeline.build(run.recipe, other, run.domain, run.out)
+    assert {one["precision"] for one in written["variants"]} == {"f32", "bf16", "int8"}
+    own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
+    assert own["integer_coverage"]["integer"] == own["integer_coverage"]["planned"] == 26
+    after = {stage: len(list((run.out / "work" / stage).iterdir())) for stage in STAGES}
+    assert {stage for stage in STAGES if after[stage] > before[stage]} == {"export", "verify", "bench"}
+    folder = run.out / "tiny" / "openvino" / "bundle"
+    assert subprocess.run([sys.executable, "run.py", "--self-test"], cwd=folder, check=False).returncode == 0
+
+
+def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    hard = dataclasses.replace(run.target, budget=dataclasses.replace(run.target.budget, speedup=1000.0), name="hard")
+    (run.out / "tiny" / "hard" / "bundle").mkdir(parents=True)
+    written = pipeline.build(run.recipe, hard, run.domain, run.out)
+    assert written["shipped"] is None
+    assert not (run.out / "tiny" / "hard" / "bundle").exists()
+    assert (run.out / "tiny" / "hard" / "report.html").exists()
+    assert "speedup" in [verdict["check"] for verdict in written["verdicts"] if verdict["outcome"] == "fail"]
+
+
+def test_stages_leave_the_models_they_are_given_alone(run: Run) -> None:
+    plans = list((run.out / "work" / "fit").glob("*/surgery.json"))
+    assert len(plans) == 1
+    plan = surgery.read(plans[0])
+    assert plan.keep
+    assert not plan.dropped
+
+
+def test_an_output_folder_in_use_is_refused(run: Run) -> None:
+    with records.locked(run.folder, wait=False), pytest.raises(ToolchainError, match="another run is writing"):
+        pipeline.build(run.recipe, run.target, run.domain, run.out)
+
+
+# --- the bundle on its own ----------------------------------------------------------------------------------
+
+
+def device(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
+    """Runs the bundle's runner as a device would: in its folder, the toolchain nowhere on the path."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, "run.py", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def flashed(run: Run, tmp_path: Path) -> Path:
+    with tarfile.open(run.folder / "bundle.tar") as tar:
+        for member in tar:
+            assert member.isfile()
+            assert (member.uid, member.gid, member.mtime, member.mode) == (0, 0, 0, 0o644)
+            body = tar.extractfile(member)
+            assert body is not None
+            (tmp_path / Path(member.name).name).write_bytes(body.read())
+    return tmp_path
+
+
+def test_the_self_test_passes_on_what_was_unpacked(flashed: Path) -> None:
+    ended = device(flashed, "--self-test")
+    assert (ended.returncode, ended.stdout.split(":")[0]) == (0, "PASS")
+
+
+def test_pictures_and_arrays_are_classified(run: Run, flashed: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    files = sorted(Path(run.domain.path).rglob("*.png"))[::15]
+    np.save(flashed / "frame.npy", np.asarray(Image.open(files[0]).resize((32, 32), Image.Resampling.BILINEAR)))
+    ended = device(flashed, *map(str, files), "frame.npy")
+    answers = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert ended.returncode == 0
+    right = [answer["class"] == Path(answer["file"]).parent.name for answer in answers[:-1]]
+    assert sum(right) >= len(right) - 1
+    assert answers[-1]["class"] == answers[0]["class"]
+
+
+def test_arrays_need_no_pillow(flashed: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    blocked = tmp_path / "blocked"
+    (blocked / "PIL").mkdir(parents=True)
+    (blocked / "PIL" / "__init__.py").write_text("raise ImportError('no Pillow on this board')")
+    np.save(flashed / "frame.npy", np.zeros((32, 32), np.uint8))
+    assert device(flashed, "--self-test", "frame.npy", path=str(blocked)).returncode == 0
+    (flashed / "x.png").write_bytes(b"")
+    refused = device(flashed, "x.png", path=str(blocked))
+    assert refused.returncode == 2
+    assert "need Pillow" in refused.stderr
+
+
+def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
+    import numpy as np
+
+    np.save(flashed / "wide.npy", np.zeros((32, 32, 4), np.uint8))
+    np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
+    (flashed / "bad.png").write_bytes(b"nothing")
+    (flashed / "bad.npy").write_bytes(b"nothing")
+    ended = device(flashed, "gone.png", "bad.png", "bad.npy", "wide.npy", "good.npy")
+    assert ended.returncode == 2
+    assert ended.stderr.count("error:") == 4
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz", "labels.txt", "run.py", "SHA256SUMS"])
+def test_one_flipped_bit_anywhere_is_refused_by_name(flashed: Path, name: str) -> None:
+    body = bytearray((flashed / name).read_bytes())
+    place = body.index(b"Needs numpy") if name == "run.py" else len(body) // 2
+    body[place] ^= 1
+    (flashed / name).write_bytes(body)
+    ended = device(flashed, "--self-test")
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("FAIL")
+    assert "Traceback" not in ended.stderr
+
+
+def test_changed_golden_outputs_fail_even_with_new_hashes(flashed: Path) -> None:
+    import numpy as np
+
+    golden = dict(np.load(flashed / "golden.npz"))
+    golden["logits"] = golden["logits"] + 1
+    np.savez(flashed / "golden.npz", **golden)
+    (flashed / "SHA256SUMS").unlink()
+    bundle._seal(flashed)
+    ended = device(flashed, "--self-test")
+    assert ended.returncode == 1
+    assert "quantization steps" in ended.stdout
+
+
+def test_the_bundle_names_no_path_of_this_machine(run: Run) -> None:
+    words = [str(ROOT).encode(), str(run.out).encode(), str(Path.home()).encode() + b"/", str(run.domain.path).encode()]
+    for path in run.bundle.iterdir():
+        assert not [word for word in words if word in path.read_bytes()], path.name
+
+
+def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
+    manifest = records.read_json(run.bundle / "manifest.json")
+    assert manifest["classes"] == ["ant", "bee", "cat"]
+    assert manifest["input"]["shape"] == [1, 3, 32, 32]
+    assert manifest["accuracy"]["accuracy"]["samples"] == 24
+    assert len(manifest["provenance"]["weights_sha256"]) == 64
+    assert manifest["model"]["sha256"]["model.onnx"] == records.sha256_file(run.bundle / "model.onnx")
+
+
+def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    shutil.copytree(
+        run.out / "work",
+        tmp_path / "out" / "work",
+        ignore=lambda folder, _: ["export", "verify"] if folder.endswith("work") else [],
+    )
+    os.umask(old := os.umask(0o077))
+    os.umask(0o077)
+    try:
+        pipeline.build(run.recipe, run.target, run.domain, tmp_path / "out")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
+    assert torch.get_num_threads() >= 1

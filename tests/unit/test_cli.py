@@ -1,0 +1,82 @@
+"""The command line: fast help, one message and the right exit status for everything a user can get wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, draw
+
+TOOLCHAIN = [sys.executable, "-m", "toolchain"]
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TOOLCHAIN, *arguments], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys\nfrom toolchain import cli\nfrom typer.testing import CliRunner\n"
+    code += "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0\n"
+    code += "print([m for m in ('torch', 'scipy', 'matplotlib', 'onnx', 'numpy', 'pydantic') if m in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("verb", ["export", "targets", "recipes", "domains", "schema", "report"])
+def test_every_verb_has_help(verb: str) -> None:
+    ended = run(verb, "--help")
+    assert ended.returncode == 0
+    assert "Usage" in ended.stdout
+
+
+def test_targets_say_what_they_are_for() -> None:
+    ended = run("targets")
+    assert "openvino" in ended.stdout
+    assert "embedded default" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--target", "cup"], "did you mean 'cpu'"),
+        (["export", "--recipe", "digit"], "did you mean 'digits'"),
+        (["export", "--recipe", "nowhere.toml"], "nowhere.toml is not there"),
+        (["export", "--recipe", "solar"], "give one with DATA=folder"),
+        (["export", "--data", "nowhere"], "image folder nowhere is not there"),
+        (["export", "--image-size", "wide"], "HEIGHTxWIDTH"),
+        (["schema", "recipe"], "did you mean 'recipes'"),
+        (["report", "nowhere"], "cannot read nowhere"),
+    ],
+)
+def test_wrong_input_is_one_message_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")] if arguments[0] == "export" else []
+    ended = run(*arguments, *out)
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stderr.count("error:") == 1
+
+
+def test_an_output_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    ended = run("export", "--out", str(tmp_path / "file" / "out"))
+    assert ended.returncode == 2
+    assert "cannot write" in ended.stderr
+
+
+def test_a_foreign_checkpoint_is_refused_before_any_training(tmp_path: Path) -> None:
+    draw(tmp_path / "set", {"ant": 12, "bee": 12})
+    zoo = ROOT / "toolchain" / "zoo" / "squeezenet1_1_glyphs.safetensors"
+    arguments = ["--recipe", "trashnet", "--data", str(tmp_path / "set"), "--weights", str(zoo), "--image-size", "32"]
+    ended = run("export", *arguments, "--out", str(tmp_path / "out"))
+    assert ended.returncode == 2
+    assert "does not fit mobilenet_v2" in ended.stderr
+
+
+def test_make_turns_variables_into_flags() -> None:
+    command = ["make", "--dry-run", "export", "TARGET=openvino", "RECIPE=solar", "DATA=a b", "WEIGHTS=w.pth", "OUT=o"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, "MAKEFLAGS": ""}
+    )
+    assert '--target "openvino" --recipe "solar" --out "o" --data "a b" --weights "w.pth"' in said.stdout

@@ -1,0 +1,120 @@
+"""What ships: the fastest that keeps every promise; never one that breaks one."""
+
+from pathlib import Path
+
+import pytest
+
+from toolchain.stages import judge
+from toolchain.values import Accuracy, Artefact, Budget, Coverage, Interval, Measurement, Parity, Variant
+
+
+def interval(estimate: float, reach: float = 0.001) -> Interval:
+    return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, samples=1000)
+
+
+def variant(name: str, *, size: int = 100) -> Variant:
+    family, precision = name.split("-")
+    return Variant(
+        name=name, family=family, precision={"fp32": "f32"}.get(precision, precision), method="", macs=1, parameters=1,
+        artefact=Artefact(path=Path("m"), files=(Path("m"),), sha256="", size_bytes=size), onnx=Path("m"),
+        planned=("a", "b"), output_step=None,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def accuracy(
+    drop: float, *, agree: float = 1.0, integer: int = 2, own: float | None = None, images: int = 1000
+) -> Accuracy:
+    parity = Parity(top1_agreement=agree, max_steps=1, step=1, images=images, accuracy_gap=0.0, runtime_agreement=own)
+    cover = Coverage(integer=integer, planned=2, total=2, float_ops=("b",) if integer < 2 else ())
+    return Accuracy(
+        accuracy=interval(0.9 - drop), balanced=interval(0.9), drop=interval(drop, 0.004), balanced_drop=interval(drop),
+        parity=parity, coverage=cover,
+    )  # fmt: skip
+
+
+def timed(logs: dict[str, float]) -> Measurement:
+    rounds = {name: [log - 0.01, log, log + 0.01, log, log] for name, log in logs.items()}
+    return Measurement(
+        latencies_ms=(1.0,),
+        p50_ms=interval(1.0),
+        round_logs=rounds,
+        load_ms=1,
+        first_ms=1,
+        peak_rss_bytes=1,
+        peak_share=None,
+    )
+
+
+VARIANTS = [variant("dense-fp32"), variant("pruned-fp32"), variant("pruned-int8", size=30)]
+FAST = {
+    "dense-fp32": timed({}),
+    "pruned-fp32": timed({"dense-fp32": 0.4, "pruned-int8": -0.2}),
+    "pruned-int8": timed({"dense-fp32": 0.6, "pruned-fp32": 0.2}),
+}
+
+
+def decide(budget: Budget, **changed: Accuracy) -> judge.Judged:
+    found = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
+    found |= {name.replace("_", "-"): value for name, value in changed.items()}
+    return judge.run(VARIANTS, found, FAST, budget)
+
+
+def outcome(judged: judge.Judged, check: str) -> str:
+    return next(verdict.outcome for verdict in judged.verdicts if verdict.check == check)
+
+
+def test_the_fastest_that_passes_ships() -> None:
+    assert decide(Budget(accuracy_drop=0.01)).shipped == "pruned-int8"
+
+
+def test_float_ships_where_integers_cost_too_much_accuracy_and_it_is_said() -> None:
+    judged = decide(Budget(accuracy_drop=0.01), pruned_int8=accuracy(0.03))
+    assert judged.shipped == "pruned-fp32"
+    assert judged.notes == ("pruned-int8 is faster than pruned-fp32 but misses accuracy_drop",)
+
+
+def test_nothing_ships_when_every_variant_misses_and_the_closest_is_named() -> None:
+    judged = decide(Budget(accuracy_drop=0.001))
+    assert judged.shipped is None
+    assert outcome(judged, "accuracy_drop") == "fail"
+
+
+def test_an_interval_across_the_limit_passes_but_is_flagged() -> None:
+    judged = decide(Budget(accuracy_drop=0.005))
+    assert judged.shipped == "pruned-int8"
+    assert "not certain" in next(v.why for v in judged.verdicts if v.check == "accuracy_drop")
+
+
+@pytest.mark.parametrize(
+    ("worse", "check"),
+    [
+        (accuracy(0.0, agree=0.98), "top1_agreement"),
+        (accuracy(0.0, integer=1), "integer_coverage"),
+    ],
+)
+def test_a_broken_promise_keeps_a_variant_from_shipping(worse: Accuracy, check: str) -> None:
+    judged = decide(Budget(), pruned_int8=worse)
+    assert judged.shipped == "pruned-fp32"
+    assert check in judged.notes[0]
+
+
+def test_agreement_may_be_as_low_as_the_runtimes_own() -> None:
+    assert decide(Budget(), pruned_int8=accuracy(0.0, agree=0.98, own=0.982)).shipped == "pruned-int8"
+    assert decide(Budget(), pruned_int8=accuracy(0.0, agree=0.975, own=0.982)).shipped == "pruned-fp32"
+
+
+def test_two_pictures_of_a_small_set_may_differ() -> None:
+    assert decide(Budget(), pruned_int8=accuracy(0.0, agree=163 / 165, images=165)).shipped == "pruned-int8"
+    assert decide(Budget(), pruned_int8=accuracy(0.0, agree=161 / 165, images=165)).shipped == "pruned-fp32"
+
+
+def test_speed_and_size_budgets_are_held() -> None:
+    assert decide(Budget(speedup=1.7)).shipped == "pruned-int8"
+    assert decide(Budget(speedup=2.0)).shipped is None
+    assert decide(Budget(size_bytes=50)).shipped == "pruned-int8"
+    assert decide(Budget(size_bytes=20)).shipped is None
+
+
+def test_the_recipes_budget_wins_key_by_key() -> None:
+    merged = judge.merged(Budget(accuracy_drop=0.01), Budget(accuracy_drop=0.5, size_bytes=7))
+    assert (merged.accuracy_drop, merged.size_bytes) == (0.01, 7)

@@ -1,0 +1,174 @@
+"""Training: a cut run continues to the very same weights, and a diverging one stops and loses nothing."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import data, loop, quantizer
+from toolchain.errors import ToolchainError
+from toolchain.values import AugmentSpec, Domain, Placement, Preprocess, QuantScheme, TrainSpec
+
+PREPROCESS = Preprocess(image_size=(12, 10), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+SPEC = TrainSpec(epochs=4, batch_size=16, learning_rate=3e-3, average=0.9)
+
+
+@pytest.fixture
+def dataset(domain: Domain, tmp_path: Path) -> data.Dataset:
+    return data.load(domain, PREPROCESS, tmp_path / "cache")
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d((3, 1)), nn.Flatten(),
+        nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+def job(dataset: data.Dataset, folder: Path, spec: TrainSpec = SPEC, **more: object) -> loop.Job:
+    augment = AugmentSpec(horizontal_flip=True)
+    return loop.Job(data=dataset, spec=spec, augment=augment, seed=1, label="test", folder=folder, **more)  # type: ignore[arg-type]
+
+
+def test_training_learns_and_keeps_its_best_epoch(dataset: data.Dataset, tmp_path: Path) -> None:
+    net = model()
+    done = loop.train(net, job(dataset, tmp_path, dataclasses.replace(SPEC, epochs=12)))
+    assert done.best_accuracy >= 0.9
+    assert loop.evaluate(net, dataset.splits["val"], PREPROCESS).accuracy == done.best_accuracy
+
+
+class Cut(Exception):
+    pass
+
+
+def test_a_cut_run_continues_to_the_same_weights(dataset: data.Dataset, tmp_path: Path) -> None:
+    whole = model()
+    loop.train(whole, job(dataset, tmp_path / "whole"))
+
+    def cut(_: nn.Module, epoch: int, training: bool) -> None:
+        if epoch == 2 and training:
+            raise Cut
+
+    first = model()
+    with pytest.raises(Cut):
+        loop.train(first, job(dataset, tmp_path / "cut", switch=cut))
+    second = model()
+    done = loop.train(second, job(dataset, tmp_path / "cut"))
+    assert len(done.history) == SPEC.epochs
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path) -> None:
+    def graph() -> nn.Module:
+        prepared, _ = quantizer.prepare(model(), torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
+        quantizer.observe(prepared, ranges=True, rounding=True)
+        prepared(torch.randn(8, 3, 12, 10).clamp(-1, 1))
+        return prepared
+
+    torch.manual_seed(0)
+    start = graph()
+    weights = {k: v.clone() for k, v in start.state_dict().items()}
+    whole, second = graph(), graph()
+    for net in (whole, second):
+        net.load_state_dict(weights)
+    loop.train(whole, job(dataset, tmp_path / "whole"))
+
+    def cut(_: nn.Module, epoch: int, training: bool) -> None:
+        if epoch == 1 and training:
+            raise Cut
+
+    with pytest.raises(Cut):
+        loop.train(start, job(dataset, tmp_path / "cut", switch=cut))
+    loop.train(second, job(dataset, tmp_path / "cut"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
+    dataset: data.Dataset, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    class Poisoned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen.append(1)
+            return self.net(x) * (float("nan") if len(seen) == 8 and self.training else 1.0)
+
+    with pytest.raises(ToolchainError, match="the loss became nan in epoch 2.*Lower learning_rate"):
+        loop.train(Poisoned(), job(dataset, tmp_path))
+    assert len(seen) == 8
+    again = loop._State(net := Poisoned(), job(dataset, tmp_path))
+    again.resume()
+    assert again.epoch == 1
+    assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
+
+
+def test_patience_stops_a_training_that_no_longer_improves(dataset: data.Dataset, tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, epochs=30, learning_rate=1e-9, patience=2, average=0.0, schedule="constant")
+    assert len(loop.train(model(), job(dataset, tmp_path, spec)).history) < 30
+
+
+def mislabelled(dataset: data.Dataset, *splits: data.Split) -> data.Dataset:
+    wrong = {s: dataclasses.replace(dataset.splits[s], labels=(dataset.splits[s].labels + 1) % 3) for s in splits}
+    return dataclasses.replace(dataset, splits={**dataset.splits, **wrong})
+
+
+def test_the_start_is_kept_when_training_makes_it_worse(dataset: data.Dataset, tmp_path: Path) -> None:
+    good = model()
+    loop.train(good, job(dataset, tmp_path / "good", dataclasses.replace(SPEC, epochs=12)))
+    before = {name: tensor.clone() for name, tensor in good.state_dict().items()}
+    done = loop.train(good, job(mislabelled(dataset, "train"), tmp_path / "ruin"), keep_start=True)
+    assert done.best_epoch == -1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in good.state_dict().items())
+
+
+def test_only_the_head_learns_in_frozen_epochs(dataset: data.Dataset, tmp_path: Path) -> None:
+    net = model()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    spec = dataclasses.replace(SPEC, epochs=1, freeze_epochs=1, average=0.0)
+    loop.train(net, job(dataset, tmp_path, spec, head="6"))
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"6.weight", "6.bias"}
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_a_student_believes_its_teacher_as_far_as_it_is_told(dataset: data.Dataset, tmp_path: Path) -> None:
+    liar = model()  # names the next class, surely
+    wrong = mislabelled(dataset, "train", "val")
+    loop.train(liar, job(wrong, tmp_path / "liar", dataclasses.replace(SPEC, epochs=12, average=0.0)))
+
+    def honesty(distill: float) -> float:
+        student = model()
+        spec = dataclasses.replace(SPEC, epochs=10, distill=distill, average=0.0)
+        loop.train(student, job(dataset, tmp_path / str(distill), spec, teacher=liar))
+        return loop.evaluate(student, dataset.splits["train"], PREPROCESS).accuracy
+
+    assert honesty(1.0) < 0.6 < 0.9 < honesty(0.0)
+
+
+def test_schedules_rise_and_fall_as_named() -> None:
+    rates = [loop.learning_rate(TrainSpec(warmup=0.25, learning_rate=1.0), step, 100) for step in range(100)]
+    assert max(rates) == rates[25] == 1.0
+    assert rates[0] < 0.05
+    assert rates[99] < 0.01
+    falling = [loop.learning_rate(TrainSpec(schedule="cosine", learning_rate=1.0), step, 10) for step in range(10)]
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_class_weights_balance_the_sum_of_the_losses() -> None:
+    labels = torch.tensor([0] * 90 + [1] * 10)
+    weights = loop._class_weights(labels, 2, 1.0)
+    assert weights is not None
+    assert (weights[0] * 90).item() == pytest.approx((weights[1] * 10).item())
+    assert loop._class_weights(labels, 2, 0.0) is None

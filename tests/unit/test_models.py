@@ -1,0 +1,124 @@
+"""Pretrained weights: what fits is loaded and said; what is foreign, broken or dangerous is refused."""
+
+import collections
+import dataclasses
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolchain import models
+from toolchain.errors import ToolchainError
+from toolchain.values import ModelSpec
+
+SPEC = ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25})
+
+
+def checkpoint(folder: Path, spec: ModelSpec = SPEC, *, name: str = "w.safetensors", drop: str = "none") -> Path:
+    torch.manual_seed(5)
+    state = models.architecture(spec, 9).state_dict()
+    state = {key: value for key, value in state.items() if not key.startswith(drop)}
+    path = folder / name
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_backbone_is_loaded_and_the_head_is_new(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path, name=name)
+    model, head, loaded = models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+    assert head == "classifier.1"
+    assert model.get_submodule(head).out_features == 4
+    assert loaded.share == 1.0
+    torch.manual_seed(5)
+    torch.testing.assert_close(model.features[0][0].weight, models.architecture(SPEC, 9).features[0][0].weight)
+
+
+def test_what_is_missing_or_unused_is_said(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, drop="features.3.")
+    _, _, loaded = models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+    assert 0.9 < loaded.share < 1
+    assert all(name.startswith("features.3.") for name in loaded.missing)
+    assert "missing: features.3." in str(loaded)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, ModelSpec(name="squeezenet1_1"))
+    with pytest.raises(ToolchainError, match="does not fit mobilenet_v2: only 0%"):
+        models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+
+
+def test_another_width_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.75}))
+    with pytest.raises(ToolchainError, match="does not fit.*width_mult"):
+        models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+
+
+def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
+    state = models.architecture(SPEC, 9).state_dict()
+    state["features.2.conv.1.1.weight"][3] = float("nan")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ToolchainError, match=r"features.2.conv.1.1.weight holds NaN"):
+        models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.safetensors")), 4, seed=0)
+
+
+def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return print, ("ran",)
+
+    torch.save({"model": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(ToolchainError, match="could run code"):
+        models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+@pytest.mark.parametrize("body", [b"", b"not a checkpoint at all"])
+def test_a_broken_file_is_refused(tmp_path: Path, name: str, body: bytes) -> None:
+    (tmp_path / name).write_bytes(body)
+    with pytest.raises(ToolchainError, match="not a readable checkpoint|could run code"):
+        models.build(dataclasses.replace(SPEC, weights=str(tmp_path / name)), 4, seed=0)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ToolchainError, match="not a readable checkpoint"):
+        models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+
+
+def test_missing_files_models_and_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="is not there"):
+        models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "no.pth")), 4, seed=0)
+    with pytest.raises(ToolchainError, match="did you mean 'resnet18'"):
+        models.architecture(ModelSpec(name="resnet_18"), 4)
+    with pytest.raises(ToolchainError, match="do not suit"):
+        models.architecture(ModelSpec(name="resnet18", arguments={"depth": 3}), 4)
+    with pytest.raises(ToolchainError, match="neither a file nor known"):
+        models.build(ModelSpec(name="resnet18", weights="IMAGENET9K"), 4, seed=0)
+    with pytest.raises(ToolchainError, match="zoo:squeezenet1_1_glyphs"):
+        models.build(ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet"), 4, seed=0)
+
+
+def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", "/nonexistent")
+    monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
+    with pytest.raises(ToolchainError, match="cannot be downloaded.*WEIGHTS=file"):
+        models.build(ModelSpec(name="resnet18", weights="DEFAULT"), 4, seed=0)
+
+
+def test_norm_epsilon_reaches_every_norm() -> None:
+    model = models.architecture(dataclasses.replace(SPEC, norm_eps=1e-3), 4)
+    found = collections.Counter(m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert list(found) == [1e-3]
+
+
+def test_the_same_seed_gives_the_same_new_head() -> None:
+    first, second = (models.build(SPEC, 4, seed=3)[0].classifier[1].weight for _ in range(2))
+    assert torch.equal(first, second)

@@ -1,0 +1,114 @@
+"""Files are read or refused with file, key, what it got, and what is accepted."""
+
+from pathlib import Path
+
+import pytest
+
+from toolchain import discover, overrides, spec
+from toolchain.errors import ToolchainError
+
+
+def write(folder: Path, text: str, name: str = "mine.toml") -> str:
+    path = folder / name
+    path.write_text('schema = 1\ndomain = "digits"\n' + text)
+    return str(path)
+
+
+MODEL = '[model]\nname = "resnet18"\n'
+
+
+@pytest.mark.parametrize("kind", ["recipes", "targets", "calibration"])
+def test_every_shipped_file_is_valid_and_described(kind: discover.DataKind) -> None:
+    readers = {"recipes": spec.recipe, "targets": spec.target, "calibration": spec.domain}
+    names = discover.names(kind)
+    assert names
+    for name in names:
+        assert readers[kind](name).description
+
+
+def test_every_recipe_names_a_domain_that_exists() -> None:
+    assert {spec.recipe(name).domain for name in discover.names("recipes")} <= set(discover.names("calibration"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MODEL + "width = 3", "unknown key model.width"),
+        (MODEL + "[prune]\nratoi = 0.3", r"unknown key prune.ratoi; did you mean 'ratio'\?"),
+        (MODEL + "[quantize.train]\nepoch = 3", r"unknown key quantize.train.epoch; did you mean 'epochs'\?"),
+        (MODEL + "[prune]\nratio = 1.5", "prune.ratio = 1.5: must be from 0"),
+        (MODEL + '[prune]\nratio = "much"', "prune.ratio = 'much'"),
+        (MODEL + '[prune]\ncriterion = "magnitud"', "did you mean 'magnitude'"),
+        (MODEL + "[adapt]\nbatch_size = 1", "adapt.batch_size = 1"),
+        (MODEL + "[adapt]\nlearning_rate = -1.0", "adapt.learning_rate"),
+        (MODEL + "mean = [0.5]", "three numbers"),
+        ("image_size = [4, 4]\n" + MODEL, "each between 8 and 4096"),
+        ("", "model is missing"),
+        (MODEL + "[", "not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ToolchainError, match=message) as error:
+        spec.recipe(write(tmp_path, text))
+    assert "mine.toml" in str(error.value)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "new.toml").write_text("schema = 9")
+    with pytest.raises(ToolchainError, match="this version reads schema = 1"):
+        spec.recipe(str(tmp_path / "new.toml"))
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    with pytest.raises(ToolchainError, match="did you mean 'openvino'"):
+        spec.target("openvno")
+    with pytest.raises(ToolchainError, match="did you mean 'digits'"):
+        spec.recipe("digit")
+
+
+def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nprecisions = ["f32", "bf16"]')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ToolchainError, match="onnxruntime has no bf16 here; possible are f32, int8"):
+        spec.target("odd")
+
+
+def test_the_users_own_repository_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "cpu.toml").write_text('runtime = "onnxruntime"\nthreads = 3')
+    monkeypatch.chdir(tmp_path)
+    assert spec.target("cpu").threads == 3
+    assert "openvino" in discover.names("targets")
+
+
+def test_flags_change_recipe_and_domain() -> None:
+    flags = overrides.Flags(data="there", weights="w.pth", image_size="48x32", epochs=2, seed=7, on_corrupt="skip")
+    recipe, target, domain = overrides.apply("trashnet", "cpu", flags)
+    assert (domain.path, domain.on_corrupt) == ("there", "skip")
+    assert (recipe.model.weights, recipe.image_size, recipe.seed) == ("w.pth", (48, 32), 7)
+    assert {recipe.adapt.epochs, recipe.recover.epochs, recipe.quantize.train.epochs} == {2}
+    assert target.name == "cpu"
+
+
+def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
+    recipe, _, _ = overrides.apply("trashnet", "cpu", overrides.Flags(model="resnet18", weights="mine.pth"))
+    assert (recipe.model.arguments, recipe.model.weights, recipe.model.norm_eps) == ({}, "mine.pth", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [({"image_size": "big"}, "HEIGHTxWIDTH"), ({"on_corrupt": "no"}, "on_corrupt")]
+)
+def test_wrong_flags_are_refused(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ToolchainError, match=message):
+        overrides.apply("digits", "cpu", overrides.Flags(**flags))
+
+
+def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").write_bytes(b"")
+    name = write(tmp_path, MODEL + 'weights = "own.safetensors"')
+    assert spec.recipe(name).model.weights == str(tmp_path / "own.safetensors")
+
+
+def test_schemas_name_every_key() -> None:
+    assert "prune" in spec.json_schema("recipes")["properties"]

@@ -1,0 +1,72 @@
+"""Intervals keep their promised coverage, percentiles their samples, and ratios the rounds."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolchain import stats
+
+
+def coverage(share: float, images: int, seed: int = 0) -> float:
+    random = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(400):
+        found = stats.accuracy(random.random(images) < share)
+        hits += found.low <= share <= found.high
+    return hits / 400
+
+
+@pytest.mark.parametrize(("share", "images"), [(0.5, 100), (0.83, 165), (0.97, 450)])
+def test_accuracy_intervals_hold_the_truth_as_often_as_they_say(share: float, images: int) -> None:
+    assert 0.92 <= coverage(share, images) <= 0.985
+
+
+@pytest.mark.parametrize("images", [165, 1000])
+def test_paired_drop_intervals_hold_the_truth(images: int) -> None:
+    random, hits = np.random.default_rng(1), 0
+    for _ in range(400):
+        reference = random.random(images) < 0.85
+        candidate = np.where(random.random(images) < 0.05, ~reference, reference)
+        truth = 0.05 * (0.85 - 0.15)
+        found = stats.drop(reference, candidate)
+        hits += found.low <= truth <= found.high
+    assert 0.92 <= hits / 400 <= 0.985
+
+
+def test_no_difference_on_few_images_is_not_certainty() -> None:
+    same = np.ones(50, bool)
+    found = stats.drop(same, same)
+    assert found.estimate == 0
+    assert found.low < -0.01
+    assert found.high > 0.01
+
+
+def test_balanced_accuracy_counts_classes_not_images() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    correct = labels == 0
+    assert stats.balanced_accuracy(correct, labels).estimate == 0.5
+    assert stats.balanced_drop(np.ones(100, bool), correct, labels).estimate == 0.5
+
+
+def test_percentiles_need_their_samples() -> None:
+    assert stats.percentile([1.0] * 63, 90) is None
+    assert stats.percentile([1.0] * 64, 90) == 1.0
+    assert stats.percentile([1.0] * 661, 99) is None
+
+
+@given(st.floats(0.2, 5.0), st.integers(0, 1000))
+def test_a_scaled_side_is_found_to_be_scaled(factor: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    base = random.lognormal(0, 0.3, (7, 5)).tolist()
+    other = [[sample / factor for sample in block] for block in base]
+    assert math.exp(stats.round_ratio(base, other)) == pytest.approx(factor)
+
+
+def test_speedup_survives_one_disturbed_round() -> None:
+    rounds = [0.37, 0.38, 0.385, 0.39, 0.4, 0.405, 0.41, 0.42, 0.43]
+    quiet, disturbed = stats.speedup([*rounds, 0.4]), stats.speedup([*rounds, 3.0])
+    assert disturbed.estimate == pytest.approx(quiet.estimate, rel=0.01)
+    assert quiet.low < math.exp(0.4) < quiet.high

@@ -1,0 +1,75 @@
+"""Timing: rounds in processes of their own, sides interleaved, raw samples kept, failures told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from toolchain import stats, timing
+from toolchain.errors import ToolchainError
+
+SHAPE = (1, 3, 16, 16)
+
+
+def side(folder: Path, name: str, channels: int) -> timing.Side:
+    kernel = np.ones((channels, 3, 3, 3), np.float32)
+    node = helper.make_node("Conv", ["input", "w"], ["logits"])
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, channels, 14, 14))],
+        [numpy_helper.from_array(kernel, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+    return timing.Side(
+        name=name, runtime="onnxruntime", path=str(folder / f"{name}.onnx"), precision="f32", threads=1, shape=SHAPE
+    )
+
+
+def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
+    sides = [side(tmp_path, "small", 8), side(tmp_path, "large", 512)]
+    found: list[timing.Round] = []
+    timing.rounds(sides, 2, 7, found.append)
+    assert [one.seed for one in found] == [7, 8]
+    for one in found:
+        assert {name: np.shape(blocks) for name, blocks in one.blocks.items()} == {
+            "small": (timing.BLOCKS, timing.RUNS_A_BLOCK),
+            "large": (timing.BLOCKS, timing.RUNS_A_BLOCK),
+        }
+        assert stats.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
+
+
+def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    found: list[timing.Round] = []
+    timing.rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)
+    assert [one.seed for one in found] == [7]
+
+
+def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(timing, "_load", lambda s: lambda: order.append(s["name"]))
+    timing._run_round({"sides": [{"name": "a"}, {"name": "b"}], "seed": 1})
+    timed = order[-2 * timing.BLOCKS * timing.RUNS_A_BLOCK :]  # what comes before is warm-up
+    turns = ["".join(timed[i : i + timing.RUNS_A_BLOCK]) for i in range(0, len(timed), timing.RUNS_A_BLOCK)]
+    assert set(turns) == {"aaaaa", "bbbbb"}
+    assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaabbbbb", "bbbbbaaaaa"}
+
+
+def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
+    ballast = np.ones(60_000_000)  # half a gigabyte in the parent
+    found = timing.footprint(side(tmp_path, "a", 8))
+    assert ballast.nbytes > 4e8
+    assert 1e7 < found.peak_rss_bytes < 3e8
+    assert found.load_ms > 0 < found.first_ms
+
+
+def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    broken = timing.Side(
+        name="x", runtime="onnxruntime", path=str(tmp_path / "x.onnx"), precision="f32", threads=1, shape=SHAPE
+    )
+    with pytest.raises(ToolchainError, match="a timing process failed: .*does not load"):
+        timing.footprint(broken)
