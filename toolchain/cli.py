@@ -1,6 +1,7 @@
 """Verbs to functions; the only place that catches ToolchainError. Heavy imports stay inside the verbs."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -18,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="From a pretrained image model and a small labelled set to a verified, timed bundle for a named device.",
 )
+KEPT = "finished stages and epochs are kept, the same command goes on from there"
+WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 Out = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
 
 
@@ -162,6 +165,11 @@ def main() -> None:
     except ToolchainError as reason:
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(reason.exit_code)
+    except OSError as reason:
+        if reason.errno not in WRITING_FAILED:
+            raise
+        print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {KEPT}", file=sys.stderr)
+        sys.exit(ToolchainError.exit_code)
     except KeyboardInterrupt:
-        print("interrupted; finished stages and epochs are kept, the same command goes on from there", file=sys.stderr)
+        print(f"interrupted; {KEPT}", file=sys.stderr)
         sys.exit(130)

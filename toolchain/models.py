@@ -41,7 +41,7 @@ class Loaded:
 def weights_digest(spec: ModelSpec) -> str:
     """What identifies the weights in a stage's key: the bytes of a file, or the name of published weights."""
     path = _local(spec.weights)
-    return records.sha256_file(path) if path else spec.weights
+    return records.sha256_file(_present(path)) if path else spec.weights
 
 
 def _local(weights: str) -> Path | None:
@@ -54,6 +54,12 @@ def _local(weights: str) -> Path | None:
             )
         return path
     return Path(weights) if "." in weights or "/" in weights else None
+
+
+def _present(path: Path) -> Path:
+    if not path.is_file():
+        raise ToolchainError(f"weights file {path} is not there; give one with WEIGHTS=file or --weights file")
+    return path
 
 
 def build(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded]:
@@ -111,8 +117,7 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
     path = _local(spec.weights)
     if path is None:
         return _published(spec), f"torchvision {spec.name} {spec.weights}", spec.weights
-    if not path.is_file():
-        raise ToolchainError(f"weights file {path} is not there")
+    _present(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as reason:
