@@ -58,6 +58,7 @@ class Dataset:
     preprocess: Preprocess
     digest: str  # of files, splits and preprocessing size and mode
     calibration: tuple[int, ...]  # indices into the training split
+    calibration_digest: str  # over their pixels
     skipped: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
 
 
@@ -196,7 +197,9 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
             skipped += [str(found.files[split][i]) for i in sorted(bad)]
     count = min(domain.calibration_images, len(splits["train"]))
     drawn = np.random.default_rng(domain.calibration_seed).permutation(len(splits["train"]))[:count]
-    return Dataset(found.classes, splits, preprocess, key, tuple(int(i) for i in sorted(drawn)), tuple(skipped))
+    rows = sorted(int(i) for i in drawn)
+    drawn_digest = hashlib.sha256(splits["train"].pixels[rows].numpy().tobytes()).hexdigest()
+    return Dataset(found.classes, splits, preprocess, key, tuple(rows), drawn_digest, tuple(skipped))
 
 
 def _decoded(files: Sequence[Path], preprocess: Preprocess, path: Path, domain: Domain) -> tuple[np.ndarray, set[int]]:

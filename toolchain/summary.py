@@ -67,6 +67,7 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "accuracy_drop": {"baseline": baseline, **records.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
+        "pretrained": found.families[0].trained.figures["weights"],
         "layers": _layers(found.plan),
         "training": _trainings(found.families),
         "seconds": dict(found.seconds),
@@ -77,6 +78,7 @@ def report(found: Findings) -> dict[str, Any]:
             "digest": found.data.digest,
             "images": {split: len(images) for split, images in found.data.splits.items()},
             "classes": list(found.data.classes),
+            "calibration": {"images": len(found.data.calibration), "digest": found.data.calibration_digest},
             "skipped": list(found.data.skipped),
         },
     }
@@ -188,6 +190,7 @@ def facts(found: Findings) -> dict[str, Any]:
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "data_digest": found.data.digest,
+            "calibration_digest": found.data.calibration_digest,
             "data_licence": found.domain.licence,
             "seed": found.recipe.seed,
             "versions": versions(found.target),
