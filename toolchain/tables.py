@@ -191,6 +191,9 @@ def measured(report: Report) -> Table:
         "classes": _list(data.get("classes") or ()),
         "images skipped": _list(data.get("skipped") or ()) or "none",
         "data digest": data.get("digest"),
+        "calibration images": (data.get("calibration") or {}).get("images"),
+        "pretrained weights": (report.get("pretrained") or {}).get("source"),
+        "backbone loaded": figures.percent((report.get("pretrained") or {}).get("share")),
         **{f"machine: {headline.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
