@@ -229,12 +229,13 @@ class _State:
         if self.average is None:
             return
         decay = min(self.job.spec.average, self.step / (self.step + 10))
+        now, done = model.state_dict(), set[int]()
         with torch.no_grad():
-            for mean, now in zip(self.average.state_dict().values(), model.state_dict().values(), strict=True):
-                if mean.is_floating_point() and mean.shape == now.shape:
-                    mean.lerp_(now, 1 - decay)
-                elif mean.shape == now.shape:
-                    mean.copy_(now)
+            # by name: the copy of an exported graph lists its tensors in another order; and once each: it shares some
+            for name, mean in self.average.state_dict().items():
+                if mean.data_ptr() not in done:
+                    done.add(mean.data_ptr())
+                    mean.lerp_(now[name], 1 - decay) if mean.is_floating_point() else mean.copy_(now[name])
 
     def judge(self, epoch: int, found: Score, model: nn.Module) -> None:
         """Keeps the weights when they are the best so far."""

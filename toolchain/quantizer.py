@@ -3,7 +3,7 @@
 Works on an exported graph in inference form with batch norm folded into the convolution before any range is
 observed. What is trained is then exactly what is shipped, and no batch statistics can drift. A convolution or
 linear layer and the activation behind it are one unit without a Q between them; both inputs of an addition are
-quantized; pooling and reshaping keep their input's scale, so that the runtimes can run them in integers too.
+quantized; max pooling and reshaping keep their input's scale, so that the runtimes can run them in integers too.
 """
 
 import logging
@@ -41,9 +41,9 @@ RECTIFIERS = {
 }  # fmt: skip
 ADDITIONS = {ATEN.add.Tensor, ATEN.add_.Tensor}
 CONCATENATIONS = {ATEN.cat.default}
+AVERAGES = {ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim}
 SCALE_KEEPING = {
-    ATEN.max_pool2d.default, ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim,
-    ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default,
+    ATEN.max_pool2d.default, ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default,
 }  # fmt: skip
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
@@ -139,6 +139,10 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
                     self._unit(node, dict.fromkeys(terms, self.activation))
             elif node.target in CONCATENATIONS:
                 self._concatenation(node)
+            elif node.target in AVERAGES and isinstance(node.args[0], Node):
+                # an average has a smaller range than its input; one shared scale would be too coarse for it, and
+                # observing both would clip the input
+                _annotate(node, {node.args[0]: self.activation}, self.activation)
             elif node.target in SCALE_KEEPING and isinstance(node.args[0], Node) and _is_float(node.args[0]):
                 shared = SharedQuantizationSpec((node.args[0], node))
                 _annotate(node, {node.args[0]: self.activation}, shared)
@@ -212,6 +216,12 @@ def observe(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges)
             module.enable_fake_quant(rounding)
+            if not ranges and isinstance(module, FusedMovingAvgObsFakeQuantize):
+                scale, zero_point = (
+                    module.calculate_qparams()
+                )  # what conversion will use; averaged weights bring others
+                module.scale.copy_(scale)
+                module.zero_point.copy_(zero_point)
 
 
 def convert(prepared: GraphModule, image: Tensor) -> GraphModule:

@@ -157,6 +157,25 @@ def test_a_student_believes_its_teacher_as_far_as_it_is_told(dataset: data.Datas
     assert honesty(1.0) < 0.6 < 0.9 < honesty(0.0)
 
 
+@pytest.mark.parametrize("exported", [False, True])
+def test_the_running_average_is_that_of_each_tensor_by_name(
+    dataset: data.Dataset, tmp_path: Path, exported: bool
+) -> None:
+    net = model()
+    if exported:
+        net, _ = quantizer.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
+        quantizer.observe(net, ranges=True, rounding=True)
+        net(torch.randn(8, 3, 12, 10))
+    state = loop._State(net, job(dataset, tmp_path))
+    assert state.average is not None
+    for _ in range(400):  # the weights stand still: their average must come to stand where they do
+        state.advance(net)
+    averaged = state.average.state_dict()
+    assert set(averaged) == set(net.state_dict())
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(averaged[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_schedules_rise_and_fall_as_named() -> None:
     rates = [loop.learning_rate(TrainSpec(warmup=0.25, learning_rate=1.0), step, 100) for step in range(100)]
     assert max(rates) == rates[25] == 1.0

@@ -159,3 +159,25 @@ def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
 
     with pytest.raises(ToolchainError, match="cannot be exported for quantization"):
         quantizer.prepare(Branching(), IMAGE, Placement(), QuantScheme())
+
+
+def test_an_average_has_its_own_scale(model: nn.Module, tmp_path: Path) -> None:
+    graph, _ = calibrated(model)
+    proto = onnx.load(exported(graph, tmp_path))
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    pool = next(node for node in proto.graph.node if node.op_type == "GlobalAveragePool")
+    before = next(node for node in proto.graph.node if node.output[0] == pool.input[0])
+    behind = next(node for node in proto.graph.node if node.input[0] == pool.output[0])
+    assert scales[behind.input[1]] < scales[before.input[1]]
+
+
+def test_frozen_ranges_are_those_that_conversion_uses(model: nn.Module) -> None:
+    graph, _ = calibrated(model)
+    with torch.no_grad():
+        for name, buffer in graph.named_buffers():
+            if name.endswith("max_val"):
+                buffer.mul_(0.7)  # as averaging the weights of several steps would
+    quantizer.observe(graph, ranges=False, rounding=True)
+    x = torch.randn(16, 3, 8, 8)
+    shown = graph(x).detach()
+    assert torch.equal(quantizer.convert(graph, IMAGE)(x), shown)

@@ -17,7 +17,7 @@ from toolchain import loop, quantizer, records
 from toolchain.data import Dataset, Images
 from toolchain.values import Placement, Recipe, Target
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
