@@ -10,7 +10,19 @@ from conftest import ROOT
 PACKAGE = ROOT / "toolchain"
 RANKS = {
     0: {"values", "errors", "stats", "runner"},
-    1: {"spec", "discover", "records", "data", "loop", "models", "vision", "progress", "overrides", "sources"},
+    1: {
+        "spec",
+        "discover",
+        "records",
+        "data",
+        "loop",
+        "models",
+        "vision",
+        "progress",
+        "overrides",
+        "sources",
+        "machine",
+    },
     2: {"surgery", "quantizer", "qdq", "timing", "criteria", "runtimes"},
     3: {"stages"},
     4: {"pipeline", "summary", "report", "page", "charts", "canvas", "tables", "headline", "figures", "zoo"},

@@ -8,11 +8,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-import torch
 from conftest import ROOT, Run
+from safetensors.torch import load_file
 
-from toolchain import loop, pipeline, records, surgery
+from toolchain import loop, pipeline, records
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle
 
@@ -71,7 +73,7 @@ def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: 
         raise Enough
 
     monkeypatch.setattr(loop, "train", train)
-    changed = dataclasses.replace(run.recipe, recover=dataclasses.replace(run.recipe.recover, learning_rate=1e-3))
+    changed = dataclasses.replace(run.recipe, recover=dataclasses.replace(run.recipe.recover, learning_rate=1.1e-3))
     with pytest.raises(Enough):
         pipeline.build(changed, run.target, run.domain, run.out)
     assert trained == ["recover"]
@@ -106,12 +108,20 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     assert "speedup" in [verdict["check"] for verdict in written["verdicts"] if verdict["outcome"] == "fail"]
 
 
-def test_stages_leave_the_models_they_are_given_alone(run: Run) -> None:
-    plans = list((run.out / "work" / "fit").glob("*/surgery.json"))
-    assert len(plans) == 1
-    plan = surgery.read(plans[0])
-    assert plan.keep
-    assert not plan.dropped
+def test_the_float_variant_is_the_recovered_model_and_not_the_one_quantized_from_it(run: Run) -> None:
+    recovered = load_file(next((run.out / "work" / "recover").glob("*/weights.safetensors")))
+    shipped = [onnx.load(path) for path in (run.out / "work" / "export").glob("*/exported.onnx")]
+    kernels = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for model in shipped
+        for tensor in model.graph.initializer
+        if tensor.name in recovered and tuple(tensor.dims) == recovered[tensor.name].shape
+    }
+    pruned = {name for name in kernels if np.array_equal(kernels[name], recovered[name].numpy())}
+    dense = load_file(next((run.out / "work" / "adapt").glob("*/weights.safetensors")))
+    changed = {name for name, tensor in recovered.items() if tensor.shape != dense[name].shape}
+    assert changed & kernels.keys()
+    assert changed & kernels.keys() <= pruned
 
 
 def test_an_output_folder_in_use_is_refused(run: Run) -> None:
@@ -148,7 +158,6 @@ def test_the_self_test_passes_on_what_was_unpacked(flashed: Path) -> None:
 
 
 def test_pictures_and_arrays_are_classified(run: Run, flashed: Path) -> None:
-    import numpy as np
     from PIL import Image
 
     files = sorted(Path(run.domain.path).rglob("*.png"))[::15]
@@ -162,8 +171,6 @@ def test_pictures_and_arrays_are_classified(run: Run, flashed: Path) -> None:
 
 
 def test_arrays_need_no_pillow(flashed: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     blocked = tmp_path / "blocked"
     (blocked / "PIL").mkdir(parents=True)
     (blocked / "PIL" / "__init__.py").write_text("raise ImportError('no Pillow on this board')")
@@ -176,8 +183,6 @@ def test_arrays_need_no_pillow(flashed: Path, tmp_path: Path) -> None:
 
 
 def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
-    import numpy as np
-
     np.save(flashed / "wide.npy", np.zeros((32, 32, 4), np.uint8))
     np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
     (flashed / "bad.png").write_bytes(b"nothing")
@@ -202,8 +207,6 @@ def test_one_flipped_bit_anywhere_is_refused_by_name(flashed: Path, name: str) -
 
 
 def test_changed_golden_outputs_fail_even_with_new_hashes(flashed: Path) -> None:
-    import numpy as np
-
     golden = dict(np.load(flashed / "golden.npz"))
     golden["logits"] = golden["logits"] + 1
     np.savez(flashed / "golden.npz", **golden)
@@ -245,4 +248,3 @@ def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, m
     finally:
         os.umask(old)
     assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
-    assert torch.get_num_threads() >= 1

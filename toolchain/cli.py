@@ -148,12 +148,14 @@ def _table(kind: Any, what: str) -> None:
 
 @contextlib.contextmanager
 def _polite() -> Iterator[None]:
-    """Turns SIGTERM into the same orderly end as Ctrl-C."""
+    """Ends in order on SIGTERM and Ctrl-C, whatever library is running, and says what is kept."""
 
     def stop(*_: object) -> None:
-        raise KeyboardInterrupt
+        print(f"interrupted; {KEPT}", file=sys.stderr)
+        sys.exit(130)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     yield
 
 
@@ -170,6 +172,3 @@ def main() -> None:
             raise
         print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {KEPT}", file=sys.stderr)
         sys.exit(ToolchainError.exit_code)
-    except KeyboardInterrupt:
-        print(f"interrupted; {KEPT}", file=sys.stderr)
-        sys.exit(130)

@@ -7,12 +7,14 @@ the network's size, keyed by the content of the files, so that every run after t
 import hashlib
 import importlib
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,9 +105,12 @@ def _root(domain: Domain, cache: Path) -> Path:
     if domain.source != "folder":
         folder = cache / domain.source
         with records.locked(folder, wait=True):
-            if not (folder / "COMPLETE").exists():
-                importlib.import_module(f"toolchain.sources.{domain.source}").write(folder / "images")
-                records.write_text(folder / "COMPLETE", "")
+            room = importlib.import_module(f"toolchain.sources.{domain.source}")
+            version, mark = records.sha256_file(Path(str(room.__file__))), folder / "COMPLETE"
+            if not mark.exists() or mark.read_text() != version:
+                shutil.rmtree(folder / "images", ignore_errors=True)
+                room.write(folder / "images")
+                records.write_text(mark, version)
         return folder / "images"
     if not domain.path:
         raise ToolchainError(f"domain {domain.name!r} has no image folder; give one with DATA=folder or --data folder")
@@ -139,6 +144,9 @@ def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequ
     if domain.classes and set(domain.classes) != set(first):
         odd = sorted(set(domain.classes) ^ set(first))
         raise ToolchainError(f"domain {domain.name!r} and {root} disagree on the classes: {', '.join(odd)}")
+    for label in first:
+        if not label.isprintable() or label != label.encode(errors="replace").decode():
+            raise ToolchainError(f"class folder {label!r} in {root} has a name that is not plain text; rename it")
     if len(first) < 2:
         raise ToolchainError(f"{root} has a single class, {next(iter(first))!r}; a classifier needs at least two")
     return domain.classes or tuple(sorted(first))
@@ -186,7 +194,8 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
         ToolchainError: as `listing`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
     """
     found = listing(domain, cache)
-    key = records.digest(found.digest, preprocess.image_size, preprocess.mode, domain.on_corrupt, 1)
+    decoder = records.sha256_file(Path(runner.__file__)), PIL.__version__
+    key = records.digest(found.digest, preprocess.image_size, preprocess.mode, domain.on_corrupt, decoder)
     with records.locked(cache / "pixels" / key, wait=True):
         splits, skipped = {}, []
         for split in SPLITS:
@@ -194,6 +203,8 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
             good = [i for i in range(len(found.files[split])) if i not in bad]
             labels = torch.tensor([found.labels[split][i] for i in good])
             splits[split] = Images(torch.from_numpy(pixels), labels, tuple(found.files[split][i] for i in good))
+            entries = [(found.files[split][i], found.labels[split][i]) for i in good]
+            _check_split(split, entries, found.classes, Path(domain.path))
             skipped += [str(found.files[split][i]) for i in sorted(bad)]
     count = min(domain.calibration_images, len(splits["train"]))
     drawn = np.random.default_rng(domain.calibration_seed).permutation(len(splits["train"]))[:count]

@@ -144,7 +144,9 @@ def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | 
     ):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(job.spec, state.step, state.total_steps)
-        loss = _loss(model(images), labels, images, job, weights)
+        logits = model(images)
+        # Inception and GoogLeNet give auxiliary answers beside the real one while they train
+        loss = _loss(logits if isinstance(logits, Tensor) else logits[0], labels, images, job, weights)
         value = loss.item()
         if not math.isfinite(value):
             raise ToolchainError(

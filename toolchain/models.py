@@ -1,9 +1,11 @@
 """Builds a torchvision classifier for a domain's classes and loads pretrained weights into it, saying what matched."""
 
+import re
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -72,8 +74,8 @@ def build(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, 
     model = architecture(spec, classes)
     head = head_of(model, classes)
     state, source, digest = _read(spec)
-    loaded = _load(model, state, head, source, digest) if state else Loaded(source, digest, 0.0, (), (), ())
-    if loaded.share < LEAST_MATCH and state:
+    loaded = _load(model, state, head, source, digest) if spec.weights else Loaded(source, digest, 0.0, (), (), ())
+    if loaded.share < LEAST_MATCH and spec.weights:
         raise ToolchainError(
             f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
             "check [model] name and arguments (width_mult, …) against the checkpoint"
@@ -129,14 +131,20 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
                 "Save its state_dict as safetensors and pass that file"
             ) from reason
         raise
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = {name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}
+    if not isinstance(state, Mapping):
+        raise ToolchainError(f"{path} holds a {type(state).__name__}; wanted is a state_dict, tensors by name")
+    nested = [value for value in state.values() if isinstance(value, Mapping) and _tensors(value)]
+    if nested and not _tensors(state):  # as training scripts save it: {"state_dict": ..., "epoch": ...}
+        state = max(nested, key=lambda value: len(_tensors(value)))
+    tensors = _tensors(state)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ToolchainError(f"{path}: {name} holds NaN or infinite values; the checkpoint is damaged")
     return tensors, path.name, records.sha256_file(path)
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
@@ -154,7 +162,8 @@ def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
             f"the weights {spec.weights} of {spec.name} cannot be downloaded ({reason}); "
             "download them elsewhere and pass the file with WEIGHTS=file or --weights file"
         ) from reason
-    return state
+    # torchvision's own loader renames these for its densenets
+    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name): t for name, t in state.items()}
 
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str, digest: str) -> Loaded:

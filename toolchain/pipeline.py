@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from toolchain import data as images
-from toolchain import records, report, summary
+from toolchain import discover, records, report, summary
 from toolchain.stages import adapt, bench, bundle, export, fit, judge, prune, quantize, recover, verify
 from toolchain.values import Domain, Preprocess, Recipe, Target
 
@@ -24,6 +24,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
         ToolchainError: wrong input or environment; finished stages stay in `out/work` and are not done again.
     """
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
+    discover.module("runtimes", target.runtime).fingerprint()  # a runtime that is not installed is said before training
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         with _timed(seconds, "data"):
@@ -41,18 +42,21 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             built = export.variants(families, target, image, work)
             variants = [one.variant for one in built]
         with _timed(seconds, "verify"):
-            served = cache(lambda: verify.served_pixels(data))
-            answers = [verify.run(one.variant, one.model, target, data, served, work) for one in built]
+            served = cache(lambda split: verify.served_pixels(data, split))
+            choosing = [verify.run(one, target, data, "val", served, work) for one in built]
+            answers = [verify.run(one, target, data, "test", served, work) for one in built]
+            validation = verify.compare(variants, choosing, data.splits["val"].labels, target)
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
             measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
-        judged = judge.run(variants, accuracy, measured, judge.merged(recipe.budget, target.budget))
+        judged = judge.run(variants, validation, accuracy, measured, judge.merged(recipe.budget, target.budget))
         findings = summary.Findings(
             recipe=recipe, target=target, domain=domain, data=data, plan=plan, families=families, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip
-        bundle.remove(folder)  # an older one must not look like the result of this run
-        if judged.shipped is not None:
+        if judged.shipped is None:
+            bundle.remove(folder)  # an older one must not look like the result of this run
+        else:
             index = [variant.name for variant in variants].index(judged.shipped)
             bundle.run(variants[index], answers[index], plan.surgery, summary.facts(findings), data, folder)
         written = summary.report(findings)

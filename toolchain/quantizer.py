@@ -6,6 +6,7 @@ linear layer and the activation behind it are one unit without a Q between them;
 quantized; max pooling and reshaping keep their input's scale, so that the runtimes can run them in integers too.
 """
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterable
@@ -195,6 +196,8 @@ def prepare(
     Raises:
         ToolchainError: the model has control flow or an operation that `torch.export` cannot follow.
     """
+    model = copy.deepcopy(model)  # an exported graph shares its parameters with the module it came from
+    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = image.expand(2, -1, -1, -1).clone()
     try:
         exported = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1, max=4096)},))
@@ -229,6 +232,7 @@ def convert(prepared: GraphModule, image: Tensor) -> GraphModule:
 
     `image` is run once so that the weight scales are those of the last weights.
     """
+    prepared = copy.deepcopy(prepared)
     observe(prepared, ranges=False, rounding=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

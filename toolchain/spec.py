@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolchain import discover
 from toolchain.errors import ToolchainError
-from toolchain.values import Domain, Recipe, Target, TrainSpec
+from toolchain.values import Budget, Domain, Recipe, Target, TrainSpec
 
 SCHEMA = 1
 SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target, "calibration": Domain}
@@ -104,6 +104,9 @@ def _train_rules(name: str, spec: TrainSpec) -> Rules:
         (0 <= spec.distill <= 1, f"{name}.distill = {spec.distill}: must be between 0 and 1"),
         (0 <= spec.label_smoothing < 1, f"{name}.label_smoothing = {spec.label_smoothing}: must be from 0 to below 1"),
         (0 <= spec.average < 1, f"{name}.average = {spec.average}: must be from 0 to below 1"),
+        (spec.weight_decay >= 0, f"{name}.weight_decay = {spec.weight_decay}: must not be negative"),
+        (0 <= spec.warmup < 1, f"{name}.warmup = {spec.warmup}: must be from 0 to below 1"),
+        (spec.max_grad_norm > 0, f"{name}.max_grad_norm = {spec.max_grad_norm}: must be above 0"),
         (spec.temperature > 0, f"{name}.temperature = {spec.temperature}: must be above 0"),
     ]
 
@@ -127,7 +130,20 @@ def _recipe_rules(value: Recipe) -> Rules:
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
         _size_rule("image_size", value.image_size),
+        (0 < value.prune.max_share <= 1, f"prune.max_share = {value.prune.max_share}: must be above 0, at most 1"),
+        (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
+        (value.seed >= 0, f"seed = {value.seed}: must not be negative"),
+        *(
+            (number >= 0, f"augment.{name} = {number}: must not be negative")
+            for name, number in vars(value.augment).items()
+        ),
+        *_budget_rules(value.budget),
     ]
+
+
+def _budget_rules(value: Budget) -> Rules:
+    given = {name: limit for name, limit in vars(value).items() if limit is not None}
+    return [(limit >= 0, f"budget.{name} = {limit}: must not be negative") for name, limit in given.items()]
 
 
 def _target_rules(value: Target) -> Rules:
@@ -140,7 +156,9 @@ def _target_rules(value: Target) -> Rules:
         (value.threads >= 1, f"threads = {value.threads}: at least 1"),
         (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
         (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
-        ("f32" in value.precisions, "precisions must contain f32, which everything is compared with"),
+        (value.precisions[:1] == ("f32",), "precisions must begin with f32, which everything is compared with"),
+        (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),
+        *_budget_rules(value.budget),
     ]
 
 
@@ -150,6 +168,7 @@ def _domain_rules(value: Domain) -> Rules:
     return [
         (value.source in sources, f"source = {value.source!r}; {discover.nearest(value.source, sources)}"),
         (shares, "validation_share and test_share must be above 0 and together below 0.9"),
+        (min(value.split_seed, value.calibration_seed) >= 0, "split_seed and calibration_seed must not be negative"),
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
         _size_rule("image_size", value.image_size),
     ]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain import discover, records, stats
+from toolchain import discover, machine, records, stats
 from toolchain.data import Dataset
-from toolchain.stages import bench, judge
+from toolchain.stages import judge
 from toolchain.stages.fit import Fit
 from toolchain.stages.quantize import Family
 from toolchain.values import Accuracy, Domain, Interval, Measurement, Recipe, Target, Variant
@@ -52,13 +52,13 @@ def report(found: Findings) -> dict[str, Any]:
         "runtime": found.target.runtime,
         "domain": found.recipe.domain,
         "seed": found.recipe.seed,
-        "machine": bench.machine(),
+        "machine": machine.describe(),
         "versions": versions(found.target),
         "shipped": found.judged.shipped,
         "candidate": candidate,
         "variants": [_variant(v, found) for v in found.variants],
         "speedup": _ratio(found, candidate, baseline),
-        "speedup_as_shipped": _ratio(found, candidate, _usual(found)),
+        "speedup_as_shipped": _ratio(found, candidate, found.judged.usual),
         "ratios": [
             {"variant": v.name, **_ratio(found, v.name, base.name)}
             for base in found.variants
@@ -86,11 +86,6 @@ def report(found: Findings) -> dict[str, Any]:
 
 def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
     return {"baseline": baseline, **records.plain(judge.faster(found.measured, name, baseline))}
-
-
-def _usual(found: Findings) -> str:
-    budget = judge.merged(found.recipe.budget, found.target.budget)
-    return judge.usual(found.variants, found.accuracy, found.measured, budget)
 
 
 def _trainings(families: Sequence[Family]) -> dict[str, Any]:
@@ -158,7 +153,7 @@ def measurements(found: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": bench.machine(),
+        "machine": machine.describe(),
         "versions": versions(found.target),
         "threads": found.target.threads,
         "seconds": dict(found.seconds),
@@ -184,9 +179,10 @@ def facts(found: Findings) -> dict[str, Any]:
         "coverage": records.plain(own.coverage),
         "accuracy": {"accuracy": records.plain(own.accuracy), "balanced": records.plain(own.balanced), "split": "test"},
         "accuracy_drop": {"baseline": found.variants[0].name, **records.plain(own.drop)},
-        "isa": bench.machine()["isa"],
+        "isa": machine.isa(),
         "provenance": {
-            "model": records.plain(found.recipe.model),
+            # the digest says which weights; where they lay is nobody's business and would differ between checkouts
+            "model": {**records.plain(found.recipe.model), "weights": weights["source"]},
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "data_digest": found.data.digest,

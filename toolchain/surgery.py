@@ -129,10 +129,13 @@ def _read_group(raw: Any, names: Mapping[nn.Module, str], head: str) -> tuple[Gr
     for item in raw.items:
         module = item.dep.target.module
         if module not in names:
-            continue  # an operation of the graph, not a layer with weights
+            # an operation of the graph, not a layer; or a bare parameter, which we cannot name
+            free = free and not isinstance(module, nn.Parameter)
+            continue
         name, side = names[module], SIDES.get(item.dep.handler.__name__)
         grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not _is_depthwise(module)
-        if side is None or grouped or (name == head and side == "out"):
+        sliceable = isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
+        if side is None or grouped or not sliceable or (name == head and side == "out"):
             free = False
             continue
         rows: list[list[int]] = [[] for _ in roots]

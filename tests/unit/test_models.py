@@ -89,6 +89,20 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         models.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
 
 
+@pytest.mark.parametrize("nested", ["state_dict", "net"])
+def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nested: str) -> None:
+    torch.save({nested: models.architecture(SPEC, 9).state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    _, _, loaded = models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+    assert loaded.share == 1.0
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}])
+def test_a_checkpoint_without_a_model_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ToolchainError, match="wanted is a state_dict|does not fit"):
+        models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+
+
 def test_missing_files_models_and_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="is not there"):
         models.build(dataclasses.replace(SPEC, weights=str(tmp_path / "no.pth")), 4, seed=0)

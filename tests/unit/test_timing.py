@@ -52,10 +52,11 @@ def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.M
     order: list[str] = []
     monkeypatch.setattr(timing, "_load", lambda s: lambda: order.append(s["name"]))
     timing._run_round({"sides": [{"name": "a"}, {"name": "b"}], "seed": 1})
-    timed = order[-2 * timing.BLOCKS * timing.RUNS_A_BLOCK :]  # what comes before is warm-up
-    turns = ["".join(timed[i : i + timing.RUNS_A_BLOCK]) for i in range(0, len(timed), timing.RUNS_A_BLOCK)]
-    assert set(turns) == {"aaaaa", "bbbbb"}
-    assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaabbbbb", "bbbbbaaaaa"}
+    turn = timing.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
+    timed = order[-2 * timing.BLOCKS * turn :]  # what comes before is warm-up
+    turns = ["".join(timed[i : i + turn]) for i in range(0, len(timed), turn)]
+    assert set(turns) == {"aaaaaa", "bbbbbb"}
+    assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaaabbbbbb", "bbbbbbaaaaaa"}
 
 
 def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:

@@ -93,11 +93,22 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
         # all fusions into integer kernels, but not the blocked layouts that rename the float ones
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(Path(scratch) / "optimized.onnx")
-        _session(path, options)
-        nodes = onnx.load(options.optimized_model_filepath).graph.node
+        try:
+            _session(path, options)
+            nodes = onnx.load(options.optimized_model_filepath).graph.node
+        except Exception as reason:
+            raise ToolchainError(f"ONNX Runtime cannot optimize {path} in {scratch}: {brief(reason)}") from reason
+    named = {
+        node.input[1]: node.name for node in onnx.load(path).graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}
+    }
     integer = [node for node in nodes if node.op_type in INTEGER_KERNELS]
-    in_float = tuple(node.input[1].removesuffix(".weight") for node in nodes if node.op_type in FLOAT_KERNELS)
+    in_float = tuple(named.get(node.input[1], node.name) for node in nodes if node.op_type in FLOAT_KERNELS)
     return Coverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
+
+
+def available(precision: Precision) -> bool:
+    """Whether this machine's CPU computes in that precision."""
+    return precision in PRECISIONS
 
 
 def fingerprint() -> Mapping[str, str]:

@@ -62,7 +62,12 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
         model = ov.convert_model(str(onnx_path))
     except Exception as reason:  # its exceptions share no base class
         raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason
-    ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
+    try:
+        ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
+    except Exception as reason:
+        raise ToolchainError(
+            f"OpenVINO cannot write to {folder}: {brief(reason)}; is there room on the disk?"
+        ) from reason
     return artefact(*(folder / name for name in FILE_NAMES))
 
 
@@ -108,6 +113,11 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
 def _text(info: Any, key: str) -> str:
     value = info[key] if key in info else ""  # noqa: SIM401  RTMap has no get()
     return str(value.astype(str) if hasattr(value, "astype") else value)
+
+
+def available(precision: Precision) -> bool:
+    """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
+    return precision != "bf16" or "BF16" in _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def fingerprint() -> Mapping[str, str]:

@@ -1,5 +1,6 @@
 """adapt: pretrained model, domain -> fine-tuned dense model, the accuracy reference of all that follows."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -21,7 +22,14 @@ def run(recipe: Recipe, data: Dataset, work: Path) -> tuple[loop.Trained, str]:
     """
     weights = models.weights_digest(recipe.model)
     key = records.digest(
-        VERSION, data.digest, data.preprocess, recipe.model, weights, recipe.adapt, recipe.augment, recipe.seed
+        VERSION,
+        data.digest,
+        data.preprocess,
+        dataclasses.replace(recipe.model, weights=""),
+        weights,
+        recipe.adapt,
+        recipe.augment,
+        recipe.seed,
     )
     with records.stage(work, "adapt", key) as stage:
         if stage.figures is not None:

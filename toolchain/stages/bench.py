@@ -1,7 +1,6 @@
 """bench: artefacts, target -> latency from paired rounds, footprint, and the share of what this core can do."""
 
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,34 +11,15 @@ import onnx
 import psutil
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import discover, progress, records, stats, timing
+from toolchain import discover, machine, progress, records, stats, timing
 from toolchain.errors import ToolchainError
 from toolchain.values import Interval, Measurement, Precision, Target, Variant
 
-VERSION = 2
+VERSION = 3
 ROUNDS = 10
 PEAK_ROUNDS = 3
 PEAK_CHANNELS, PEAK_SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
 BUSY = 0.25  # load by others that is worth a warning, in cores
-
-
-def machine() -> dict[str, str | int]:
-    """What the figures depend on; part of the cache key of everything timed."""
-    model = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        fields = {name.strip(): value.strip() for name, value in lines.items()}
-        model, flags = fields.get("model name", model), set(fields.get("flags", "").split())
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
-    isa = " ".join(flag for flag in wanted if flag in flags)
-    return {
-        "cpu": model,
-        "isa": isa,
-        "cores": psutil.cpu_count() or 1,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
 
 
 def run(
@@ -57,7 +37,7 @@ def run(
     sides = [_side(v.name, v.artefact.path, v.precision, target, shape) for v in variants]
     runtime = discover.module("runtimes", target.runtime)
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
-    key = records.digest(VERSION, hashes, target.threads, runtime.fingerprint(), machine(), shape, ROUNDS)
+    key = records.digest(VERSION, hashes, target.threads, runtime.fingerprint(), machine.describe(), shape, ROUNDS)
     with records.stage(work, "bench", key) as stage:
         if stage.figures is None:
             started = time.monotonic()

@@ -1,5 +1,6 @@
 """export: trained model, target -> artefact in the target's runtime. Static batch 1, nothing of this machine inside."""
 
+import copy
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from toolchain.stages.quantize import Family, Quantized
 from toolchain.surgery import layers
 from toolchain.values import Artefact, Precision, Target, Variant
 
-VERSION = 1
+VERSION = 2
 OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
 ONNX = "exported.onnx"
 NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
@@ -42,9 +43,13 @@ class Built:
 def variants(families: Sequence[Family], target: Target, image: Tensor, work: Path) -> list[Built]:
     """Every family in every precision of the target; the first is dense-fp32, the baseline."""
     built = []
+    runtime = discover.module("runtimes", target.runtime)
     for family in families:
         sizes = layers(family.trained.model, image)
         for precision in target.precisions:
+            if not runtime.available(precision):
+                progress.say(f"export: this machine has no {precision}; left out")
+                continue
             quantized = family.quantized if precision == "int8" else None
             model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)
             made = run(model, key, target, image, work)
@@ -77,7 +82,8 @@ def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, w
         if stage.figures is None:
             started = time.monotonic()
             progress.say(f"export: to {target.runtime} ({key})")
-            to_onnx(quantizer.convert(model.graph, image) if isinstance(model, Quantized) else model, image, path)
+            module = quantizer.convert(model.graph, image) if isinstance(model, Quantized) else copy.deepcopy(model)
+            to_onnx(module, image, path)
             made = runtime.compile(path, stage.folder)
             stage = records.finish(
                 stage, started, {"files": [file.name for file in made.files], "step": output_step(path)}
@@ -88,11 +94,13 @@ def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, w
 
 
 def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
-    """Writes a module as one clean ONNX file with input `input` and output `logits`.
+    """Writes a module as one clean ONNX file with input `input` and output `logits`; its memory layout may change.
 
     Raises:
         ToolchainError: torch cannot translate the model; names its reason.
     """
+    # trained channels last, its pooling would be exported as pointer arithmetic that no runtime fuses
+    module = module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

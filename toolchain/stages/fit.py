@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolchain import discover, loop, progress, records, surgery
+from toolchain.errors import ToolchainError
 from toolchain.values import Layer, Placement, Recipe, Surgery, Target
 
 VERSION = 1
@@ -36,13 +37,15 @@ def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: T
     Raises:
         ToolchainError: the ratio cannot be reached, or the model cannot be traced.
     """
-    key = records.digest(VERSION, dense.key, recipe.prune, recipe.quantize.float_modules, target.alignment)
+    room = discover.module("criteria", recipe.prune.criterion)
+    written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
+    _check_names(dense.model, recipe.quantize.float_modules)
+    key = records.digest(VERSION, dense.key, recipe.prune, written, recipe.quantize.float_modules, target.alignment)
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            criterion = discover.module("criteria", recipe.prune.criterion).score
             planned = surgery.plan(
-                dense.model, image, head=head, spec=recipe.prune, alignment=target.alignment, criterion=criterion
+                dense.model, image, head=head, spec=recipe.prune, alignment=target.alignment, criterion=room.score
             )
             records.write_json(stage.folder / PLAN, planned)
             stage = records.finish(stage, started, {})
@@ -53,3 +56,10 @@ def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: T
     macs = [sum(layer.macs for layer in sizes) for sizes in (before, after)]
     progress.say(f"fit: {macs[0] / 1e6:.1f} M multiply-accumulates -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%})")
     return Fit(planned, Placement(float_modules=recipe.quantize.float_modules), key, before, after)
+
+
+def _check_names(model: nn.Module, names: Sequence[str]) -> None:
+    known = [name for name, _ in model.named_modules()]
+    for name in names:
+        if name not in known:
+            raise ToolchainError(f"[quantize] float_modules names {name!r}; {discover.nearest(name, known)}")

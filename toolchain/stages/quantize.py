@@ -17,7 +17,7 @@ from toolchain import loop, quantizer, records
 from toolchain.data import Dataset, Images
 from toolchain.values import Placement, Recipe, Target
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

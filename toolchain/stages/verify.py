@@ -1,9 +1,10 @@
-"""verify: artefact, torch model -> accuracy, parity and integer coverage, proven on the test split.
+"""verify: artefact, torch model -> accuracy, parity and integer coverage, on validation and test.
 
 Pictures are read again from their original files with the functions that travel in the bundle, so that a
 difference between the pixels of training and of serving would show here and not on the device.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,72 +12,75 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
-from toolchain import discover, loop, progress, records, runner, stats
-from toolchain.data import Dataset
+from toolchain import discover, loop, machine, progress, records, runner, stats
+from toolchain.data import Dataset, Split
 from toolchain.errors import ToolchainError
+from toolchain.stages.export import Built
 from toolchain.values import Accuracy, Coverage, Parity, Preprocess, Target, Variant
 
-VERSION = 1
+VERSION = 2
 LOGITS = "logits.npz"
 RANGE_STEPS = 255  # a float output is judged in the steps it would have if it were quantized
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Logits [images, classes] of one variant on the test split."""
+    """Logits [images, classes] of one variant on one split."""
 
     artefact: np.ndarray
     torch: np.ndarray
     unoptimized: np.ndarray | None  # the same artefact with the runtime's optimizations off
 
 
-def served_pixels(data: Dataset) -> np.ndarray:
-    """The test pictures as the bundle's runner reads them: uint8 [images, height, width(, 3)].
+def served_pixels(data: Dataset, split: Split) -> np.ndarray:
+    """A split's pictures as the bundle's runner reads them: uint8 [images, height, width(, 3)].
 
     Raises:
         ToolchainError: they are not the pixels that were trained on.
     """
-    test = data.splits["test"]
+    images = data.splits[split]
     rows = []
-    with progress.bar("verify: read original files", len(test)) as bar:
-        for file in test.files:
+    with progress.bar(f"verify: read original files of {split}", len(images)) as bar:
+        for file in images.files:
             rows.append(runner.fit_size(runner.read_picture(file, data.preprocess.mode), data.preprocess.image_size))
             bar.step()
     served = np.stack(rows)
-    if not np.array_equal(served, test.pixels.numpy()):
-        odd = next(i for i in range(len(test)) if not np.array_equal(served[i], test.pixels[i].numpy()))
+    if not np.array_equal(served, images.pixels.numpy()):
+        odd = next(i for i in range(len(images)) if not np.array_equal(served[i], images.pixels[i].numpy()))
         raise ToolchainError(
-            f"{test.files[odd]} changed since it was decoded; start again, so that all stages see one picture"
+            f"{images.files[odd]} changed since it was decoded; start again, so that all stages see one picture"
         )
     return served
 
 
 def run(
-    variant: Variant, model: nn.Module, target: Target, data: Dataset, served: Callable[[], np.ndarray], work: Path
+    built: Built, target: Target, data: Dataset, split: Split, served: Callable[[Split], np.ndarray], work: Path
 ) -> Answers:
-    """Runs the test split through the artefact and through the torch model it came from.
+    """Runs a split through the artefact and through the torch model it came from.
 
     Args:
-        variant: what to run.
-        model: its torch model, float or fake-quantized.
+        built: the artefact beside its torch model, float or fake-quantized.
+        split: validation, to choose by, or test, to report.
         served: gives the pixels of `served_pixels`; called only where there is something to run.
     """
+    variant = built.variant
     runtime = discover.module("runtimes", target.runtime)
     key = records.digest(
-        VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint()
-    )
+        VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
+        target.threads, machine.isa(), split,
+    )  # fmt: skip
     with records.stage(work, "verify", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            # one thread: integer sums may be cut differently with more, and the device's count is the target's
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
-            found = {"artefact": _run(session.run, served(), data.preprocess, f"verify {variant.name}")}
-            found["torch"] = loop.predict(model, data.splits["test"], data.preprocess).numpy()
+            found = {"artefact": _run(session.run, served(split), data.preprocess, f"verify {variant.name} on {split}")}
+            found["torch"] = loop.predict(built.model, data.splits[split], data.preprocess).numpy()
             if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
                 plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
-                found["unoptimized"] = _run(plain.run, served(), data.preprocess, f"verify {variant.name} unoptimized")
+                found["unoptimized"] = _run(
+                    plain.run, served(split), data.preprocess, f"verify {variant.name} unoptimized on {split}"
+                )
             with records.writing(stage.folder / LOGITS) as out:
                 np.savez(out, allow_pickle=False, **found)
             records.finish(stage, started, {})
@@ -129,6 +133,7 @@ def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
     )
 
 
+@functools.cache
 def covered(variant: Variant, target: Target) -> Coverage:
     """Integer coverage as the runtime executes it, with the number that was planned."""
     runtime = discover.module("runtimes", target.runtime)
