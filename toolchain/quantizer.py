@@ -232,9 +232,9 @@ def convert(prepared: GraphModule, image: Tensor) -> GraphModule:
 
     `image` is run once so that the weight scales are those of the last weights.
     """
-    prepared = copy.deepcopy(prepared)
-    observe(prepared, ranges=False, rounding=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        prepared = copy.deepcopy(prepared)
+        observe(prepared, ranges=False, rounding=True)
         prepared(image)
         return cast(GraphModule, convert_pt2e(prepared))
