@@ -50,7 +50,7 @@ def test_a_photo_set_goes_from_checkpoint_to_classified_picture(sets: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 @pytest.mark.parametrize("runtime", discover.modules("runtimes"))
 def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

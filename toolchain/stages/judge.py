@@ -13,7 +13,10 @@ from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, V
 
 TOP1_FLOOR = 0.985  # agreement of artefact and torch model; and at most the slack below the runtime's with itself
 TOP1_SLACK = 0.003
-BF16_TOP1_FLOOR = 0.97  # eight bits of mantissa move close calls; accuracy itself is held by the other checks
+# rounding to eight bits of mantissa is a change of the model, as quantization is: it moves close calls to both sides
+# (2 % on a noisy real set, so 0.4 points on 2,000 images by chance alone), and the budgets hold what it costs
+BF16_TOP1_FLOOR = 0.96
+BF16_ACCURACY_GAP = 0.01
 ACCURACY_GAP = 0.003  # artefact against torch model
 SMALL_SET_IMAGES = 2  # on a small test set a few pictures may differ whatever their share
 
@@ -129,7 +132,8 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
         floor = max(floor, parity.runtime_agreement - TOP1_SLACK)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
     floor = min(floor, 1 - SMALL_SET_IMAGES / parity.images)
-    gap = max(ACCURACY_GAP, SMALL_SET_IMAGES / parity.images)
+    gap = BF16_ACCURACY_GAP if variant.precision == "bf16" else ACCURACY_GAP
+    gap = max(gap, SMALL_SET_IMAGES / parity.images)
     found = [
         _exact("top1_agreement", parity.top1_agreement, floor, parity.top1_agreement >= floor - 1e-9, why),
         _exact(
