@@ -142,7 +142,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
 
 
 def _run_footprint(request: Mapping[str, Any]) -> dict[str, float]:
-    importlib.import_module(f"toolchain.runtimes.{request['side']['runtime']}")._library()  # its import is not our load
+    importlib.import_module(f"toolchain.runtimes.{request['side']['runtime']}").library()  # its import is not our load
     start = time.perf_counter()
     call = _load(request["side"])
     loaded = time.perf_counter()

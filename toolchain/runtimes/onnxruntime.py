@@ -22,7 +22,12 @@ INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatM
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The imported runtime.
+
+    Raises:
+        ToolchainError: it is not installed; says what to run.
+    """
     try:
         import onnxruntime
     except ImportError as reason:
@@ -53,7 +58,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
 
 
 def _options(threads: int, optimized: bool) -> Any:
-    ort = _library()
+    ort = library()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -65,7 +70,7 @@ def _options(threads: int, optimized: bool) -> Any:
 
 def _session(path: Path, options: Any) -> Any:
     providers = ["CPUExecutionProvider"]
-    return _library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=list(UNWANTED))
+    return library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=list(UNWANTED))
 
 
 def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OrtSession:
@@ -87,7 +92,7 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
     """Counts integer and float kernels in the graph that ONNX Runtime executes after its own optimization."""
     import onnx
 
-    ort = _library()
+    ort = library()
     with tempfile.TemporaryDirectory() as scratch:
         options = _options(1, True)
         # all fusions into integer kernels, but not the blocked layouts that rename the float ones
@@ -113,4 +118,4 @@ def available(precision: Precision) -> bool:
 
 def fingerprint() -> Mapping[str, str]:
     """Versions that decide what the kernels do."""
-    return {"onnxruntime": _library().__version__}
+    return {"onnxruntime": library().__version__}

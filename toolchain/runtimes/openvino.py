@@ -21,7 +21,12 @@ WEIGHTED = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 INTEGERS = {"u8", "i8"}
 
 
-def _library() -> Any:
+def library() -> Any:
+    """The imported runtime.
+
+    Raises:
+        ToolchainError: it is not installed; says what to run.
+    """
     try:
         import openvino
     except ImportError as reason:
@@ -56,7 +61,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     Raises:
         ToolchainError: OpenVINO is missing, or does not convert the file.
     """
-    ov = _library()
+    ov = library()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         model = ov.convert_model(str(onnx_path))
@@ -86,7 +91,7 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     Raises:
         ToolchainError: OpenVINO is missing, or refuses the file.
     """
-    ov = _library()
+    ov = library()
     try:
         compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
     except Exception as reason:  # its exceptions share no base class
@@ -117,9 +122,9 @@ def _text(info: Any, key: str) -> str:
 
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
-    return precision != "bf16" or "BF16" in _library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision != "bf16" or "BF16" in library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def fingerprint() -> Mapping[str, str]:
     """Versions that decide what the kernels do."""
-    return {"openvino": _library().__version__}
+    return {"openvino": library().__version__}
