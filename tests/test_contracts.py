@@ -83,4 +83,5 @@ def test_bundled_sources_write_class_folders(name: str, tmp_path: Path) -> None:
     for folder in folders:
         files = list(folder.iterdir())
         assert len(files) >= 100
-        assert Image.open(files[0]).mode == "L"
+        with Image.open(files[0]) as picture:
+            assert picture.mode == "L"
