@@ -168,6 +168,9 @@ def test_the_running_average_is_that_of_each_tensor_by_name(
         net(torch.randn(8, 3, 12, 10))
     state = loop._State(net, job(dataset, tmp_path))
     assert state.average is not None
+    with torch.no_grad():
+        for tensor in state.average.state_dict().values():
+            tensor.add_(1)  # far from the weights, so that only averaging brings it back
     for _ in range(400):  # the weights stand still: their average must come to stand where they do
         state.advance(net)
     averaged = state.average.state_dict()

@@ -18,7 +18,7 @@ import numpy as np
 
 from toolchain import records, runner
 from toolchain.data import Dataset
-from toolchain.stages.verify import Answers
+from toolchain.stages.verify import Answers, step_of
 from toolchain.values import Artefact, Preprocess, Surgery, Variant
 
 SCHEMA = 1
@@ -86,7 +86,7 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     }
     with records.writing(path) as out:
         _save_npz(out, arrays)
-    step = variant.output_step or float(np.ptp(answers.torch)) / 255
+    step = step_of(variant, answers)
     spread = 0.0
     if answers.unoptimized is not None:
         spread = float(np.abs(answers.artefact[chosen] - answers.unoptimized[chosen]).max() / step)

@@ -117,10 +117,15 @@ def compare(
     return result
 
 
+def step_of(variant: Variant, answer: Answers) -> float:
+    """The quantization step of the logits; of float ones the 255th part of their range."""
+    return variant.output_step or float(np.ptp(answer.torch)) / RANGE_STEPS
+
+
 def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
     """How far the artefact's answers are from the torch model's."""
     served, trained = answer.artefact.argmax(1), answer.torch.argmax(1)
-    step = variant.output_step or float(np.ptp(answer.torch)) / RANGE_STEPS
+    step = step_of(variant, answer)
     return Parity(
         top1_agreement=float((served == trained).mean()),
         max_steps=float(np.abs(answer.artefact - answer.torch).max() / step),
