@@ -21,6 +21,17 @@ app = typer.Typer(
 )
 KEPT = "finished stages and epochs are kept, the same command goes on from there"
 WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
+Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
+DomainName = Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")]
+Model = Annotated[str, typer.Option(help="torchvision model instead of the recipe's, such as resnet18.")]
+Weights = Annotated[str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")]
+ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
+Epochs = Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)]
+Seeds = Annotated[int, typer.Option(help="Repeat fine-tuning with so many seeds; 0 keeps the recipe's.", min=0)]
+Balance = Annotated[float, typer.Option(help="Aim: 0 accuracy to 1 balanced accuracy; -1 keeps the recipe's.")]
+OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
 
 
@@ -34,18 +45,18 @@ def export(
     target: Annotated[
         str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
     ] = "cpu",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")] = "digits",
-    data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
-    domain: Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")] = "",
-    model: Annotated[str, typer.Option(help="torchvision model instead of the recipe's, such as resnet18.")] = "",
-    weights: Annotated[
-        str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")
-    ] = "",
-    image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
-    epochs: Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)] = -1,
+    recipe: Recipe = "digits",
+    data: Data = "",
+    domain: DomainName = "",
+    model: Model = "",
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    epochs: Epochs = 0,
+    seed: Seed = -1,
+    seeds: Seeds = 0,
+    balance: Balance = -1.0,
     ratio: Annotated[float, typer.Option(help="Share of multiply-accumulates to prune; -1 keeps the recipe's.")] = -1.0,
-    on_corrupt: Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")] = "",
+    on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
 ) -> None:
     """Fine-tune, prune, quantize, export, verify and time a model; write bundle and report.
@@ -58,7 +69,7 @@ def export(
         recipe, target,
         overrides.Flags(
             data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
-            ratio=ratio, on_corrupt=on_corrupt,
+            seeds=seeds, balance=balance, ratio=ratio, on_corrupt=on_corrupt,
         ),
     )  # fmt: skip
     from toolchain import pipeline, report
@@ -80,6 +91,42 @@ def _where(folder: Path, written: Mapping[str, Any]) -> None:
     else:
         missed = ", ".join(v["check"] for v in written["verdicts"] if v["outcome"] == "fail")
         typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
+
+
+@app.command()
+def adapt(
+    recipe: Recipe = "digits",
+    data: Data = "",
+    domain: DomainName = "",
+    model: Model = "",
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    epochs: Epochs = 0,
+    seed: Seed = -1,
+    seeds: Seeds = 0,
+    balance: Balance = -1.0,
+    on_corrupt: OnCorrupt = "",
+    out: Out = Path("out"),
+) -> None:
+    """Fine-tune only, with one or several seeds; show accuracy on test, its intervals and the gain over a linear probe.
+
+    `export` with the same settings goes on from here without training again.
+    """
+    from toolchain import overrides
+
+    flags = overrides.Flags(
+        data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
+        seeds=seeds, balance=balance, on_corrupt=on_corrupt,
+    )  # fmt: skip
+    chosen, images = overrides.job(recipe, flags)
+    from toolchain import dense
+    from toolchain import report as reports
+
+    written = dense.run(chosen, images, out)
+    reports.show(dense.tables_of(written))
+    for note in written["notes"]:
+        typer.echo(f"Warning: {note}", err=True)
+    typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")
 
 
 @app.command()

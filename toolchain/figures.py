@@ -123,6 +123,11 @@ def change(drop: Mapping[str, Any] | None) -> str:
     return points(turned[0]) + interval(turned[1], turned[2], points)
 
 
+def gained(gain: Mapping[str, Any]) -> str:
+    """A gain of accuracy: +0.4 pt [−0.2, +1.0]."""
+    return points(gain.get("estimate")) + interval(gain.get("low"), gain.get("high"), points)
+
+
 def latency(figures: Mapping[str, Any] | None) -> str:
     """The median with its interval: 1.98 ms [1.95, 2.02]."""
     found = figures or {}

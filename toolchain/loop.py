@@ -4,15 +4,12 @@ Every random choice of an epoch comes from (seed, epoch), so a run that was kill
 same weights as one that was not.
 """
 
-import copy
-import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
@@ -20,22 +17,15 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from toolchain import progress, records
-from toolchain.data import Dataset, Images, batches
+from toolchain.data import Dataset, Images
 from toolchain.errors import ToolchainError
+from toolchain.loader import Batch, batches, training_batches
+from toolchain.state import Epoch, Score, State
 from toolchain.values import AugmentSpec, Preprocess, TrainSpec
 
 CHECKPOINT = "training.safetensors"
 WEIGHTS = "weights.safetensors"
 EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to."""
-
-    epoch: int
-    loss: float
-    accuracy: float  # on validation
 
 
 @dataclass(frozen=True)
@@ -45,6 +35,7 @@ class Training:
     history: tuple[Epoch, ...]
     best_epoch: int  # from 0; -1: the weights it started with
     best_accuracy: float  # on validation
+    best_balanced: float
 
 
 Hook = Callable[[nn.Module, int, bool], None]  # model, epoch, whether training (or validating) is next
@@ -60,21 +51,10 @@ class Job:
     seed: int
     label: str
     folder: Path  # for the checkpoint
+    balance: float = 0.0  # 0 accuracy to 1 balanced accuracy
     teacher: nn.Module | None = None
     head: str = ""  # module that learns alone in the first `freeze_epochs`
     switch: Hook = lambda model, epoch, training: None  # called before training and before validating
-
-
-@dataclass(frozen=True, order=True)
-class Score:
-    """Better is greater: first by accuracy; equal accuracies, common on small sets, by cross-entropy."""
-
-    accuracy: float
-    loss: float = field(compare=False)
-    tie_break: float = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tie_break", -self.loss)
 
 
 def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
@@ -89,11 +69,19 @@ def predict(model: nn.Module, images: Images, preprocess: Preprocess) -> Tensor:
         return torch.cat([model(batch) for batch, _ in batches(images, preprocess, EVALUATION_BATCH)])
 
 
-def evaluate(model: nn.Module, images: Images, preprocess: Preprocess) -> Score:
-    """How well a split is classified."""
-    logits = predict(model, images, preprocess)
-    right = (logits.argmax(1) == images.labels).float().mean().item()
-    return Score(right, F.cross_entropy(logits, images.labels).item())
+def evaluate(model: nn.Module, images: Images, preprocess: Preprocess, balance: float = 0.0) -> Score:
+    """How well a split is classified; `balance` says what is aimed at, as in `Recipe`."""
+    return score(predict(model, images, preprocess), images.labels, balance)
+
+
+def score(logits: Tensor, labels: Tensor, balance: float = 0.0) -> Score:
+    """How well logits [images, classes] fit labels [images]."""
+    correct = logits.argmax(1) == labels
+    accuracy = correct.float().mean().item()
+    by_class = [correct[labels == label].float().mean() for label in set(labels.tolist())]
+    balanced = torch.stack(by_class).mean().item()
+    aim = (1 - balance) * accuracy + balance * balanced
+    return Score(aim, -F.cross_entropy(logits, labels).item(), accuracy, balanced)
 
 
 def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
@@ -106,22 +94,24 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
         ToolchainError: the loss became NaN or infinite; the last good epoch stays in the folder.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub misses this form
-    state = _State(model, job)
-    state.resume()
     images, validation = job.data.splits["train"], job.data.splits["val"]
-    if keep_start and state.epoch == 0 and state.best_weights is None:
-        state.judge(-1, evaluate(model, validation, job.data.preprocess), model)
-    weights = _class_weights(images.labels, len(job.data.classes), job.spec.class_weighting)
     steps = math.ceil(len(images) / job.spec.batch_size)
+    state = State(model, job.spec, job.spec.epochs * steps, job.folder / CHECKPOINT)
+    state.resume()
+    if state.epoch:
+        progress.say(f"{job.label}: continuing after epoch {state.epoch}")
+    if keep_start and state.epoch == 0 and state.best_weights is None:
+        state.judge(-1, evaluate(model, validation, job.data.preprocess, job.balance), model)
+    prior = _prior(images, len(job.data.classes)) if job.balance else None
     with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
         while state.epoch < job.spec.epochs and not state.stalled():
             epoch = state.epoch
             job.switch(model, epoch, True)
-            loss = _train_epoch(model, job, state, weights, bar)
+            loss = _train_epoch(model, job, state, prior, bar)
             candidate = state.average or model
             job.switch(candidate, epoch, False)
-            found = evaluate(candidate, validation, job.data.preprocess)
-            state.history.append(Epoch(epoch + 1, loss, found.accuracy))
+            found = evaluate(candidate, validation, job.data.preprocess, job.balance)
+            state.history.append(Epoch(epoch + 1, loss, found.accuracy, found.balanced))
             state.judge(epoch, found, candidate)
             state.epoch += 1
             state.save()
@@ -130,23 +120,21 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
             )
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
-    return Training(tuple(state.history), state.best_epoch, state.best.accuracy)
+    return Training(tuple(state.history), state.best_epoch, state.best.accuracy, state.best.balanced)
 
 
-def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | None, bar: progress.Bar) -> float:
+def _train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, bar: progress.Bar) -> float:
     seed = job.seed * 100_003 + state.epoch
     torch.manual_seed(seed)
     set_mode(model, training=True)
     frozen = _freeze(model, job, state.epoch)
     losses = []
-    for images, labels in batches(
-        job.data.splits["train"], job.data.preprocess, job.spec.batch_size, seed=seed, augment=job.augment
-    ):
+    for batch in training_batches(job.data, job.spec.batch_size, seed=seed, augment=job.augment):
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(job.spec, state.step, state.total_steps)
-        logits = model(images)
+            group["lr"] = learning_rate(job.spec, state.step, state.total_steps) * group["share"]
+        logits = model(batch.images)
         # Inception and GoogLeNet give auxiliary answers beside the real one while they train
-        loss = _loss(logits if isinstance(logits, Tensor) else logits[0], labels, images, job, weights)
+        loss = _loss(logits if isinstance(logits, Tensor) else logits[0], batch, job, prior)
         value = loss.item()
         if not math.isfinite(value):
             raise ToolchainError(
@@ -165,12 +153,15 @@ def _train_epoch(model: nn.Module, job: Job, state: "_State", weights: Tensor | 
     return sum(losses) / max(len(losses), 1)
 
 
-def _loss(logits: Tensor, labels: Tensor, images: Tensor, job: Job, weights: Tensor | None) -> Tensor:
-    loss = F.cross_entropy(logits, labels, weight=weights, label_smoothing=job.spec.label_smoothing)
+def _loss(logits: Tensor, batch: Batch, job: Job, prior: Tensor | None) -> Tensor:
+    """Cross-entropy, its logits adjusted by the classes' frequencies (Menon et al., arXiv 2007.07314), and distillation."""
+    adjusted = logits if prior is None else logits + job.balance * prior.log()
+    each = F.cross_entropy(adjusted, batch.wanted, label_smoothing=job.spec.label_smoothing, reduction="none")
+    loss = (each * batch.weights).sum() / batch.weights.sum()
     if job.teacher is None or job.spec.distill == 0:
         return loss
     with torch.no_grad():
-        wanted = F.log_softmax(job.teacher.eval()(images) / job.spec.temperature, 1)
+        wanted = F.log_softmax(job.teacher.eval()(batch.images) / job.spec.temperature, 1)
     given = F.log_softmax(logits / job.spec.temperature, 1)
     soft = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * job.spec.temperature**2
     return (1 - job.spec.distill) * loss + job.spec.distill * soft
@@ -199,95 +190,10 @@ def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
     return spec.learning_rate * max((1 + math.cos(math.pi * share)) / 2, 1e-4)
 
 
-def _class_weights(labels: Tensor, classes: int, power: float) -> Tensor | None:
-    if power == 0:
-        return None
-    counts = torch.bincount(labels, minlength=classes).float()
-    weights = (len(labels) / counts.clamp_min(1)) ** power
-    return weights / (weights * counts).sum() * len(labels)
-
-
-class _State:
-    """All that a continued run needs, as tensors and a few numbers: no pickle."""
-
-    def __init__(self, model: nn.Module, job: Job) -> None:
-        self.model, self.job = model, job
-        kernels = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms are not decayed
-        self.optimizer = torch.optim.AdamW(
-            [{"params": kernels, "weight_decay": job.spec.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=job.spec.learning_rate,
-        )
-        self.total_steps = job.spec.epochs * math.ceil(len(job.data.splits["train"]) / job.spec.batch_size)
-        self.average = copy.deepcopy(model) if job.spec.average else None
-        self.epoch = self.step = 0
-        self.history: list[Epoch] = []
-        self.best_weights: Mapping[str, Tensor] | None = None
-        self.best_epoch, self.best = -1, Score(-1.0, math.inf)
-
-    def advance(self, model: nn.Module) -> None:
-        """Counts a step and moves the running average."""
-        self.step += 1
-        if self.average is None:
-            return
-        decay = min(self.job.spec.average, self.step / (self.step + 10))
-        now, done = model.state_dict(), set[int]()
-        with torch.no_grad():
-            # by name: the copy of an exported graph lists its tensors in another order; and once each: it shares some
-            for name, mean in self.average.state_dict().items():
-                if mean.data_ptr() not in done:
-                    done.add(mean.data_ptr())
-                    mean.lerp_(now[name], 1 - decay) if mean.is_floating_point() else mean.copy_(now[name])
-
-    def judge(self, epoch: int, found: Score, model: nn.Module) -> None:
-        """Keeps the weights when they are the best so far."""
-        if found > self.best:
-            self.best_epoch, self.best = epoch, found
-            self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    def stalled(self) -> bool:
-        return 0 < self.job.spec.patience <= self.epoch - 1 - self.best_epoch
-
-    def save(self) -> None:
-        """Writes everything in one file, atomically."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
-        tensors |= {f"best.{k}": v for k, v in (self.best_weights or {}).items()}
-        for index, slot in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
-        numbers = {
-            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": [self.best.accuracy, self.best.loss],
-            "history": records.plain(self.history),
-        }  # fmt: skip
-        clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        with records.writing(self.job.folder / CHECKPOINT) as out:
-            out.write(save(clean, metadata={"state": json.dumps(numbers)}))
-
-    def resume(self) -> None:
-        """Takes up where a cut run stopped, if it did."""
-        path = self.job.folder / CHECKPOINT
-        if not path.exists():
-            return
-        with safetensors.safe_open(str(path), "pt") as file:
-            numbers = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        if self.average is not None:
-            self.average.load_state_dict(part("average."))
-        self.best_weights = part("best.") or None
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in part("optimizer.").items():
-            index, _, key = name.partition(".")
-            slots.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        self.epoch, self.step = numbers["epoch"], numbers["step"]
-        self.best_epoch, self.best = numbers["best_epoch"], Score(*numbers["best"])
-        self.history = [Epoch(**entry) for entry in numbers["history"]]
-        progress.say(f"{self.job.label}: continuing after epoch {self.epoch}")
+def _prior(images: Images, classes: int) -> Tensor:
+    """Share of each class in the training images; a class that is missing counts as one image."""
+    counts = torch.bincount(images.labels, weights=images.weights, minlength=classes).float().clamp_min(1)
+    return counts / counts.sum()
 
 
 @dataclass(frozen=True)

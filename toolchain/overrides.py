@@ -11,7 +11,7 @@ from toolchain.values import Domain, ModelSpec, Recipe, Target
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Flags of `toolchain export`; empty, 0 for epochs and -1 mean: as the recipe says."""
+    """Flags of `toolchain export`; empty, 0 for epochs and seeds and -1 mean: as the recipe says."""
 
     data: str = ""
     domain: str = ""
@@ -20,6 +20,8 @@ class Flags:
     image_size: str = ""
     epochs: int = 0
     seed: int = -1
+    seeds: int = 0
+    balance: float = -1.0
     ratio: float = -1.0
     on_corrupt: str = ""
 
@@ -31,6 +33,16 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
         ToolchainError: as `spec`; or a flag's value makes no sense.
     """
     target = spec.target(target_name)
+    recipe, domain = job(recipe_name, flags)
+    return recipe, target, domain
+
+
+def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
+    """Reads recipe and domain and applies the flags.
+
+    Raises:
+        ToolchainError: as `spec`; or a flag's value makes no sense.
+    """
     recipe = spec.recipe(recipe_name)
     domain = spec.domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
@@ -38,6 +50,10 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
         recipe = dataclasses.replace(recipe, image_size=_size(flags.image_size))
     if flags.seed >= 0:
         recipe = dataclasses.replace(recipe, seed=flags.seed)
+    if flags.seeds:
+        recipe = dataclasses.replace(recipe, seeds=flags.seeds)
+    if flags.balance != -1:
+        recipe = dataclasses.replace(recipe, balance=flags.balance)
     if flags.ratio >= 0:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ratio=flags.ratio))
     if flags.epochs:
@@ -47,7 +63,7 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
     if flags.on_corrupt:
         domain = spec.check("calibration", {**records.plain(domain), "on_corrupt": flags.on_corrupt}, "--on-corrupt")
     checked: Recipe = spec.check("recipes", records.plain(recipe), "command line")
-    return checked, target, domain
+    return checked, domain
 
 
 def _model(model: ModelSpec, flags: Flags) -> ModelSpec:

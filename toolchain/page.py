@@ -136,12 +136,15 @@ def _sections(report: Report) -> list[str]:
         _section("What each variant needs", table(tables.costs(report)), _hint(NEEDS)),
         _section("Layers before and after pruning", *_widths(report)),
         _section("Training", taught, table(tables.training(report))),
+        _section("Fine-tuning with several seeds", table(tables.seeds(report))),
+        _section("Further sets joined to the training images", table(tables.joined(report)), _hint(JOINED)),
         _section("What ran in integers", table(tables.coverage(report)), _hint(integers)),
         _section("How it was measured", _facts(report)),
         _section("Time of each stage", _seconds(report)),
     ]
 
 
+JOINED = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
 NEEDS = (
     "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
     "artefact in its runtime names the same class as the trained model. Steps: largest difference of a logit, in "

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from toolchain import data as images
 from toolchain import discover, records, report, summary
-from toolchain.stages import adapt, bench, bundle, export, fit, judge, prune, quantize, recover, verify
-from toolchain.values import Domain, Preprocess, Recipe, Target
+from toolchain.stages import adapt, bench, bundle, export, fit, judge, prepare, prune, quantize, recover, verify
+from toolchain.values import Domain, Recipe, Target
 
 
 def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str, Any]:
@@ -28,16 +27,17 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         with _timed(seconds, "data"):
-            data = images.load(domain, _preprocess(recipe, domain), out / "data")
+            data, joins = prepare.run(recipe, domain, out / "data")
             image = torch.zeros(1, 3, *data.preprocess.image_size)
         with _timed(seconds, "adapt"):
-            dense, head = adapt.run(recipe, data, work)
+            adapted = adapt.run(recipe, domain.kind, data, joins, work)
+            dense = adapted.trained
         with _timed(seconds, "fit"):
-            plan = fit.run(dense, head, recipe, target, image, work)
+            plan = fit.run(dense, adapted.head, recipe, target, image, work)
         with _timed(seconds, "recover"):
-            small = recover.run(prune.run(dense, plan), plan.surgery, dense, recipe, data, work)
+            small = recover.run(prune.run(dense, plan), plan.surgery, adapted, recipe, work)
         with _timed(seconds, "quantize"):
-            families = quantize.families(dense, small, plan.placement, recipe, target, data, image, work)
+            families = quantize.families(adapted, small, plan.placement, recipe, target, image, work)
         with _timed(seconds, "export"):
             built = export.variants(families, target, image, work)
             variants = [one.variant for one in built]
@@ -51,7 +51,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
         judged = judge.run(variants, validation, accuracy, measured, judge.merged(recipe.budget, target.budget))
         findings = summary.Findings(
-            recipe=recipe, target=target, domain=domain, data=data, plan=plan, families=families, variants=variants,
+            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, families=families, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip
         if judged.shipped is None:
@@ -63,11 +63,6 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)
         return written
-
-
-def _preprocess(recipe: Recipe, domain: Domain) -> Preprocess:
-    size = recipe.image_size or domain.image_size
-    return Preprocess(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ def clean(model: ir.Model) -> ir.Model:
     name_layers(graph)
     pool_means(graph)
     drop_repeated_rounding(graph)
+    fold_padding(graph)
     drop_absorbed_rectifiers(graph)
     quantize_biases(graph)
     remove_dead(graph)
@@ -62,6 +63,54 @@ def pool_means(graph: ir.Graph) -> None:
         pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
         added = [pool] if keeps else [pool, ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1})]
         _replace(graph, node, added)
+
+
+def fold_padding(graph: ir.Graph) -> None:
+    """Zeros put around a convolution's input become the convolution's own padding, also through Q/DQ of one scale.
+
+    Zero is exact in integers, so nothing changes; the runtimes' integer convolutions fuse with no Pad in between.
+    """
+    for node in _of_type(graph, "Pad"):
+        source, pads = node.inputs[0], _constant(node.inputs[1])
+        mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+        filler = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if (
+            source is None
+            or pads is None
+            or pads.size != 8
+            or mode != "constant"
+            or (filler is not None and filler.any())
+        ):
+            continue
+        inner, readers = source, [use.node for use in node.outputs[0].uses()]
+        before = _producer(node, "DequantizeLinear")
+        if (
+            before is not None
+            and readers
+            and all(r.op_type == "QuantizeLinear" and _same_scale(r, before) for r in readers)
+        ):
+            behind = [use.node for r in readers for use in r.outputs[0].uses()]
+            if any(d.op_type != "DequantizeLinear" for d in behind):
+                continue
+            readers = [use.node for d in behind for use in d.outputs[0].uses()]
+            inner = before.outputs[0]
+        else:
+            behind = [node]
+        top, left, bottom, right = (int(pads[i]) for i in (2, 3, 6, 7))
+        if pads[[0, 1, 4, 5]].any() or not readers or not all(_takes_padding(r, behind) for r in readers):
+            continue
+        for reader in readers:
+            own = reader.attributes["pads"].as_ints() if "pads" in reader.attributes else (0, 0, 0, 0)
+            both = [a + b for a, b in zip(own, (top, left, bottom, right), strict=True)]
+            reader.attributes["pads"] = ir.AttrInt64s("pads", both)
+            reader.replace_input_with(0, inner)
+
+
+def _takes_padding(reader: ir.Node, behind: list[ir.Node]) -> bool:
+    """Whether a node is a convolution whose picture (not its weight) comes from one of `behind`."""
+    picture = reader.inputs[0].producer() if reader.inputs and reader.inputs[0] is not None else None
+    explicit = "auto_pad" not in reader.attributes or reader.attributes["auto_pad"].as_string() == "NOTSET"
+    return reader.op_type == "Conv" and picture in behind and explicit
 
 
 def drop_repeated_rounding(graph: ir.Graph) -> None:

@@ -44,6 +44,7 @@ ADDITIONS = {ATEN.add.Tensor, ATEN.add_.Tensor}
 CONCATENATIONS = {ATEN.cat.default}
 AVERAGES = {ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim}
 SCALE_KEEPING = {
+    ATEN.pad.default, ATEN.constant_pad_nd.default,
     ATEN.max_pool2d.default, ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default,
 }  # fmt: skip
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range

@@ -65,6 +65,8 @@ def markdown(report: Report) -> str:
         _part("What each variant needs", tables.costs(report)),
         _part("Layers before and after pruning", tables.layers(report)),
         _part("Training", tables.training(report)),
+        _part("Fine-tuning with several seeds", tables.seeds(report)),
+        _part("Further sets joined to the training images", tables.joined(report)),
         _part("What ran in integers", tables.coverage(report)),
         _part("How it was measured", tables.measured(report)),
         _part("Time of each stage", tables.seconds(report)),
@@ -113,6 +115,16 @@ def terminal(report: Report, console: "Console | None" = None) -> None:
     for sentence in report.get("warnings") or ():
         out.print(_text(out, f"Warning: {sentence}", "yellow"))
     for table in (tables.variants(report), tables.verdicts(report)):
+        if table.rows:
+            out.print(_fitted(out, table))
+
+
+def show(found: Sequence[Table], console: "Console | None" = None) -> None:
+    """Prints tables, those without rows left out."""
+    from rich.console import Console
+
+    out = console or Console(highlight=False)
+    for table in found:
         if table.rows:
             out.print(_fitted(out, table))
 

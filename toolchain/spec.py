@@ -5,7 +5,9 @@ types cannot say. Every complaint names the file, the key, what was given and wh
 """
 
 import dataclasses
+import re
 import tomllib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,12 +81,18 @@ def _explain(error: ValidationError, shape: Any) -> str:
     keys = [str(part) for part in first["loc"]]
     if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         for key in keys[:-1]:  # walk to the table that the unknown key stands in
-            shape = {f.name: f.type for f in dataclasses.fields(shape)}[key]
+            shape = shape if key.isdigit() else _table(shape, key)
         accepted = [f.name for f in dataclasses.fields(shape)]
         return f"unknown key {'.'.join(keys)}; {discover.nearest(keys[-1], accepted)}"
     if first["type"] == "missing":
         return f"{'.'.join(keys)} is missing"
     return f"{'.'.join(keys)} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _table(shape: Any, key: str) -> Any:
+    """The dataclass behind a key: its type, or the one inside of `X | None` and `tuple[X, ...]`."""
+    kind = {f.name: f.type for f in dataclasses.fields(shape)}[key]
+    return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
 
 
 def _beside(weights: str, recipe_name: str) -> str:
@@ -94,6 +102,8 @@ def _beside(weights: str, recipe_name: str) -> str:
 
 
 Rules = list[tuple[bool, str]]
+MOST = {"shift": 0.5, "scale": 0.9, "crop": 0.95, "rotate_degrees": 180, "brightness": 1, "saturation": 1, "erase": 1,
+        "mixup": 2, "cutmix": 2}  # of each augmentation; beyond it nothing of the picture is left  # fmt: skip
 
 
 def _train_rules(name: str, spec: TrainSpec) -> Rules:
@@ -106,6 +116,7 @@ def _train_rules(name: str, spec: TrainSpec) -> Rules:
         (0 <= spec.average < 1, f"{name}.average = {spec.average}: must be from 0 to below 1"),
         (spec.weight_decay >= 0, f"{name}.weight_decay = {spec.weight_decay}: must not be negative"),
         (0 <= spec.warmup < 1, f"{name}.warmup = {spec.warmup}: must be from 0 to below 1"),
+        (0 < spec.layer_decay <= 1, f"{name}.layer_decay = {spec.layer_decay}: must be above 0, at most 1"),
         (spec.max_grad_norm > 0, f"{name}.max_grad_norm = {spec.max_grad_norm}: must be above 0"),
         (spec.temperature > 0, f"{name}.temperature = {spec.temperature}: must be above 0"),
     ]
@@ -133,9 +144,24 @@ def _recipe_rules(value: Recipe) -> Rules:
         (0 < value.prune.max_share <= 1, f"prune.max_share = {value.prune.max_share}: must be above 0, at most 1"),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
         (value.seed >= 0, f"seed = {value.seed}: must not be negative"),
+        (1 <= value.seeds <= 100, f"seeds = {value.seeds}: how often adapt is repeated, from 1 to 100"),
+        (0 <= value.balance <= 1, f"balance = {value.balance}: from 0 (accuracy) to 1 (balanced accuracy)"),
+        (
+            value.teacher is None or value.adapt.distill > 0,
+            "teacher: it teaches nothing while adapt.distill = 0; try 0.5",
+        ),
+        *((one.weight > 0, f"join {one.domain!r}: weight = {one.weight}: must be above 0") for one in value.join),
+        *(
+            (one.images >= 0, f"join {one.domain!r}: images = {one.images}: 0 for all, or how many")
+            for one in value.join
+        ),
         *(
             (number >= 0, f"augment.{name} = {number}: must not be negative")
             for name, number in vars(value.augment).items()
+        ),
+        *(
+            (getattr(value.augment, name) <= most, f"augment.{name} = {getattr(value.augment, name)}: at most {most}")
+            for name, most in MOST.items()
         ),
         *_budget_rules(value.budget),
     ]
@@ -171,7 +197,18 @@ def _domain_rules(value: Domain) -> Rules:
         (min(value.split_seed, value.calibration_seed) >= 0, "split_seed and calibration_seed must not be negative"),
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
         _size_rule("image_size", value.image_size),
+        (
+            _names_a_group(value.group_pattern),
+            f"group_pattern = {value.group_pattern!r}: a regular expression with one (group)",
+        ),
     ]
+
+
+def _names_a_group(pattern: str) -> bool:
+    try:
+        return not pattern or re.compile(pattern).groups >= 1
+    except re.error:
+        return False
 
 
 RULES: Mapping[discover.DataKind, Any] = {

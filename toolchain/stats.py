@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import optimize as scipy_optimize
 from scipy import stats as scipy_stats
 from scipy.stats import mstats
 
@@ -17,6 +18,8 @@ from toolchain.values import Interval
 
 CONFIDENCE = 0.95
 TRIM = 0.2
+POWER = 0.8
+DISAGREEMENT = 0.05  # of two models of one family on one set, where it has not been measured
 # MLPerf LoadGen's early stopping rule (confidence 0.99, no tolerance): fewest samples that can carry a percentile
 FEWEST_SAMPLES = {50: 11, 90: 64, 99: 662}
 
@@ -53,6 +56,41 @@ def balanced_drop(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarr
     estimate = float(np.mean([part[0] for part in parts]))
     error = math.sqrt(sum(part[2] ** 2 for part in parts)) / len(parts)
     return _normal(estimate, error, len(reference), -1.0, 1.0)
+
+
+def smallest_difference(images: int, disagreement: float = DISAGREEMENT) -> float:
+    """Smallest accuracy difference that a test set can show: 95 % interval, found four times in five.
+
+    Two models answer the same images, so only those on which exactly one of them is right tell anything (McNemar's
+    test; its sample size: Connor, Biometrics 43, 1987).
+
+    Args:
+        images: how many the test set has.
+        disagreement: share of images on which exactly one of the two models is right.
+    """
+    return float(scipy_optimize.brentq(lambda d: images_needed(d, max(disagreement, d)) - images, 1e-6, 1.0, xtol=1e-7))
+
+
+def images_needed(difference: float, disagreement: float = DISAGREEMENT) -> int:
+    """How many test images show an accuracy difference; the inverse of `smallest_difference`."""
+    share = max(disagreement, difference)
+    certain, found = _z(), float(scipy_stats.norm.ppf(POWER))
+    root = certain * math.sqrt(share) + found * math.sqrt(max(share - difference**2, 0.0))
+    return math.ceil((root / difference) ** 2)
+
+
+def disagreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Share of images on which exactly one of two models is right."""
+    return float((reference != candidate).mean())
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of a few repeats with Student's interval: what another seed may give."""
+    count, mean = len(values), float(np.mean(values))
+    if count < 2:
+        return Interval(estimate=mean, low=-math.inf, high=math.inf, samples=count)
+    reach = float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
+    return Interval(estimate=mean, low=mean - reach, high=mean + reach, samples=count)
 
 
 def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from toolchain import discover, machine, records, stats
 from toolchain.data import Dataset
 from toolchain.stages import judge
+from toolchain.stages.adapt import Adapted
 from toolchain.stages.fit import Fit
 from toolchain.stages.quantize import Family
 from toolchain.values import Accuracy, Domain, Interval, Measurement, Recipe, Target, Variant
@@ -25,6 +26,7 @@ class Findings:
     target: Target
     domain: Domain
     data: Dataset
+    adapted: Adapted
     plan: Fit
     families: Sequence[Family]
     variants: Sequence[Variant]
@@ -67,6 +69,7 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "accuracy_drop": {"baseline": baseline, **records.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
+        "adapt": adapted(found.recipe, found.adapted),
         "pretrained": found.families[0].trained.figures["weights"],
         "layers": _layers(found.plan),
         "training": _trainings(found.families),
@@ -82,6 +85,29 @@ def report(found: Findings) -> dict[str, Any]:
             "skipped": list(found.data.skipped),
         },
     }
+
+
+def adapted(recipe: Recipe, found: Adapted) -> dict[str, Any]:
+    """How the dense model came about; figures are of the validation split."""
+    reached = [one.figures["best_accuracy"] for one in found.repeats]
+    return {
+        "balance": recipe.balance,
+        "augment": {name: value for name, value in vars(found.augment).items() if value and name != "auto"},
+        "augment_auto": recipe.augment.auto,
+        "images_per_class": len(found.data.splits["train"]) / len(found.data.classes),
+        "seeds": [
+            {
+                "seed": one.figures["seed"], "validation": one.figures["best_accuracy"],
+                "validation_balanced": one.figures["best_balanced"], "epoch": one.figures["best_epoch"] + 1,
+                "chosen": one is found.trained,
+            }
+            for one in found.repeats
+        ],
+        "over_seeds": records.plain(stats.over_seeds(reached)) if len(reached) > 1 else None,
+        "probe": records.plain(found.trained.figures["probe"]),
+        "teacher": recipe.teacher.name if recipe.teacher else None,
+        "joined": records.plain(found.trials),
+    }  # fmt: skip
 
 
 def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:

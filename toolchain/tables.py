@@ -192,12 +192,83 @@ def measured(report: Report) -> Table:
         "images skipped": _list(data.get("skipped") or ()) or "none",
         "data digest": data.get("digest"),
         "calibration images": (data.get("calibration") or {}).get("images"),
+        **_adapted(report),
         "pretrained weights": (report.get("pretrained") or {}).get("source"),
         "backbone loaded": figures.percent((report.get("pretrained") or {}).get("share")),
         **{f"machine: {headline.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
     return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), prose=(0, 1))
+
+
+def _adapted(report: Report) -> dict[str, Any]:
+    """How the dense model was trained, as far as the report says."""
+    found = report.get("adapt") or {}
+    changes = ", ".join(f"{headline.words(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())
+    chosen = " (chosen for the kind and number of images)" if found.get("augment_auto") else ""
+    probe, over = found.get("probe") or {}, found.get("over_seeds")
+    return {
+        "aims at": _aim(found.get("balance")),
+        "augmentation": f"{changes or 'none'}{chosen}" if found else None,
+        "linear probe, validation": figures.percent(probe.get("accuracy")),
+        "teacher of the dense model": found.get("teacher"),
+        "validation over seeds": f"{figures.accuracy(spread(over))} mean of {over['samples']} seeds" if over else None,
+    }
+
+
+def spread(over: Mapping[str, Any]) -> dict[str, Any]:
+    """An interval under the names of a variant's accuracy."""
+    return {"accuracy": over["estimate"], "accuracy_low": over["low"], "accuracy_high": over["high"]}
+
+
+def _aim(balance: float | None) -> str | None:
+    if balance is None:
+        return None
+    ends = {0.0: "accuracy", 1.0: "balanced accuracy"}
+    return ends.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
+
+
+def joined(report: Report) -> Table:
+    """What further sets brought on the domain's own validation images."""
+    rows = tuple(
+        (
+            one["name"],
+            str(one["images"]),
+            figures.significant(one["weight"]),
+            figures.gained(one["gain"]),
+            figures.gained(one["balanced_gain"]),
+            str(one["gain"]["samples"]),
+            "stays" if one["kept"] else "dropped: it brings nothing",
+            _beside(one),
+        )
+        for one in (report.get("adapt") or {}).get("joined") or ()
+    )
+    columns = ("Further set", "Images", "Weight", "Brings", "Balanced", "Measured on", "Outcome", "Left out")
+    return Table(columns=columns, rows=rows, prose=(0, 6, 7))
+
+
+def _beside(one: Mapping[str, Any]) -> str:
+    parts = [f"classes {_list(one['left_out'])}"] if one["left_out"] else []
+    parts += [f"{one['leaked']} images that are in validation or test"] if one["leaked"] else []
+    parts += [f"{one['corrupt']} unreadable files"] if one["corrupt"] else []
+    return "; ".join(parts) or "nothing"
+
+
+def seeds(report: Report) -> Table:
+    """Every repeat of the fine-tuning, where there was more than one."""
+    found = (report.get("adapt") or {}).get("seeds") or ()
+    rows = tuple(
+        (
+            str(one["seed"]),
+            figures.percent(one["validation"]),
+            figures.percent(one["validation_balanced"]),
+            str(one["epoch"]),
+            "goes on" if one["chosen"] else "",
+        )
+        for one in found
+    )
+    columns = ("Seed", "Validation accuracy", "Balanced", "Best epoch", "")
+    return Table(columns=columns, rows=rows if len(rows) > 1 else (), prose=(0, 4))
 
 
 def _splits(images: Mapping[str, int]) -> list[tuple[str, int]]:

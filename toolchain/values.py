@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
 
 Mode = Literal["gray", "rgb"]
+Kind = Literal["photo", "overhead", "thermal", "text"]
 Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
 Precision = Literal["f32", "bf16", "int8"]
 
@@ -28,6 +29,7 @@ class ModelSpec:
     weights: str = ""  # "" random | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
     arguments: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # for the builder: width_mult, ...
     norm_eps: float | None = None  # None: the builder's own
+    padding: Literal["torch", "tensorflow"] = "torch"  # of strided convolutions, as where the weights were trained
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -44,8 +46,9 @@ class TrainSpec:
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = 0.2  # share of the steps that the learning rate rises (one-cycle only)
     label_smoothing: float = 0.0
-    class_weighting: float = 0.0  # exponent on the inverse class frequency: 0 none, 1 fully balanced
+    head_start: Literal["random", "probe"] = "random"  # "probe": the new head starts as a linear probe (adapt only)
     freeze_epochs: int = 0  # first epochs in which only the new head learns
+    layer_decay: float = 1.0  # learning rate of each block, as a share of the next one's towards the head
     patience: int = 0  # epochs without a better validation accuracy before stopping; 0: run them all
     temperature: float = 2.0  # of the distillation; used where there is a teacher
     distill: float = 0.0  # weight of the teacher's soft labels, 0..1
@@ -58,12 +61,31 @@ class AugmentSpec:
     """Random changes to training images; shares of the size, degrees, and whether a mirror image is still the same class."""
 
     __pydantic_config__ = STRICT
+    auto: bool = False  # whatever is not given here is chosen by the domain's kind and the number of images
     horizontal_flip: bool = False
     vertical_flip: bool = False
     shift: float = 0.0  # largest shift, share of the side
     scale: float = 0.0  # largest zoom in or out, share
+    crop: float = 0.0  # largest share of the area that a random crop leaves out
     rotate_degrees: float = 0.0
     brightness: float = 0.0  # largest relative change; also contrast
+    saturation: float = 0.0  # largest relative change of colour
+    erase: float = 0.0  # probability that a rectangle is blanked
+    mixup: float = 0.0  # parameter of the beta distribution that two images are blended by; 0: none
+    cutmix: float = 0.0  # the same for a pasted rectangle
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinSpec:
+    """A further set whose training images are mixed in, if they help on the domain's own validation images."""
+
+    __pydantic_config__ = STRICT
+    domain: str  # by name
+    path: str = ""  # of its folder, where the domain does not say
+    labels: Mapping[str, str] = field(default_factory=dict)  # its class -> this domain's; equal names need no entry
+    others: Literal["fail", "drop"] = "fail"  # classes of it that mean nothing here
+    weight: float = 1.0  # of each of its images in the loss; an own image counts 1
+    images: int = 0  # at most so many, drawn class by class; 0: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +129,11 @@ class Recipe:
     domain: str
     model: ModelSpec
     seed: int = 0
+    seeds: int = 1  # how often adapt is repeated, with the next seeds; the best on validation goes on
+    balance: float = 0.0  # what to aim at: 0 accuracy, 1 balanced accuracy (every class counts the same), or between
     image_size: tuple[int, int] | None = None  # height, width; None: the domain's
+    teacher: ModelSpec | None = None  # a larger model that adapt learns from; fine-tuned first
+    join: tuple[JoinSpec, ...] = ()
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     adapt: TrainSpec = field(default_factory=TrainSpec)
     prune: PruneSpec = field(default_factory=PruneSpec)
@@ -150,11 +176,13 @@ class Domain:
     source: str = "folder"  # "folder", or the name of a bundled source in data.py
     path: str = ""  # of the folder; relative to the working directory
     mode: Mode = "rgb"
+    kind: Kind = "photo"  # decides which augmentation leaves a picture in its class
     image_size: tuple[int, int] = (224, 224)  # height, width
     classes: tuple[str, ...] = ()  # empty: the folder's sub-folders, sorted
     validation_share: float = 0.15  # used where the folder has no val/ of its own
     test_share: float = 0.2  # used where the folder has no test/ of its own
     split_seed: int = 0
+    group_pattern: str = ""  # regular expression on file names; files that agree in its first group share a split
     calibration_images: int = 256
     calibration_seed: int = 0
     on_corrupt: Literal["fail", "skip"] = "fail"
@@ -275,6 +303,7 @@ class Accuracy:
     balanced: Interval
     drop: Interval  # against dense-fp32, paired over the same images; positive is worse
     balanced_drop: Interval
+    disagreement: float  # share of images on which exactly one of this and dense-fp32 is right
     parity: Parity
     coverage: Coverage
 

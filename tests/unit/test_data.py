@@ -9,7 +9,7 @@ import torch
 from conftest import draw
 from PIL import Image
 
-from toolchain import data, runner
+from toolchain import data, listing, loader, runner
 from toolchain.errors import ToolchainError
 from toolchain.values import AugmentSpec, Domain, Preprocess
 
@@ -34,12 +34,12 @@ def test_given_splits_are_kept_and_validation_comes_from_training(tmp_path: Path
     draw(tmp_path / "set" / "train", {"ant": 20, "bee": 20})
     draw(tmp_path / "set" / "test", {"ant": 4, "bee": 6}, seed=1)
     found = load(Domain(name="x", path=str(tmp_path / "set"), mode="gray"), tmp_path)
-    assert [len(found.splits[split]) for split in data.SPLITS] == [34, 6, 10]
+    assert [len(found.splits[split]) for split in listing.SPLITS] == [34, 6, 10]
 
 
 def test_training_and_serving_see_the_same_pixels(domain: Domain, tmp_path: Path) -> None:
     test = load(domain, tmp_path).splits["test"]
-    trained, _ = next(data.batches(test, PREPROCESS, 5))
+    trained, _ = next(loader.batches(test, PREPROCESS, 5))
     manifest = dataclasses.asdict(PREPROCESS)
     served = np.concatenate([runner.prepare(file, manifest) for file in test.files[:5]])
     assert np.array_equal(trained.numpy(), served)
@@ -56,22 +56,40 @@ def test_the_cache_is_used_and_follows_the_content(
     assert load(domain, tmp_path).digest != first.digest
 
 
-def test_shuffling_depends_on_the_seed_alone(domain: Domain, tmp_path: Path) -> None:
-    train = load(domain, tmp_path).splits["train"]
-
-    def epoch(seed: int) -> torch.Tensor:
-        spec = AugmentSpec(horizontal_flip=True, shift=0.1, rotate_degrees=5.0, brightness=0.1)
-        return torch.cat([x for x, _ in data.batches(train, PREPROCESS, 16, seed=seed, augment=spec)])
-
-    assert torch.equal(epoch(3), epoch(3))
-    assert not torch.equal(epoch(3), epoch(4))
+def epoch(dataset: data.Dataset, seed: int, workers: int) -> torch.Tensor:
+    spec = AugmentSpec(horizontal_flip=True, crop=0.3, rotate_degrees=5.0, brightness=0.1, erase=0.5, mixup=0.3)
+    made = loader.training_batches(dataset, 16, seed=seed, augment=spec, workers=workers)
+    return torch.cat([torch.cat([batch.images.flatten(1), batch.wanted], 1) for batch in made])
 
 
-def test_augmentation_without_strength_changes_nothing() -> None:
-    images = torch.randn(6, 3, 20, 12)
-    assert torch.equal(data.augmented(images, AugmentSpec(), torch.Generator()), images)
-    spun = data.augmented(images, AugmentSpec(rotate_degrees=1e-6), torch.Generator())
-    torch.testing.assert_close(spun, images, atol=1e-3, rtol=0)
+def test_batches_depend_on_the_seed_and_not_on_the_workers(domain: Domain, tmp_path: Path) -> None:
+    dataset = load(domain, tmp_path)
+    first = epoch(dataset, 3, 0)
+    assert first.isfinite().all()
+    assert torch.equal(first, epoch(dataset, 3, 1))
+    assert torch.equal(first, epoch(dataset, 3, 4))
+    assert not torch.equal(first, epoch(dataset, 4, 0))
+
+
+def test_an_epoch_shows_every_image_once_and_unchanged_where_nothing_is_to_change(
+    domain: Domain, tmp_path: Path
+) -> None:
+    dataset = load(domain, tmp_path)
+    made = list(loader.training_batches(dataset, 20, seed=0, augment=AugmentSpec()))
+    assert [len(batch.images) for batch in made] == [20, 20, 20, 20]  # of 81: batch norm cannot train on the last alone
+    plain = loader.normalise(dataset.splits["train"].pixels, PREPROCESS)
+    shown = torch.cat([batch.images for batch in made])
+    origin = [int((plain == one).flatten(1).all(1).nonzero()) for one in shown]  # fails unless there is just one
+    assert len(set(origin)) == 80
+    labels = torch.cat([batch.wanted for batch in made]).argmax(1)
+    assert torch.equal(labels, dataset.splits["train"].labels[origin])
+
+
+def test_a_broken_batch_is_reported_by_the_training_that_wanted_it(domain: Domain, tmp_path: Path) -> None:
+    dataset = load(domain, tmp_path)
+    few = dataclasses.replace(dataset, classes=("ant",))  # one class fewer than the labels name
+    with pytest.raises(RuntimeError, match="num_classes"):
+        list(loader.training_batches(few, 16, seed=0, augment=AugmentSpec(), workers=2))
 
 
 def broken(folder: Path, how: str) -> Path:
@@ -118,7 +136,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: Path) -> None:
     def refused(folder: Path) -> str:
         with pytest.raises(ToolchainError) as error:
-            data.listing(dataclasses.replace(domain, path=str(folder)), tmp_path)
+            listing.find(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
     assert "is not there" in refused(tmp_path / "nowhere")
@@ -139,7 +157,7 @@ def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: 
 
 def refused_with_classes(domain: Domain, folder: Path) -> str:
     with pytest.raises(ToolchainError) as error:
-        data.listing(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
+        listing.find(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
     return str(error.value)
 
 
@@ -149,3 +167,24 @@ def test_the_calibration_draw_is_fixed_by_count_and_seed(domain: Domain, tmp_pat
     assert len(first.calibration) == 16
     assert (first.calibration, first.calibration_digest) == (again.calibration, again.calibration_digest)
     assert first.calibration_digest != other.calibration_digest
+
+
+def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "set", {"ant": 30, "bee": 30})
+    for number in range(6):  # six copies of one picture, two of them in the other class
+        other = folder / ("bee" if number > 3 else "ant") / f"copy{number}.png"
+        other.write_bytes((folder / "ant" / "000.png").read_bytes())
+    for number in range(6, 18):
+        (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
+    found = listing.find(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
+    side = {path.name: split for split in listing.SPLITS for path in found.files[split]}
+    copies = {split for split in listing.SPLITS for path in found.files[split] if path.name.startswith("copy")}
+    assert len(copies) == 1
+    for scene in ("scene1", "scene2"):
+        assert len({split for name, split in side.items() if name.startswith(scene)}) == 1
+
+
+def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_path: Path) -> None:
+    plain = listing.find(Domain(name="x", path=str(pictures)), tmp_path)
+    alone = listing.find(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
+    assert plain.digest == alone.digest

@@ -22,12 +22,19 @@ def variant(name: str, *, size: int = 100) -> Variant:
 
 
 def accuracy(
-    drop: float, *, agree: float = 1.0, integer: int = 2, own: float | None = None, images: int = 1000
+    drop: float,
+    *,
+    agree: float = 1.0,
+    integer: int = 2,
+    own: float | None = None,
+    images: int = 1000,
+    differ: float = 0.01,
 ) -> Accuracy:
     parity = Parity(top1_agreement=agree, max_steps=1, step=1, images=images, accuracy_gap=0.0, runtime_agreement=own)
     cover = Coverage(integer=integer, planned=2, total=2, float_ops=("b",) if integer < 2 else ())
     return Accuracy(
         accuracy=interval(0.9 - drop), balanced=interval(0.9), drop=interval(drop, 0.004), balanced_drop=interval(drop),
+        disagreement=differ,
         parity=parity, coverage=cover,
     )  # fmt: skip
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import data, loop, quantizer
+from toolchain import data, loop, quantizer, state
 from toolchain.errors import ToolchainError
+from toolchain.listing import Split
 from toolchain.values import AugmentSpec, Domain, Placement, Preprocess, QuantScheme, TrainSpec
 
 PREPROCESS = Preprocess(image_size=(12, 10), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -108,7 +109,7 @@ def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
     with pytest.raises(ToolchainError, match="the loss became nan in epoch 2.*Lower learning_rate"):
         loop.train(Poisoned(), job(dataset, tmp_path))
     assert len(seen) == 8
-    again = loop._State(net := Poisoned(), job(dataset, tmp_path))
+    again = state.State(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT)
     again.resume()
     assert again.epoch == 1
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
@@ -119,7 +120,7 @@ def test_patience_stops_a_training_that_no_longer_improves(dataset: data.Dataset
     assert len(loop.train(model(), job(dataset, tmp_path, spec)).history) < 30
 
 
-def mislabelled(dataset: data.Dataset, *splits: data.Split) -> data.Dataset:
+def mislabelled(dataset: data.Dataset, *splits: Split) -> data.Dataset:
     wrong = {s: dataclasses.replace(dataset.splits[s], labels=(dataset.splits[s].labels + 1) % 3) for s in splits}
     return dataclasses.replace(dataset, splits={**dataset.splits, **wrong})
 
@@ -166,14 +167,14 @@ def test_the_running_average_is_that_of_each_tensor_by_name(
         net, _ = quantizer.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
         quantizer.observe(net, ranges=True, rounding=True)
         net(torch.randn(8, 3, 12, 10))
-    state = loop._State(net, job(dataset, tmp_path))
-    assert state.average is not None
+    running = state.State(net, SPEC, 1, tmp_path / "none")
+    assert running.average is not None
     with torch.no_grad():
-        for tensor in state.average.state_dict().values():
+        for tensor in running.average.state_dict().values():
             tensor.add_(1)  # far from the weights, so that only averaging brings it back
     for _ in range(400):  # the weights stand still: their average must come to stand where they do
-        state.advance(net)
-    averaged = state.average.state_dict()
+        running.advance(net)
+    averaged = running.average.state_dict()
     assert set(averaged) == set(net.state_dict())
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(averaged[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
@@ -188,9 +189,44 @@ def test_schedules_rise_and_fall_as_named() -> None:
     assert falling == sorted(falling, reverse=True)
 
 
-def test_class_weights_balance_the_sum_of_the_losses() -> None:
-    labels = torch.tensor([0] * 90 + [1] * 10)
-    weights = loop._class_weights(labels, 2, 1.0)
-    assert weights is not None
-    assert (weights[0] * 90).item() == pytest.approx((weights[1] * 10).item())
-    assert loop._class_weights(labels, 2, 0.0) is None
+def test_the_rarer_class_is_favoured_as_far_as_the_balance_asks(dataset: data.Dataset, tmp_path: Path) -> None:
+    train = dataset.splits["train"]
+    rows = [row for row, label in enumerate(train.labels.tolist()) if label != 2 or row % 9 == 0]
+    few = dataclasses.replace(dataset, splits={**dataset.splits, "train": train.chosen(rows)})
+
+    def says_rare(balance: float) -> float:
+        net = model()
+        spec = dataclasses.replace(SPEC, epochs=6, average=0.0)
+        loop.train(net, job(few, tmp_path / str(balance), spec, balance=balance))
+        return loop.predict(net, dataset.splits["val"], PREPROCESS).softmax(1)[:, 2].mean().item()
+
+    assert says_rare(0.0) + 0.05 < says_rare(1.0)
+
+
+def test_the_best_epoch_is_judged_by_what_is_aimed_at() -> None:
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    lazy, fair = torch.zeros(10, 2), torch.zeros(10, 2)
+    lazy[:, 0] = 1.0  # always the frequent class: 80 %, balanced 50 %
+    fair[[0, 1, 2, 3, 8, 9], [0, 0, 0, 0, 1, 1]] = fair[4:8, 1] = 1.0  # 60 %, balanced 75 %
+    assert loop.score(lazy, labels) > loop.score(fair, labels)
+    assert loop.score(lazy, labels, 1.0) < loop.score(fair, labels, 1.0)
+    assert loop.score(fair, labels).balanced == pytest.approx(0.75)
+
+
+def test_layers_further_from_the_head_learn_slower(dataset: data.Dataset, tmp_path: Path) -> None:
+    def moved(decay: float) -> list[float]:
+        net = model()
+        before = {name: tensor.clone() for name, tensor in net.named_parameters()}
+        spec = dataclasses.replace(SPEC, epochs=1, average=0.0, layer_decay=decay, weight_decay=0.0)
+        loop.train(net, job(dataset, tmp_path / str(decay), spec))
+        now = dict(net.named_parameters())
+        return [(now[name] - before[name]).abs().mean().item() for name in ("0.weight", "6.weight")]
+
+    even, slower = moved(1.0), moved(0.1)
+    assert slower[0] < 0.1 * even[0]
+    assert slower[1] > 0.5 * even[1]
+
+
+def test_blocks_are_counted_from_the_head() -> None:
+    shares = [share for _, share in state.by_block(model(), 0.5)]
+    assert shares == [0.25, 0.5, 1.0]

@@ -1,45 +1,158 @@
-"""adapt: pretrained model, domain -> fine-tuned dense model, the accuracy reference of all that follows."""
+"""adapt: pretrained model, domain -> fine-tuned dense model, the accuracy reference of all that follows.
+
+Trained once for every seed asked for; with a larger teacher where one is given; and with each further set in turn,
+which stays only if it brings something on the domain's own validation images.
+"""
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from toolchain import loop, models, progress, records
+import torch
+from torch import Tensor, nn
+
+from toolchain import augment, loop, models, probe, progress, records, stats
 from toolchain.data import Dataset
-from toolchain.values import Recipe
+from toolchain.join import Joined, mixed
+from toolchain.state import Score
+from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe
 
-VERSION = 2
+VERSION = 3
 
 
-def run(recipe: Recipe, data: Dataset, work: Path) -> tuple[loop.Trained, str]:
+@dataclass(frozen=True)
+class Trial:
+    """What one further set brought on validation."""
+
+    name: str
+    images: int
+    weight: float
+    left_out: Sequence[str]
+    leaked: int
+    corrupt: int
+    gain: Interval  # of accuracy, paired over the validation images
+    balanced_gain: Interval
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """The dense model, and what the stages after it train on and with."""
+
+    trained: loop.Trained
+    head: str
+    data: Dataset  # with the further sets that stayed
+    augment: AugmentSpec
+    repeats: tuple[loop.Trained, ...]  # one a seed; the best of them is `trained`
+    trials: tuple[Trial, ...]
+
+
+def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work: Path) -> Adapted:
     """Fine-tunes the recipe's model on the domain's training images.
 
-    Returns:
-        the dense model and the name of its head.
+    Args:
+        recipe: the job.
+        kind: of the domain's pictures.
+        data: the domain.
+        joins: further sets, tried in this order.
+        work: folder of all stages.
 
     Raises:
-        ToolchainError: the model or its weights cannot be had, or training diverged.
+        ToolchainError: the model or its weights cannot be had, the augmentation does not suit the pictures, or
+            training diverged.
     """
-    weights = models.weights_digest(recipe.model)
+    per_class = len(data.splits["train"]) / len(data.classes)
+    changes = augment.chosen(recipe.augment, kind, per_class)
+    best = _repeated(recipe, changes, data, work)
+    trials = []
+    for joined in joins:
+        progress.say(f"adapt: once more with {len(joined.images)} images of {joined.name}")
+        other = _repeated(recipe, changes, mixed(best.data, joined), work)
+        trial = _compared(best, other, joined, recipe.balance)
+        trials.append(trial)
+        best = other if trial.kept else best
+    return dataclasses.replace(best, trials=tuple(trials))
+
+
+def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> Adapted:
+    """One training for every seed; the best on validation is the result."""
+    teacher = _teacher(recipe, changes, data, work)
+    repeats = []
+    for number in range(recipe.seeds):
+        one = dataclasses.replace(recipe, seed=recipe.seed + number)
+        trained, head = _trained(one, recipe.model, changes, data, teacher, work)
+        repeats.append(trained)
+    best = max(repeats, key=lambda trained: _aim(trained.figures, recipe.balance))
+    return Adapted(best, head, data, changes, tuple(repeats), ())
+
+
+def _aim(figures: Mapping[str, Any], balance: float) -> float:
+    return float((1 - balance) * figures["best_accuracy"] + balance * figures["best_balanced"])
+
+
+def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> loop.Trained | None:
+    if recipe.teacher is None:
+        return None
+    progress.say(f"adapt: the teacher, {recipe.teacher.name}, first")
+    alone = dataclasses.replace(recipe, adapt=dataclasses.replace(recipe.adapt, distill=0.0))
+    return _trained(alone, recipe.teacher, changes, data, None, work)[0]
+
+
+def _trained(
+    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path
+) -> tuple[loop.Trained, str]:
+    """One training of one model, or what an earlier run left of it; and the name of its head."""
     key = records.digest(
-        VERSION,
-        data.digest,
-        data.preprocess,
-        dataclasses.replace(recipe.model, weights=""),
-        weights,
-        recipe.adapt,
-        recipe.augment,
-        recipe.seed,
-    )
+        VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), models.weights_digest(spec),
+        recipe.adapt, changes, recipe.balance, recipe.seed, teacher and teacher.key,
+    )  # fmt: skip
     with records.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            model = models.architecture(recipe.model, len(data.classes))
+            model = models.expecting(models.architecture(spec, len(data.classes)), data.preprocess, spec)
             return loop.restored(stage, model), models.head_of(model, len(data.classes))
         started = time.monotonic()
-        model, head, loaded = models.build(recipe.model, len(data.classes), seed=recipe.seed)
+        model, head, loaded = models.build(spec, len(data.classes), seed=recipe.seed)
+        models.expecting(model, data.preprocess, spec)
         progress.say(f"adapt: {loaded}")
+        first = _probed(model, head, recipe, data)
         job = loop.Job(
-            data=data, spec=recipe.adapt, augment=recipe.augment, seed=recipe.seed, label="adapt", folder=stage.folder, head=head
+            data=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
+            head=head, balance=recipe.balance, teacher=teacher.model if teacher else None,
         )  # fmt: skip
-        training = loop.train(model, job)
-        return loop.store(stage, started, model, training, {"weights": loaded}), head
+        training = loop.train(model, job, keep_start=first is not None)
+        figures = {"weights": loaded, "seed": recipe.seed, "probe": first}
+        return loop.store(stage, started, model, training, figures), head
+
+
+def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset) -> Score | None:
+    """Makes a linear probe the head, where the recipe asks for it and the head is linear; its score on validation."""
+    if recipe.adapt.head_start != "probe" or not isinstance(model.get_submodule(head), nn.Linear):
+        return None
+    found = probe.fit(model, head, data, recipe.balance)
+    probe.put(found, model, head)
+    progress.say(f"adapt: a linear probe reaches {found.validation.accuracy:.4f} on validation")
+    return found.validation
+
+
+def _compared(before: Adapted, after: Adapted, joined: Joined, balance: float) -> Trial:
+    """Whether a further set is worth keeping: paired over the domain's own validation images."""
+    held = before.data.splits["val"]
+
+    def right(adapted: Adapted) -> Tensor:
+        return loop.predict(adapted.trained.model, held, before.data.preprocess).argmax(1) == held.labels
+
+    old, new, labels = right(before).numpy(), right(after).numpy(), held.labels.numpy()
+    gain, balanced = stats.drop(new, old), stats.balanced_drop(new, old, labels)
+    kept = (1 - balance) * gain.estimate + balance * balanced.estimate > 0
+    verdict = "stays" if kept else "is dropped"
+    progress.say(
+        f"adapt: {joined.name} brings {100 * gain.estimate:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] "
+        f"on {len(held)} validation images and {verdict}"
+    )
+    weight = float(torch.mean(joined.images.weights))
+    return Trial(
+        joined.name, len(joined.images), weight, joined.left_out, joined.leaked, joined.corrupt, gain, balanced, kept
+    )  # fmt: skip

@@ -6,7 +6,7 @@ legal answer. It ships if it keeps them on test too.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from toolchain import stats
 from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, Verdict
@@ -94,6 +94,8 @@ def verdicts_of(
     ):
         if limit is not None:
             found.append(_below(check, drop, limit))
+            if check == "accuracy_drop":
+                found[-1] = replace(found[-1], why=found[-1].why + cannot_show(limit, drop.samples, own.disagreement))
     if budget.speedup is not None:
         speed = faster(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
@@ -116,6 +118,18 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     why += "; it crosses the limit, so this is not certain" if crossing else ""
     return Verdict(
         check=check, outcome="pass" if passed else "fail", measured=sign * value.estimate, limit=sign * limit, why=why
+    )
+
+
+def cannot_show(limit: float, images: int, disagreement: float) -> str:
+    """What is to be said of an accuracy budget that is finer than the test set can show; nothing where it can."""
+    shown = stats.smallest_difference(images, disagreement)
+    if not 0 < limit < shown:
+        return ""
+    needed = stats.images_needed(limit, disagreement)
+    return (
+        f"; this test set cannot show {100 * limit:.2g} points: {images} images show {100 * shown:.1f} at the least, "
+        f"{100 * limit:.2g} points need about {needed}"
     )
 
 

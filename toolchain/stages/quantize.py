@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from toolchain import loop, quantizer, records
-from toolchain.data import Dataset, Images
+from toolchain.data import Dataset
+from toolchain.stages.adapt import Adapted
 from toolchain.values import Placement, Recipe, Target
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,21 @@ class Family:
 
 
 def families(
-    dense: loop.Trained, small: loop.Trained, placement: Placement, recipe: Recipe, target: Target, data: Dataset,
-    image: Tensor, work: Path,
-) -> list[Family]:  # fmt: skip
+    adapted: Adapted,
+    small: loop.Trained,
+    placement: Placement,
+    recipe: Recipe,
+    target: Target,
+    image: Tensor,
+    work: Path,
+) -> list[Family]:
     """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison."""
+    dense = adapted.trained
 
     def one(source: loop.Trained, teacher: nn.Module | None) -> Quantized | None:
         if "int8" not in target.precisions:
             return None
-        return run(source, teacher, placement, recipe, target, data, image, work)
+        return run(source, teacher, placement, recipe, target, adapted, image, work)
 
     if small is dense:
         return [Family("dense", dense, one(dense, dense.model))]
@@ -61,8 +68,8 @@ def families(
 
 
 def run(
-    source: loop.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target, data: Dataset,
-    image: Tensor, work: Path,
+    source: loop.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target,
+    adapted: Adapted, image: Tensor, work: Path,
 ) -> Quantized:  # fmt: skip
     """Calibrates, then trains with quantization simulated; without a teacher it only calibrates.
 
@@ -70,6 +77,7 @@ def run(
         source: the float model; left as it was.
         teacher: the dense model to distil from; None means post-training quantization.
         placement: what is quantized.
+        adapted: what the dense model was trained on and with.
         image: one example input, float32 [1, 3, height, width].
 
     Raises:
@@ -77,16 +85,17 @@ def run(
     """
     spec = recipe.quantize.train if teacher is not None else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = records.digest(
-        VERSION, source.key, placement, target.scheme, spec, recipe.augment, recipe.seed, data.calibration
-    )
+        VERSION, source.key, placement, target.scheme, spec, adapted.augment, recipe.balance, recipe.seed,
+        adapted.data.calibration,
+    )  # fmt: skip
     graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
     with records.stage(work, "quantize", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            _calibrate(graph, data)
+            _calibrate(graph, adapted.data)
             job = loop.Job(
-                data=data, spec=spec, augment=recipe.augment, seed=recipe.seed + 2, label="quantize",
-                folder=stage.folder, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
+                data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
+                folder=stage.folder, balance=recipe.balance, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, job, keep_start=True)
             trained = loop.store(stage, started, graph, training, {"planned": planned})
@@ -99,8 +108,7 @@ def run(
 
 def _calibrate(graph: GraphModule, data: Dataset) -> None:
     """Observes activation ranges on the calibration images, then freezes them."""
-    rows, train = list(data.calibration), data.splits["train"]
-    chosen = Images(train.pixels[rows], train.labels[rows], tuple(train.files[row] for row in rows))
+    chosen = data.splits["train"].chosen(data.calibration)
     quantizer.observe(graph, ranges=True, rounding=False)
     loop.predict(graph, chosen, data.preprocess)
     quantizer.observe(graph, ranges=False, rounding=True)

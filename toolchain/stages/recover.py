@@ -6,31 +6,30 @@ from pathlib import Path
 from torch import nn
 
 from toolchain import loop, records
-from toolchain.data import Dataset
+from toolchain.stages.adapt import Adapted
 from toolchain.values import Recipe, Surgery
 
-VERSION = 2
+VERSION = 3
 
 
-def run(
-    pruned: nn.Module, plan: Surgery, dense: loop.Trained, recipe: Recipe, data: Dataset, work: Path
-) -> loop.Trained:
+def run(pruned: nn.Module, plan: Surgery, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
     """Trains the pruned model back towards the dense one. Without surgery the dense model itself is the result.
 
     Raises:
         ToolchainError: training diverged.
     """
+    dense = adapted.trained
     if not plan.keep and not plan.dropped:
         return dense
     # keyed by the plan itself: two targets that arrive at the same widths share the training
-    key = records.digest(VERSION, dense.key, plan, recipe.recover, recipe.augment, recipe.seed)
+    key = records.digest(VERSION, dense.key, plan, recipe.recover, adapted.augment, recipe.balance, recipe.seed)
     with records.stage(work, "recover", key) as stage:
         if stage.figures is not None:
             return loop.restored(stage, pruned)
         started = time.monotonic()
         job = loop.Job(
-            data=data, spec=recipe.recover, augment=recipe.augment, seed=recipe.seed + 1, label="recover",
-            folder=stage.folder, teacher=dense.model,
+            data=adapted.data, spec=recipe.recover, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
+            folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
         training = loop.train(pruned, job)
         return loop.store(stage, started, pruned, training, {})

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from toolchain import discover, loop, machine, progress, records, runner, stats
-from toolchain.data import Dataset, Split
+from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
+from toolchain.listing import Split
 from toolchain.stages.export import Built
 from toolchain.values import Accuracy, Coverage, Parity, Preprocess, Target, Variant
 
@@ -111,6 +112,7 @@ def compare(
             balanced=stats.balanced_accuracy(correct, truth),
             drop=stats.drop(reference, correct),
             balanced_drop=stats.balanced_drop(reference, correct, truth),
+            disagreement=stats.disagreement(reference, correct),
             parity=parity(variant, answer, truth),
             coverage=covered(variant, target),
         )

@@ -9,10 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain import data as images
 from toolchain import loop, records, spec
-from toolchain.stages import adapt
-from toolchain.values import Preprocess
+from toolchain.stages import adapt, prepare
 
 HERE = Path(__file__).resolve().parent
 COMMAND = "make pretrain"
@@ -28,17 +26,14 @@ def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
     recipe = spec.recipe(recipe_name)
     domain = spec.domain(recipe.domain)
-    preprocess = Preprocess(
-        image_size=domain.image_size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std
-    )
-    data = images.load(domain, preprocess, out / "data")
-    trained, _ = adapt.run(recipe, data, out / "work")
+    data, _ = prepare.run(recipe, domain, out / "data")
+    trained = adapt.run(recipe, domain.kind, data, (), out / "work").trained
     path = HERE / f"{name}.safetensors"
     loop.save_weights(trained.model, path)
     if path.stat().st_size > LARGEST_BYTES:
         path.unlink()
         raise SystemExit(f"{path.name} would be larger than {LARGEST_BYTES} bytes, too much to ship")
-    found = loop.evaluate(trained.model, data.splits["test"], preprocess).accuracy
+    found = loop.evaluate(trained.model, data.splits["test"], data.preprocess).accuracy
     card = {
         "name": name, "command": COMMAND, "recipe": recipe_name, "seed": recipe.seed, "model": recipe.model,
         "domain": recipe.domain, "data_digest": data.digest, "licence_of_images": domain.licence,

@@ -1,0 +1,65 @@
+"""The linear probe: separates what is separable, becomes the head unchanged, and fine-tuning never ends below it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from toolchain import data, loop, models, probe
+from toolchain.stages import adapt
+from toolchain.values import Domain, ModelSpec, Preprocess, Recipe, TrainSpec
+
+PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.fixture
+def own(domain: Domain, tmp_path: Path) -> data.Dataset:
+    return data.load(domain, PREPROCESS, tmp_path / "cache")
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d((8, 2)), nn.Flatten(), nn.Linear(256, 3)
+    )
+
+
+def test_a_probe_is_what_it_says_once_it_is_the_head(own: data.Dataset) -> None:
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("4.")}
+    found = probe.fit(model, "4", own)
+    assert found.validation.accuracy > 0.9
+    probe.put(found, model, "4")
+    scored = loop.evaluate(model, own.splits["val"], PREPROCESS)
+    assert scored.accuracy == found.validation.accuracy
+    assert scored.tie_break == pytest.approx(found.validation.tie_break, abs=1e-4)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_fine_tuning_that_spoils_it_keeps_the_probe(own: data.Dataset, tmp_path: Path) -> None:
+    spoiling = TrainSpec(epochs=1, batch_size=8, learning_rate=5.0, schedule="constant", head_start="probe")
+    recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="mobilenet_v3_small"), adapt=spoiling)
+    found = adapt.run(dataclasses.replace(recipe), "photo", own, (), tmp_path / "work")
+    kept = found.trained.figures
+    assert kept["best_accuracy"] >= kept["probe"]["accuracy"]
+
+
+def test_same_padding_sees_what_tensorflow_sees() -> None:
+    """Of an even side the windows of a strided 3x3 convolution begin at 0, of an odd one at -1."""
+    torch.manual_seed(0)
+    given = nn.Conv2d(1, 1, 3, 2, 1)
+    made = models._padded(given)
+    even, odd = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 9, 9)
+    grown = nn.functional.pad(even, (0, 1, 0, 1))
+    assert torch.allclose(made(even), nn.functional.conv2d(grown, given.weight, given.bias, 2))
+    assert torch.allclose(made(odd), given(odd))
+    assert not torch.allclose(made(even), given(even))
+
+
+def test_a_teacher_is_shown_the_pixels_its_weights_expect() -> None:
+    other = ModelSpec(name="x", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    seen = models.expecting(nn.Identity(), PREPROCESS, other)(torch.zeros(1, 3, 2, 2))  # a pixel of 0.5
+    wanted = [(0.5 - mean) / std for mean, std in zip(other.mean, other.std, strict=True)]
+    assert seen[0, :, 0, 0].tolist() == pytest.approx(wanted)

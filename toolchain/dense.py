@@ -1,0 +1,103 @@
+"""`toolchain adapt`: fine-tuning alone, how good it is on test for every seed, and what it gains over a linear probe."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolchain import figures, loop, models, probe, records, stats, summary, tables
+from toolchain.data import Dataset
+from toolchain.stages import adapt, judge, prepare
+from toolchain.stages.adapt import Adapted
+from toolchain.tables import Table
+from toolchain.values import Domain, Recipe
+
+SCHEMA = 1
+
+
+def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
+    """Fine-tunes for every seed, then answers the test images; writes and returns `out/<recipe>/adapt.json`.
+
+    Nothing is chosen by the test split: all seeds are reported, and validation says which goes on.
+
+    Raises:
+        ToolchainError: as the stages it runs.
+    """
+    folder = out / recipe.name
+    with records.locked(folder, wait=False):
+        torch.set_flush_denormal(True)
+        data, joins = prepare.run(recipe, domain, out / "data")
+        found = adapt.run(recipe, domain.kind, data, joins, out / "work")
+        written = _report(recipe, domain, found, _yardstick(recipe, found))
+        records.write_json(folder / "adapt.json", written)
+        return written
+
+
+def _yardstick(recipe: Recipe, found: Adapted) -> np.ndarray:
+    """Which test images a linear probe on the pretrained backbone gets right: bool [images]."""
+    model, head, _ = models.build(recipe.model, len(found.data.classes), seed=recipe.seed)
+    fitted = probe.fit(model, head, found.data, recipe.balance)
+    test = found.data.splits["test"]
+    logits = probe.features(model, head, test, found.data.preprocess) @ fitted.weight.T + fitted.bias
+    return _right(logits, found.data)
+
+
+def _right(logits: torch.Tensor, data: Dataset) -> np.ndarray:
+    answer: np.ndarray = (logits.argmax(1) == data.splits["test"].labels).numpy()
+    return answer
+
+
+def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) -> dict[str, Any]:
+    data, test = found.data, found.data.splits["test"]
+    labels = test.labels.numpy()
+    models_of = [*found.repeats]
+    correct = [_right(loop.predict(one.model, test, data.preprocess), data) for one in models_of]
+    chosen = models_of.index(found.trained)
+
+    def both(right: np.ndarray) -> dict[str, Any]:
+        return {"accuracy": stats.accuracy(right), "balanced": stats.balanced_accuracy(right, labels)}
+
+    def mean(values: Sequence[float]) -> Any:
+        return stats.over_seeds(values) if len(values) > 1 else None
+
+    written = {
+        "schema": SCHEMA,
+        "recipe": recipe.name,
+        "domain": domain.name,
+        "images": {split: len(images) for split, images in data.splits.items()},
+        "adapt": summary.adapted(recipe, found),
+        "weights": found.trained.figures["weights"],
+        "test": [{"seed": one.figures["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
+        "mean_accuracy": mean([float(right.mean()) for right in correct]),
+        "mean_balanced": mean([stats.balanced_accuracy(right, labels).estimate for right in correct]),
+        "linear_probe": both(frozen),
+        "gain_over_probe": stats.drop(correct[chosen], frozen),
+        "balanced_gain_over_probe": stats.balanced_drop(correct[chosen], frozen, labels),
+        "smallest_difference": stats.smallest_difference(len(labels)),
+    }
+    limit = recipe.budget.accuracy_drop
+    said = judge.cannot_show(limit, len(labels), stats.DISAGREEMENT) if limit else ""
+    written["notes"] = [f"budget accuracy_drop = {limit}{said}"] if said else []
+    plain: dict[str, Any] = records.plain(written)
+    return plain
+
+
+def tables_of(written: Mapping[str, Any]) -> list[Table]:
+    """What `run` found, for the terminal: a row a seed, their mean, the linear probe, and what further sets brought."""
+    images = f"{written['images']['test']} images"
+    rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"], images) for one in written["test"]]
+    if written["mean_accuracy"]:
+        count = f"{written['mean_accuracy']['samples']} seeds"
+        rows.append(_row("mean", written["mean_accuracy"], written["mean_balanced"], count))
+    frozen = written["linear_probe"]
+    rows.append(_row("linear probe on the frozen backbone", frozen["accuracy"], frozen["balanced"], images))
+    gains = (figures.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
+    rows.append(("gain over the probe", *gains, f"{images}, paired"))
+    found = Table(columns=("On test", "Accuracy", "Balanced", "Interval over"), rows=tuple(rows), prose=(0, 3))
+    return [found, tables.seeds(written), tables.joined(written)]
+
+
+def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any], over: str) -> tuple[str, ...]:
+    return name, figures.accuracy(tables.spread(accuracy)), figures.accuracy(tables.spread(balanced)), over

@@ -1,0 +1,214 @@
+"""Image folders to lists of files by class and split; nothing is decoded here.
+
+Files that belong together (identical bytes, or one exposure group by the domain's `group_pattern`) never end up on
+two sides of a split that is drawn here.
+"""
+
+import hashlib
+import importlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from toolchain import records
+from toolchain.errors import ToolchainError
+from toolchain.values import Domain
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
+FEWEST_A_SPLIT = 1
+Entry = tuple[Path, int]  # file and class
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a domain by split, with their class indices; nothing decoded yet."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: Mapping[Split, Sequence[Path]]
+    labels: Mapping[Split, Sequence[int]]
+    digest: str  # over relative names and bytes of all files, their classes and splits
+
+
+def find(domain: Domain, cache: Path) -> Listing:
+    """Finds the images and decides the splits.
+
+    Raises:
+        ToolchainError: no folder, no images, a class without images, classes that differ between splits, or fewer
+            images than the splits need.
+    """
+    root = root_of(domain, cache)
+    given = [split for split in SPLITS if (root / split).is_dir()]
+    if given and "train" not in given:
+        raise ToolchainError(f"{root} has {', '.join(given)}/ but no train/; give all of train/ val/ test/, or none")
+    sources: dict[str, dict[str, list[Path]]] = (
+        {split: scan(root / split) for split in given} if given else {"all": scan(root)}
+    )
+    classes = _classes(domain, root, sources)
+    entries = {
+        name: [(path, classes.index(label)) for label in classes for path in found[label]]
+        for name, found in sources.items()
+    }
+    hashes = {path: records.sha256_file(path) for found in entries.values() for path, _ in found}
+    whole = entries.pop("all", None) or entries["train"]
+    by_split: dict[Split, list[Entry]] = {"train": whole}
+    shares: tuple[tuple[Split, float], ...] = (("test", domain.test_share), ("val", domain.validation_share))
+    for split, share in shares:
+        if split in entries:
+            by_split[split] = entries[split]
+        else:
+            by_split["train"], by_split[split] = _stratified(
+                _together(by_split["train"], hashes, domain.group_pattern), share, domain.split_seed
+            )
+    for split in SPLITS:
+        check_split(split, by_split[split], classes, root)
+    return Listing(
+        root,
+        classes,
+        {split: [path for path, _ in by_split[split]] for split in SPLITS},
+        {split: [label for _, label in by_split[split]] for split in SPLITS},
+        _digest(root, by_split, classes, hashes),
+    )
+
+
+def root_of(domain: Domain, cache: Path) -> Path:
+    """The folder of a domain; a bundled source is written there first.
+
+    Raises:
+        ToolchainError: no folder is named, or it is not there.
+    """
+    if domain.source != "folder":
+        folder = cache / domain.source
+        with records.locked(folder, wait=True):
+            room = importlib.import_module(f"toolchain.sources.{domain.source}")
+            version, mark = records.sha256_file(Path(str(room.__file__))), folder / "COMPLETE"
+            if not mark.exists() or mark.read_text() != version:
+                shutil.rmtree(folder / "images", ignore_errors=True)
+                room.write(folder / "images")
+                records.write_text(mark, version)
+        return folder / "images"
+    if not domain.path:
+        raise ToolchainError(f"domain {domain.name!r} has no image folder; give one with DATA=folder or --data folder")
+    root = Path(domain.path)
+    if not root.is_dir():
+        raise ToolchainError(f"image folder {root} is not there; give one with DATA=folder or --data folder")
+    return root
+
+
+def scan(folder: Path) -> dict[str, list[Path]]:
+    """Picture files by class folder."""
+    names = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return {p.name: sorted(f for f in p.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()) for p in names}
+
+
+def pool(domain: Domain, cache: Path) -> dict[str, list[Path]]:
+    """All picture files of a domain by class, whatever split they lie in.
+
+    Raises:
+        ToolchainError: no folder, or no pictures in it.
+    """
+    root = root_of(domain, cache)
+    folders = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
+    found: dict[str, list[Path]] = {}
+    for folder in folders:
+        for name, files in scan(folder).items():
+            found.setdefault(name, []).extend(files)
+    found = {name: files for name, files in sorted(found.items()) if files}
+    if not found:
+        raise ToolchainError(f"{root} has no pictures in class folders; expected are {root}/<class>/<image>")
+    return found
+
+
+def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequence[Path]]]) -> tuple[str, ...]:
+    first_name, first = next(iter(sources.items()))
+    if not first:
+        raise ToolchainError(
+            f"{root} has no class folders; expected are {root}/<class>/<image> or {root}/train/<class>/…"
+        )
+    for name, found in sources.items():
+        if set(found) != set(first):
+            odd = sorted(set(found) ^ set(first))
+            raise ToolchainError(
+                f"{first_name}/ and {name}/ of {root} have different classes; only in one: {', '.join(odd)}"
+            )
+        for label, files in found.items():
+            if not files:
+                where = root / label if name == "all" else root / name / label
+                raise ToolchainError(f"class {label!r} has no images in {where}; remove the folder or add images")
+    if domain.classes and set(domain.classes) != set(first):
+        odd = sorted(set(domain.classes) ^ set(first))
+        raise ToolchainError(f"domain {domain.name!r} and {root} disagree on the classes: {', '.join(odd)}")
+    for label in first:
+        if not label.isprintable() or label != label.encode(errors="replace").decode():
+            raise ToolchainError(f"class folder {label!r} in {root} has a name that is not plain text; rename it")
+    if len(first) < 2:
+        raise ToolchainError(f"{root} has a single class, {next(iter(first))!r}; a classifier needs at least two")
+    return domain.classes or tuple(sorted(first))
+
+
+def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str) -> list[list[Entry]]:
+    """Entries in the groups that must share a split: identical files, and what `pattern` names alike."""
+    marks: dict[str, int] = {}
+    pairs = []
+    for row, (path, _) in enumerate(entries):
+        named = re.search(pattern, path.name) if pattern else None
+        for mark in (hashes[path], *([f"group {named[1]}"] if named else [])):
+            pairs.append((row, len(entries) + marks.setdefault(mark, len(marks))))
+    rows, columns = np.array(pairs).T
+    size = len(entries) + len(marks)
+    graph = coo_array((np.ones(len(pairs), np.int8), (rows, columns)), shape=(size, size))
+    groups: dict[int, list[Entry]] = {}
+    for entry, group in zip(entries, connected_components(graph, directed=False)[1], strict=False):
+        groups.setdefault(int(group), []).append(entry)
+    return list(groups.values())
+
+
+def _stratified(groups: Sequence[Sequence[Entry]], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+    """Splits off `share` of every class, at least one image of it, at random by `seed`; a group goes as one."""
+    stay, gone = [], []
+    for label in sorted({group[0][1] for group in groups}):
+        own = [group for group in groups if group[0][1] == label]
+        order = np.random.default_rng([seed, label]).permutation(len(own))
+        wanted = max(FEWEST_A_SPLIT, round(share * sum(map(len, own))))
+        ends = np.cumsum([len(own[i]) for i in order])
+        cut = int(np.searchsorted(ends, wanted)) + 1
+        gone += [entry for i in sorted(order[:cut]) for entry in own[i]]
+        stay += [entry for i in sorted(order[cut:]) for entry in own[i]]
+    return stay, gone
+
+
+def check_split(split: str, entries: Sequence[Entry], classes: Sequence[str], root: Path) -> None:
+    """Refuses a split that lacks a class, or has too little to train on.
+
+    Raises:
+        ToolchainError: as said.
+    """
+    held = {label for _, label in entries}
+    lacking = [name for index, name in enumerate(classes) if index not in held]
+    if lacking:
+        raise ToolchainError(
+            f"too few images in {root}: {split} would have none of {', '.join(lacking)}; every class needs at least "
+            "one image each for training, validation and test"
+        )
+    if split == "train" and len(entries) < 2 * len(classes):
+        raise ToolchainError(f"{root} leaves {len(entries)} training images for {len(classes)} classes; at least two each are needed")  # fmt: skip
+
+
+def _digest(
+    root: Path, by_split: Mapping[Split, Sequence[Entry]], classes: Sequence[str], hashes: Mapping[Path, str]
+) -> str:
+    total = hashlib.sha256(repr(tuple(classes)).encode())
+    for split in SPLITS:
+        for path, label in by_split[split]:
+            name = path.relative_to(root).as_posix().encode(errors="surrogateescape")
+            total.update(f"{split} {label} {hashes[path]} ".encode() + name)
+    return total.hexdigest()

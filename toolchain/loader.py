@@ -1,0 +1,84 @@
+"""Batches of a dataset as the network takes them: in order to evaluate, shuffled and augmented ahead of time to train."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolchain import augment as augmentation
+from toolchain.data import Dataset, Images
+from toolchain.values import AugmentSpec, Preprocess
+
+WORKERS = (
+    1 if (os.cpu_count() or 1) > 1 else 0
+)  # threads that make batches ahead; one keeps up with training on two cores
+
+
+def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """uint8 pixels to the network's float32 input [images, 3, height, width], as `runner.normalise` does it."""
+    channels = pixels.unsqueeze(-1).expand(-1, -1, -1, 3) if pixels.ndim == 3 else pixels
+    std = torch.tensor(preprocess.std)
+    scale, shift = torch.tensor(1 / 255, dtype=torch.float32) / std, torch.tensor(preprocess.mean) / std
+    return (channels * scale - shift).permute(0, 3, 1, 2)  # channels last in memory, as the kernels like it
+
+
+def batches(images: Images, preprocess: Preprocess, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in order, in batches of (float32 images [batch, 3, height, width], labels [batch])."""
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        yield normalise(images.pixels[part], preprocess), images.labels[part]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training step looks at."""
+
+    images: Tensor  # float32 [batch, 3, height, width]
+    wanted: Tensor  # float32 [batch, classes]: shares that add up to 1
+    weights: Tensor  # float32 [batch]
+
+
+def training_batches(
+    data: Dataset, batch_size: int, *, seed: int, augment: AugmentSpec, workers: int = WORKERS
+) -> Iterator[Batch]:
+    """One epoch of the training images, shuffled and augmented, made ahead in `workers` threads.
+
+    Each batch draws from a generator of its own, so the number of threads changes nothing. A last batch of one image
+    is left out: batch norm cannot train on it.
+    """
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(data.splits["train"]), generator=random)
+    parts = [rows for rows in torch.split(order, batch_size) if len(rows) > 1]
+    seeds = torch.randint(2**62, (len(parts),), generator=random).tolist()
+    jobs = zip(parts, seeds, strict=True)
+    if not workers:
+        yield from (_batch(data, augment, *job) for job in jobs)
+        return
+    with ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (1,)) as pool:
+        ahead: deque[Future[Batch]] = deque()
+        try:
+            for job in jobs:
+                ahead.append(pool.submit(_batch, data, augment, *job))
+                if len(ahead) > workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) -> Batch:
+    random, images = torch.Generator().manual_seed(seed), data.splits["train"]
+    pixels, wanted = images.pixels[rows], F.one_hot(images.labels[rows], len(data.classes)).float()
+    if augment != AugmentSpec():
+        planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        changed, wanted = augmentation.mixed(
+            augmentation.pictures(planes.float(), augment, random), wanted, augment, random
+        )
+        pixels = changed.squeeze(1) if pixels.ndim == 3 else changed.permute(0, 2, 3, 1)
+    return Batch(normalise(pixels, data.preprocess), wanted, images.weights[rows])

@@ -1,0 +1,90 @@
+"""A linear probe: logistic regression on what the frozen backbone hands to its head.
+
+It is the honest yardstick of transfer learning, and the head that fine-tuning starts from: a random head's first
+gradients would spoil the features below it (Kumar et al., arXiv 2202.10054).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolchain.data import Dataset, Images
+from toolchain.loader import batches
+from toolchain.loop import EVALUATION_BATCH, score, set_mode
+from toolchain.state import Score
+from toolchain.values import Preprocess
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty on the weights; validation decides
+STEPS = 100  # of L-BFGS, which ends sooner where it has converged
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier on features, and how good it is on validation."""
+
+    weight: Tensor  # [classes, features]
+    bias: Tensor  # [classes]
+    validation: Score
+    strength: float
+
+
+def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess) -> Tensor:
+    """What the layer `head` is given for each image: float32 [images, features]."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    set_mode(model, training=False)
+    try:
+        with torch.inference_mode():
+            for batch, _ in batches(images, preprocess, EVALUATION_BATCH):
+                model(batch)
+    finally:
+        handle.remove()
+    return torch.cat(seen).clone()
+
+
+def fit(model: nn.Module, head: str, data: Dataset, balance: float = 0.0) -> Probe:
+    """The best of a few penalties by validation, aimed at accuracy or balanced accuracy as `Recipe.balance` says."""
+    train, held = data.splits["train"], data.splits["val"]
+    known = features(model, head, train, data.preprocess)
+    other = features(model, head, held, data.preprocess)
+    mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
+    counts = torch.bincount(train.labels, weights=train.weights, minlength=len(data.classes)).float().clamp_min(1)
+    shift = balance * (counts / counts.sum()).log()
+    best: Probe | None = None
+    for strength in STRENGTHS:
+        weight, bias = _regression((known - mean) / deviation, train, len(data.classes), shift, strength)
+        weight = weight / deviation  # on the features as they are
+        bias = bias - weight @ mean
+        found = score(other @ weight.T + bias, held.labels, balance)
+        if best is None or found > best.validation:
+            best = Probe(weight, bias, found, strength)
+    assert best is not None
+    return best
+
+
+def _regression(x: Tensor, images: Images, classes: int, shift: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+    shares = images.weights / images.weights.sum()
+
+    def closure() -> float:
+        solver.zero_grad()
+        each = F.cross_entropy(x @ weight.T + bias + shift, images.labels, reduction="none")
+        loss = (each * shares).sum() + strength * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    solver.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach(), bias.detach()
+
+
+def put(probe: Probe, model: nn.Module, head: str) -> None:
+    """Makes the probe the model's head, a linear layer."""
+    layer = model.get_submodule(head)
+    assert isinstance(layer, nn.Linear)
+    with torch.no_grad():
+        layer.weight.copy_(probe.weight)
+        layer.bias.copy_(probe.bias)
