@@ -1,6 +1,6 @@
 """`toolchain adapt`: fine-tuning alone, how good it is on test for every seed, and what it gains over a linear probe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,6 @@ def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) 
     def both(right: np.ndarray) -> dict[str, Any]:
         return {"accuracy": stats.accuracy(right), "balanced": stats.balanced_accuracy(right, labels)}
 
-    def mean(values: Sequence[float]) -> Any:
-        return stats.over_seeds(values) if len(values) > 1 else None
-
     written = {
         "schema": SCHEMA,
         "recipe": recipe.name,
@@ -70,8 +67,8 @@ def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) 
         "adapt": summary.adapted(recipe, found),
         "weights": found.trained.figures["weights"],
         "test": [{"seed": one.figures["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
-        "mean_accuracy": mean([float(right.mean()) for right in correct]),
-        "mean_balanced": mean([stats.balanced_accuracy(right, labels).estimate for right in correct]),
+        "mean_accuracy": stats.repeated(np.stack(correct)),
+        "mean_balanced": stats.repeated(np.stack(correct), labels),
         "linear_probe": both(frozen),
         "gain_over_probe": stats.drop(correct[chosen], frozen),
         "balanced_gain_over_probe": stats.balanced_drop(correct[chosen], frozen, labels),
@@ -88,11 +85,10 @@ def tables_of(written: Mapping[str, Any]) -> list[Table]:
     """What `run` found, for the terminal: a row a seed, their mean, the linear probe, and what further sets brought."""
     images = f"{written['images']['test']} images"
     rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"], images) for one in written["test"]]
-    if written["mean_accuracy"]:
-        count = f"{written['mean_accuracy']['samples']} seeds"
-        rows.append(_row("mean", written["mean_accuracy"], written["mean_balanced"], count))
+    if len(rows) > 1:
+        rows.append(_row("mean", written["mean_accuracy"], written["mean_balanced"], f"{len(rows)} seeds, {images}"))
     frozen = written["linear_probe"]
-    rows.append(_row("linear probe on the frozen backbone", frozen["accuracy"], frozen["balanced"], images))
+    rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"], images))
     gains = (figures.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
     rows.append(("gain over the probe", *gains, f"{images}, paired"))
     found = Table(columns=("On test", "Accuracy", "Balanced", "Interval over"), rows=tuple(rows), prose=(0, 3))

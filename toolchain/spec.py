@@ -109,6 +109,7 @@ MOST = {"shift": 0.5, "scale": 0.9, "crop": 0.95, "rotate_degrees": 180, "bright
 def _train_rules(name: str, spec: TrainSpec) -> Rules:
     return [
         (spec.epochs >= 0, f"{name}.epochs = {spec.epochs}: must not be negative"),
+        (spec.least_steps >= 0, f"{name}.least_steps = {spec.least_steps}: must not be negative"),
         (spec.batch_size >= 2, f"{name}.batch_size = {spec.batch_size}: batch norm needs at least 2"),
         (0 < spec.learning_rate < 10, f"{name}.learning_rate = {spec.learning_rate}: must be above 0 and below 10"),
         (0 <= spec.distill <= 1, f"{name}.distill = {spec.distill}: must be between 0 and 1"),

@@ -84,13 +84,19 @@ def disagreement(reference: np.ndarray, candidate: np.ndarray) -> float:
     return float((reference != candidate).mean())
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean of a few repeats with Student's interval: what another seed may give."""
-    count, mean = len(values), float(np.mean(values))
-    if count < 2:
-        return Interval(estimate=mean, low=-math.inf, high=math.inf, samples=count)
-    reach = float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
-    return Interval(estimate=mean, low=mean - reach, high=mean + reach, samples=count)
+def repeated(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
+    """Mean of repeats (seeds, draws) over the same images, with the doubt that both bring.
+
+    Args:
+        values: [repeats, images], such as right or wrong, or the difference of two models.
+        labels: [images]; given, every class counts the same.
+    """
+    groups = [np.ones(values.shape[1], bool)] if labels is None else [labels == label for label in np.unique(labels)]
+    each = np.mean([values[:, group].mean(1) for group in groups], axis=0)  # [repeats]
+    variance = sum(values[:, group].mean(0).var() / group.sum() for group in groups) / len(groups) ** 2
+    if len(each) > 1:
+        variance += each.var(ddof=1) / len(each)
+    return _normal(float(each.mean()), math.sqrt(variance), values.shape[1], -1.0, 1.0)
 
 
 def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float, float]:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,9 @@ def adapted(recipe: Recipe, found: Adapted) -> dict[str, Any]:
             }
             for one in found.repeats
         ],
-        "over_seeds": records.plain(stats.over_seeds(reached)) if len(reached) > 1 else None,
+        "over_seeds": {"mean": statistics.mean(reached), "deviation": statistics.stdev(reached), "seeds": len(reached)}
+        if len(reached) > 1
+        else None,
         "probe": records.plain(found.trained.figures["probe"]),
         "teacher": recipe.teacher.name if recipe.teacher else None,
         "joined": records.plain(found.trials),

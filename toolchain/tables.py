@@ -212,7 +212,11 @@ def _adapted(report: Report) -> dict[str, Any]:
         "augmentation": f"{changes or 'none'}{chosen}" if found else None,
         "linear probe, validation": figures.percent(probe.get("accuracy")),
         "teacher of the dense model": found.get("teacher"),
-        "validation over seeds": f"{figures.accuracy(spread(over))} mean of {over['samples']} seeds" if over else None,
+        "validation over seeds": over
+        and (
+            f"mean {figures.percent(over['mean'])}, standard deviation {100 * over['deviation']:.1f} points, "
+            f"{over['seeds']} seeds"
+        ),
     }
 
 

@@ -40,6 +40,7 @@ class TrainSpec:
 
     __pydantic_config__ = STRICT
     epochs: int = 10
+    least_steps: int = 0  # more epochs where a small set would otherwise train for fewer steps (adapt only)
     batch_size: int = 64
     learning_rate: float = 2e-3  # the peak of the schedule
     weight_decay: float = 0.05

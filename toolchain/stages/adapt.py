@@ -5,6 +5,7 @@ which stays only if it brings something on the domain's own validation images.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from toolchain import augment, loop, models, probe, progress, records, stats
 from toolchain.data import Dataset
 from toolchain.join import Joined, mixed
 from toolchain.state import Score
-from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe
+from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
 VERSION = 3
 
@@ -64,6 +65,7 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
         ToolchainError: the model or its weights cannot be had, the augmentation does not suit the pictures, or
             training diverged.
     """
+    recipe = dataclasses.replace(recipe, adapt=_long_enough(recipe.adapt, len(data.splits["train"])))
     per_class = len(data.splits["train"]) / len(data.classes)
     changes = augment.chosen(recipe.augment, kind, per_class)
     best = _repeated(recipe, changes, data, work)
@@ -75,6 +77,12 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
         trials.append(trial)
         best = other if trial.kept else best
     return dataclasses.replace(best, trials=tuple(trials))
+
+
+def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:
+    """More epochs where a small set has too few steps in them; 0 epochs stay 0."""
+    least = math.ceil(spec.least_steps / math.ceil(images / spec.batch_size))
+    return dataclasses.replace(spec, epochs=max(spec.epochs, least)) if spec.epochs else spec
 
 
 def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> Adapted:
