@@ -1,20 +1,29 @@
 # make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/
+# make check-data             examines the pictures before training;  make adapt: fine-tuning alone
 # make test                   all tests;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
 RECIPE ?= digits
 OUT ?= out
-FLAGS = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
-        $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") \
-        $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
+SUBJECT = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
+        $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)")
+FLAGS = $(SUBJECT) \
+        $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
+        $(if $(BALANCE),--balance $(BALANCE)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
 BIN = .venv/bin
 READY = .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: export test check targets pretrain clean
+.PHONY: export adapt check-data test check targets pretrain clean
 
 export: $(READY)
 	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)
+
+adapt: $(READY)
+	@$(BIN)/toolchain adapt --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)
+
+check-data: $(READY)
+	@$(BIN)/toolchain check-data --recipe "$(RECIPE)" --out "$(OUT)" $(SUBJECT) $(if $(SOURCE),--source "$(SOURCE)")
 
 targets: $(READY)
 	@$(BIN)/toolchain targets

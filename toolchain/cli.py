@@ -129,6 +129,39 @@ def adapt(
     typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")
 
 
+@app.command("check-data")
+def check_data(
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Recipe whose domain, budget and model are meant, or a .toml file.")
+    ] = "digits",
+    data: Data = "",
+    domain: DomainName = "",
+    model: Model = "",
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    source: Annotated[
+        str, typer.Option(help="Domain to measure the distance from: what the model was trained on.")
+    ] = "",
+    out: Out = Path("out"),
+) -> None:
+    """Examine a set before training: corrupt files, copies across splits, wrong labels, imbalance, what it can show.
+
+    Exit status: 0 nothing severe, 1 something that should be put right before training, 2 wrong input.
+    """
+    from toolchain import overrides, spec
+
+    flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
+    chosen, images = overrides.job(recipe, flags)
+    from toolchain.checkup import report as checkup
+    from toolchain.checkup import words
+
+    found, shift, folder = checkup.run(chosen, images, spec.domain(source) if source else None, out)
+    words.terminal(found, shift)
+    typer.echo(f"report: {folder / 'report.html'}")
+    if found.severe:
+        raise typer.Exit(1)
+
+
 @app.command()
 def targets() -> None:
     """List deployment targets and what each is for."""

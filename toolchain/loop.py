@@ -107,7 +107,7 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
         while state.epoch < job.spec.epochs and not state.stalled():
             epoch = state.epoch
             job.switch(model, epoch, True)
-            loss = _train_epoch(model, job, state, prior, bar)
+            loss = train_epoch(model, job, state, prior, bar)
             candidate = state.average or model
             job.switch(candidate, epoch, False)
             found = evaluate(candidate, validation, job.data.preprocess, job.balance)
@@ -123,7 +123,12 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
     return Training(tuple(state.history), state.best_epoch, state.best.accuracy, state.best.balanced)
 
 
-def _train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, bar: progress.Bar) -> float:
+def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, bar: progress.Bar) -> float:
+    """One epoch over the training images; returns the mean loss.
+
+    Raises:
+        ToolchainError: the loss became NaN or infinite.
+    """
     seed = job.seed * 100_003 + state.epoch
     torch.manual_seed(seed)
     set_mode(model, training=True)

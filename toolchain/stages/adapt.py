@@ -4,6 +4,7 @@ Trained once for every seed asked for; with a larger teacher where one is given;
 which stays only if it brings something on the domain's own validation images.
 """
 
+import copy
 import dataclasses
 import math
 import time
@@ -21,7 +22,9 @@ from toolchain.join import Joined, mixed
 from toolchain.state import Score
 from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
-VERSION = 3
+VERSION = 4
+BALANCING_SHARE = 0.25  # of the epochs, again, to aim at a balance
+BALANCING_RATE = 0.25  # of the learning rate
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -
     for number in range(recipe.seeds):
         one = dataclasses.replace(recipe, seed=recipe.seed + number)
         trained, head = _trained(one, recipe.model, changes, data, teacher, work)
-        repeats.append(trained)
+        repeats.append(_balanced(one, trained, changes, data, teacher, work) if recipe.balance else trained)
     best = max(repeats, key=lambda trained: _aim(trained.figures, recipe.balance))
     return Adapted(best, head, data, changes, tuple(repeats), ())
 
@@ -115,7 +118,7 @@ def _trained(
     """One training of one model, or what an earlier run left of it; and the name of its head."""
     key = records.digest(
         VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), models.weights_digest(spec),
-        recipe.adapt, changes, recipe.balance, recipe.seed, teacher and teacher.key,
+        recipe.adapt, changes, recipe.seed, teacher and teacher.key,
     )  # fmt: skip
     with records.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
@@ -128,18 +131,46 @@ def _trained(
         first = _probed(model, head, recipe, data)
         job = loop.Job(
             data=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
-            head=head, balance=recipe.balance, teacher=teacher.model if teacher else None,
+            head=head, teacher=teacher.model if teacher else None,
         )  # fmt: skip
         training = loop.train(model, job, keep_start=first is not None)
         figures = {"weights": loaded, "seed": recipe.seed, "probe": first}
         return loop.store(stage, started, model, training, figures), head
 
 
+def _balanced(
+    recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path
+) -> loop.Trained:
+    """A few more epochs that aim at the balance asked for, from the model trained without.
+
+    Features learn best from the classes as they come; only then are the rare ones given their weight (Cao et al., arXiv
+    1906.07413). So every balance shares the long training, and another one costs a few epochs.
+    """
+    epochs = math.ceil(recipe.adapt.epochs * BALANCING_SHARE)
+    rate = recipe.adapt.learning_rate * BALANCING_RATE
+    spec = dataclasses.replace(
+        recipe.adapt, epochs=epochs, learning_rate=rate, schedule="cosine", freeze_epochs=0, patience=0
+    )
+    key = records.digest(VERSION, plain.key, spec, recipe.balance)
+    model = copy.deepcopy(plain.model)
+    with records.stage(work, "adapt", key) as stage:
+        if stage.figures is not None:
+            return loop.restored(stage, model)
+        started = time.monotonic()
+        job = loop.Job(
+            data=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
+            balance=recipe.balance, teacher=teacher.model if teacher else None,
+        )  # fmt: skip
+        training = loop.train(model, job, keep_start=True)
+        figures = {name: plain.figures[name] for name in ("weights", "seed", "probe")}
+        return loop.store(stage, started, model, training, figures)
+
+
 def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset) -> Score | None:
     """Makes a linear probe the head, where the recipe asks for it and the head is linear; its score on validation."""
     if recipe.adapt.head_start != "probe" or not isinstance(model.get_submodule(head), nn.Linear):
         return None
-    found = probe.fit(model, head, data, recipe.balance)
+    found = probe.fit(model, head, data)
     probe.put(found, model, head)
     progress.say(f"adapt: a linear probe reaches {found.validation.accuracy:.4f} on validation")
     return found.validation
