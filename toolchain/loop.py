@@ -133,6 +133,9 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
     torch.manual_seed(seed)
     set_mode(model, training=True)
     frozen = _freeze(model, job, state.epoch)
+    for module in model.modules() if frozen else ():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()  # its statistics belong to the frozen weights
     losses = []
     for batch in training_batches(job.data, job.spec.batch_size, seed=seed, augment=job.augment):
         for group in state.optimizer.param_groups:
@@ -178,9 +181,6 @@ def _freeze(model: nn.Module, job: Job, epoch: int) -> list[nn.Parameter]:
     rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(job.head + ".")]
     for parameter in rest:
         parameter.requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()  # its statistics belong to the frozen weights
     return rest
 
 
