@@ -161,7 +161,7 @@ def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str
     pairs = []
     for row, (path, _) in enumerate(entries):
         named = re.search(pattern, path.name) if pattern else None
-        for mark in (hashes[path], *([f"group {named[1]}"] if named else [])):
+        for mark in (hashes[path], *([f"group {named[1]}"] if named and named[1] else [])):
             pairs.append((row, len(entries) + marks.setdefault(mark, len(marks))))
     rows, columns = np.array(pairs).T
     size = len(entries) + len(marks)

@@ -77,9 +77,11 @@ def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> An
 
 
 def _explain(error: ValidationError, shape: Any) -> str:
-    first = error.errors()[0]
+    unknown = {"unexpected_keyword_argument", "extra_forbidden"}
+    # a mistyped key is often why another is missing
+    first = min(error.errors(), key=lambda found: found["type"] not in unknown)
     keys = [str(part) for part in first["loc"]]
-    if first["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+    if first["type"] in unknown:
         for key in keys[:-1]:  # walk to the table that the unknown key stands in
             shape = shape if key.isdigit() else _table(shape, key)
         accepted = [f.name for f in dataclasses.fields(shape)]

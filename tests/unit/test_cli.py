@@ -1,6 +1,8 @@
 """The command line: fast help, one message and the right exit status for everything a user can get wrong."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["export", "targets", "recipes", "domains", "schema", "report"])
+@pytest.mark.parametrize("verb", ["export", "adapt", "check-data", "targets", "recipes", "domains", "schema", "report"])
 def test_every_verb_has_help(verb: str) -> None:
     ended = run(verb, "--help")
     assert ended.returncode == 0
@@ -45,12 +47,15 @@ def test_targets_say_what_they_are_for() -> None:
         (["export", "--recipe", "solar"], "give one with DATA=folder"),
         (["export", "--data", "nowhere"], "image folder nowhere is not there"),
         (["export", "--image-size", "wide"], "HEIGHTxWIDTH"),
+        (["adapt", "--balance", "2"], "balance = 2.0"),
+        (["check-data", "--data", "nowhere"], "image folder nowhere is not there"),
+        (["check-data", "--source", "glyph"], "did you mean 'glyphs'"),
         (["schema", "recipe"], "did you mean 'recipes'"),
         (["report", "nowhere"], "cannot read nowhere"),
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    out = ["--out", str(tmp_path / "out")] if arguments[0] == "export" else []
+    out = ["--out", str(tmp_path / "out")] if arguments[0] in {"export", "adapt", "check-data"} else []
     ended = run(*arguments, *out)
     assert ended.returncode == 2
     assert message in ended.stderr
@@ -72,6 +77,21 @@ def test_a_foreign_checkpoint_is_refused_before_any_training(tmp_path: Path) -> 
     ended = run("export", *arguments, "--out", str(tmp_path / "out"))
     assert ended.returncode == 2
     assert "does not fit mobilenet_v2" in ended.stderr
+
+
+def test_check_data_finds_a_leak_and_says_so_in_all_three_forms(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "set" / "train", {"ant": 12, "bee": 12})
+    draw(tmp_path / "set" / "test", {"ant": 12, "bee": 12}, seed=1)
+    shutil.copy(folder / "ant" / "000.png", tmp_path / "set" / "test" / "ant" / "same.png")
+    arguments = ["check-data", "--recipe", "image-folder", "--data", str(tmp_path / "set"), "--weights", "none.pth"]
+    ended = run(*arguments, "--out", str(tmp_path / "out"))
+    assert ended.returncode == 1, ended.stderr
+    left = tmp_path / "out" / "check-data" / "image-folder"
+    written = json.loads((left / "report.json").read_text())
+    for said in (ended.stdout, (left / "report.html").read_text(), json.dumps(written)):
+        assert "same.png" in said
+    assert "leak" in {finding["kind"] for finding in written["checkup"]["findings"]}
+    assert "not measured (weights file none.pth is not there" in ended.stdout
 
 
 def test_make_turns_variables_into_flags() -> None:

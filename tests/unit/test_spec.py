@@ -42,6 +42,14 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + "[adapt]\nbatch_size = 1", "adapt.batch_size = 1"),
         (MODEL + "[adapt]\nlearning_rate = -1.0", "adapt.learning_rate"),
         (MODEL + "mean = [0.5]", "three numbers"),
+        ("balance = 1.5\n" + MODEL, "balance = 1.5: from 0 .accuracy. to 1"),
+        ("seeds = 0\n" + MODEL, "seeds = 0"),
+        (MODEL + '[teacher]\nname = "resnet50"', "it teaches nothing while adapt.distill = 0"),
+        (MODEL + '[teacher]\nnames = "resnet50"', r"unknown key teacher.names; did you mean 'name'\?"),
+        (MODEL + '[[join]]\ndomain = "x"\nweigth = 1', r"unknown key join.0.weigth; did you mean 'weight'\?"),
+        (MODEL + '[[join]]\ndomain = "x"\nweight = 0.0', "join 'x': weight = 0.0"),
+        (MODEL + "[augment]\nmixup = 9.0", "augment.mixup = 9.0: at most 2"),
+        (MODEL + "[adapt]\nlayer_decay = 0.0", "adapt.layer_decay = 0.0"),
         ("image_size = [4, 4]\n" + MODEL, "each between 8 and 4096"),
         ("", "model is missing"),
         (MODEL + "[", "not valid TOML"),
@@ -82,11 +90,25 @@ def test_the_users_own_repository_comes_first(tmp_path: Path, monkeypatch: pytes
     assert "openvino" in discover.names("targets")
 
 
+@pytest.mark.parametrize("pattern", ["(", "scene"])
+def test_a_group_pattern_that_names_no_group_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / "odd.toml").write_text(f"group_pattern = '{pattern}'")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ToolchainError, match="a regular expression with one .group."):
+        spec.domain("odd")
+
+
 def test_flags_change_recipe_and_domain() -> None:
-    flags = overrides.Flags(data="there", weights="w.pth", image_size="48x32", epochs=2, seed=7, on_corrupt="skip")
+    flags = overrides.Flags(
+        data="there", weights="w.pth", image_size="48x32", epochs=2, seed=7, seeds=3, balance=0.5, on_corrupt="skip"
+    )
     recipe, target, domain = overrides.apply("trashnet", "cpu", flags)
     assert (domain.path, domain.on_corrupt) == ("there", "skip")
     assert (recipe.model.weights, recipe.image_size, recipe.seed) == ("w.pth", (48, 32), 7)
+    assert (recipe.seeds, recipe.balance) == (3, 0.5)
     assert {recipe.adapt.epochs, recipe.recover.epochs, recipe.quantize.train.epochs} == {2}
     assert target.name == "cpu"
 

@@ -70,3 +70,35 @@ def test_speedup_survives_one_disturbed_round() -> None:
     quiet, disturbed = stats.speedup([*rounds, 0.4]), stats.speedup([*rounds, 3.0])
     assert disturbed.estimate == pytest.approx(quiet.estimate, rel=0.01)
     assert quiet.low < math.exp(0.4) < quiet.high
+
+
+def test_a_test_set_shows_the_difference_it_promises_four_times_in_five() -> None:
+    random, images, disagreement = np.random.default_rng(0), 500, 0.06
+    difference = stats.smallest_difference(images, disagreement)
+    lost, won = (disagreement + difference) / 2, (disagreement - difference) / 2
+    found = 0
+    for _ in range(1500):
+        sides = random.choice(3, images, p=[lost, won, 1 - lost - won])
+        interval = stats.drop(sides != 1, sides != 0)  # 0: only the reference is right, 1: only the candidate
+        found += interval.low > 0
+    assert found / 1500 == pytest.approx(stats.POWER, abs=0.05)
+
+
+@pytest.mark.parametrize("difference", [0.005, 0.01, 0.05, 0.2])
+def test_images_needed_is_the_inverse(difference: float) -> None:
+    needed = stats.images_needed(difference, 0.08)
+    assert stats.smallest_difference(needed, 0.08) == pytest.approx(difference, rel=0.02)
+    assert stats.images_needed(difference / 2, 0.08) > 2 * needed
+
+
+def test_means_over_repeats_hold_the_truth() -> None:
+    """Seeds differ in skill and pictures in difficulty; the interval must contain the mean over both."""
+    random, hits = np.random.default_rng(3), 0
+    for _ in range(400):
+        hard = random.beta(4, 1, 200)
+        seeds = [random.random(200) < np.clip(hard + random.normal(0, 0.03), 0, 1) for _ in range(4)]
+        found = stats.repeated(np.stack(seeds))
+        hits += found.low <= 0.8 <= found.high
+    assert hits / 400 > 0.9
+    labels = np.array([0] * 90 + [1] * 10)
+    assert stats.repeated(np.stack([labels == 0]), labels).estimate == 0.5

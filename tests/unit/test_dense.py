@@ -1,0 +1,82 @@
+"""Fine-tuning as a verb of its own: every seed on test, balance without a second long training, a larger teacher."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import tiny_recipe
+
+from toolchain import dense, loop, records
+from toolchain.stages import adapt, prepare
+from toolchain.values import Domain, JoinSpec, ModelSpec, Recipe, TrainSpec
+
+
+def recipe(**more: object) -> Recipe:
+    train = TrainSpec(epochs=4, batch_size=16, learning_rate=1e-3)
+    return dataclasses.replace(tiny_recipe(), adapt=train, **more)  # type: ignore[arg-type]
+
+
+def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domain, tmp_path: Path) -> None:
+    written = dense.run(recipe(seeds=2), domain, tmp_path)
+    assert written == records.read_json(tmp_path / "tiny" / "adapt.json")
+    assert [one["seed"] for one in written["test"]] == [0, 1]
+    mean = sum(one["accuracy"]["estimate"] for one in written["test"]) / 2
+    assert written["mean_accuracy"]["estimate"] == pytest.approx(mean)
+    seeds = written["adapt"]["seeds"]
+    best = max(seeds, key=lambda one: one["validation"])
+    assert best["chosen"]
+    assert sum(one["chosen"] for one in seeds) == 1
+    shown = dense.tables_of(written)
+    assert [row[0] for row in shown[0].rows] == ["seed 0", "seed 1", "mean", "linear probe", "gain over the probe"]
+
+
+def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = prepare.run(recipe(), domain, tmp_path / "data")
+    adapt.run(recipe(), "photo", data, (), tmp_path / "work")
+    trained: list[tuple[int, float]] = []
+    train = loop.train
+
+    def counted(model: object, job: loop.Job, **more: bool) -> loop.Training:
+        trained.append((job.spec.epochs, job.balance))
+        return train(model, job, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train", counted)
+    found = adapt.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    assert trained == [(1, 0.5)]
+    adapt.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    assert len(trained) == 1
+    assert found.trained.figures["best_epoch"] >= -1
+
+
+def test_a_teacher_is_fine_tuned_first_and_changes_the_student(domain: Domain, tmp_path: Path) -> None:
+    data, _ = prepare.run(recipe(), domain, tmp_path / "data")
+    alone = adapt.run(recipe(), "photo", data, (), tmp_path / "work")
+    teacher = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.4,) * 3, std=(0.6,) * 3)
+    learning = dataclasses.replace(recipe(teacher=teacher), adapt=dataclasses.replace(recipe().adapt, distill=0.5))
+    taught = adapt.run(learning, "photo", data, (), tmp_path / "work")
+    assert taught.trained.key != alone.trained.key
+    again = adapt.run(learning, "photo", data, (), tmp_path / "work")
+    assert again.trained.key == taught.trained.key
+    assert len(list((tmp_path / "work" / "adapt").iterdir())) == 3  # alone, the teacher, the student
+
+
+def test_a_small_set_trains_for_as_many_steps_as_asked() -> None:
+    spec = TrainSpec(epochs=10, batch_size=32, least_steps=120)
+    assert adapt._long_enough(spec, 60).epochs == 60
+    assert adapt._long_enough(spec, 10_000).epochs == 10
+    assert adapt._long_enough(dataclasses.replace(spec, epochs=0), 60).epochs == 0
+
+
+def test_a_budget_that_the_test_set_cannot_show_is_said_before_anything_is_compressed(
+    domain: Domain, tmp_path: Path
+) -> None:
+    hard = dataclasses.replace(recipe(), budget=dataclasses.replace(recipe().budget, accuracy_drop=0.01))
+    (note,) = dense.run(hard, domain, tmp_path)["notes"]
+    assert "this test set cannot show 1 points: 24 images" in note
+    assert "need about 3923" in note
+
+
+def test_further_sets_are_read_by_the_name_of_their_domain(domain: Domain, tmp_path: Path) -> None:
+    joined = JoinSpec(domain="image-folder", path=domain.path)
+    _, joins = prepare.run(recipe(join=(joined,)), domain, tmp_path / "data")
+    assert joins[0].leaked == 15 + 24  # all of its own validation and test

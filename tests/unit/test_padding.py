@@ -1,0 +1,76 @@
+"""Padding as TensorFlow's survives every stage: pruned, quantized, and in both runtimes as the convolution's own."""
+
+import collections
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import discover, models, quantizer, surgery
+from toolchain.stages import export
+from toolchain.values import Placement, Precision, PruneSpec, QuantScheme
+
+IMAGE = torch.zeros(1, 3, 32, 24)
+
+
+class Net(nn.Module):
+    """Strided convolutions behind a picture and behind a rectifier, one of them read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            models._padded(nn.Conv2d(3, 32, 3, 2, 1, bias=False)), nn.BatchNorm2d(32), nn.ReLU6()
+        )
+        self.second = nn.Sequential(
+            models._padded(nn.Conv2d(32, 48, 3, 2, 1, bias=False)), nn.BatchNorm2d(48), nn.ReLU6()
+        )
+        self.aside = nn.Sequential(nn.Conv2d(32, 48, 3, 2, 1), nn.ReLU6())
+        self.head = nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head((self.second(x) + self.aside(x)).mean((2, 3)))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    model = Net()
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, 32, 24))
+    criterion = discover.module("criteria", "magnitude").score
+    plan = surgery.plan(model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
+    small = surgery.apply(model, plan)
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    return small
+
+
+@pytest.mark.parametrize("precision", ["f32", "int8"])
+def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precision, tmp_path: Path) -> None:
+    model = net()
+    torch.manual_seed(1)
+    x = torch.randn(16, 3, 32, 24)
+    module: nn.Module = copy.deepcopy(model)
+    if precision == "int8":
+        graph, _ = quantizer.prepare(model, IMAGE, Placement(), QuantScheme())
+        with torch.no_grad():
+            graph(x)
+        quantizer.observe(graph, ranges=False, rounding=True)
+        module, model = quantizer.convert(graph, IMAGE), graph
+    export.to_onnx(module, IMAGE, tmp_path / "m.onnx")
+    kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
+    assert kinds["Conv"] == 3
+    assert kinds["Pad"] == 0
+    wanted = model(x).detach().numpy()
+    for runtime in ("onnxruntime", "openvino"):
+        room = discover.module("runtimes", runtime)
+        made = room.compile(tmp_path / "m.onnx", tmp_path / runtime)
+        session = room.open(made.path, threads=1, precision=precision)
+        given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(len(x))])
+        step = np.ptp(wanted) / 255 if precision == "int8" else 1e-5
+        assert np.abs(given - wanted).max() <= 3 * step
+        if precision == "int8":
+            assert room.coverage(made.path, precision="int8").integer == 4

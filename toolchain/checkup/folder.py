@@ -1,0 +1,142 @@
+"""Which files a domain has, in which class and split: as training sees them, and still where training would refuse."""
+
+import dataclasses
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from toolchain import listing
+from toolchain.checkup.finding import Finding, listed, many, shown
+from toolchain.errors import ToolchainError
+from toolchain.listing import SPLITS
+from toolchain.values import Domain
+
+# pictures by any camera's or program's reckoning, which nobody here reads; Pillow's own further kinds join them
+OTHER_PICTURES = {".heic", ".heif", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".npy", ".mp4", ".avi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One picture file."""
+
+    path: Path
+    name: str  # relative to the folder, as `shown` writes it
+    label: str
+    split: str  # "" where the folder could not be split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """A domain's files, nothing decoded yet."""
+
+    root: Path
+    classes: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    given: bool  # all three splits are the folder's own
+    ignored: tuple[Path, ...]  # relative
+    findings: tuple[Finding, ...]
+
+
+def find(domain: Domain, cache: Path) -> Folder:
+    """Lists a domain as `listing.find` does, or as it lies there where that refuses.
+
+    Raises:
+        ToolchainError: there is no folder, or not a single picture in it.
+    """
+    root = listing.root_of(domain, cache)
+    findings = _pattern(domain)
+    usable = dataclasses.replace(domain, group_pattern="") if findings else domain
+    try:
+        classes, entries = _as_training(usable, root, cache)
+    except ToolchainError as reason:
+        classes, entries = _as_it_lies(root)
+        if not entries:
+            raise
+        text = str(reason).encode(errors="backslashreplace").decode()
+        findings.append(Finding(severity="severe", kind="refused", text=f"Training would refuse this folder: {text}."))
+    known = {entry.path for entry in entries}
+    every = (p for p in root.rglob("*") if p not in known and not _hidden(p.relative_to(root)))
+    ignored = tuple(sorted(p.relative_to(root) for p in every if p.is_file()))
+    given = all((root / split).is_dir() for split in SPLITS)
+    findings += [*_ignored(ignored), *_names(entries)]
+    return Folder(root=root, classes=classes, entries=entries, given=given, ignored=ignored, findings=tuple(findings))
+
+
+def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
+    found = listing.find(domain, cache)
+    return found.classes, tuple(
+        _entry(path, root, found.classes[label], split)
+        for split in SPLITS
+        for path, label in zip(found.files[split], found.labels[split], strict=True)
+    )
+
+
+def _as_it_lies(root: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
+    given = [split for split in SPLITS if (root / split).is_dir()]
+    found = {split: listing.scan(root / split) for split in given} if given else {"": listing.scan(root)}
+    labels = sorted({shown(Path(label)) for classes in found.values() for label in classes})
+    return tuple(labels), tuple(
+        _entry(path, root, shown(Path(label)), split)
+        for split, classes in found.items()
+        for label, paths in classes.items()
+        for path in paths
+    )
+
+
+def _entry(path: Path, root: Path, label: str, split: str) -> Entry:
+    return Entry(path=path, name=shown(path.relative_to(root)), label=label, split=split)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _pattern(domain: Domain) -> list[Finding]:
+    """Whether the domain's `group_pattern` can be used at all."""
+    try:
+        groups = re.compile(domain.group_pattern).groups if domain.group_pattern else 1
+    except re.error as reason:
+        problem = f"is no regular expression ({reason})"
+    else:
+        if groups:
+            return []
+        problem = "has no group in parentheses that names the exposure"
+    text = f"group_pattern {domain.group_pattern!r} {problem}; correct it in the domain, it was left out here."
+    return [Finding(severity="severe", kind="group pattern", text=text)]
+
+
+def _ignored(paths: tuple[Path, ...]) -> list[Finding]:
+    """Files that nobody reads; worse where they look like pictures, or are pictures in the wrong place."""
+    further = OTHER_PICTURES | set(Image.registered_extensions())
+    pictures = [path for path in paths if path.suffix.lower() in further]
+    rest = [path for path in paths if path.suffix.lower() not in further]
+    findings = []
+    if pictures:
+        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in Counter(p.suffix.lower() for p in pictures).most_common(4))
+        text = (
+            f"{many(len(pictures), 'file')} may be pictures but will not be used ({kinds}): they lie outside the class "
+            "folders or have a suffix that is not read; move or convert them."
+        )
+        findings.append(Finding(severity="warning", kind="ignored pictures", text=text, files=_shown(pictures)))
+    if rest:
+        text = f"{many(len(rest), 'file')} will not be used, as the suffix is no picture's."
+        findings.append(Finding(severity="note", kind="ignored files", text=text, files=_shown(rest)))
+    return findings
+
+
+def _shown(paths: list[Path]) -> tuple[str, ...]:
+    return tuple(shown(path) for path in paths)
+
+
+def _names(entries: tuple[Entry, ...]) -> list[Finding]:
+    odd = tuple(entry.name for entry in entries if "\\x" in entry.name)
+    if not odd:
+        return []
+    text = (
+        f"{many(len(odd), 'file name')} cannot be written as plain text ({listed(odd)}); other programs may stumble "
+        "over them, rename them."
+    )
+    return [Finding(severity="warning", kind="file names", text=text, files=odd)]

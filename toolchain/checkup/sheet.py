@@ -1,0 +1,218 @@
+"""The examination as one HTML file in the report's look: findings, tables, and the worst finds side by side.
+
+No scripts and nothing fetched: the pictures are small copies inside the page.
+"""
+
+import base64
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from toolchain import figures, page, runner
+from toolchain.checkup import words
+from toolchain.checkup.finding import SEVERITIES, Checkup, Copies, Finding, Member, located, many
+from toolchain.tables import Table
+
+if TYPE_CHECKING:  # it imports torch, which a page does not need
+    from toolchain.checkup.shift import Distance, Shift
+
+MOST = 60  # pictures on the sheet
+SIDE = 160  # of a picture, in pixels
+MOST_FILES = 200  # names listed under a finding
+SIGNS = {"severe": "✗", "warning": "!", "note": "i"}
+
+CSS = """
+ul.findings { list-style: none; margin: 1.2rem 0 0; padding: 0; }
+.findings > li { display: grid; grid-template-columns: 6.5rem 1fr; gap: .8rem; padding: .7rem 0;
+  border-bottom: 1px solid var(--rule); break-inside: avoid; }
+.findings p { max-width: none; margin: 0; overflow-wrap: anywhere; }
+.severe { color: var(--fail); } .warning { color: var(--doubt); } .note { color: var(--muted); }
+.findings b { font-weight: 600; white-space: nowrap; }
+details { margin-top: .3rem; font-size: .875rem; color: var(--muted); }
+details p { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .8125rem; }
+.columns { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+.copies { background: var(--card); border-radius: 10px; padding: .8rem 1rem 1rem; break-inside: avoid; }
+.copies h3 { font-size: .9375rem; font-weight: 600; margin: 0 0 .6rem; }
+.copies div { display: flex; flex-wrap: wrap; gap: .8rem; }
+.copies figure { margin: 0; width: 10rem; }
+.copies img { display: block; width: 10rem; height: 8rem; object-fit: contain; background: var(--rule);
+  border-radius: 4px; }
+.copies img.small { image-rendering: pixelated; }
+.copies figcaption { font-size: .8125rem; overflow-wrap: anywhere; margin-top: .3rem; }
+.copies figcaption b { color: var(--ink); font-weight: 600; }
+@media (max-width: 30rem) { .findings > li { grid-template-columns: 1fr; gap: .2rem; } }
+"""
+
+
+def html(checkup: Checkup, shift: "Shift | None") -> str:
+    """The whole page; the pictures are read from the folder once more."""
+    parts = (
+        _head(checkup),
+        _section("Findings", _findings(checkup.findings)),
+        _section("Look at these", _sheet(checkup)),
+        _section("Classes", page.table(words.classes(checkup)), _hint(RECALL)),
+        _section("Sizes and kinds", _columns(words.sizes(checkup), words.modes(checkup))),
+        _section("Distance to what the model knows", _shift(shift) if shift else ""),
+    )
+    title = escape(f"{checkup.domain}: examination of the pictures")
+    return page.PAGE.format(title=title, css=page.CSS + CSS, body="\n".join(part for part in parts if part))
+
+
+RECALL = (
+    "Recall known to: half the width of the 95 % interval on the share of a class's test pictures that is recognised, "
+    "where it is widest, at one half."
+)
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts[0] else ""
+
+
+def _hint(text: str) -> str:
+    return f'<p class="hint">{escape(text)}</p>'
+
+
+def _columns(*found: Table) -> str:
+    return f'<div class="columns">{"".join(f"<div>{page.table(one)}</div>" for one in found)}</div>'
+
+
+def _head(checkup: Checkup) -> str:
+    kind = "fails" if checkup.severe else "ships"
+    tiles = (
+        ("What was read", f"{checkup.pictures:,}", _read(checkup)),
+        ("Severe findings", *_counted(checkup, "severe")),
+        ("Warnings", *_counted(checkup, "warning")),
+        (
+            "Smallest difference the test split shows",
+            _smallest(checkup),
+            "in accuracy, of two models on the same pictures",
+        ),
+    )
+    answers = "".join(
+        f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(figure)}</dd><dd>{escape(more)}</dd></div>'
+        for name, figure, more in tiles
+    )
+    return (
+        f'<p class="lead">{escape(words.title(checkup))}</p><h1 class="{kind}">{escape(words.headline(checkup))}</h1>'
+        f'<dl class="answers">{answers}</dl>'
+    )
+
+
+def _read(checkup: Checkup) -> str:
+    searched = f"{checkup.searched:,} of them compared with each other"
+    return f"pictures, {searched}; {checkup.unreadable:,} unreadable, {many(checkup.ignored, 'other file')}"
+
+
+def _counted(checkup: Checkup, severity: str) -> tuple[str, str]:
+    kinds = [finding.kind for finding in checkup.findings if finding.severity == severity]
+    return str(len(kinds)), ", ".join(dict.fromkeys(kinds)) or "none"
+
+
+def _smallest(checkup: Checkup) -> str:
+    found = checkup.smallest_difference
+    return figures.NONE if found is None else f"{figures.significant(100 * found, 2)} pt"
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    """All findings, each with its files folded away."""
+    rows = []
+    for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)):
+        mark = f'<b class="{finding.severity}">{SIGNS[finding.severity]} {finding.severity}</b>'
+        rows.append(f"<li>{mark}<div><p>{escape(finding.text)}</p>{_files(finding.files)}</div></li>")
+    return f'<ul class="findings">{"".join(rows)}</ul>' if rows else "<p>Nothing to say.</p>"
+
+
+def _files(files: Sequence[str]) -> str:
+    if not files:
+        return ""
+    more = f"<p>and {len(files) - MOST_FILES:,} more</p>" if len(files) > MOST_FILES else ""
+    names = "<br>".join(escape(name) for name in files[:MOST_FILES])
+    return f"<details><summary>{many(len(files), 'file')}</summary><p>{names}</p>{more}</details>"
+
+
+# --- the contact sheet --------------------------------------------------------------------------------------
+
+
+def _sheet(checkup: Checkup) -> str:
+    """The worst groups of copies side by side, at most `MOST` pictures."""
+    shown = list(_first(checkup.copies))
+    if not shown:
+        return ""
+    folder = located(checkup.folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow says about odd files, the findings say
+        cards = "".join(_card(folder, checkup.mode, group) for group in shown)
+    left = len(checkup.copies) - len(shown)
+    more = _hint(f"{many(left, 'further group')} of copies are listed under the findings.") if left else ""
+    return f'<div class="sheet">{cards}</div>{more}'
+
+
+def _first(copies: Sequence[Copies]) -> Iterator[Copies]:
+    room = MOST
+    for group in copies:
+        if room < 2:
+            return
+        yield Copies(exact=group.exact, mirrored=group.mirrored, members=group.members[: min(room, 6)])
+        room -= min(len(group.members), 6)
+
+
+def _card(folder: Path, mode: str, group: Copies) -> str:
+    pictures = "".join(_picture(folder, mode, member) for member in group.members)
+    return f'<div class="copies"><h3>{escape(_kind(group))}</h3><div>{pictures}</div></div>'
+
+
+def _kind(group: Copies) -> str:
+    same = "Same pixels" if group.exact else "Nearly equal, mirrored" if group.mirrored else "Nearly equal"
+    labels = ", different labels" if group.conflicting else ""
+    return same + labels + (", on two sides of a split" if group.leaking else "")
+
+
+def _picture(folder: Path, mode: str, member: Member) -> str:
+    where = f"{escape(member.split)} · " if member.split else ""
+    name = f"<figcaption><b>{escape(member.label)}</b><br>{where}{escape(Path(member.file).name)}</figcaption>"
+    try:
+        picture = Image.fromarray(runner.read_picture(folder / located(member.file), mode))
+    except runner.Refused:
+        return f"<figure>{name}</figure>"
+    small = ' class="small"' if max(picture.size) < SIDE else ""
+    picture.thumbnail((SIDE, SIDE))
+    return f'<figure><img{small} alt="{escape(member.file)}" src="{_data(picture)}">{name}</figure>'
+
+
+def _data(picture: Image.Image) -> str:
+    """The picture inside its own address: PNG where it is tiny, else JPEG."""
+    out, kind = io.BytesIO(), "png" if picture.width * picture.height < 4096 else "jpeg"
+    picture.save(out, kind, **({"quality": 80} if kind == "jpeg" else {}))
+    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+# --- the distance -------------------------------------------------------------------------------------------
+
+
+def _shift(shift: "Shift") -> str:
+    rows = [
+        *_distance("Batch norm's statistics (standard deviations)", shift.statistics),
+        *_distance(f"Features of {shift.source} (proxy A-distance)", shift.features),
+    ]
+    columns = ("Measured by", "Distance", "No shift", "Nothing in common", "So it is")
+    drawn = f"{many(shift.pictures)}" + (
+        f" of the domain, {shift.source_pictures:,} of {shift.source}" if shift.source else ""
+    )
+    return (
+        f"<p>{escape(shift.text)}</p>"
+        + page.table(Table(columns=columns, rows=tuple(rows)))
+        + _hint(f"{drawn}; {shift.model}. Nothing in common: the same pictures scrambled, or two sets never confused.")
+    )
+
+
+def _distance(name: str, distance: "Distance | None") -> list[tuple[str, ...]]:
+    if distance is None:
+        return []
+    numbers = (figures.significant(value) for value in (distance.value, distance.lowest, distance.highest))
+    return [(name, *numbers, distance.word)]

@@ -1,0 +1,112 @@
+"""An examination in words: its headline, its tables as text, and all of it on the terminal."""
+
+from typing import TYPE_CHECKING
+
+from toolchain import figures
+from toolchain.checkup.finding import SEVERITIES, Checkup, many
+from toolchain.tables import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    from toolchain.checkup.shift import Shift
+
+COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
+PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})
+FEW = 8  # sizes listed
+
+
+def headline(checkup: Checkup) -> str:
+    """What it comes to, in a few words."""
+    severe, warnings, _ = (sum(f.severity == severity for f in checkup.findings) for severity in SEVERITIES)
+    if severe:
+        return f"{many(severe, 'severe finding')}: put right before training"
+    return f"{many(warnings, 'warning')}, nothing severe" if warnings else "Nothing found that speaks against training"
+
+
+def title(checkup: Checkup) -> str:
+    """What was examined."""
+    read = f"{many(checkup.pictures)} in {many(len(checkup.classes), 'class', 'classes')}"
+    return f"{checkup.domain} · {checkup.folder} · {read} · {figures.duration(checkup.seconds)}"
+
+
+def classes(checkup: Checkup) -> Table:
+    """Pictures of every class by split, and how well its recall can be known."""
+    splits = list(dict.fromkeys(split for count in checkup.classes for split in count.pictures))
+    rows = tuple(
+        (
+            count.label,
+            *(f"{count.pictures.get(split, 0):,}" for split in splits),
+            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else figures.NONE,
+        )
+        for count in checkup.classes
+    )
+    return Table(columns=("Class", *(split or "pictures" for split in splits), "Recall known to"), rows=rows)
+
+
+def sizes(checkup: Checkup) -> Table:
+    """Sizes of the pictures, most frequent first; the smallest and the largest whatever their number."""
+    areas = sorted(checkup.sizes, key=lambda size: size.width * size.height)
+    rows = [
+        (f"{size.width}×{size.height}", f"{size.pictures:,}", figures.percent(size.pictures / checkup.pictures))
+        for size in checkup.sizes[:FEW]
+    ]
+    if rest := checkup.sizes[FEW:]:
+        number = sum(size.pictures for size in rest)
+        named = f"{len(rest):,} others, {areas[0].width}×{areas[0].height} to {areas[-1].width}×{areas[-1].height}"
+        rows.append((named, f"{number:,}", figures.percent(number / checkup.pictures)))
+    return Table(columns=("Width × height", "Pictures", "Share"), rows=tuple(rows))
+
+
+def modes(checkup: Checkup) -> Table:
+    """Kinds of pixels, by Pillow's names."""
+    rows = tuple((mode, f"{n:,}", figures.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
+    return Table(columns=("Mode", "Pictures", "Share"), rows=rows)
+
+
+def terminal(checkup: Checkup, shift: "Shift | None", console: "Console | None" = None) -> None:
+    """Prints the headline, every finding and the table of classes; without colours where nobody sees them."""
+    from rich.console import Console
+
+    out = console or Console(highlight=False)
+    out.print()
+    out.print(_text(out, title(checkup), "dim"))
+    out.print(_text(out, headline(checkup), "bold red" if checkup.severe else "bold"))
+    out.print(_findings(out, checkup))
+    if shift:
+        out.print(_text(out, shift.text))
+    out.print(_drawn(out, classes(checkup)))
+
+
+def _text(out: "Console", text: str, style: str = "") -> "Text":
+    """Text as it stands, never as rich's markup; in ASCII where the terminal knows no more."""
+    from rich.text import Text
+
+    known = text.translate(PLAIN) if out.options.ascii_only else text
+    return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
+
+
+def _findings(out: "Console", checkup: Checkup) -> "Grid":
+    """Severity on the left, the sentence on the right."""
+    from rich.table import Table as Grid
+
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for finding in checkup.findings:
+        grid.add_row(_text(out, finding.severity, COLOURS[finding.severity]), _text(out, finding.text))
+    return grid
+
+
+def _drawn(out: "Console", table: Table) -> "Grid":
+    from rich import box
+    from rich.table import Table as Grid
+
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
+    for i, name in enumerate(table.columns):
+        grid.add_column(name, justify="left" if i in table.prose else "right")
+    for row in table.rows:
+        grid.add_row(*(_text(out, cell) for cell in row))
+    return grid
