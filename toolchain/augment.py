@@ -19,12 +19,12 @@ from toolchain.values import AugmentSpec, Kind
 # what leaves a picture of its kind in its class, at the strength that a few dozen pictures a class need
 ALLOWED: Mapping[Kind, AugmentSpec] = {
     "photo": AugmentSpec(
-        horizontal_flip=True, crop=0.5, rotate_degrees=15, brightness=0.25, saturation=0.3, mixup=0.2, erase=0.25
+        horizontal_flip=True, crop=0.35, rotate_degrees=15, brightness=0.15, saturation=0.2, mixup=0.1, erase=0.2
     ),
     "overhead": AugmentSpec(
-        horizontal_flip=True, vertical_flip=True, crop=0.4, rotate_degrees=45, brightness=0.2, saturation=0.2, mixup=0.2
+        horizontal_flip=True, vertical_flip=True, crop=0.35, rotate_degrees=45, brightness=0.15, saturation=0.2, mixup=0.1
     ),
-    "thermal": AugmentSpec(horizontal_flip=True, shift=0.05, scale=0.1, rotate_degrees=5, mixup=0.2, erase=0.1),
+    "thermal": AugmentSpec(horizontal_flip=True, shift=0.05, scale=0.1, rotate_degrees=5, mixup=0.1, erase=0.1),
     "text": AugmentSpec(shift=0.08, scale=0.1, rotate_degrees=8, brightness=0.15),
 }
 FORBIDDEN: Mapping[Kind, Mapping[str, str]] = {
