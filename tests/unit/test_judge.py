@@ -137,7 +137,7 @@ def test_the_recipes_budget_wins_key_by_key() -> None:
 
 def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_it_needs() -> None:
     said = judge.cannot_show(0.005, 165, 0.05)
-    assert "this test set cannot show 0.5 points: 165 images show 4.9 at the least" in said
+    assert "this test set cannot show 0.5 pt: 165 images show 4.9 at the least" in said
     assert int(said.rsplit(" ", 1)[1]) == pytest.approx(15_700, rel=0.01)
     assert judge.cannot_show(0.05, 165, 0.05) == ""
     found = decide(Budget(accuracy_drop=0.005), pruned_int8=accuracy(0.004, differ=0.05))

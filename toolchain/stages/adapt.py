@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toolchain import augment, loop, models, probe, progress, records, stats
 from toolchain.data import Dataset
 from toolchain.join import Joined, mixed
-from toolchain.state import Score
+from toolchain.state import Epoch, Score
 from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
 VERSION = 4
@@ -161,9 +161,17 @@ def _balanced(
             data=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
             balance=recipe.balance, teacher=teacher.model if teacher else None,
         )  # fmt: skip
-        training = loop.train(model, job, keep_start=True)
+        training = _continued(plain.figures, loop.train(model, job, keep_start=True))
         figures = {name: plain.figures[name] for name in ("weights", "seed", "probe")}
         return loop.store(stage, started, model, training, figures)
+
+
+def _continued(before: Mapping[str, Any], after: loop.Training) -> loop.Training:
+    """Two trainings, one behind the other, as one."""
+    first = [Epoch(**entry) for entry in before["history"]]
+    rest = [dataclasses.replace(entry, epoch=entry.epoch + len(first)) for entry in after.history]
+    best = before["best_epoch"] if after.best_epoch < 0 else len(first) + after.best_epoch
+    return dataclasses.replace(after, history=(*first, *rest), best_epoch=best)
 
 
 def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset) -> Score | None:

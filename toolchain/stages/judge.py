@@ -128,8 +128,8 @@ def cannot_show(limit: float, images: int, disagreement: float) -> str:
         return ""
     needed = stats.images_needed(limit, disagreement)
     return (
-        f"; this test set cannot show {100 * limit:.2g} points: {images} images show {100 * shown:.1f} at the least, "
-        f"{100 * limit:.2g} points need about {needed}"
+        f"; this test set cannot show {100 * limit:.2g} pt: {images} images show {100 * shown:.1f} at the least, "
+        f"{100 * limit:.2g} pt need about {needed}"
     )
 
 
