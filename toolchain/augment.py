@@ -22,7 +22,13 @@ ALLOWED: Mapping[Kind, AugmentSpec] = {
         horizontal_flip=True, crop=0.35, rotate_degrees=15, brightness=0.15, saturation=0.2, mixup=0.1, erase=0.2
     ),
     "overhead": AugmentSpec(
-        horizontal_flip=True, vertical_flip=True, crop=0.35, rotate_degrees=45, brightness=0.15, saturation=0.2, mixup=0.1
+        horizontal_flip=True,
+        vertical_flip=True,
+        crop=0.35,
+        rotate_degrees=45,
+        brightness=0.15,
+        saturation=0.2,
+        mixup=0.1,
     ),
     "thermal": AugmentSpec(horizontal_flip=True, shift=0.05, scale=0.1, rotate_degrees=5, mixup=0.1, erase=0.1),
     "text": AugmentSpec(shift=0.08, scale=0.1, rotate_degrees=8, brightness=0.15),

@@ -83,17 +83,17 @@ def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) 
 
 def tables_of(written: Mapping[str, Any]) -> list[Table]:
     """What `run` found, for the terminal: a row a seed, their mean, the linear probe, and what further sets brought."""
-    images = f"{written['images']['test']} images"
-    rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"], images) for one in written["test"]]
+    rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"]) for one in written["test"]]
     if len(rows) > 1:
-        rows.append(_row("mean", written["mean_accuracy"], written["mean_balanced"], f"{len(rows)} seeds, {images}"))
+        rows.append(_row(f"mean of {len(rows)} seeds", written["mean_accuracy"], written["mean_balanced"]))
     frozen = written["linear_probe"]
-    rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"], images))
+    rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"]))
     gains = (figures.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
-    rows.append(("gain over the probe", *gains, f"{images}, paired"))
-    found = Table(columns=("On test", "Accuracy", "Balanced", "Interval over"), rows=tuple(rows), prose=(0, 3))
+    rows.append(("gain over the probe, paired", *gains))
+    title = f"On {written['images']['test']:,} test images"
+    found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
     return [found, tables.seeds(written), tables.joined(written)]
 
 
-def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any], over: str) -> tuple[str, ...]:
-    return name, figures.accuracy(tables.spread(accuracy)), figures.accuracy(tables.spread(balanced)), over
+def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:
+    return name, figures.accuracy(tables.spread(accuracy)), figures.accuracy(tables.spread(balanced))

@@ -27,7 +27,10 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
     assert best["chosen"]
     assert sum(one["chosen"] for one in seeds) == 1
     shown = dense.tables_of(written)
-    assert [row[0] for row in shown[0].rows] == ["seed 0", "seed 1", "mean", "linear probe", "gain over the probe"]
+    assert [row[0] for row in shown[0].rows] == [
+        "seed 0", "seed 1", "mean of 2 seeds", "linear probe", "gain over the probe, paired",
+    ]  # fmt: skip
+    assert shown[0].columns[0] == "On 24 test images"
 
 
 def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
