@@ -39,6 +39,7 @@ FORBIDDEN: Mapping[Kind, Mapping[str, str]] = {
 }
 FEW, MANY = 100, 1000  # training pictures a class between which the strength falls from full to WEAKEST
 WEAKEST = 0.5
+GRAY = (0.299, 0.587, 0.114)  # what red, green and blue count in a gray value (ITU-R BT.601)
 ASPECT = math.log(4 / 3)  # reach of a crop's aspect ratio, as is usual for ImageNet
 
 
@@ -67,68 +68,83 @@ def chosen(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpe
 def pictures(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
     """Random geometry and light for each of float images [batch, channels, height, width] in 0..255 on its own.
 
-    Edges are repeated where a picture is moved.
+    Edges are repeated where a picture is moved. Geometry is one resampling and light one matrix product a picture:
+    training waits for this wherever it needs all cores itself.
     """
-    count = len(images)
-
-    def draw(reach: float) -> Tensor:
-        return (torch.rand(count, generator=random) * 2 - 1) * reach
-
-    for wanted, dimension in ((spec.horizontal_flip, 3), (spec.vertical_flip, 2)):
-        if wanted:
-            turned = torch.rand(count, generator=random) < 0.5
-            images = torch.where(turned[:, None, None, None], images.flip(dimension), images)
     if spec.shift or spec.scale or spec.rotate_degrees or spec.crop:
         images = _moved(images, spec, random)
-    if spec.brightness:
-        gain, offset = 1 + draw(spec.brightness), draw(spec.brightness) * 255
-        middle = images.mean((1, 2, 3))
-        shift = middle * (1 - gain) + offset * 0.5
-        images = images * gain[:, None, None, None] + shift[:, None, None, None]
-    if spec.saturation and images.shape[1] == 3:
-        gray = (images * torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-        images = gray + (images - gray) * (1 + draw(spec.saturation))[:, None, None, None]
+    elif spec.horizontal_flip or spec.vertical_flip:
+        images = images.clone()
+        for wanted, dimension in ((spec.horizontal_flip, 3), (spec.vertical_flip, 2)):
+            turned = _some(len(images), 0.5 if wanted else 0.0, random)
+            images[turned] = images[turned].flip(dimension)
     if spec.brightness or spec.saturation:
-        images = images.clamp(0, 255)
+        images = _lit(images, spec, random)
     return _erased(images, spec.erase, random) if spec.erase else images
 
 
+def _some(count: int, probability: float, random: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=random) < probability
+
+
+def _reach(count: int, reach: float, random: torch.Generator) -> Tensor:
+    return (torch.rand(count, generator=random) * 2 - 1) * reach
+
+
 def _moved(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
-    """Zoom, crop, rotation and shift in one resampling."""
+    """Flips, zoom, crop, rotation and shift in one resampling."""
     count = len(images)
-
-    def draw(reach: float) -> Tensor:
-        return (torch.rand(count, generator=random) * 2 - 1) * reach
-
-    angle, zoom = draw(math.radians(spec.rotate_degrees)), 1 + draw(spec.scale)
+    angle = _reach(count, math.radians(spec.rotate_degrees), random)
+    zoom = 1 + _reach(count, spec.scale, random)
     wide = high = torch.ones(count)
     if spec.crop:  # a part of the area at a random aspect, somewhere inside (Szegedy et al., arXiv 1409.4842)
         area = 1 - torch.rand(count, generator=random) * spec.crop
-        aspect = (draw(1.0) * (-area.log()).clamp(max=ASPECT)).exp()  # so that neither side is longer than the picture
+        # so that neither side is longer than the picture
+        aspect = (_reach(count, 1.0, random) * (-area.log()).clamp(max=ASPECT)).exp()
         wide, high = (area * aspect).sqrt(), (area / aspect).sqrt()
-    right = draw(1.0) * (1 - wide) + draw(2 * spec.shift)
-    down = draw(1.0) * (1 - high) + draw(2 * spec.shift)
+    right = _reach(count, 1.0, random) * (1 - wide) + _reach(count, 2 * spec.shift, random)
+    down = _reach(count, 1.0, random) * (1 - high) + _reach(count, 2 * spec.shift, random)
+    mirror = 1 - 2.0 * _some(count, 0.5 * spec.horizontal_flip, random)
+    turn = 1 - 2.0 * _some(count, 0.5 * spec.vertical_flip, random)
     ratio = images.shape[2] / images.shape[3]
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [cos * wide, -sin * high * ratio, right, sin * wide / ratio, cos * high, down]
-    grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(images.shape), align_corners=False)
+    across = [cos * wide * mirror, -sin * high * ratio * turn, right]
+    along = [sin * wide / ratio * mirror, cos * high * turn, down]
+    rows = torch.stack([*across, *along], 1).view(-1, 2, 3)
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _lit(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
+    """Brightness, contrast about the picture's mean, and colour about its gray."""
+    count, channels, height, width = images.shape
+    gain = 1 + _reach(count, spec.brightness, random)
+    offset = _reach(count, spec.brightness, random) * 127.5
+    shift = images.mean((1, 2, 3)) * (1 - gain) + offset
+    rows = images.permute(0, 2, 3, 1).reshape(count, height * width, channels)
+    if channels == 1:
+        lit = rows * gain[:, None, None] + shift[:, None, None]
+    else:
+        colour = 1 + _reach(count, spec.saturation, random)
+        gray = torch.tensor(GRAY).view(3, 1).expand(3, 3)
+        matrix = (torch.eye(3) * colour[:, None, None] + gray * (1 - colour)[:, None, None]) * gain[:, None, None]
+        lit = torch.baddbmm(shift[:, None, None].expand(-1, 1, 3), rows, matrix)
+    return lit.clamp_(0, 255).view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _erased(images: Tensor, probability: float, random: torch.Generator) -> Tensor:
     """A rectangle of 2 to 20 % of the area set to the picture's mean (Zhong et al., arXiv 1708.04896)."""
     count, _, height, width = images.shape
     area = 0.02 + 0.18 * torch.rand(count, generator=random)
-    aspect = ((torch.rand(count, generator=random) * 2 - 1) * math.log(3)).exp()
-    chosen = torch.rand(count, generator=random) < probability
-    inside = torch.ones(1, dtype=torch.bool)
-    for side, dimension, share in ((height, 2, (area * aspect).sqrt()), (width, 3, (area / aspect).sqrt())):
-        length = share.clamp(max=1)
-        start = torch.rand(count, generator=random) * (1 - length)
-        place = (torch.arange(side) + 0.5) / side
-        within = (place >= start[:, None]) & (place < (start + length)[:, None])
-        inside = inside & within.view(count, 1, *((side, 1) if dimension == 2 else (1, side)))
-    return torch.where(inside & chosen[:, None, None, None], images.mean((1, 2, 3), keepdim=True), images)
+    aspect = _reach(count, math.log(3), random).exp()
+    tall = ((area * aspect).sqrt().clamp(max=1) * height).round().int().tolist()
+    broad = ((area / aspect).sqrt().clamp(max=1) * width).round().int().tolist()
+    places = torch.rand(count, 2, generator=random).tolist()
+    images = images.clone()
+    for row in torch.nonzero(_some(count, probability, random)).ravel().tolist():
+        top, left = round(places[row][0] * (height - tall[row])), round(places[row][1] * (width - broad[row]))
+        images[row, :, top : top + tall[row], left : left + broad[row]] = images[row].mean()
+    return images
 
 
 def mixed(images: Tensor, wanted: Tensor, spec: AugmentSpec, random: torch.Generator) -> tuple[Tensor, Tensor]:

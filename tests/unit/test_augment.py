@@ -45,6 +45,17 @@ def test_flips_mirror_some_pictures_and_leave_others() -> None:
         assert 8 < mirrored < 32
 
 
+def test_flips_are_flips_where_a_resampling_does_them_too() -> None:
+    x = images(40)
+    for name, dimension in (("horizontal_flip", 3), ("vertical_flip", 2)):
+        y = augment.pictures(x, AugmentSpec(rotate_degrees=1e-6, **{name: True}), random())
+        same, mirrored = (
+            [torch.allclose(a, b, atol=0.05) for a, b in zip(other, y, strict=True)] for other in (x, x.flip(dimension))
+        )
+        assert sum(same) + sum(mirrored) == 40
+        assert 8 < sum(mirrored) < 32
+
+
 def test_a_crop_is_a_part_of_the_picture_at_its_own_place() -> None:
     """A picture whose values are its coordinates says which part was taken."""
     across = torch.linspace(-1, 1, 65).expand(1, 1, 65, 65)
@@ -76,7 +87,9 @@ def test_colour_goes_towards_and_away_from_gray_as_torchvision_does_it() -> None
     functional = reference()
     x = images(1) * 0.5 + 60
     y = augment.pictures(x, AugmentSpec(saturation=0.4), random(5))
-    factor = 1 + float((torch.rand(1, generator=random(5)) * 2 - 1) * 0.4)
+    drawn = random(5)
+    torch.rand(2, generator=drawn)  # those of brightness and contrast come first
+    factor = 1 + float((torch.rand(1, generator=drawn) * 2 - 1) * 0.4)
     wanted = functional.adjust_saturation(x / 255, factor) * 255
     torch.testing.assert_close(y, wanted, atol=0.5, rtol=0)
     gray = images(4, 1)
