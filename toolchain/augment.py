@@ -37,6 +37,10 @@ FORBIDDEN: Mapping[Kind, Mapping[str, str]] = {
     "thermal": dict.fromkeys(("brightness", "saturation"), "a thermal picture's grey value is a temperature"),
     "text": dict.fromkeys(("horizontal_flip", "vertical_flip"), "a mirrored character is another one or none"),
 }
+OFF = AugmentSpec(
+    horizontal_flip=False, vertical_flip=False, shift=0.0, scale=0.0, crop=0.0, rotate_degrees=0.0, brightness=0.0,
+    saturation=0.0, erase=0.0, mixup=0.0, cutmix=0.0,
+)  # fmt: skip
 FEW, MANY = 100, 1000  # training pictures a class between which the strength falls from full to WEAKEST
 WEAKEST = 0.5
 GRAY = (0.299, 0.587, 0.114)  # what red, green and blue count in a gray value (ITU-R BT.601)
@@ -55,14 +59,14 @@ def chosen(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpe
                 f"augment.{name} = {getattr(spec, name)} does not suit {kind} pictures: {why}; leave it out, or say what "
                 'kind of pictures these are (kind = "photo" in the domain)'
             )
+    asked = {name: value for name, value in vars(spec).items() if value is not None}
     if not spec.auto:
-        return spec
+        return dataclasses.replace(OFF, **asked)
     share = (math.log(max(images_per_class, 1)) - math.log(FEW)) / (math.log(MANY) - math.log(FEW))
     strength = 1 - (1 - WEAKEST) * min(max(share, 0.0), 1.0)
-    full = ALLOWED[kind]
+    full = dataclasses.replace(OFF, **{name: value for name, value in vars(ALLOWED[kind]).items() if value is not None})
     weaker = {name: round(value * strength, 3) for name, value in vars(full).items() if isinstance(value, float)}
-    asked = {name: value for name, value in vars(spec).items() if value and name != "auto"}
-    return dataclasses.replace(full, **{**weaker, **asked})
+    return dataclasses.replace(OFF, **{**vars(full), **weaker, **asked})
 
 
 def pictures(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
@@ -94,18 +98,18 @@ def _reach(count: int, reach: float, random: torch.Generator) -> Tensor:
 def _moved(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
     """Flips, zoom, crop, rotation and shift in one resampling."""
     count = len(images)
-    angle = _reach(count, math.radians(spec.rotate_degrees), random)
-    zoom = 1 + _reach(count, spec.scale, random)
+    angle = _reach(count, math.radians(spec.rotate_degrees or 0.0), random)
+    zoom = 1 + _reach(count, spec.scale or 0.0, random)
     wide = high = torch.ones(count)
     if spec.crop:  # a part of the area at a random aspect, somewhere inside (Szegedy et al., arXiv 1409.4842)
         area = 1 - torch.rand(count, generator=random) * spec.crop
         # so that neither side is longer than the picture
         aspect = (_reach(count, 1.0, random) * (-area.log()).clamp(max=ASPECT)).exp()
         wide, high = (area * aspect).sqrt(), (area / aspect).sqrt()
-    right = _reach(count, 1.0, random) * (1 - wide) + _reach(count, 2 * spec.shift, random)
-    down = _reach(count, 1.0, random) * (1 - high) + _reach(count, 2 * spec.shift, random)
-    mirror = 1 - 2.0 * _some(count, 0.5 * spec.horizontal_flip, random)
-    turn = 1 - 2.0 * _some(count, 0.5 * spec.vertical_flip, random)
+    right = _reach(count, 1.0, random) * (1 - wide) + _reach(count, 2 * (spec.shift or 0.0), random)
+    down = _reach(count, 1.0, random) * (1 - high) + _reach(count, 2 * (spec.shift or 0.0), random)
+    mirror = 1 - 2.0 * _some(count, 0.5 * bool(spec.horizontal_flip), random)
+    turn = 1 - 2.0 * _some(count, 0.5 * bool(spec.vertical_flip), random)
     ratio = images.shape[2] / images.shape[3]
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     across = [cos * wide * mirror, -sin * high * ratio * turn, right]
@@ -118,14 +122,14 @@ def _moved(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor
 def _lit(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
     """Brightness, contrast about the picture's mean, and colour about its gray."""
     count, channels, height, width = images.shape
-    gain = 1 + _reach(count, spec.brightness, random)
-    offset = _reach(count, spec.brightness, random) * 127.5
+    gain = 1 + _reach(count, spec.brightness or 0.0, random)
+    offset = _reach(count, spec.brightness or 0.0, random) * 127.5
     shift = images.mean((1, 2, 3)) * (1 - gain) + offset
     rows = images.permute(0, 2, 3, 1).reshape(count, height * width, channels)
     if channels == 1:
         lit = rows * gain[:, None, None] + shift[:, None, None]
     else:
-        colour = 1 + _reach(count, spec.saturation, random)
+        colour = 1 + _reach(count, spec.saturation or 0.0, random)
         gray = torch.tensor(GRAY).view(3, 1).expand(3, 3)
         matrix = (torch.eye(3) * colour[:, None, None] + gray * (1 - colour)[:, None, None]) * gain[:, None, None]
         lit = torch.baddbmm(shift[:, None, None].expand(-1, 1, 3), rows, matrix)
@@ -160,7 +164,7 @@ def mixed(images: Tensor, wanted: Tensor, spec: AugmentSpec, random: torch.Gener
     if not spec.mixup and not spec.cutmix:
         return images, wanted
     cut = bool(spec.cutmix) and (not spec.mixup or torch.rand((), generator=random).item() < 0.5)
-    share = _beta(spec.cutmix if cut else spec.mixup, random)
+    share = _beta((spec.cutmix if cut else spec.mixup) or 1.0, random)
     other = images.roll(1, 0)
     if cut:
         height, width = images.shape[2:]

@@ -34,6 +34,10 @@ def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
         ToolchainError: the label map leaves a class out, names one that is not there, or leads to none; no images.
     """
     where = f"join {spec.domain!r}"
+    if other.source == "folder" and not (spec.path or other.path):
+        raise ToolchainError(
+            f"{where}: where its images are is not said; give path in [[join]], or in the domain's own file"
+        )
     found = listing.pool(dataclasses.replace(other, path=spec.path or other.path), cache)
     labels = mapped(spec, tuple(found), data.classes, where)
     entries = _drawn([(path, labels[name]) for name in labels for path in found[name]], spec.images)
@@ -49,7 +53,7 @@ def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
     rows = [row for row, picture in enumerate(pixels) if _hash(picture) not in held]
     if not rows:
         raise ToolchainError(f"{where}: all of its pictures are also in validation or test; it brings nothing new")
-    digest = records.digest(key, spec.weight, labels, rows)
+    digest = records.digest(key, spec.weight, good, rows)
     left = tuple(sorted(set(found) - set(labels)))
     return Joined(spec.domain, images.chosen(rows), digest, left, len(good) - len(rows), len(bad))
 

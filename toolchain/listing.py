@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,11 @@ def find(domain: Domain, cache: Path) -> Listing:
                 _together(by_split["train"], hashes, domain.group_pattern), share, domain.split_seed
             )
     for split in SPLITS:
-        check_split(split, by_split[split], classes, root)
+        try:
+            check_split(split, by_split[split], classes, root)
+        except ToolchainError as reason:
+            kept = f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so it takes several of each class"
+            raise ToolchainError(f"{reason}{kept if domain.group_pattern else ''}") from reason
     return Listing(
         root,
         classes,
@@ -157,6 +162,8 @@ def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequ
 
 def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str) -> list[list[Entry]]:
     """Entries in the groups that must share a split: identical files, and what `pattern` names alike."""
+    if not entries:
+        return []
     marks: dict[str, int] = {}
     pairs = []
     for row, (path, _) in enumerate(entries):
@@ -173,14 +180,22 @@ def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str
 
 
 def _stratified(groups: Sequence[Sequence[Entry]], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Splits off `share` of every class, at least one image of it, at random by `seed`; a group goes as one."""
+    """Splits off `share` of every class, at least one image of it, at random by `seed`; a group goes as one.
+
+    A group of several classes counts for the rarest of them, which has the fewest to choose from.
+    """
+    counts = Counter(label for group in groups for _, label in group)
+    by_class: dict[int, list[Sequence[Entry]]] = {}
+    for group in groups:
+        by_class.setdefault(min((label for _, label in group), key=lambda label: (counts[label], label)), []).append(
+            group
+        )
     stay, gone = [], []
-    for label in sorted({group[0][1] for group in groups}):
-        own = [group for group in groups if group[0][1] == label]
+    for label, own in sorted(by_class.items()):
         order = np.random.default_rng([seed, label]).permutation(len(own))
-        wanted = max(FEWEST_A_SPLIT, round(share * sum(map(len, own))))
         ends = np.cumsum([len(own[i]) for i in order])
-        cut = int(np.searchsorted(ends, wanted)) + 1
+        wanted = max(FEWEST_A_SPLIT, round(share * int(ends[-1])))
+        cut = int(np.abs(ends - wanted).argmin()) + 1
         gone += [entry for i in sorted(order[:cut]) for entry in own[i]]
         stay += [entry for i in sorted(order[cut:]) for entry in own[i]]
     return stay, gone

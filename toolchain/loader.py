@@ -79,10 +79,12 @@ def training_batches(
 def _batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) -> Batch:
     random, images = torch.Generator().manual_seed(seed), data.splits["train"]
     pixels, wanted = images.pixels[rows], F.one_hot(images.labels[rows], len(data.classes)).float()
-    if augment != AugmentSpec():
+    wanted = wanted * images.weights[rows, None]  # blended with the labels where images are blended
+    if any(vars(augment).values()):
         planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         changed, wanted = augmentation.mixed(
             augmentation.pictures(planes.float(), augment, random), wanted, augment, random
         )
         pixels = changed.squeeze(1) if pixels.ndim == 3 else changed.permute(0, 2, 3, 1)
-    return Batch(normalise(pixels, data.preprocess), wanted, images.weights[rows])
+    weights = wanted.sum(1)
+    return Batch(normalise(pixels, data.preprocess), wanted / weights[:, None], weights)

@@ -171,7 +171,8 @@ def _loss(logits: Tensor, batch: Batch, job: Job, prior: Tensor | None) -> Tenso
     with torch.no_grad():
         wanted = F.log_softmax(job.teacher.eval()(batch.images) / job.spec.temperature, 1)
     given = F.log_softmax(logits / job.spec.temperature, 1)
-    soft = F.kl_div(given, wanted, reduction="batchmean", log_target=True) * job.spec.temperature**2
+    apart = F.kl_div(given, wanted, reduction="none", log_target=True).sum(1) * job.spec.temperature**2
+    soft = (apart * batch.weights).sum() / batch.weights.sum()
     return (1 - job.spec.distill) * loss + job.spec.distill * soft
 
 

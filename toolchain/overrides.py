@@ -85,7 +85,7 @@ def _epochs(recipe: Recipe, epochs: int) -> Recipe:
     quantize = dataclasses.replace(recipe.quantize, train=dataclasses.replace(recipe.quantize.train, epochs=epochs))
     return dataclasses.replace(
         recipe,
-        adapt=dataclasses.replace(recipe.adapt, epochs=epochs),
+        adapt=dataclasses.replace(recipe.adapt, epochs=epochs, least_steps=0),
         recover=dataclasses.replace(recipe.recover, epochs=epochs),
         quantize=quantize,
     )

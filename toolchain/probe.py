@@ -31,9 +31,13 @@ class Probe:
 
 
 def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess) -> Tensor:
-    """What the layer `head` is given for each image: float32 [images, features]."""
+    """What the layer `head` is given for each image, a map averaged over its places: float32 [images, features]."""
     seen: list[Tensor] = []
-    handle = model.get_submodule(head).register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0].mean((2, 3)) if given[0].ndim == 4 else given[0].flatten(1))
+
+    handle = model.get_submodule(head).register_forward_pre_hook(note)
     set_mode(model, training=False)
     try:
         with torch.inference_mode():

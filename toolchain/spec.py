@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolchain import discover
 from toolchain.errors import ToolchainError
-from toolchain.values import Budget, Domain, Recipe, Target, TrainSpec
+from toolchain.values import Budget, Domain, ModelSpec, Recipe, Target, TrainSpec
 
 SCHEMA = 1
 SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target, "calibration": Domain}
@@ -25,9 +25,12 @@ SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target
 def recipe(name: str) -> Recipe:
     """Reads a recipe by name, or by path to a .toml file."""
     value: Recipe = _read("recipes", name)
-    return dataclasses.replace(
-        value, model=dataclasses.replace(value.model, weights=_beside(value.model.weights, name))
-    )
+    teacher = value.teacher and _located(value.teacher, name)
+    return dataclasses.replace(value, model=_located(value.model, name), teacher=teacher)
+
+
+def _located(model: ModelSpec, recipe_name: str) -> ModelSpec:
+    return dataclasses.replace(model, weights=_beside(model.weights, recipe_name))
 
 
 def target(name: str) -> Target:
@@ -161,9 +164,13 @@ def _recipe_rules(value: Recipe) -> Rules:
         *(
             (number >= 0, f"augment.{name} = {number}: must not be negative")
             for name, number in vars(value.augment).items()
+            if number is not None
         ),
         *(
-            (getattr(value.augment, name) <= most, f"augment.{name} = {getattr(value.augment, name)}: at most {most}")
+            (
+                (getattr(value.augment, name) or 0) <= most,
+                f"augment.{name} = {getattr(value.augment, name)}: at most {most}",
+            )
             for name, most in MOST.items()
         ),
         *_budget_rules(value.budget),

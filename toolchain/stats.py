@@ -68,6 +68,8 @@ def smallest_difference(images: int, disagreement: float = DISAGREEMENT) -> floa
         images: how many the test set has.
         disagreement: share of images on which exactly one of the two models is right.
     """
+    if images <= images_needed(1.0, 1.0):
+        return 1.0
     return float(scipy_optimize.brentq(lambda d: images_needed(d, max(disagreement, d)) - images, 1e-6, 1.0, xtol=1e-7))
 
 
@@ -91,12 +93,20 @@ def repeated(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
         values: [repeats, images], such as right or wrong, or the difference of two models.
         labels: [images]; given, every class counts the same.
     """
+    lowest = -1.0 if values.min() < 0 else 0.0
+    # made-up images, as Agresti and Coull (and Min, for differences) add them: where all agree is not without doubt
+    added = np.array([-1.0, 1.0] if lowest else [0.0, 0.0, 1.0, 1.0])
     groups = [np.ones(values.shape[1], bool)] if labels is None else [labels == label for label in np.unique(labels)]
     each = np.mean([values[:, group].mean(1) for group in groups], axis=0)  # [repeats]
-    variance = sum(values[:, group].mean(0).var() / group.sum() for group in groups) / len(groups) ** 2
-    if len(each) > 1:
-        variance += each.var(ddof=1) / len(each)
-    return _normal(float(each.mean()), math.sqrt(variance), values.shape[1], -1.0, 1.0)
+    means = [np.concatenate([values[:, group].mean(0), added]) for group in groups]
+    images = float(sum(mean.var() / len(mean) for mean in means)) / len(groups) ** 2
+    repeats = float(each.var(ddof=1)) / len(each) if len(each) > 1 else 0.0
+    freedom = (images + repeats) ** 2 / (images**2 / values.shape[1] + repeats**2 / max(len(each) - 1, 1))  # Welch
+    reach = float(scipy_stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(images + repeats)
+    middle = float(each.mean())
+    return Interval(
+        estimate=middle, low=max(lowest, middle - reach), high=min(1.0, middle + reach), samples=values.shape[1]
+    )
 
 
 def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float, float]:

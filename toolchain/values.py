@@ -59,21 +59,24 @@ class TrainSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentSpec:
-    """Random changes to training images; shares of the size, degrees, and whether a mirror image is still the same class."""
+    """Random changes to training images; shares of the size, degrees, and whether a mirror image is still the same class.
+
+    None: not asked for, so it is off, or what `auto` chooses.
+    """
 
     __pydantic_config__ = STRICT
     auto: bool = False  # whatever is not given here is chosen by the domain's kind and the number of images
-    horizontal_flip: bool = False
-    vertical_flip: bool = False
-    shift: float = 0.0  # largest shift, share of the side
-    scale: float = 0.0  # largest zoom in or out, share
-    crop: float = 0.0  # largest share of the area that a random crop leaves out
-    rotate_degrees: float = 0.0
-    brightness: float = 0.0  # largest relative change; also contrast
-    saturation: float = 0.0  # largest relative change of colour
-    erase: float = 0.0  # probability that a rectangle is blanked
-    mixup: float = 0.0  # parameter of the beta distribution that two images are blended by; 0: none
-    cutmix: float = 0.0  # the same for a pasted rectangle
+    horizontal_flip: bool | None = None
+    vertical_flip: bool | None = None
+    shift: float | None = None  # largest shift, share of the side
+    scale: float | None = None  # largest zoom in or out, share
+    crop: float | None = None  # largest share of the area that a random crop leaves out
+    rotate_degrees: float | None = None
+    brightness: float | None = None  # largest relative change; also contrast
+    saturation: float | None = None  # largest relative change of colour
+    erase: float | None = None  # probability that a rectangle is blanked
+    mixup: float | None = None  # parameter of the beta distribution that two images are blended by; 0: none
+    cutmix: float | None = None  # the same for a pasted rectangle
 
 
 @dataclass(frozen=True, kw_only=True)

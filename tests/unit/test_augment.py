@@ -146,7 +146,10 @@ def test_few_pictures_are_changed_more_and_what_the_recipe_says_wins() -> None:
     few, many = (augment.chosen(AugmentSpec(auto=True), "photo", count) for count in (20, 20_000))
     assert few.crop > many.crop > 0
     assert augment.chosen(AugmentSpec(auto=True, crop=0.9), "photo", 20).crop == 0.9
-    assert augment.chosen(AugmentSpec(crop=0.1), "photo", 20) == AugmentSpec(crop=0.1)
+    off = augment.chosen(AugmentSpec(auto=True, horizontal_flip=False, mixup=0.0), "photo", 20)
+    assert (off.horizontal_flip, off.mixup) == (False, 0.0)
+    assert off.crop == few.crop
+    assert augment.chosen(AugmentSpec(crop=0.1), "photo", 20) == dataclasses.replace(augment.OFF, crop=0.1)
 
 
 @pytest.mark.parametrize("kind", sorted(augment.ALLOWED))

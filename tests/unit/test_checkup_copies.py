@@ -350,3 +350,11 @@ def test_batch_norm_tells_the_distance_without_a_source(tmp_path: Path) -> None:
     assert len(measured.layers) == 20
     assert measured.statistics.value == pytest.approx(np.mean([layer.mean for layer in measured.layers]))
     assert "running means" in measured.text
+
+
+def test_a_set_of_flat_pictures_is_examined_all_the_same(tmp_path: Path) -> None:
+    for number in range(24):
+        path = tmp_path / "set" / ("ant" if number % 2 else "bee") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (12, 12), 5 * number).save(path)
+    assert "searched" in {finding.kind for finding in checked(tmp_path / "set").findings}

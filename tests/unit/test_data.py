@@ -188,3 +188,38 @@ def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_pa
     plain = listing.find(Domain(name="x", path=str(pictures)), tmp_path)
     alone = listing.find(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
     assert plain.digest == alone.digest
+
+
+def test_a_class_whose_only_picture_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
+    with pytest.raises(ToolchainError, match="too few images in .*: train would have none of ant, bee"):
+        listing.find(Domain(name="x", path=str(folder)), tmp_path)
+    whole = draw(tmp_path / "whole", {"ant": 9, "bee": 9})
+    for path in [*whole.glob("*/*.png")]:
+        path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
+    with pytest.raises(ToolchainError, match="too few images.*group_pattern = .* keeps groups whole"):
+        listing.find(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path, seed: int) -> None:
+    folder = draw(tmp_path / "set", {"ant": 60, "zebra": 6})
+    for name in ("ant", "zebra"):
+        for number, path in enumerate(sorted((folder / name).glob("*.png"))):
+            path.rename(path.with_name(f"s{number}_{name}.png"))  # six scenes show both
+    found = listing.find(Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path)
+    for split in listing.SPLITS:
+        assert set(found.labels[split]) == {0, 1}
+
+
+def test_the_weight_of_an_image_is_blended_with_its_label(domain: Domain, tmp_path: Path) -> None:
+    dataset = load(domain, tmp_path)
+    light = dataclasses.replace(
+        dataset.splits["train"], weights=torch.where(dataset.splits["train"].labels == 0, 0.1, 1.0)
+    )
+    dataset = dataclasses.replace(dataset, splits={**dataset.splits, "train": light})
+    for batch in loader.training_batches(dataset, 16, seed=0, augment=AugmentSpec(mixup=1.0)):
+        assert torch.allclose(batch.wanted.sum(1), torch.ones(len(batch.wanted)))
+        share = batch.wanted[:, 0]  # of the light class, in the blended weight
+        assert torch.allclose(batch.weights[share == 0], torch.ones(1))
+        assert (batch.weights[share > 0.01] < 1).all()

@@ -97,3 +97,17 @@ def test_a_set_that_misleads_is_dropped_and_one_that_teaches_stays(own: data.Dat
     assert found.trials[0].gain.estimate <= 0 < found.trials[1].gain.estimate
     assert found.trials[0].gain.samples == len(own.splits["val"])
     assert len(found.data.splits["train"]) == 12 + 120
+
+
+def test_a_corrected_label_makes_another_set(own: data.Dataset, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "more", {"ant": 5, "bee": 5}, seed=5)
+    before = read(own, folder, JoinSpec(domain="more"))
+    (folder / "ant" / "004.png").rename(folder / "bee" / "-1.png")  # the last of one is now the first of the other
+    after = read(own, folder, JoinSpec(domain="more"))
+    assert torch.bincount(after.images.labels).tolist() == [4, 6]
+    assert after.digest != before.digest
+
+
+def test_a_set_without_a_folder_is_told_how_to_get_one(own: data.Dataset, tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"join 'more': .*give path in \[\[join\]\]"):
+        join.read(JoinSpec(domain="more"), Domain(name="more"), own, tmp_path)

@@ -63,3 +63,8 @@ def test_a_teacher_is_shown_the_pixels_its_weights_expect() -> None:
     seen = models.expecting(nn.Identity(), PREPROCESS, other)(torch.zeros(1, 3, 2, 2))  # a pixel of 0.5
     wanted = [(0.5 - mean) / std for mean, std in zip(other.mean, other.std, strict=True)]
     assert seen[0, :, 0, 0].tolist() == pytest.approx(wanted)
+
+
+def test_features_of_a_convolution_as_head_are_averaged_over_the_picture(own: data.Dataset) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 3, 1))
+    assert probe.features(model, "2", own.splits["val"], PREPROCESS).shape == (15, 5)

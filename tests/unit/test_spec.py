@@ -127,9 +127,18 @@ def test_wrong_flags_are_refused(flags: dict[str, str], message: str) -> None:
 
 
 def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
-    (tmp_path / "own.safetensors").write_bytes(b"")
-    name = write(tmp_path, MODEL + 'weights = "own.safetensors"')
-    assert spec.recipe(name).model.weights == str(tmp_path / "own.safetensors")
+    for name in ("own", "large"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    teacher = '\n[teacher]\nname = "resnet50"\nweights = "large.safetensors"\n[adapt]\ndistill = 0.5'
+    found = spec.recipe(write(tmp_path, MODEL + 'weights = "own.safetensors"' + teacher))
+    assert found.model.weights == str(tmp_path / "own.safetensors")
+    assert found.teacher
+    assert found.teacher.weights == str(tmp_path / "large.safetensors")
+
+
+def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
+    recipe, _ = overrides.job("image-folder", overrides.Flags(epochs=1))
+    assert (recipe.adapt.epochs, recipe.adapt.least_steps) == (1, 0)
 
 
 def test_schemas_name_every_key() -> None:

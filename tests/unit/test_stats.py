@@ -102,3 +102,15 @@ def test_means_over_repeats_hold_the_truth() -> None:
     assert hits / 400 > 0.9
     labels = np.array([0] * 90 + [1] * 10)
     assert stats.repeated(np.stack([labels == 0]), labels).estimate == 0.5
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 4, 5])
+def test_a_handful_of_images_shows_next_to_nothing(images: int) -> None:
+    assert 0.9 < stats.smallest_difference(images) <= 1.0
+
+
+def test_repeats_that_all_agree_are_not_without_doubt() -> None:
+    found = stats.repeated(np.ones((3, 6), bool))
+    assert found.estimate == found.high == 1.0
+    assert found.low < 0.85
+    assert stats.repeated(np.array([[1.0] + [0.0] * 7])).low == 0.0

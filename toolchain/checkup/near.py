@@ -72,6 +72,8 @@ def search(looks: Sequence[Look]) -> Search:
         return Search(rows=np.arange(0), vectors=np.zeros((0, COARSE**2), np.float32), pairs=(), whole=True)
     gray = np.stack(grays)
     rows = np.flatnonzero(gray.astype(np.float32).std((1, 2)) > FLAT)
+    if not len(rows):
+        return Search(rows=rows, vectors=np.zeros((0, COARSE**2), np.float32), pairs=(), whole=True)
     whole = len(rows) <= MOST
     if not whole:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])

@@ -38,5 +38,7 @@ def _shift(recipe: Recipe, domain: Domain, source: Domain | None, size: tuple[in
     try:
         return shift.run(domain, recipe.model, size, out / "data", source)
     except ToolchainError as reason:
+        if source:  # asked for by name: not to be passed over
+            raise
         progress.say(f"distance to what the model knows: not measured ({reason})")
         return None

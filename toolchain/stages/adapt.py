@@ -85,7 +85,12 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
 def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:
     """More epochs where a small set has too few steps in them; 0 epochs stay 0."""
     least = math.ceil(spec.least_steps / math.ceil(images / spec.batch_size))
-    return dataclasses.replace(spec, epochs=max(spec.epochs, least)) if spec.epochs else spec
+    if not 0 < spec.epochs < least:
+        return spec
+    progress.say(
+        f"adapt: {least} epochs instead of {spec.epochs}, so that {images} images give {spec.least_steps} steps"
+    )
+    return dataclasses.replace(spec, epochs=least)
 
 
 def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> Adapted:
@@ -95,7 +100,7 @@ def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -
     for number in range(recipe.seeds):
         one = dataclasses.replace(recipe, seed=recipe.seed + number)
         trained, head = _trained(one, recipe.model, changes, data, teacher, work)
-        repeats.append(_balanced(one, trained, changes, data, teacher, work) if recipe.balance else trained)
+        repeats.append(_balanced(one, trained, changes, data, work) if recipe.balance else trained)
     best = max(repeats, key=lambda trained: _aim(trained.figures, recipe.balance))
     return Adapted(best, head, data, changes, tuple(repeats), ())
 
@@ -138,9 +143,7 @@ def _trained(
         return loop.store(stage, started, model, training, figures), head
 
 
-def _balanced(
-    recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path
-) -> loop.Trained:
+def _balanced(recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: Dataset, work: Path) -> loop.Trained:
     """A few more epochs that aim at the balance asked for, from the model trained without.
 
     Features learn best from the classes as they come; only then are the rare ones given their weight (Cao et al., arXiv
@@ -159,7 +162,7 @@ def _balanced(
         started = time.monotonic()
         job = loop.Job(
             data=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
-            balance=recipe.balance, teacher=teacher.model if teacher else None,
+            balance=recipe.balance,  # without the teacher, who aims at plain accuracy
         )  # fmt: skip
         training = _continued(plain.figures, loop.train(model, job, keep_start=True))
         figures = {name: plain.figures[name] for name in ("weights", "seed", "probe")}
