@@ -11,7 +11,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from toolchain import data, discover, models, quantizer, spec, surgery
+from toolchain import data, discover, listing, models, quantizer, spec, surgery
 from toolchain.stages import export
 from toolchain.values import ModelSpec, Placement, PruneSpec, QuantScheme
 
@@ -25,7 +25,7 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("trashnet", "trashnet", 977, 6),
     ):
         domain = dataclasses.replace(spec.domain(name), path=str(sets / folder))
-        found = data.listing(domain, tmp_path)
+        found = listing.find(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
 
