@@ -11,7 +11,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from toolchain import data, discover, listing, models, quantizer, spec, surgery
+from toolchain import discover, listing, models, quantizer, spec, surgery
 from toolchain.stages import export
 from toolchain.values import ModelSpec, Placement, PruneSpec, QuantScheme
 
