@@ -28,8 +28,9 @@ RANKS = {
         "augment",
         "probe",
         "state",
+        "placement",
     },
-    2: {"surgery", "quantizer", "qdq", "timing", "criteria", "runtimes"},
+    2: {"surgery", "quantizer", "qdq", "candidates", "timing", "criteria", "runtimes"},
     3: {"stages"},
     4: {
         "pipeline",

@@ -54,8 +54,8 @@ def name_layers(graph: ir.Graph) -> None:
 
 def pool_means(graph: ir.Graph) -> None:
     """A mean over height and width is a global average pool, which the runtimes have in integers."""
-    for node in _of_type(graph, "ReduceMean"):
-        axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    for node in of_type(graph, "ReduceMean"):
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
         if axes is None or shape is None or len(shape) != 4 or sorted(int(a) % 4 for a in axes.ravel()) != [2, 3]:
             continue
@@ -70,10 +70,10 @@ def fold_padding(graph: ir.Graph) -> None:
 
     Zero is exact in integers, so nothing changes; the runtimes' integer convolutions fuse with no Pad in between.
     """
-    for node in _of_type(graph, "Pad"):
-        source, pads = node.inputs[0], _constant(node.inputs[1])
+    for node in of_type(graph, "Pad"):
+        source, pads = node.inputs[0], constant(node.inputs[1])
         mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
-        filler = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        filler = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if (
             source is None
             or pads is None
@@ -115,7 +115,7 @@ def _takes_padding(reader: ir.Node, behind: list[ir.Node]) -> bool:
 
 def drop_repeated_rounding(graph: ir.Graph) -> None:
     """Q behind DQ with the same scale rounds to what is there already."""
-    for node in _of_type(graph, "QuantizeLinear"):
+    for node in of_type(graph, "QuantizeLinear"):
         before = _producer(node, "DequantizeLinear")
         if before is None or before.inputs[0] is None or not _same_scale(node, before):
             continue
@@ -124,7 +124,7 @@ def drop_repeated_rounding(graph: ir.Graph) -> None:
 
 def drop_absorbed_rectifiers(graph: ir.Graph) -> None:
     """Relu and Clip do nothing in front of a Q whose integer range ends where they cut."""
-    for node in [*_of_type(graph, "Relu"), *_of_type(graph, "Clip")]:
+    for node in [*of_type(graph, "Relu"), *of_type(graph, "Clip")]:
         uses = [use.node for use in node.outputs[0].uses()]
         if not uses or any(use.op_type != "QuantizeLinear" for use in uses):
             continue
@@ -138,12 +138,12 @@ def quantize_biases(graph: ir.Graph) -> None:
 
     ONNX Runtime 1.22 fuses no convolution without this, later releases some; the minimal-build format needs it.
     """
-    for node in [*_of_type(graph, "Conv"), *_of_type(graph, "Gemm")]:
+    for node in [*of_type(graph, "Conv"), *of_type(graph, "Gemm")]:
         source, kernel = _producer(node, "DequantizeLinear"), _producer(node, "DequantizeLinear", 1)
-        bias = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if source is None or kernel is None or bias is None or bias.dtype != np.float32:
             continue
-        scales = _constant(source.inputs[1]), _constant(kernel.inputs[1])
+        scales = constant(source.inputs[1]), constant(kernel.inputs[1])
         if scales[0] is None or scales[1] is None:
             continue
         step = (scales[0] * scales[1]).astype(np.float32).reshape(-1)
@@ -152,13 +152,42 @@ def quantize_biases(graph: ir.Graph) -> None:
             continue
         name = f"{node.name}.bias"
         inputs = [
-            _initializer(graph, f"{name}_int32", steps.astype(np.int32)),
-            _initializer(graph, f"{name}_scale", step),
-            _initializer(graph, f"{name}_zero", np.zeros(step.shape, np.int32)),
+            initializer(graph, f"{name}_int32", steps.astype(np.int32)),
+            initializer(graph, f"{name}_scale", step),
+            initializer(graph, f"{name}_zero", np.zeros(step.shape, np.int32)),
         ]
         real = ir.node("DequantizeLinear", inputs, attributes={"axis": 0}, name=f"{name}_dequantize")
         graph.insert_before(node, real)
         node.replace_input_with(2, real.outputs[0])
+
+
+def add_for_hard_sigmoid(graph: ir.Graph) -> None:
+    """A hard sigmoid between integers is an addition that saturates: its slope goes into the scale it is read with.
+
+    For runtimes that have an integer addition but no integer hard sigmoid. The rounding behind it cuts at 0 and, with
+    a highest value of at most 1, at the top too, so every result stays the same.
+    """
+    for node in of_type(graph, "HardSigmoid"):
+        before, behind = _producer(node, "DequantizeLinear"), [use.node for use in node.outputs[0].uses()]
+        step = constant(before.inputs[1]) if before is not None else None
+        if before is None or step is None or not behind or any(n.op_type != "QuantizeLinear" for n in behind):
+            continue
+        if not all(_within(quantize, 0.0, 1.0) for quantize in behind):
+            continue
+        alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.2
+        beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 0.5
+        zero = constant(before.inputs[2])
+        assert zero is not None
+        name = node.outputs[0].name
+        scaled = initializer(graph, f"{name}_slope", np.asarray(step * np.float32(alpha), np.float32))
+        offset = [
+            initializer(graph, f"{name}_offset", np.ones((), zero.dtype)),
+            initializer(graph, f"{name}_offset_step", np.asarray(beta, np.float32)),
+            initializer(graph, f"{name}_offset_zero", np.zeros((), zero.dtype)),
+        ]
+        sloped = ir.node("DequantizeLinear", [before.inputs[0], scaled, before.inputs[2]])
+        constant_ = ir.node("DequantizeLinear", offset)
+        _replace(graph, node, [sloped, constant_, ir.node("Add", [sloped.outputs[0], constant_.outputs[0]])])
 
 
 def remove_dead(graph: ir.Graph) -> None:
@@ -190,7 +219,8 @@ def strip(model: ir.Model) -> None:
     model.ir_version = min(model.ir_version, HIGHEST_IR_VERSION)
 
 
-def _of_type(graph: ir.Graph, op_type: str) -> list[ir.Node]:
+def of_type(graph: ir.Graph, op_type: str) -> list[ir.Node]:
+    """Nodes of one type, in order."""
     return [node for node in graph if node.op_type == op_type]
 
 
@@ -200,13 +230,14 @@ def _producer(node: ir.Node, op_type: str, index: int = 0) -> ir.Node | None:
     return producer if producer is not None and producer.op_type == op_type else None
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """What a value holds, where that is known without running the graph."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def _scale_and_zero(node: ir.Node) -> Iterator[np.ndarray]:
     for value in node.inputs[1:3]:
-        found = _constant(value)
+        found = constant(value)
         yield np.asarray([]) if found is None else found
 
 
@@ -216,7 +247,7 @@ def _same_scale(first: ir.Node, second: ir.Node) -> bool:
 
 
 def _clip_bounds(node: ir.Node) -> tuple[float, float] | None:
-    bounds = [_constant(value) for value in node.inputs[1:3]]
+    bounds = [constant(value) for value in node.inputs[1:3]]
     if len(bounds) != 2 or bounds[0] is None or bounds[1] is None:
         return None
     return float(bounds[0]), float(bounds[1])
@@ -231,7 +262,8 @@ def _within(quantize: ir.Node, low: float, high: float) -> bool:
     return reach[0] >= low - 1e-6 and reach[1] <= high * (1 + 1e-5)
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new constant of the graph."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)

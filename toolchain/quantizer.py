@@ -1,21 +1,21 @@
 """The target's scheme and a Placement, as a PT2E Quantizer: what is fake-quantized, and how it becomes Q/DQ.
 
 Works on an exported graph in inference form with batch norm folded into the convolution before any range is
-observed. What is trained is then exactly what is shipped, and no batch statistics can drift. A convolution or
-linear layer and the activation behind it are one unit without a Q between them; both inputs of an addition are
-quantized; max pooling and reshaping keep their input's scale, so that the runtimes can run them in integers too.
+observed. What is trained is then exactly what is shipped, and no batch statistics can drift. What is rounded is
+decided in `placement`.
 """
 
 import copy
 import logging
+import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 
 logging.disable(logging.WARNING)  # torchao tries CUDA kernels on import and complains that there are none
 with warnings.catch_warnings():
@@ -32,21 +32,39 @@ with warnings.catch_warnings():
 
 logging.disable(logging.NOTSET)
 
-from toolchain.errors import ToolchainError, brief  # noqa: E402  behind the import above
+from toolchain import placement  # noqa: E402  behind the import above
+from toolchain.errors import ToolchainError, brief  # noqa: E402
+from toolchain.placement import Kind, Op  # noqa: E402
 from toolchain.values import Placement, QuantScheme  # noqa: E402
 
 ATEN = torch.ops.aten
-WEIGHTED = {ATEN.conv2d.default, ATEN.linear.default}
-RECTIFIERS = {
-    ATEN.relu.default, ATEN.relu_.default, ATEN.relu6.default, ATEN.hardtanh.default, ATEN.hardtanh_.default,
+KINDS: Mapping[Any, Kind] = {
+    **dict.fromkeys((ATEN.conv2d.default, ATEN.linear.default), "layer"),
+    **dict.fromkeys((ATEN.relu.default, ATEN.relu6.default, ATEN.hardtanh.default), "rectifier"),
+    ATEN.add.Tensor: "add",
+    ATEN.mul.Tensor: "multiply",
+    ATEN.cat.default: "concatenate",
+    **dict.fromkeys((ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim), "average"),
+    **dict.fromkeys((ATEN.sigmoid.default, ATEN.hardsigmoid.default), "activation"),
+    **dict.fromkeys(
+        (
+            ATEN.pad.default, ATEN.constant_pad_nd.default, ATEN.max_pool2d.default, ATEN.view.default,
+            ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default, ATEN.permute.default,
+            ATEN.transpose.int, ATEN.contiguous.default, ATEN.slice.Tensor,
+        ),
+        "keep",
+    ),
 }  # fmt: skip
-ADDITIONS = {ATEN.add.Tensor, ATEN.add_.Tensor}
-CONCATENATIONS = {ATEN.cat.default}
-AVERAGES = {ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim}
-SCALE_KEEPING = {
-    ATEN.pad.default, ATEN.constant_pad_nd.default,
-    ATEN.max_pool2d.default, ATEN.view.default, ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default,
+OUT_OF_PLACE = {
+    ATEN.relu_.default: ATEN.relu.default, ATEN.hardtanh_.default: ATEN.hardtanh.default,
+    ATEN.relu6_.default: ATEN.relu6.default, ATEN.add_.Tensor: ATEN.add.Tensor, ATEN.mul_.Tensor: ATEN.mul.Tensor,
+    ATEN.silu_.default: ATEN.silu.default, ATEN.hardswish_.default: ATEN.hardswish.default,
+    ATEN.sigmoid_.default: ATEN.sigmoid.default, ATEN.hardsigmoid_.default: ATEN.hardsigmoid.default,
+    ATEN.dropout_.default: ATEN.dropout.default,
 }  # fmt: skip
+LAYERS = {target for target, kind in KINDS.items() if kind == "layer"}
+GATES = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default: ATEN.hardsigmoid.default}
+NOTHING = Placement(float_modules=("",))
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
 
@@ -119,54 +137,98 @@ def module_of(node: Node) -> str:
 
 
 class PlacementQuantizer(Quantizer):  # type: ignore[misc]
-    """Annotates what `placement` covers with the types of `scheme`."""
+    """Annotates what a placement covers with the types of `scheme`."""
 
-    def __init__(self, placement: Placement, scheme: QuantScheme) -> None:
+    def __init__(self, chosen: Placement, scheme: QuantScheme) -> None:
         super().__init__()
-        self.placement = placement
+        self.placement = chosen
         self.activation = _activation_spec(scheme)
         self.weight = _weight_spec(scheme)
         self.planned: list[str] = []
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        for node in model.graph.nodes:
-            if node.op != "call_function" or not self.placement.covers(module_of(node)):
-                continue
-            if node.target in WEIGHTED and isinstance(node.args[0], Node):
-                self.planned.append(module_of(node))
-                self._unit(node, {node.args[0]: self.activation, node.args[1]: self.weight})
-            elif node.target in ADDITIONS:
-                terms = [term for term in node.args[:2] if isinstance(term, Node)]
-                if len(terms) == 2 and all(_is_float(term) for term in terms):
-                    self._unit(node, dict.fromkeys(terms, self.activation))
-            elif node.target in CONCATENATIONS:
-                self._concatenation(node)
-            elif node.target in AVERAGES and isinstance(node.args[0], Node):
-                # an average has a smaller range than its input; one shared scale would be too coarse for it, and
-                # observing both would clip the input
-                _annotate(node, {node.args[0]: self.activation}, self.activation)
-            elif node.target in SCALE_KEEPING and isinstance(node.args[0], Node) and _is_float(node.args[0]):
-                shared = SharedQuantizationSpec((node.args[0], node))
-                _annotate(node, {node.args[0]: self.activation}, shared)
+        nodes = {node.name: node for node in model.graph.nodes}
+        found = operations(model)
+        self.planned = list(placement.layers(found, self.placement))
+        for name, rounding in placement.rounded(found, self.placement).items():
+            node = nodes[name]
+            inputs: dict[Node, Any] = {nodes[value]: self.activation for value in rounding.inputs}
+            output: Any = self.activation if rounding.output else None
+            if rounding.shared:
+                first = nodes[rounding.inputs[0]]
+                shared = SharedQuantizationSpec((first, node))
+                inputs = {**dict.fromkeys(inputs, shared), first: self.activation}
+                output = shared if rounding.output else None
+            if node.target in LAYERS:
+                inputs[node.args[1]] = self.weight
+            _annotate(node, inputs, output)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Every combination this quantizer writes is valid by construction."""
 
-    def _unit(self, node: Node, inputs: dict[Node, Any]) -> None:
-        users = list(node.users)
-        rectifier = users[0] if len(users) == 1 and users[0].target in RECTIFIERS else None
-        _annotate(node, inputs, None if rectifier else self.activation)
-        if rectifier:
-            _annotate(rectifier, {}, self.activation)
 
-    def _concatenation(self, node: Node) -> None:
-        parts = [part for part in cast(Iterable[object], node.args[0]) if isinstance(part, Node)]
-        if parts:
-            shared = SharedQuantizationSpec((parts[0], node))
-            inputs: dict[Node, Any] = dict.fromkeys(parts, shared)
-            inputs[parts[0]] = self.activation
-            _annotate(node, inputs, shared)
+def operations(model: GraphModule) -> list[Op]:
+    """The graph as `placement` reads it."""
+    found = []
+    for node in model.graph.nodes:
+        if node.op not in {"call_function", "output"}:
+            continue
+        kind = KINDS.get(node.target, "other")
+        inputs = [
+            part for part in node.all_input_nodes if part.op != "get_attr" and (_is_float(part) or kind == "other")
+        ]
+        if kind == "layer":
+            inputs = [part for part in node.args[:1] if isinstance(part, Node)]
+        whole = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
+        found.append(
+            Op(
+                name=node.name, kind=kind if whole else "other", module=module_of(node),
+                inputs=tuple(part.name for part in inputs), output=node.name,
+            )
+        )  # fmt: skip
+    return found
+
+
+def lower(model: GraphModule) -> GraphModule:
+    """Writes a graph in fewer operations, each of which a runtime has in integers; changes `model` and returns it.
+
+    Operations in place become their plain forms, SiLU and hard-swish a gate times their input, chunks slices.
+    """
+    graph = model.graph
+    for node in list(graph.nodes):
+        if node.target in OUT_OF_PLACE and not _read_later(node):
+            node.target = OUT_OF_PLACE[node.target]
+        if node.target in GATES:
+            with graph.inserting_before(node):
+                gate = graph.call_function(GATES[node.target], (node.args[0],))
+                product = graph.call_function(ATEN.mul.Tensor, (node.args[0], gate))
+            gate.meta, product.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(product)
+            graph.erase_node(node)
+        elif node.target == ATEN.chunk.default and all(user.target is operator.getitem for user in node.users):
+            _slices(graph, node)
+    model.recompile()
+    return model
+
+
+def _read_later(node: Node) -> bool:
+    """Whether the input of an operation in place is read again behind it, and so must change."""
+    return any(user > node for user in cast(Node, node.args[0]).users if user is not node)
+
+
+def _slices(graph: Graph, node: Node) -> None:
+    source, count, dimension = cast(Node, node.args[0]), cast(int, node.args[1]), cast(int, (*node.args, 0)[2])
+    length = source.meta["val"].shape[dimension]
+    size = -(-length // count)
+    for user in list(node.users):
+        start = cast(int, user.args[1]) * size
+        with graph.inserting_before(user):
+            part = graph.call_function(ATEN.slice.Tensor, (source, dimension, start, min(start + size, length)))
+        part.meta = dict(user.meta)
+        user.replace_all_uses_with(part)
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def _is_float(node: Node) -> bool:
@@ -181,14 +243,14 @@ def _annotate(node: Node, inputs: dict[Node, Any], output: object) -> None:
 
 
 def prepare(
-    model: nn.Module, image: Tensor, placement: Placement, scheme: QuantScheme
+    model: nn.Module, image: Tensor, chosen: Placement | None, scheme: QuantScheme
 ) -> tuple[GraphModule, tuple[str, ...]]:
     """Folds batch norm and inserts fake quantization; the model given is left as it was.
 
     Args:
         model: float model; exported in inference mode.
         image: one example input, float32 [1, 3, height, width].
-        placement: what to quantize.
+        chosen: what to quantize; None leaves all in float, for candidates that are only timed.
         scheme: integer types.
 
     Returns:
@@ -207,10 +269,10 @@ def prepare(
             f"the model cannot be exported for quantization: {brief(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
-    quantizer = PlacementQuantizer(placement, scheme)
+    quantizer = PlacementQuantizer(chosen or NOTHING, scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(exported.module(), quantizer)
+        prepared = prepare_pt2e(lower(exported.module()), quantizer)
     return prepared, tuple(quantizer.planned)
 
 

@@ -62,7 +62,27 @@ class Footprint:
     peak_rss_bytes: int
 
 
-def rounds(sides: Sequence[Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int = 0) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long a round takes: exact enough to report, or short, to choose among many candidates."""
+
+    seconds: float = ROUND_SECONDS  # of inferences, after warming up
+    warmup_runs: int = WARMUP_RUNS
+    fewest_blocks: int = FEWEST_BLOCKS
+
+
+REPORTED = Effort()
+
+
+def rounds(
+    sides: Sequence[Side],
+    count: int,
+    seed: int,
+    keep: Callable[[Round], None],
+    *,
+    skip: int = 0,
+    effort: Effort = REPORTED,
+) -> None:
     """Times all sides against one another, each round in a fresh process.
 
     Args:
@@ -71,12 +91,17 @@ def rounds(sides: Sequence[Side], count: int, seed: int, keep: Callable[[Round],
         seed: decides load order and block order.
         keep: takes each round as soon as it is measured.
         skip: rounds that an interrupted run has measured already.
+        effort: how long each round may take.
 
     Raises:
         ToolchainError: a process ended without a result.
     """
     for index in range(skip, count):
-        request = {"sides": [dataclasses.asdict(side) for side in sides], "seed": seed + index}
+        request = {
+            "sides": [dataclasses.asdict(side) for side in sides],
+            "seed": seed + index,
+            "effort": dataclasses.asdict(effort),
+        }
         keep(Round(seed=seed + index, blocks=_child("round", request)))
 
 
@@ -114,8 +139,9 @@ def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     sides = list(request["sides"])
     order.shuffle(sides)
     calls = {side["name"]: _load(side) for side in sides}
-    once = sum(_warm_up(call) for call in calls.values())
-    blocks = int(max(FEWEST_BLOCKS, min(BLOCKS, ROUND_SECONDS / (once * RUNS_A_BLOCK))))
+    effort = Effort(**request["effort"])
+    once = sum(_warm_up(call, effort.warmup_runs) for call in calls.values())
+    blocks = int(max(effort.fewest_blocks, min(BLOCKS, effort.seconds / (once * RUNS_A_BLOCK))))
     samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     for _ in range(blocks):
@@ -126,13 +152,13 @@ def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     return samples
 
 
-def _warm_up(call: Callable[[], object]) -> float:
+def _warm_up(call: Callable[[], object], runs: int) -> float:
     """Runs until warm; the median of the last runs in seconds."""
     began = time.perf_counter()
     taken: list[float] = []
-    while len(taken) < WARMUP_RUNS or time.perf_counter() - began < WARMUP_SECONDS:
+    while len(taken) < runs or time.perf_counter() - began < WARMUP_SECONDS:
         taken.append(_milliseconds(call) / 1e3)
-    return float(np.median(taken[WARMUP_RUNS // 2 :]))
+    return float(np.median(taken[runs // 2 :]))
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

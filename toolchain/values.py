@@ -15,6 +15,7 @@ Mode = Literal["gray", "rgb"]
 Kind = Literal["photo", "overhead", "thermal", "text"]
 Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
 Precision = Literal["f32", "bf16", "int8"]
+Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
 # --- what the user writes -----------------------------------------------------------------------------------
@@ -231,13 +232,20 @@ class Surgery:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What runs in integers, by `nn.Module` name: all that the quantizer knows but for `float_modules` and below."""
+    """What runs in integers, by `nn.Module` name and kind of operation.
+
+    Convolution and linear layers do, but for those in `float_modules` and below ("" is the whole model). `results` decides how: rounded right
+    behind the layer, which ONNX Runtime needs for integer kernels, or only where an integer operation reads the value,
+    which leaves the activation functions between them in float, as OpenVINO fuses them.
+    """
 
     float_modules: tuple[str, ...] = ()
+    float_operations: tuple[Operation, ...] = ("activation", "multiply")
+    results: bool = True
 
     def covers(self, module: str) -> bool:
         """Whether operations inside `module` are quantized."""
-        return not any(module == name or module.startswith(name + ".") for name in self.float_modules)
+        return not any(name in {"", module} or module.startswith(name + ".") for name in self.float_modules)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Timing: rounds in processes of their own, sides interleaved, raw samples kept, failures told."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing, "_load", lambda s: lambda: order.append(s["name"]))
-    timing._run_round({"sides": [{"name": "a"}, {"name": "b"}], "seed": 1})
+    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(timing.REPORTED)}
+    timing._run_round(request)
     turn = timing.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
     timed = order[-2 * timing.BLOCKS * turn :]  # what comes before is warm-up
     turns = ["".join(timed[i : i + turn]) for i in range(0, len(timed), turn)]

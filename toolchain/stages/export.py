@@ -99,6 +99,15 @@ def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
     Raises:
         ToolchainError: torch cannot translate the model; names its reason.
     """
+    qdq.save(qdq.clean(translate(module, image)), path)
+
+
+def translate(module: nn.Module, image: Tensor) -> onnx_ir.Model:
+    """A module as an ONNX graph with torch's comments, which name the module that each node came from.
+
+    Raises:
+        ToolchainError: torch cannot translate the model; names its reason.
+    """
     # trained channels last, its pooling would be exported as pointer arithmetic that no runtime fuses
     module = module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:
@@ -111,7 +120,7 @@ def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
     except Exception as reason:  # the exporter's errors share no base class
         raise ToolchainError(f"the model cannot be exported to ONNX: {brief(reason)}") from reason
     assert program is not None
-    qdq.save(qdq.clean(program.model), path)
+    return program.model
 
 
 def output_step(path: Path) -> float | None:

@@ -1,0 +1,133 @@
+"""Which activations a Placement rounds to integers: decided once, on operations that a torch graph and an ONNX graph share.
+
+`quantizer` reads torch's graph into these operations to train with the rounding simulated, `qdq` reads the ONNX graph
+to time candidates before anything is trained. Both ask `rounded` and therefore place the same Q/DQ pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolchain.values import Operation, Placement
+
+Kind = Operation | Literal["layer", "rectifier", "keep", "other"]
+UNARY_UNIT: frozenset[Kind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """One operation on activations; weights are no inputs of it."""
+
+    name: str
+    kind: Kind
+    module: str  # of the `nn.Module` it was traced from
+    inputs: tuple[str, ...]  # names of the float activations it reads
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounding:
+    """What of one operation is rounded."""
+
+    inputs: tuple[str, ...] = ()
+    output: bool = False
+    shared: bool = False  # all that is rounded has the scale of the first input
+
+
+def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
+    """Rounding by operation name; operations without any are left out.
+
+    A layer or an addition and the rectifier behind it are one unit without rounding in between. Pooling by maximum and
+    reshaping keep their input's scale, so that the runtimes can run them on integers, where integers come in or integer
+    layers read what comes out. An average has a smaller range
+    than its input and gets a scale of its own.
+
+    Args:
+        ops: the whole graph, in an order in which it can run.
+        placement: what is wanted.
+    """
+    readers: dict[str, list[Op]] = {}
+    for op in ops:
+        for value in op.inputs:
+            readers.setdefault(value, []).append(op)
+    found: dict[str, Rounding] = {}
+    at_source = set[str]()  # values that are rounded where they are made
+    for op in ops:
+        if op.name in found:  # a rectifier, done with its unit
+            continue
+        one = _rounding(op, placement, at_source, readers)
+        if one is None:
+            continue
+        behind = readers.get(op.output, [])
+        if one.output and op.kind in UNARY_UNIT and len(behind) == 1 and behind[0].kind == "rectifier":
+            found[behind[0].name] = Rounding(output=True)
+            at_source.add(behind[0].output)
+            one = Rounding(inputs=one.inputs)
+        elif one.output:
+            at_source.add(op.output)
+        found[op.name] = one
+    return found
+
+
+def _rounding(
+    op: Op, placement: Placement, at_source: set[str], readers: Mapping[str, Sequence[Op]]
+) -> Rounding | None:
+    if op.kind in {"other", "rectifier"} or not placement.covers(op.module):
+        return None
+    if op.kind == "layer":
+        return Rounding(inputs=op.inputs[:1], output=placement.results)
+    if op.kind == "keep":
+        integer = op.inputs[0] in at_source or _read_by_layers(op, readers, placement)
+        return Rounding(inputs=op.inputs[:1], output=True, shared=True) if integer else None
+    if op.kind in placement.float_operations:
+        return None
+    return Rounding(inputs=op.inputs, output=placement.results, shared=op.kind == "concatenate")
+
+
+def _read_by_layers(op: Op, readers: Mapping[str, Sequence[Op]], placement: Placement) -> bool:
+    """Whether a value is read by integer layers alone, perhaps through more reshaping: then it may be rounded early."""
+    behind = readers.get(op.output, [])
+    return bool(behind) and all(
+        placement.covers(reader.module)
+        and (reader.kind == "layer" or (reader.kind == "keep" and _read_by_layers(reader, readers, placement)))
+        for reader in behind
+    )
+
+
+def layers(ops: Sequence[Op], placement: Placement) -> tuple[str, ...]:
+    """Modules of the convolution and linear layers that are to run in integers."""
+    return tuple(op.module for op in ops if op.kind == "layer" and placement.covers(op.module))
+
+
+def blocks(modules: Sequence[str], most: int) -> list[str]:
+    """Module names that divide layers into at most `most` parts along the model's own structure.
+
+    Args:
+        modules: names of layers, in running order.
+        most: parts wanted at the most; the largest part is divided first.
+    """
+    parts = _children(modules, "")
+    while True:
+        for name in sorted(parts, key=lambda part: -len(parts[part])):
+            inner = _children(parts[name], name)
+            if len(inner) > 1 and len(parts) - 1 + len(inner) <= most:
+                break
+        else:
+            return list(parts)
+        at = list(parts).index(name)
+        items = list(parts.items())
+        parts = dict([*items[:at], *inner.items(), *items[at + 1 :]])
+
+
+def _children(modules: Sequence[str], parent: str) -> Mapping[str, list[str]]:
+    """Layers by the part of `parent` they lie in; a part with a single child is named after that child."""
+    found: dict[str, list[str]] = {}
+    for module in modules:
+        rest = module.removeprefix(parent).lstrip(".") if parent else module
+        first = rest.partition(".")[0]
+        found.setdefault(f"{parent}.{first}" if parent and first else first or parent, []).append(module)
+    if len(found) == 1:
+        (only,) = found
+        deeper = only != parent and any(module != only for module in modules)
+        return _children(modules, only) if deeper else found
+    return found
