@@ -17,8 +17,8 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from toolchain import discover, models, quantizer, stats, timing
-from toolchain.stages import bench, export
+from toolchain import discover, models, onnx_export, quantizer, stats, timing
+from toolchain.stages import bench
 from toolchain.values import ModelSpec, Placement, QuantScheme
 
 SHAPE = (1, 3, 224, 224)
@@ -48,7 +48,7 @@ def compare(name: str, folder: Path) -> None:
         model.train()(torch.randn(8, *SHAPE[1:]))  # plausible batch norm statistics
     model.eval()
     image = torch.zeros(SHAPE)
-    export.to_onnx(model, image, folder / "float.onnx")
+    onnx_export.to_onnx(model, image, folder / "float.onnx")
     quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"))
     quantize_static(
         str(folder / "prepared.onnx"), str(folder / "peer.onnx"), Random(), quant_format=QuantFormat.QDQ,
@@ -57,7 +57,7 @@ def compare(name: str, folder: Path) -> None:
     graph, planned = quantizer.prepare(model, image, Placement(), QuantScheme())
     with torch.no_grad():
         graph(torch.randn(8, *SHAPE[1:]))
-    export.to_onnx(quantizer.convert(graph, image), image, folder / "ours.onnx")
+    onnx_export.to_onnx(quantizer.convert(graph, image), image, folder / "ours.onnx")
     runtime = discover.module("runtimes", "onnxruntime")
     sides = [
         timing.Side(

@@ -44,7 +44,9 @@ def tiny_recipe() -> Recipe:
         adapt=train,
         prune=PruneSpec(ratio=0.4),
         recover=TrainSpec(epochs=8, batch_size=8, learning_rate=1e-3, distill=0.5),
-        quantize=QuantizeSpec(train=TrainSpec(epochs=2, batch_size=16, learning_rate=1e-4, distill=0.5)),
+        quantize=QuantizeSpec(
+            search_seconds=0, train=TrainSpec(epochs=2, batch_size=16, learning_rate=1e-4, distill=0.5)
+        ),
     )
 
 

@@ -4,6 +4,7 @@ Latency does not depend on what the scales are, only on where Q/DQ stand and whi
 takes about a second; the same placement through torch takes twenty.
 """
 
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 import numpy as np
@@ -32,7 +33,7 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
     """A copy of a float graph with Q/DQ as `chosen` says, cleaned as an export is.
 
     Args:
-        base: as `stages.export.translate` gives it, with the names of the modules still inside.
+        base: as `onnx_export.translate` gives it, with the names of the modules still inside.
         chosen: where to quantize.
         scheme: integer types.
 
@@ -47,8 +48,8 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
         str(v.name): v for v in graph.inputs
     }
     nodes = {node.outputs[0].name: node for node in graph}
-    writer = _Writer(graph, scheme)
     roundings = placement.rounded(ops, chosen)
+    writer = _Writer(graph, scheme, values, _shared(ops, roundings))
     for op in ops:
         rounding = roundings.get(op.name)
         if rounding is None:
@@ -59,7 +60,7 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
         for name in rounding.inputs:
             writer.read(node, values[name])
         if rounding.output:
-            writer.write(values[op.output], _like(op, rounding, values))
+            writer.write(values[op.output])
     return qdq.clean(model), placement.layers(ops, chosen)
 
 
@@ -100,23 +101,53 @@ def _bias_behind(node: ir.Node) -> ir.Node | None:
     return behind[0] if single and any(qdq.constant(value) is not None for value in behind[0].inputs) else None
 
 
-def _like(op: Op, rounding: Rounding, values: dict[str, ir.Value]) -> ir.Value | None:
-    return values[rounding.inputs[0]] if rounding.shared else None
+def _shared(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> dict[str, str]:
+    """Values that have one scale together: each by name, with the name of the one that stands for all."""
+    stands_for: dict[str, str] = {}
+
+    def top(name: str) -> str:
+        while stands_for.get(name, name) != name:
+            name = stands_for[name]
+        return name
+
+    for op in ops:
+        rounding = roundings.get(op.name)
+        if rounding is not None and rounding.shared:
+            for other in (*rounding.inputs, op.output):
+                stands_for[top(other)] = top(rounding.inputs[0])
+    return {name: top(name) for name in stands_for}
+
+
+def _range(value: ir.Value) -> tuple[float, float]:
+    """A made-up range that a value may have: what rectifiers and gates leave, wherever it is moved."""
+    producer = value.producer()
+    if producer is None:
+        return ELSEWHERE
+    kind = KINDS.get(producer.op_type)
+    if kind in {"keep", "concatenate"}:
+        sources = [one for one in producer.inputs if one is not None and qdq.constant(one) is None]
+        ranges = [_range(one) for one in (sources if kind == "concatenate" else sources[:1])]
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
+    return RANGES.get(producer.op_type, ELSEWHERE)
 
 
 class _Writer:
     """Adds Q/DQ pairs, one for each value, each with a scale of its own unless it shares another's."""
 
-    def __init__(self, graph: ir.Graph, scheme: QuantScheme) -> None:
-        self.graph, self.scheme = graph, scheme
+    def __init__(
+        self, graph: ir.Graph, scheme: QuantScheme, values: Mapping[str, ir.Value], shared: Mapping[str, str]
+    ) -> None:
+        self.graph, self.scheme, self.shared = graph, scheme, shared
+        together: dict[str, list[tuple[float, float]]] = {}
+        for name in values:  # before any pair stands in between
+            together.setdefault(shared.get(name, name), []).append(_range(values[name]))
+        self.ranges = {name: (min(r[0] for r in found), max(r[1] for r in found)) for name, found in together.items()}
         self.numbers = count(1)
         self.real: dict[str, ir.Value] = {}  # what to read in place of a value, by its name
         self.scales: dict[str, tuple[ir.Value, ir.Value]] = {}
 
-    def write(self, value: ir.Value, like: ir.Value | None) -> None:
+    def write(self, value: ir.Value) -> None:
         """Rounds a value for all who read it."""
-        if like is not None:
-            self.scales[str(value.name)] = self.scale_of(like)
         readers = list(value.uses())
         rounded = self._pair(value)
         for use in readers:
@@ -157,10 +188,9 @@ class _Writer:
 
     def scale_of(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point of a value."""
-        name = str(value.name)
+        name = self.shared.get(str(value.name), str(value.name))
         if name not in self.scales:
-            producer = value.producer()
-            low, high = ELSEWHERE if producer is None else RANGES.get(producer.op_type, ELSEWHERE)
+            low, high = self.ranges[name]
             dtype = np.dtype(self.scheme.activations)
             limits = np.iinfo(dtype)
             step = (high - low) / 255 * (1 - 1e-3 * next(self.numbers) / 1000)

@@ -5,7 +5,10 @@ from pathlib import Path
 
 import psutil
 
+from toolchain.values import Isa
+
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+VNNI = {"avx512_vnni", "avx_vnni"}
 
 
 def describe() -> dict[str, str | int]:
@@ -25,3 +28,15 @@ def describe() -> dict[str, str | int]:
 def isa() -> str:
     """The vector instructions that decide how integers are multiplied."""
     return str(describe()["isa"])
+
+
+def kind() -> Isa:
+    """What a target file calls this machine's way of multiplying integers."""
+    if platform.machine().lower() in {"aarch64", "arm64"}:
+        return "arm64"
+    return "x86-64-vnni" if VNNI & set(isa().split()) else "x86-64-avx2"
+
+
+def same_family(wanted: Isa) -> bool:
+    """Whether this machine at least executes the same kernels' code paths: what fuses, not how fast it is."""
+    return wanted == kind() or (wanted.startswith("x86-64") and kind().startswith("x86-64"))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from toolchain import charts, figures, headline, tables
+from toolchain import charts, figures, headline, integers, tables
 from toolchain.headline import Answer, Report
 from toolchain.tables import Table
 
@@ -129,7 +129,7 @@ def _said(sentences: Sequence[object], kind: str) -> str:
 def _sections(report: Report) -> list[str]:
     """Everything below the answers; a section without content is left out."""
     taught = _plot(charts.training(report), "Accuracy on the validation split at the end of each epoch.")
-    integers = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
+    executed = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
     return [
         _section("Verdicts", _verdicts(report)),
         _section("Variants", table(tables.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
@@ -138,12 +138,23 @@ def _sections(report: Report) -> list[str]:
         _section("Training", taught, table(tables.training(report))),
         _section("Fine-tuning with several seeds", table(tables.seeds(report))),
         _section("Further sets joined to the training images", table(tables.joined(report)), _hint(JOINED)),
-        _section("What ran in integers", table(tables.coverage(report)), _hint(integers)),
+        _section("What ran in integers", table(tables.coverage(report)), _hint(executed)),
+        _section("Placements timed before training", table(integers.placement(report)), _hint(_searched(report))),
+        _section("Calibration of activation ranges", table(integers.calibration(report)), _hint(CALIBRATION)),
+        _section("Layers ranked for accuracy control", table(integers.ranking(report)), _hint(RANKING)),
         _section("How it was measured", _facts(report)),
         _section("Time of each stage", _seconds(report)),
     ]
 
 
+CALIBRATION = (
+    "Divergence: Kullback-Leibler, nats an image, from the float model's answers on validation; less is closer, and the "
+    "closest is kept."
+)
+RANKING = (
+    "What leaving one block in float brings on validation, and what it costs on the target; the most harmful for the "
+    "least latency come first."
+)
 JOINED = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
 NEEDS = (
     "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
@@ -164,6 +175,14 @@ def _hint(text: str) -> str:
 def _plot(svg: str, caption: str) -> str:
     return (
         f'<figure><div class="wide large">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>' if svg else ""
+    )
+
+
+def _searched(report: Report) -> str:
+    """Says what the candidates are, where there were any."""
+    return (
+        f"Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
+        f"process. {integers.searched(report)}."
     )
 
 

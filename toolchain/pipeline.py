@@ -10,7 +10,21 @@ from typing import Any
 import torch
 
 from toolchain import discover, records, report, summary
-from toolchain.stages import adapt, bench, bundle, export, fit, judge, prepare, prune, quantize, recover, verify
+from toolchain.stages import (
+    adapt,
+    bench,
+    bundle,
+    control,
+    export,
+    fit,
+    judge,
+    place,
+    prepare,
+    prune,
+    quantize,
+    recover,
+    verify,
+)
 from toolchain.values import Domain, Recipe, Target
 
 
@@ -22,6 +36,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
     Raises:
         ToolchainError: wrong input or environment; finished stages stay in `out/work` and are not done again.
     """
+    budget = judge.merged(recipe.budget, target.budget)
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
     discover.module("runtimes", target.runtime).fingerprint()  # a runtime that is not installed is said before training
     with records.locked(folder, wait=False):
@@ -34,10 +49,14 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             dense = adapted.trained
         with _timed(seconds, "fit"):
             plan = fit.run(dense, adapted.head, recipe, target, image, work)
+        with _timed(seconds, "place"):
+            pruned = prune.run(dense, plan)
+            placed = place.families(dense.model, pruned if plan.cuts else None, recipe, target, image, work)
         with _timed(seconds, "recover"):
-            small = recover.run(prune.run(dense, plan), plan.surgery, adapted, recipe, work)
+            small = recover.run(pruned, plan.surgery, adapted, recipe, work)
         with _timed(seconds, "quantize"):
-            families = quantize.families(adapted, small, plan.placement, recipe, target, image, work)
+            families = quantize.families(adapted, small, placed, recipe, target, image, work)
+            families, controlled = control.run(families, placed, budget, target, adapted, image, work)
         with _timed(seconds, "export"):
             built = export.variants(families, target, image, work)
             variants = [one.variant for one in built]
@@ -49,9 +68,10 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
             measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
-        judged = judge.run(variants, validation, accuracy, measured, judge.merged(recipe.budget, target.budget))
+        judged = judge.run(variants, validation, accuracy, measured, budget)
         findings = summary.Findings(
-            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, families=families, variants=variants,
+            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, placed=placed,
+            families=families, controlled=controlled, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip
         if judged.shipped is None:

@@ -4,6 +4,7 @@
 to time candidates before anything is trained. Both ask `rounded` and therefore place the same Q/DQ pairs.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -92,6 +93,24 @@ def _read_by_layers(op: Op, readers: Mapping[str, Sequence[Op]], placement: Plac
         and (reader.kind == "layer" or (reader.kind == "keep" and _read_by_layers(reader, readers, placement)))
         for reader in behind
     )
+
+
+def edges(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> set[tuple[str, str]]:
+    """Which operation reads which value rounded: (value, name of the reader)."""
+    found = set[tuple[str, str]]()
+    for op in ops:
+        one = roundings.get(op.name)
+        if one is None:
+            continue
+        found |= {(value, op.name) for value in one.inputs}
+        if one.output:
+            found |= {(op.output, reader.name) for reader in ops if op.output in reader.inputs}
+    return found
+
+
+def also_float(one: Placement, modules: Sequence[str]) -> Placement:
+    """The same with further modules in float."""
+    return dataclasses.replace(one, float_modules=tuple(dict.fromkeys((*one.float_modules, *modules))))
 
 
 def layers(ops: Sequence[Op], placement: Placement) -> tuple[str, ...]:

@@ -6,16 +6,17 @@ decided in `placement`.
 """
 
 import copy
+import inspect
 import logging
-import operator
+import re
 import warnings
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule, Node
 
 logging.disable(logging.WARNING)  # torchao tries CUDA kernels on import and complains that there are none
 with warnings.catch_warnings():
@@ -32,38 +33,10 @@ with warnings.catch_warnings():
 
 logging.disable(logging.NOTSET)
 
-from toolchain import placement  # noqa: E402  behind the import above
+from toolchain import fxgraph, placement  # noqa: E402  behind the import above
 from toolchain.errors import ToolchainError, brief  # noqa: E402
-from toolchain.placement import Kind, Op  # noqa: E402
 from toolchain.values import Placement, QuantScheme  # noqa: E402
 
-ATEN = torch.ops.aten
-KINDS: Mapping[Any, Kind] = {
-    **dict.fromkeys((ATEN.conv2d.default, ATEN.linear.default), "layer"),
-    **dict.fromkeys((ATEN.relu.default, ATEN.relu6.default, ATEN.hardtanh.default), "rectifier"),
-    ATEN.add.Tensor: "add",
-    ATEN.mul.Tensor: "multiply",
-    ATEN.cat.default: "concatenate",
-    **dict.fromkeys((ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim), "average"),
-    **dict.fromkeys((ATEN.sigmoid.default, ATEN.hardsigmoid.default), "activation"),
-    **dict.fromkeys(
-        (
-            ATEN.pad.default, ATEN.constant_pad_nd.default, ATEN.max_pool2d.default, ATEN.view.default,
-            ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default, ATEN.permute.default,
-            ATEN.transpose.int, ATEN.contiguous.default, ATEN.slice.Tensor,
-        ),
-        "keep",
-    ),
-}  # fmt: skip
-OUT_OF_PLACE = {
-    ATEN.relu_.default: ATEN.relu.default, ATEN.hardtanh_.default: ATEN.hardtanh.default,
-    ATEN.relu6_.default: ATEN.relu6.default, ATEN.add_.Tensor: ATEN.add.Tensor, ATEN.mul_.Tensor: ATEN.mul.Tensor,
-    ATEN.silu_.default: ATEN.silu.default, ATEN.hardswish_.default: ATEN.hardswish.default,
-    ATEN.sigmoid_.default: ATEN.sigmoid.default, ATEN.hardsigmoid_.default: ATEN.hardsigmoid.default,
-    ATEN.dropout_.default: ATEN.dropout.default,
-}  # fmt: skip
-LAYERS = {target for target, kind in KINDS.items() if kind == "layer"}
-GATES = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default: ATEN.hardsigmoid.default}
 NOTHING = Placement(float_modules=("",))
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
@@ -129,13 +102,6 @@ def _weight_spec(scheme: QuantScheme) -> QuantizationSpec:
     )
 
 
-def module_of(node: Node) -> str:
-    """Name of the innermost `nn.Module` that a graph node was traced from; "" for the model itself."""
-    stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return str(path).removeprefix("L['self'].").removeprefix("L['self']")
-
-
 class PlacementQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates what a placement covers with the types of `scheme`."""
 
@@ -148,7 +114,7 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
-        found = operations(model)
+        found = fxgraph.operations(model)
         self.planned = list(placement.layers(found, self.placement))
         for name, rounding in placement.rounded(found, self.placement).items():
             node = nodes[name]
@@ -159,81 +125,13 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
                 shared = SharedQuantizationSpec((first, node))
                 inputs = {**dict.fromkeys(inputs, shared), first: self.activation}
                 output = shared if rounding.output else None
-            if node.target in LAYERS:
+            if node.target in fxgraph.LAYERS:
                 inputs[node.args[1]] = self.weight
             _annotate(node, inputs, output)
         return model
 
     def validate(self, model: GraphModule) -> None:
         """Every combination this quantizer writes is valid by construction."""
-
-
-def operations(model: GraphModule) -> list[Op]:
-    """The graph as `placement` reads it."""
-    found = []
-    for node in model.graph.nodes:
-        if node.op not in {"call_function", "output"}:
-            continue
-        kind = KINDS.get(node.target, "other")
-        inputs = [
-            part for part in node.all_input_nodes if part.op != "get_attr" and (_is_float(part) or kind == "other")
-        ]
-        if kind == "layer":
-            inputs = [part for part in node.args[:1] if isinstance(part, Node)]
-        whole = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
-        found.append(
-            Op(
-                name=node.name, kind=kind if whole else "other", module=module_of(node),
-                inputs=tuple(part.name for part in inputs), output=node.name,
-            )
-        )  # fmt: skip
-    return found
-
-
-def lower(model: GraphModule) -> GraphModule:
-    """Writes a graph in fewer operations, each of which a runtime has in integers; changes `model` and returns it.
-
-    Operations in place become their plain forms, SiLU and hard-swish a gate times their input, chunks slices.
-    """
-    graph = model.graph
-    for node in list(graph.nodes):
-        if node.target in OUT_OF_PLACE and not _read_later(node):
-            node.target = OUT_OF_PLACE[node.target]
-        if node.target in GATES:
-            with graph.inserting_before(node):
-                gate = graph.call_function(GATES[node.target], (node.args[0],))
-                product = graph.call_function(ATEN.mul.Tensor, (node.args[0], gate))
-            gate.meta, product.meta = dict(node.meta), dict(node.meta)
-            node.replace_all_uses_with(product)
-            graph.erase_node(node)
-        elif node.target == ATEN.chunk.default and all(user.target is operator.getitem for user in node.users):
-            _slices(graph, node)
-    model.recompile()
-    return model
-
-
-def _read_later(node: Node) -> bool:
-    """Whether the input of an operation in place is read again behind it, and so must change."""
-    return any(user > node for user in cast(Node, node.args[0]).users if user is not node)
-
-
-def _slices(graph: Graph, node: Node) -> None:
-    source, count, dimension = cast(Node, node.args[0]), cast(int, node.args[1]), cast(int, (*node.args, 0)[2])
-    length = source.meta["val"].shape[dimension]
-    size = -(-length // count)
-    for user in list(node.users):
-        start = cast(int, user.args[1]) * size
-        with graph.inserting_before(user):
-            part = graph.call_function(ATEN.slice.Tensor, (source, dimension, start, min(start + size, length)))
-        part.meta = dict(user.meta)
-        user.replace_all_uses_with(part)
-        graph.erase_node(user)
-    graph.erase_node(node)
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _annotate(node: Node, inputs: dict[Node, Any], output: object) -> None:
@@ -259,6 +157,7 @@ def prepare(
     Raises:
         ToolchainError: the model has control flow or an operation that `torch.export` cannot follow.
     """
+    _check_inputs(model)
     model = copy.deepcopy(model)  # an exported graph shares its parameters with the module it came from
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = image.expand(2, -1, -1, -1).clone()
@@ -266,14 +165,49 @@ def prepare(
         exported = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1, max=4096)},))
     except Exception as reason:  # torch.export has no common base class for what it refuses
         raise ToolchainError(
-            f"the model cannot be exported for quantization: {brief(reason)}; "
+            f"the model cannot be exported for quantization: {brief(reason)}{_line(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
     quantizer = PlacementQuantizer(chosen or NOTHING, scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(lower(exported.module()), quantizer)
+        prepared = prepare_pt2e(fxgraph.lower(exported.module()), quantizer)
     return prepared, tuple(quantizer.planned)
+
+
+def _check_inputs(model: nn.Module) -> None:
+    needed = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD}
+    ]
+    if len(needed) != 1:
+        raise ToolchainError(
+            f"the model takes {len(needed)} inputs ({', '.join(needed)}); one image is what can be exported: "
+            "wrap it in a module that has the others inside"
+        )
+
+
+def _line(reason: BaseException) -> str:
+    """Where in the user's code torch stopped, as far as it says: ` (model.py, line 7: if y.sum() > 0:)`."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(reason))
+    if not found:
+        return ""
+    file, number, code = found[-1]
+    return f" ({Path(file).name}, line {number}: {code.strip()})"
+
+
+def activations(model: nn.Module) -> dict[str, FusedMovingAvgObsFakeQuantize]:
+    """The fake quantizations of activations, by name in the graph."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, FusedMovingAvgObsFakeQuantize)}
+
+
+def set_range(rounding: FusedMovingAvgObsFakeQuantize, low: float, high: float) -> None:
+    """Gives one fake quantization its range; it takes effect with the next `observe`."""
+    observer = rounding.activation_post_process
+    observer.min_val.copy_(torch.tensor(low))
+    observer.max_val.copy_(torch.tensor(high))
 
 
 def observe(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
@@ -282,12 +216,16 @@ def observe(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges)
             module.enable_fake_quant(rounding)
-            if not ranges and isinstance(module, FusedMovingAvgObsFakeQuantize):
-                scale, zero_point = (
-                    module.calculate_qparams()
-                )  # what conversion will use; averaged weights bring others
+            if not ranges and isinstance(module, FusedMovingAvgObsFakeQuantize) and _has_range(module):
+                # what conversion will use; averaged weights bring others
+                scale, zero_point = module.calculate_qparams()
                 module.scale.copy_(scale)
                 module.zero_point.copy_(zero_point)
+
+
+def _has_range(rounding: FusedMovingAvgObsFakeQuantize) -> bool:
+    observer = rounding.activation_post_process
+    return bool(observer.min_val <= observer.max_val)  # infinite the other way round before anything was seen
 
 
 def convert(prepared: GraphModule, image: Tensor) -> GraphModule:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain import headline, page, records, tables
+from toolchain import headline, integers, page, records, tables
 from toolchain.headline import Report
 from toolchain.tables import Table
 
@@ -68,6 +68,9 @@ def markdown(report: Report) -> str:
         _part("Fine-tuning with several seeds", tables.seeds(report)),
         _part("Further sets joined to the training images", tables.joined(report)),
         _part("What ran in integers", tables.coverage(report)),
+        _part("Placements timed before training", integers.placement(report)),
+        _part("Calibration of activation ranges", integers.calibration(report)),
+        _part("Layers ranked for accuracy control", integers.ranking(report)),
         _part("How it was measured", tables.measured(report)),
         _part("Time of each stage", tables.seconds(report)),
     ]

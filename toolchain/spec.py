@@ -16,9 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolchain import discover
 from toolchain.errors import ToolchainError
-from toolchain.values import Budget, Domain, ModelSpec, Recipe, Target, TrainSpec
+from toolchain.values import Budget, Domain, Isa, ModelSpec, QuantScheme, Recipe, Target, TrainSpec
 
 SCHEMA = 1
+# integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
+# products are kept in 16 bits, which eight-bit weights overflow; ARM multiplies signed by signed
+SCHEMES: Mapping[Isa, tuple[tuple[str, int], ...]] = {
+    "x86-64-vnni": (("uint8", 8), ("uint8", 7)),
+    "x86-64-avx2": (("uint8", 7),),
+    "arm64": (("int8", 8), ("uint8", 8)),
+}
 SHAPES: Mapping[discover.DataKind, type] = {"recipes": Recipe, "targets": Target, "calibration": Domain}
 
 
@@ -139,6 +146,10 @@ def _recipe_rules(value: Recipe) -> Rules:
         *_train_rules("adapt", value.adapt),
         *_train_rules("recover", value.recover),
         *_train_rules("quantize.train", value.quantize.train),
+        (
+            value.quantize.search_seconds >= 0,
+            f"quantize.search_seconds = {value.quantize.search_seconds}: 0 for no search, or seconds",
+        ),
         (0 <= value.prune.ratio < 1, f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1"),
         (
             value.prune.criterion in criteria,
@@ -191,11 +202,25 @@ def _target_rules(value: Target) -> Rules:
     return [
         (value.threads >= 1, f"threads = {value.threads}: at least 1"),
         (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
+        _scheme_rule(value.isa, value.scheme),
+        (
+            not value.fit_like or value.fit_like in discover.names("targets"),
+            f"fit_like = {value.fit_like!r}; {discover.nearest(value.fit_like, discover.names('targets'))}",
+        ),
         (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
         (value.precisions[:1] == ("f32",), "precisions must begin with f32, which everything is compared with"),
         (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),
         *_budget_rules(value.budget),
     ]
+
+
+def _scheme_rule(isa: Isa, scheme: QuantScheme) -> tuple[bool, str]:
+    possible = " or ".join(f"{kind} activations with {bits}-bit weights" for kind, bits in SCHEMES[isa])
+    good = (scheme.activations, scheme.weight_bits) in SCHEMES[isa]
+    return (
+        good,
+        f"scheme: {isa} is not served by {scheme.activations} with {scheme.weight_bits} bits; possible: {possible}",
+    )
 
 
 def _domain_rules(value: Domain) -> Rules:

@@ -9,11 +9,14 @@ from typing import Any
 
 from toolchain import discover, machine, records, stats
 from toolchain.data import Dataset
-from toolchain.stages import judge
+from toolchain.search import Tried
+from toolchain.stages import control, judge, quantize
 from toolchain.stages.adapt import Adapted
+from toolchain.stages.control import Controlled
 from toolchain.stages.fit import Fit
+from toolchain.stages.place import Placed
 from toolchain.stages.quantize import Family
-from toolchain.values import Accuracy, Domain, Interval, Measurement, Recipe, Target, Variant
+from toolchain.values import Accuracy, Architecture, Domain, Interval, Measurement, Recipe, Target, Variant
 
 SCHEMA = 1
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
@@ -29,7 +32,9 @@ class Findings:
     data: Dataset
     adapted: Adapted
     plan: Fit
+    placed: Mapping[Architecture, Placed]
     families: Sequence[Family]
+    controlled: Controlled | None
     variants: Sequence[Variant]
     accuracy: Mapping[str, Accuracy]
     measured: Mapping[str, Measurement]
@@ -76,8 +81,17 @@ def report(found: Findings) -> dict[str, Any]:
         "training": _trainings(found.families),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
-        "notes": list(found.judged.notes),
-        "warnings": list(found.warnings),
+        "placement": {name: _placed(one) for name, one in found.placed.items()},
+        "calibration": {
+            f.name: f.quantized.trained.figures["starts"] for f in found.families if f.quantized is not None
+        },
+        "control": records.plain(found.controlled),
+        "notes": [
+            *found.judged.notes,
+            *quantize.notes(found.families, found.placed),
+            *control.notes(found.controlled, found.families[-1].name),
+        ],
+        "warnings": [*found.warnings, *_calibration(found)],
         "data": {
             "digest": found.data.digest,
             "images": {split: len(images) for split, images in found.data.splits.items()},
@@ -127,6 +141,28 @@ def _trainings(families: Sequence[Family]) -> dict[str, Any]:
     return found
 
 
+def _calibration(found: Findings) -> list[str]:
+    """What is wrong with the calibration of the architecture that is to ship."""
+    own = found.families[-1].quantized
+    return [f"calibration: {one['why']}" for one in own.trained.figures["findings"]] if own else []
+
+
+def _placed(placed: Placed) -> dict[str, Any]:
+    """What the search for the fastest placement tried and chose; `speedup` is over f32 in the same process."""
+    return {
+        "chosen": records.plain(placed.placement),
+        "label": placed.best.label if placed.best else None,
+        "float_wins": placed.float_wins,
+        "measured_for": placed.borrowed or None,
+        "seconds": placed.seconds,
+        "tried": [_tried(one) for one in sorted(placed.tried, key=lambda one: -one.speedup)],
+    }
+
+
+def _tried(one: Tried) -> dict[str, Any]:
+    return {"label": one.label, "precision": one.precision, "speedup": one.speedup, "latency_ms": one.latency_ms}
+
+
 def _layers(fit: Fit) -> list[dict[str, Any]]:
     return [
         {"name": b.name, "before": b.outputs, "after": a.outputs, "macs_before": b.macs, "macs_after": a.macs}
@@ -135,7 +171,7 @@ def _layers(fit: Fit) -> list[dict[str, Any]]:
 
 
 def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
-    own, timed = found.accuracy[variant.name], found.measured[variant.name]
+    own, timed = found.accuracy[variant.name], found.measured.get(variant.name)
     return {
         "name": variant.name,
         "shipped": variant.name == found.judged.shipped,
@@ -148,18 +184,27 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
         "balanced_drop": records.plain(own.balanced_drop),
         "images": own.accuracy.samples,
         "split": "test",
-        "latency_ms": _latency(timed),
+        "latency_ms": timed and _latency(timed),
         "threads": found.target.threads,
         "size_bytes": variant.artefact.size_bytes,
-        "peak_rss_bytes": timed.peak_rss_bytes,
-        "load_ms": timed.load_ms,
-        "first_ms": timed.first_ms,
+        "peak_rss_bytes": timed and timed.peak_rss_bytes,
+        "load_ms": timed and timed.load_ms,
+        "first_ms": timed and timed.first_ms,
         "macs": variant.macs,
         "parameters": variant.parameters,
         "integer_coverage": records.plain(own.coverage),
-        "peak_share": timed.peak_share,
+        "peak_share": timed and timed.peak_share,
         "parity": records.plain(own.parity),
+        "export": variant.onnx.parent.name,  # the stage that `toolchain parity` looks the graph up in
     }
+
+
+def _placement(variant: Variant, found: Findings) -> dict[str, Any]:
+    """The placement of the integer form of a variant's architecture; nothing for a float one."""
+    family = next(f for f in found.families if f.name == variant.family)
+    integer = family.quantized if variant.precision == "int8" else None
+    placement: dict[str, Any] = records.plain(integer.placement) if integer else {}
+    return placement
 
 
 def _bounds(name: str, value: Interval) -> dict[str, float]:
@@ -204,11 +249,12 @@ def facts(found: Findings) -> dict[str, Any]:
         "runtime_version": dict(discover.module("runtimes", found.target.runtime).fingerprint()),
         "threads": found.target.threads,
         "scheme": records.plain(found.target.scheme) if variant.precision == "int8" else None,
-        "placement": {"planned": list(variant.planned), "float_modules": list(found.plan.placement.float_modules)},
+        "placement": {"planned": list(variant.planned), **_placement(variant, found)},
         "coverage": records.plain(own.coverage),
         "accuracy": {"accuracy": records.plain(own.accuracy), "balanced": records.plain(own.balanced), "split": "test"},
         "accuracy_drop": {"baseline": found.variants[0].name, **records.plain(own.drop)},
         "isa": machine.isa(),
+        "target_isa": found.target.isa,
         "provenance": {
             # the digest says which weights; where they lay is nobody's business and would differ between checkouts
             "model": {**records.plain(found.recipe.model), "weights": weights["source"]},

@@ -15,6 +15,9 @@ Mode = Literal["gray", "rgb"]
 Kind = Literal["photo", "overhead", "thermal", "text"]
 Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
 Precision = Literal["f32", "bf16", "int8"]
+Architecture = Literal["dense", "pruned"]
+Isa = Literal["x86-64-vnni", "x86-64-avx2", "arm64"]  # how a core multiplies integers
+Calibration = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
 Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
@@ -106,9 +109,13 @@ class PruneSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSpec:
-    """How the pruned model is quantized: calibration, then quantization-aware training."""
+    """How a model is quantized: what runs in integers, calibration, then quantization-aware training."""
 
     __pydantic_config__ = STRICT
+    method: Literal["qat", "ptq"] = "qat"  # "ptq": calibration is all, for those who cannot train
+    calibration: Calibration | Literal["auto"] = "auto"  # of activation ranges; "auto": the best on validation
+    bias_correction: bool | None = None  # None: where it helps on validation
+    search_seconds: float = 90.0  # longest search for the fastest placement, a model; 0: the usual one, untimed
     train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=3, learning_rate=2e-4, distill=0.5))
     float_modules: tuple[str, ...] = ()  # module names left in float, with all below them
 
@@ -165,6 +172,8 @@ class Target:
     description: str = ""
     runtime: str
     threads: int = 1
+    isa: Isa = "x86-64-vnni"
+    fit_like: str = ""  # target whose placement is borrowed where this machine lacks `isa` and cannot measure one
     alignment: int = 16  # channel counts the kernels like
     precisions: tuple[Precision, ...] = ("f32", "int8")  # what may ship, and what is measured
     scheme: QuantScheme = field(default_factory=QuantScheme)
@@ -234,9 +243,9 @@ class Surgery:
 class Placement:
     """What runs in integers, by `nn.Module` name and kind of operation.
 
-    Convolution and linear layers do, but for those in `float_modules` and below ("" is the whole model). `results` decides how: rounded right
-    behind the layer, which ONNX Runtime needs for integer kernels, or only where an integer operation reads the value,
-    which leaves the activation functions between them in float, as OpenVINO fuses them.
+    Convolution and linear layers do, but for those in `float_modules` and below ("" is the whole model). `results`
+    decides how: rounded right behind the layer, which ONNX Runtime needs for integer kernels, or only where an integer
+    operation reads the value, which leaves the activation functions between them in float, as OpenVINO fuses them.
     """
 
     float_modules: tuple[str, ...] = ()
@@ -274,7 +283,7 @@ class Variant:
     """One model as a runtime runs it: dense or pruned, in one precision."""
 
     name: str  # "dense-fp32", "pruned-int8", ...
-    family: Literal["dense", "pruned"]
+    family: Architecture
     precision: Precision
     method: Literal["", "ptq", "qat"]
     artefact: Artefact
@@ -317,7 +326,7 @@ class Accuracy:
     balanced_drop: Interval
     disagreement: float  # share of images on which exactly one of this and dense-fp32 is right
     parity: Parity
-    coverage: Coverage
+    coverage: Coverage | None  # None: this machine does not run the target's instructions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from toolchain import discover, listing, models, quantizer, spec, surgery
-from toolchain.stages import export
+from toolchain import discover, listing, models, onnx_export, quantizer, spec, surgery
 from toolchain.values import ModelSpec, Placement, PruneSpec, QuantScheme
 
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_w035" / "mobilenet_v2_w035_imagenet.safetensors"
@@ -67,7 +66,7 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
     with torch.no_grad():
         graph(torch.randn(8, 3, 64, 64))
     quantizer.observe(graph, ranges=False, rounding=True)
-    export.to_onnx(quantizer.convert(graph, image), image, tmp_path / "model.onnx")
+    onnx_export.to_onnx(quantizer.convert(graph, image), image, tmp_path / "model.onnx")
     room = discover.module("runtimes", runtime)
     made = room.compile(tmp_path / "model.onnx", tmp_path / "made")
     found = room.coverage(made.path, precision="int8")

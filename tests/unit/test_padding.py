@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, models, quantizer, surgery
-from toolchain.stages import export
+from toolchain import discover, models, onnx_export, quantizer, surgery
 from toolchain.values import Placement, Precision, PruneSpec, QuantScheme
 
 IMAGE = torch.zeros(1, 3, 32, 24)
@@ -60,7 +59,7 @@ def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precis
             graph(x)
         quantizer.observe(graph, ranges=False, rounding=True)
         module, model = quantizer.convert(graph, IMAGE), graph
-    export.to_onnx(module, IMAGE, tmp_path / "m.onnx")
+    onnx_export.to_onnx(module, IMAGE, tmp_path / "m.onnx")
     kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
     assert kinds["Conv"] == 3
     assert kinds["Pad"] == 0

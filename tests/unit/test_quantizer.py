@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, quantizer
+from toolchain import discover, onnx_export, quantizer
 from toolchain.errors import ToolchainError
-from toolchain.stages import export
 from toolchain.values import Placement, QuantScheme
 
 
@@ -52,7 +51,7 @@ def calibrated(model: nn.Module, placement: Placement | None = None, scheme: Qua
 
 
 def exported(graph: nn.Module, folder: Path) -> Path:
-    export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
+    onnx_export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
     return folder / "model.onnx"
 
 
@@ -116,7 +115,7 @@ def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime
     x = torch.randn(20, 3, 8, 8)
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
-    step = export.output_step(path)
+    step = onnx_export.output_step(path)
     room = importlib.import_module(f"toolchain.runtimes.{runtime}")
     session = room.open(room.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])

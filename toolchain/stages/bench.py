@@ -32,8 +32,14 @@ def run(
         shape: of the input, [1, 3, height, width].
 
     Returns:
-        a Measurement by variant name, and warnings in plain words.
+        a Measurement by variant name, none where this machine lacks the target's instructions; and warnings in plain
+        words.
     """
+    if machine.kind() != target.isa:
+        return {}, [
+            f"latency was not measured: this machine is {machine.kind()}, {target.name} is {target.isa}; "
+            "accuracy was measured with this machine's kernels"
+        ]
     sides = [_side(v.name, v.artefact.path, v.precision, target, shape) for v in variants]
     runtime = discover.module("runtimes", target.runtime)
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]

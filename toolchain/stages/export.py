@@ -2,23 +2,19 @@
 
 import copy
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx_ir
-import torch
 from torch import Tensor, nn
 
-from toolchain import discover, progress, qdq, quantizer, records
-from toolchain.errors import ToolchainError, brief
+from toolchain import discover, progress, quantizer, records
+from toolchain.onnx_export import output_step, to_onnx
 from toolchain.stages.quantize import Family, Quantized
 from toolchain.surgery import layers
 from toolchain.values import Artefact, Precision, Target, Variant
 
 VERSION = 2
-OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
 ONNX = "exported.onnx"
 NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
 
@@ -91,47 +87,3 @@ def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, w
         assert stage.figures is not None
         files = [stage.folder / name for name in stage.figures["files"]]
         return Exported(records.artefact(*files), path, stage.figures["step"])
-
-
-def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
-    """Writes a module as one clean ONNX file with input `input` and output `logits`; its memory layout may change.
-
-    Raises:
-        ToolchainError: torch cannot translate the model; names its reason.
-    """
-    qdq.save(qdq.clean(translate(module, image)), path)
-
-
-def translate(module: nn.Module, image: Tensor) -> onnx_ir.Model:
-    """A module as an ONNX graph with torch's comments, which name the module that each node came from.
-
-    Raises:
-        ToolchainError: torch cannot translate the model; names its reason.
-    """
-    # trained channels last, its pooling would be exported as pointer arithmetic that no runtime fuses
-    module = module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module, (image.contiguous(),), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["input"], output_names=["logits"],
-            )  # fmt: skip
-    except Exception as reason:  # the exporter's errors share no base class
-        raise ToolchainError(f"the model cannot be exported to ONNX: {brief(reason)}") from reason
-    assert program is not None
-    return program.model
-
-
-def output_step(path: Path) -> float | None:
-    """Scale of the Q/DQ pair in front of the logits; None where they come in float."""
-    graph = onnx_ir.load(path).graph
-    last = graph.outputs[0].producer()
-    if (
-        last is None
-        or last.op_type != "DequantizeLinear"
-        or last.inputs[1] is None
-        or last.inputs[1].const_value is None
-    ):
-        return None
-    return float(last.inputs[1].const_value.numpy())

@@ -1,17 +1,16 @@
-"""fit: dense model, target -> what is cut and what is quantized, decided before any further training is spent."""
+"""fit: dense model, target -> what is cut, decided before any further training is spent."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolchain import discover, loop, progress, records, surgery
-from toolchain.errors import ToolchainError
-from toolchain.values import Layer, Placement, Recipe, Surgery, Target
+from toolchain.values import Layer, Recipe, Surgery, Target
 
-VERSION = 1
+VERSION = 2
 PLAN = "surgery.json"
 
 
@@ -20,10 +19,14 @@ class Fit:
     """The plan as data, and the layer sizes it leads from and to."""
 
     surgery: Surgery
-    placement: Placement
     key: str
     before: Sequence[Layer]
     after: Sequence[Layer]
+
+    @property
+    def cuts(self) -> bool:
+        """Whether anything is cut at all."""
+        return bool(self.surgery.keep or self.surgery.dropped)
 
 
 def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Fit:
@@ -39,8 +42,7 @@ def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: T
     """
     room = discover.module("criteria", recipe.prune.criterion)
     written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
-    _check_names(dense.model, recipe.quantize.float_modules)
-    key = records.digest(VERSION, dense.key, recipe.prune, written, recipe.quantize.float_modules, target.alignment)
+    key = records.digest(VERSION, dense.key, recipe.prune, written, target.alignment)
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
@@ -55,11 +57,4 @@ def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: T
         after = surgery.layers(surgery.apply(dense.model, planned), image)
     macs = [sum(layer.macs for layer in sizes) for sizes in (before, after)]
     progress.say(f"fit: {macs[0] / 1e6:.1f} M multiply-accumulates -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%})")
-    return Fit(planned, Placement(float_modules=recipe.quantize.float_modules), key, before, after)
-
-
-def _check_names(model: nn.Module, names: Sequence[str]) -> None:
-    known = [name for name, _ in model.named_modules()]
-    for name in names:
-        if name not in known:
-            raise ToolchainError(f"[quantize] float_modules names {name!r}; {discover.nearest(name, known)}")
+    return Fit(planned, key, before, after)

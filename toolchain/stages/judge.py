@@ -54,7 +54,7 @@ def run(
     baseline = variants[0].name
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
-    ranked = sorted(able, key=lambda v: -faster(measured, v.name, baseline).estimate)
+    ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
     chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
@@ -67,12 +67,19 @@ def run(
     return Judged(shipped, best.name, _usual(variants, validation, measured, budget), tuple(verdicts), tuple(notes))
 
 
+def _rank(variant: Variant, measured: Mapping[str, Measurement], baseline: str) -> float:
+    """The fastest first; where nothing could be timed, the smallest, which on such targets is the integer one."""
+    return -faster(measured, variant.name, baseline).estimate if measured else float(variant.artefact.size_bytes)
+
+
 def _failed(verdicts: Sequence[Verdict]) -> list[str]:
     return [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
 
 
 def faster(measured: Mapping[str, Measurement], name: str, baseline: str) -> Interval:
-    """How many times faster `name` is than `baseline`, from paired rounds."""
+    """How many times faster `name` is than `baseline`, from paired rounds; not a number where nothing was timed."""
+    if not measured:
+        return Interval(estimate=math.nan, low=math.nan, high=math.nan, samples=0)
     if name == baseline:
         return Interval(estimate=1.0, low=1.0, high=1.0, samples=0)
     return stats.speedup(measured[name].round_logs[baseline])
@@ -96,7 +103,9 @@ def verdicts_of(
             found.append(_below(check, drop, limit))
             if check == "accuracy_drop":
                 found[-1] = replace(found[-1], why=found[-1].why + cannot_show(limit, drop.samples, own.disagreement))
-    if budget.speedup is not None:
+    if budget.speedup is not None and not measured:
+        found.append(_unmeasured("speedup", budget.speedup, "latency was not measured on this machine"))
+    elif budget.speedup is not None:
         speed = faster(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
         found.append(_below("speedup", slower, -budget.speedup))
@@ -133,6 +142,10 @@ def cannot_show(limit: float, images: int, disagreement: float) -> str:
     )
 
 
+def _unmeasured(check: str, limit: float, why: str) -> Verdict:
+    return Verdict(check=check, outcome="not_measured", measured=None, limit=limit, why=why)
+
+
 def _exact(check: str, measured: float, limit: float, passed: bool, why: str) -> Verdict:
     return Verdict(check=check, outcome="pass" if passed else "fail", measured=measured, limit=limit, why=why)
 
@@ -158,8 +171,10 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
             "artefact minus torch model",
         ),
     ]
-    if variant.precision == "int8":
-        cover = own.coverage
+    cover = own.coverage
+    if variant.precision == "int8" and cover is None:
+        found.append(_unmeasured("integer_coverage", 1.0, "this machine does not run the target's instructions"))
+    elif variant.precision == "int8" and cover is not None:
         names = f"; in float: {', '.join(cover.float_ops)}" if cover.float_ops else ""
         full = cover.integer >= cover.planned
         why = f"{cover.integer} of {cover.planned} planned layers run in integers, {cover.total} in all{names}"
@@ -181,7 +196,7 @@ def _notes(
         missed = ", ".join(_failed(verdicts[other.name]))
         notes.append(f"{other.name} is faster than {best.name} but misses {missed} on validation")
     integer = next((v for v in ranked if v.precision == "int8"), None)
-    if integer and best.precision != "int8" and not _failed(verdicts[integer.name]):
+    if measured and integer and best.precision != "int8" and not _failed(verdicts[integer.name]):
         ratio = faster(measured, best.name, integer.name)
         notes.append(
             f"{best.name} ships in {best.precision}: on this target it is {ratio.estimate:.2f}x as fast as {integer.name} "
@@ -196,4 +211,4 @@ def _usual(
     """The dense variant that would ship without pruning: the fastest that keeps the accuracy budget."""
     limit = math.inf if budget.accuracy_drop is None else budget.accuracy_drop
     dense = [v for v in variants if v.family == "dense" and accuracy[v.name].drop.estimate <= limit]
-    return max(dense, key=lambda v: faster(measured, v.name, variants[0].name).estimate).name
+    return min(dense, key=lambda v: _rank(v, measured, variants[0].name)).name

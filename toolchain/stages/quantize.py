@@ -1,24 +1,43 @@
 """quantize: small model, scheme, placement -> fake-quantized trained model; never worse on validation than calibrated.
 
-Ranges are first observed on the calibration images. Training then moves weights and ranges together; the ranges
-of activations are frozen for the last epoch, so that what is validated is what is exported.
+Ranges are first drawn from the calibration images, by the method that stays closest to the float model on validation.
+Training then moves weights and ranges together; the ranges of activations are frozen for the last epoch, so that what
+is validated is what is exported.
 """
 
+import copy
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain import loop, quantizer, records
-from toolchain.data import Dataset
+from toolchain import calibration_check, loader, loop, progress, quantizer, ranges, records
+from toolchain.data import Dataset, Images
 from toolchain.stages.adapt import Adapted
-from toolchain.values import Placement, Recipe, Target
+from toolchain.stages.place import Placed
+from toolchain.values import Architecture, Calibration, Placement, QuantizeSpec, Recipe, Target
 
-VERSION = 5
+VERSION = 6
+CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
+CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
+BIAS_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together
+
+
+@dataclass(frozen=True)
+class Start:
+    """One way to calibrate, and how far it is from the float model on validation."""
+
+    method: Calibration
+    bias_corrected: bool
+    divergence: float  # Kullback-Leibler, nats an image, from the float model's answers
+    accuracy: float  # on the validation images that the choice is made by
 
 
 @dataclass(frozen=True)
@@ -26,8 +45,10 @@ class Quantized:
     """A fake-quantized graph ready for export."""
 
     trained: loop.Trained
+    placement: Placement
     planned: tuple[str, ...]  # modules that are to run in integers
     method: Literal["qat", "ptq"]  # "ptq" where calibration was all, or training did not improve on it
+    asked: Literal["qat", "ptq"]
 
     @property
     def graph(self) -> GraphModule:
@@ -40,31 +61,31 @@ class Quantized:
 class Family:
     """The float and the quantized form of one architecture."""
 
-    name: Literal["dense", "pruned"]
+    name: Architecture
     trained: loop.Trained
     quantized: Quantized | None  # None where the target has no integers
 
 
 def families(
-    adapted: Adapted,
-    small: loop.Trained,
-    placement: Placement,
-    recipe: Recipe,
-    target: Target,
-    image: Tensor,
-    work: Path,
-) -> list[Family]:
-    """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison."""
+    adapted: Adapted, small: loop.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target,
+    image: Tensor, work: Path,
+) -> list[Family]:  # fmt: skip
+    """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison.
+
+    Where a float form is faster than every integer one, nothing is trained for integers.
+    """
     dense = adapted.trained
 
-    def one(source: loop.Trained, teacher: nn.Module | None) -> Quantized | None:
+    def one(name: Architecture, source: loop.Trained, ships: bool) -> Quantized | None:
         if "int8" not in target.precisions:
             return None
-        return run(source, teacher, placement, recipe, target, adapted, image, work)
+        asked = "ptq" if not ships or placed[name].float_wins else recipe.quantize.method
+        teacher = dense.model if asked == "qat" else None
+        return run(source, teacher, placed[name].placement, recipe, target, adapted, image, work)
 
     if small is dense:
-        return [Family("dense", dense, one(dense, dense.model))]
-    return [Family("dense", dense, one(dense, None)), Family("pruned", small, one(small, dense.model))]
+        return [Family("dense", dense, one("dense", dense, True))]
+    return [Family("dense", dense, one("dense", dense, False)), Family("pruned", small, one("pruned", small, True))]
 
 
 def run(
@@ -83,35 +104,80 @@ def run(
     Raises:
         ToolchainError: the model cannot be exported, or training diverged.
     """
-    spec = recipe.quantize.train if teacher is not None else dataclasses.replace(recipe.quantize.train, epochs=0)
+    asked: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
+    spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = records.digest(
-        VERSION, source.key, placement, target.scheme, spec, adapted.augment, recipe.balance, recipe.seed,
-        adapted.data.calibration,
+        VERSION, source.key, placement, target.scheme, spec, recipe.quantize.calibration,
+        recipe.quantize.bias_correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
     )  # fmt: skip
     graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
     with records.stage(work, "quantize", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            _calibrate(graph, adapted.data)
+            starts, findings = calibrate(graph, adapted.data, recipe.quantize)
             job = loop.Job(
                 data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
                 folder=stage.folder, balance=recipe.balance, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, job, keep_start=True)
-            trained = loop.store(stage, started, graph, training, {"planned": planned})
+            figures = {"planned": planned, "starts": records.plain(starts), "findings": records.plain(findings)}
+            trained = loop.store(stage, started, graph, training, figures)
         else:
             trained = loop.restored(stage, graph)
     quantizer.observe(graph, ranges=False, rounding=True)
     method: Literal["qat", "ptq"] = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
-    return Quantized(trained, planned, method)
+    return Quantized(trained, placement, planned, method, asked)
 
 
-def _calibrate(graph: GraphModule, data: Dataset) -> None:
-    """Observes activation ranges on the calibration images, then freezes them."""
-    chosen = data.splits["train"].chosen(data.calibration)
-    quantizer.observe(graph, ranges=True, rounding=False)
-    loop.predict(graph, chosen, data.preprocess)
-    quantizer.observe(graph, ranges=False, rounding=True)
+def calibrate(
+    graph: GraphModule, data: Dataset, spec: QuantizeSpec
+) -> tuple[tuple[Start, ...], tuple[calibration_check.Finding, ...]]:
+    """Draws activation ranges from the calibration images and leaves `graph` with the best of what was tried.
+
+    The best is the closest to the float model's answers on validation: that takes no labels and tells ways apart that
+    classify the same images right.
+
+    Returns:
+        all that was tried, the best first; and what is wrong with the calibration.
+
+    Raises:
+        ToolchainError: no images, or a weight or value that is not finite.
+    """
+    calibration_check.check_weights(graph)
+    drawn = data.splits["train"].chosen(data.calibration)
+    held = _some(data.splits["val"], CHOICE_IMAGES)
+    batches = [images for images, _ in loader.batches(drawn, data.preprocess, 64)]
+    seen = ranges.collect(graph, batches)
+    wanted = loop.predict(graph, held, data.preprocess)
+    few = torch.cat(batches)[: max(16, BIAS_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
+    methods = get_args(Calibration) if spec.calibration == "auto" else (spec.calibration,)
+    ways = (False, True) if spec.bias_correction is None else (spec.bias_correction,)
+    tried: list[tuple[Start, Mapping[str, Tensor]]] = []
+    before = copy.deepcopy(graph.state_dict())
+    with progress.bar("quantize: calibration", len(methods) * len(ways)) as bar:
+        for method in methods:
+            for corrected in ways:
+                graph.load_state_dict(before)
+                ranges.put(graph, seen, method)
+                if corrected:
+                    ranges.correct_biases(graph, few)
+                given = loop.predict(graph, held, data.preprocess)
+                tried.append((_start(method, corrected, given, wanted, held), copy.deepcopy(graph.state_dict())))
+                bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
+    tried.sort(key=lambda one: one[0].divergence)
+    graph.load_state_dict(tried[0][1])
+    looked_at = loader.batches(_some(data.splits["val"], CHECKED_IMAGES), data.preprocess, 64)
+    found = calibration_check.check(graph, batches, (images for images, _ in looked_at))
+    return tuple(start for start, _ in tried), found
+
+
+def _some(images: Images, most: int) -> Images:
+    return images.chosen(range(0, len(images), -(-len(images) // most)))
+
+
+def _start(method: Calibration, corrected: bool, given: Tensor, wanted: Tensor, held: Images) -> Start:
+    apart = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+    return Start(method, corrected, float(apart), loop.score(given, held.labels).accuracy)
 
 
 def _ranges_until(last: int) -> loop.Hook:
@@ -121,3 +187,24 @@ def _ranges_until(last: int) -> loop.Hook:
         quantizer.observe(model, ranges=training and epoch < last, rounding=True)
 
     return switch
+
+
+def notes(families: Sequence[Family], placed: Mapping[Architecture, Placed]) -> list[str]:
+    """What a reader must know of how the integers came about."""
+    found = []
+    for family in families:
+        own = family.quantized
+        if own is None:
+            continue
+        where = placed[family.name]
+        if where.float_wins and where.best and where.fastest_float:
+            found.append(
+                f"{family.name}: no integer placement is as fast as {where.fastest_float.precision} on this target (the "
+                f"best of {len(where.tried)} is {where.best.speedup / where.fastest_float.speedup:.2f}x as fast), so none was trained"
+            )
+        if own.asked == "qat" and own.method == "ptq":
+            found.append(
+                f"{family.name}: quantization-aware training did not improve on calibration on the validation images, so "
+                "the calibrated model was kept"
+            )
+    return found

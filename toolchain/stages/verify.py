@@ -141,8 +141,10 @@ def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
 
 
 @functools.cache
-def covered(variant: Variant, target: Target) -> Coverage:
-    """Integer coverage as the runtime executes it, with the number that was planned."""
+def covered(variant: Variant, target: Target) -> Coverage | None:
+    """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
+    if not machine.same_family(target.isa):
+        return None
     runtime = discover.module("runtimes", target.runtime)
     found: Coverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
     planned = len(variant.planned) if variant.precision == "int8" else 0

@@ -1,0 +1,244 @@
+"""Placement: one decision, the same Q/DQ pairs through torch and on the ONNX graph."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import candidates, fxgraph, onnx_export, placement, qdq, quantizer, search
+from toolchain.errors import ToolchainError
+from toolchain.placement import Op
+from toolchain.values import Placement, QuantScheme
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+class Gated(nn.Module):
+    """Residual, depthwise, squeeze-excite, concatenation, pooling and three kinds of activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.Hardswish())
+        self.deep = nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.SiLU())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1))
+        self.back = nn.Conv2d(16, 16, 1)
+        self.side = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(16, 8, 1), nn.ReLU6())
+        self.other = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(16, 8, 1))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.deep(x)
+        x = torch.relu(x + self.back(y * torch.sigmoid(self.gate(y))))
+        x = torch.cat([self.side(x), self.other(x)], 1)
+        return self.head(x.mean((2, 3)))
+
+
+PLACEMENTS = {
+    **search.STARTS,
+    "one block in float": Placement(float_modules=("gate",)),
+    "two blocks in float": Placement(float_modules=("stem", "side"), float_operations=()),
+    "all in float": Placement(float_modules=("",)),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    net = Gated()
+    net(torch.randn(16, 3, 16, 16))
+    return net.eval()
+
+
+def trained(model: nn.Module, chosen: Placement):
+    graph, planned = quantizer.prepare(model, IMAGE, chosen, QuantScheme())
+    quantizer.observe(graph, ranges=True, rounding=False)
+    with torch.no_grad():
+        graph(torch.randn(16, 3, 16, 16))
+    quantizer.observe(graph, ranges=False, rounding=True)
+    return graph, planned
+
+
+def pairs(proto: onnx.ModelProto) -> list[tuple[str, tuple[bool, ...], tuple[bool, ...]]]:
+    """Of every operation: which inputs come rounded, and whether each reader of its result rounds it."""
+    made = {output: node.op_type for node in proto.graph.node for output in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return [
+        (
+            node.op_type,
+            tuple(made.get(name) == "DequantizeLinear" for name in node.input[:2]),
+            tuple(sorted(kind == "QuantizeLinear" for kind in readers.get(node.output[0], []))),
+        )
+        for node in proto.graph.node
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear", "Reshape", "Flatten"}
+    ]
+
+
+@pytest.mark.parametrize("label", PLACEMENTS)
+def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str, tmp_path: Path) -> None:
+    chosen, scheme = PLACEMENTS[label], QuantScheme()
+    graph, planned = trained(model, chosen)
+    onnx_export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
+    plain, _ = quantizer.prepare(model, IMAGE, None, scheme)
+    made, layers = candidates.make(onnx_export.translate(plain, IMAGE), chosen, scheme)
+    qdq.save(made, tmp_path / "candidate.onnx")
+    onnx.checker.check_model(str(tmp_path / "candidate.onnx"), full_check=True)
+    wanted, given = (pairs(onnx.load(tmp_path / name)) for name in ("trained.onnx", "candidate.onnx"))
+    assert sorted(given) == sorted(wanted)
+    assert layers == planned
+    count = sum(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / "trained.onnx").graph.node)
+    assert (count == 0) == (label == "all in float")
+
+
+@pytest.mark.parametrize("block", ["gate", "deep", "stem", "head"])
+def test_a_graph_with_less_rounding_is_the_one_that_would_have_been_prepared(model: nn.Module, block: str) -> None:
+    chosen = Placement(float_modules=(block,))
+    graph, _ = trained(model, Placement())
+    less, fresh = fxgraph.less_rounded(graph, chosen), trained(model, chosen)[0]
+    assert _rounded_edges(less) == _rounded_edges(fresh) < _rounded_edges(graph)
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(quantizer.convert(less, IMAGE)(x), less(x), atol=1e-5, rtol=1e-5)
+
+
+def _rounded_edges(graph: torch.fx.GraphModule) -> set[tuple[str, str]]:
+    return {
+        (fxgraph.source_of(graph, node).name, user.name)
+        for node in graph.graph.nodes
+        if fxgraph.is_rounding(graph, node)
+        for user in node.users
+    }
+
+
+def chain(*kinds: str) -> list[Op]:
+    """A straight line of operations."""
+    return [
+        Op(name=f"n{i}", kind=kind, module=f"m{i}", inputs=(f"n{i - 1}" if i else "x",), output=f"n{i}")
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def test_a_layer_and_its_rectifier_are_one_unit() -> None:
+    found = placement.rounded(chain("layer", "rectifier", "layer"), Placement())
+    assert (found["n0"].inputs, found["n0"].output) == (("x",), False)
+    assert found["n1"].output
+    assert not found["n1"].inputs
+
+
+def test_results_can_be_left_to_whoever_reads_them() -> None:
+    found = placement.rounded(chain("layer", "other", "layer"), Placement(results=False))
+    assert not found["n0"].output
+    assert found["n2"].inputs == ("n1",)
+
+
+def test_reshaping_keeps_its_inputs_scale_and_is_left_alone_between_floats() -> None:
+    inside = placement.rounded(chain("layer", "keep", "layer"), Placement())
+    assert inside["n1"].shared
+    outside = placement.rounded(chain("layer", "keep", "other"), Placement(float_modules=("m0",)))
+    assert outside == {}
+
+
+@pytest.mark.parametrize("most", [1, 4, 7, 20])
+def test_blocks_divide_the_layers_along_the_models_structure(most: int) -> None:
+    modules = [f"features.{i}.conv.{j}" for i in range(6) for j in range(3)] + ["classifier"]
+    found = placement.blocks(modules, most)
+    assert len(found) <= max(most, 2)
+    for module in modules:
+        assert sum(module == block or module.startswith(block + ".") for block in found) == 1
+
+
+# --- the search, with clocks that are made up ---------------------------------------------------------------
+
+
+class Clock:
+    """Stands in for the timing processes: milliseconds by what is in the file."""
+
+    def __init__(self, cost: Mapping[str, float]) -> None:
+        self.cost, self.calls = cost, 0
+
+    def __call__(self, sides: list, count: int, seed: int, keep, **_: object) -> None:
+        self.calls += 1
+        blocks = {side.name: [[self.milliseconds(side)] * 5] * 4 for side in sides}
+        keep(search.timing.Round(seed=seed, blocks=blocks))
+
+    def milliseconds(self, side) -> float:
+        if "broken" in self.cost and side.precision == "int8":
+            raise ToolchainError("the runtime does not load it")
+        nodes = onnx.load(side.path).graph.node
+        made = {output: node.op_type for node in nodes for output in node.output}
+        took = 0.0
+        for node in nodes:
+            integer = any(made.get(name) == "DequantizeLinear" for name in node.input)
+            took += self.cost.get(f"{node.op_type} {'int8' if integer else 'f32'}", 0.01)
+        return took
+
+
+@pytest.fixture
+def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    from toolchain import machine, spec
+    from toolchain.stages import place
+
+    target = spec.target("cpu")
+    monkeypatch.setattr(machine, "kind", lambda: target.isa)
+
+    def run(clock: Clock, seconds: float = 100.0):
+        monkeypatch.setattr(search.timing, "rounds", clock)
+        return place.run(model, IMAGE, target, (), seconds, tmp_path)
+
+    return run
+
+
+def test_the_fastest_placement_is_found_and_kept(searching) -> None:
+    clock = Clock(
+        {"Conv f32": 1.0, "Conv int8": 0.3, "Mul int8": 2.0, "Mul f32": 0.1, "Gemm f32": 0.1, "Gemm int8": 0.4}
+    )
+    found = searching(clock)
+    assert "multiply" in found.placement.float_operations
+    assert "head" in found.placement.float_modules
+    assert not found.float_wins
+    assert found.best.speedup > 1.5
+    before = clock.calls
+    again = searching(clock)
+    assert (again.placement, clock.calls) == (found.placement, before)
+
+
+def test_float_wins_where_integers_are_slower(searching) -> None:
+    found = searching(Clock({"Conv f32": 0.2, "Conv int8": 1.0}))
+    assert found.float_wins
+    assert found.best.speedup < 1
+
+
+def test_a_runtime_that_takes_no_integers_is_said(searching) -> None:
+    with pytest.raises(ToolchainError, match="takes no integer form"):
+        searching(Clock({"broken": 1.0}))
+
+
+def test_no_time_means_the_usual_placement_untimed(searching) -> None:
+    clock = Clock({})
+    found = searching(clock, seconds=0)
+    assert (found.placement, found.tried, clock.calls) == (Placement(), (), 0)
+
+
+def test_a_killed_search_does_not_time_again_what_it_has(searching) -> None:
+    class Killed(Exception):
+        pass
+
+    class Mortal(Clock):
+        def __call__(self, sides: list, count: int, seed: int, keep, **_: object) -> None:
+            if self.calls == 2:
+                raise Killed
+            super().__call__(sides, count, seed, keep)
+
+    cost = {"Conv f32": 1.0, "Conv int8": 0.3}
+    with pytest.raises(Killed):
+        searching(Mortal(cost))
+    whole, rest = Clock(cost), Clock(cost)
+    resumed = searching(rest)
+    assert resumed.best.speedup > 1
+    assert rest.calls > 0
+    assert whole.calls == 0

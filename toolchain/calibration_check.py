@@ -1,0 +1,379 @@
+"""What is wrong with a calibration, in words: dead and clipped activations, channels that never change, poor images.
+
+One pass over the calibration images and one over validation images, in float, beside the graph: fake quantizations are
+stepped over, never run, so that nothing in them can change. Of every image the extremes of every activation are kept,
+which is enough to judge the ranges, and little.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+from torch.fx import GraphModule, Node
+
+from toolchain import fxgraph
+from toolchain.errors import ToolchainError
+
+Kind = Literal[
+    "constant channels", "dead activation", "saturated activation", "too few images", "unlike validation",
+    "one image", "identical images",
+]  # fmt: skip
+CLIPPED = 1e-3  # share of an activation's values; a percentile calibration clips up to 2e-4 on purpose
+GROWTH = 0.05  # of a range when the images are doubled: 13 of 256 steps
+GROWING = 0.35  # share of the activations that may grow so much; measured: 0.07 to 0.2 with 256 images, 0.46 with 8
+ODD = 0.05  # share of the validation images that may be clipped a lot: outliers, no fault of the calibration
+BEYOND = 0.1  # share of the validation images; one in ten is more than a few odd ones
+CHANCE = 3  # times what images of the same kind would do
+APART = 0.5  # standard deviations between means of images: what Cohen calls a medium effect
+CERTAIN = 4  # standard errors: six figures are compared, so 1 false alarm in 2,600 sound sets
+STILL = 1e-4  # of a layer's range, a fortieth of an eight-bit step: no integer tells it from a constant
+FLAT = 3e-5  # range of 255 steps of 1.2e-7, the smallest scale that torchao gives
+FEWEST = 16  # images that show that something never happens
+FEWEST_COMPARED = 8  # images with means and deviations worth comparing
+WORST = 3  # modules named of one kind
+ADVICE = "put images like them into the training split, from which calibration draws"
+HALVINGS = 16  # random ones to average over; an order of the images would show itself in a single one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with the calibration."""
+
+    kind: Kind
+    module: str  # "input" for the images as the network takes them, "" where all of the model is meant
+    measured: float
+    limit: float
+    why: str  # a sentence with figures and what to do
+
+
+@dataclass(kw_only=True)
+class Activation:
+    """What one value of the graph was."""
+
+    module: str
+    layer: str  # the convolution or linear module that makes it, perhaps before a rectifier; "" for any other
+    last: bool  # whether its channels are the last dimension, not the second
+    derived: bool  # only reshaped or pooled from one that is looked at itself: judged there
+    bounds: tuple[float, float] | None  # values outside are clipped; None where it stays in float
+    low: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
+    high: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
+    clipped: Tensor = field(default_factory=lambda: torch.empty(0))  # [images] share of the values outside the bounds
+    channel_low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))  # [channels]
+    channel_high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))  # [channels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationStatistics:
+    """What a set of images did in the graph."""
+
+    images: int
+    identical: bool
+    inputs: Tensor  # [images, 2 x channels] mean, then standard deviation of every colour channel
+    activations: tuple[Activation, ...]  # in running order
+
+
+def check(graph: GraphModule, calibration: Iterable[Tensor], validation: Iterable[Tensor]) -> tuple[Finding, ...]:
+    """Looks for what is wrong with the ranges of a calibrated graph.
+
+    Args:
+        graph: as `quantizer.prepare` and calibration left it; not changed.
+        calibration: the images it was calibrated on, normalised, float32 [n, 3, height, width] a batch.
+        validation: the same of validation images, drawn from all of the split: several hundred are enough.
+
+    Raises:
+        ToolchainError: as `check_weights`; there are no images; a range or a value is NaN or infinite.
+    """
+    check_weights(graph)
+    return examine(collect(graph, calibration, "calibration"), collect(graph, validation, "validation"))
+
+
+def check_weights(graph: GraphModule) -> None:
+    """Worth a call of its own before calibration, which fails on such weights with no name.
+
+    Raises:
+        ToolchainError: a weight or bias is NaN or infinite.
+    """
+    for name, weight in graph.named_parameters():
+        if not bool(weight.isfinite().all()):
+            (module, _, which), count = name.rpartition("."), int((~weight.isfinite()).sum())
+            raise ToolchainError(
+                f"{module}: {count:,} of {weight.numel():,} values of its {which} are NaN or infinite; a scale needs "
+                "finite ones: start from another checkpoint, or train again with a lower learning_rate"
+            )
+
+
+# --- collecting ---------------------------------------------------------------------------------------------
+
+
+class _Watch(fx.Interpreter):
+    """Runs a graph in float and notes the extremes of the values that are looked at."""
+
+    def __init__(self, graph: GraphModule, found: Mapping[Node, Activation]) -> None:
+        super().__init__(graph)
+        self.found, self.images = found, 0
+        self.extra_traceback = False  # it would write fx's own words into our errors
+        self.roundings = {node for node in graph.graph.nodes if fxgraph.is_rounding(graph, node)}
+
+    def run_node(self, n: Node) -> Any:
+        if n in self.roundings:
+            return self.fetch_args_kwargs_from_env(n)[0][0]
+        value = super().run_node(n)
+        if n.op == "placeholder":
+            self.images = len(value)
+        if n in self.found and value.ndim and value.shape[0] % self.images == 0:  # images are its first dimension
+            _note(self.found[n], value.unflatten(0, (self.images, -1)))
+        return value
+
+
+def collect(graph: GraphModule, batches: Iterable[Tensor], label: str) -> ActivationStatistics:
+    """Runs the images through the graph once, in float.
+
+    Args:
+        graph: calibrated; not changed.
+        batches: normalised images, float32 [n, 3, height, width].
+        label: what the images are, for messages.
+
+    Raises:
+        ToolchainError: there are no images; a range or a value is NaN or infinite.
+    """
+    found = _activations(graph)
+    watch = _Watch(graph, found)
+    inputs: list[Tensor] = []
+    first, identical = None, True
+    with torch.inference_mode():
+        for batch in batches:
+            if len(batch) == 0:
+                continue
+            first = batch[:1] if first is None else first
+            identical = identical and bool((batch == first).all())
+            inputs.append(torch.cat([batch.mean((2, 3)), batch.std((2, 3), correction=0)], 1))
+            watch.run(batch)
+    if not inputs:
+        raise ToolchainError(
+            f"there are no {label} images, and ranges cannot be checked without: put images into the domain's folder "
+            f"and set its calibration_images to 256, or to {FEWEST} at the least"
+        )
+    stacked, seen = torch.cat(inputs), tuple(found.values())
+    return ActivationStatistics(images=len(stacked), identical=identical, inputs=stacked, activations=seen)
+
+
+def _activations(graph: GraphModule) -> dict[Node, Activation]:
+    """Everything that is rounded, and the end of every layer, with nothing noted yet."""
+    bounds: dict[Node, tuple[float, float]] = {}
+    layers: dict[Node, Node] = {}
+    for node in graph.graph.nodes:
+        if fxgraph.is_rounding(graph, node):
+            source = fxgraph.source_of(graph, node)
+            if source.op != "get_attr":  # a weight
+                bounds.setdefault(source, _bounds(graph, node, _name(source)))
+        elif node.target in fxgraph.LAYERS:
+            behind = list(node.users)
+            rectified = len(behind) == 1 and fxgraph.KINDS.get(behind[0].target) == "rectifier"
+            layers[behind[0] if rectified else node] = node
+    linear = torch.ops.aten.linear.default
+    return {
+        node: Activation(
+            module=_name(node), layer=_name(layers[node]) if node in layers else "",
+            last=node in layers and layers[node].target is linear,
+            derived=fxgraph.KINDS.get(node.target) == "keep", bounds=bounds.get(node),
+        )
+        for node in graph.graph.nodes if node in bounds or node in layers
+    }  # fmt: skip
+
+
+def _name(node: Node) -> str:
+    """What a person calls it: its module, or the operation where that is the model itself."""
+    return "input" if node.op == "placeholder" else fxgraph.module_of(node) or node.name
+
+
+def _bounds(graph: GraphModule, node: Node, module: str) -> tuple[float, float]:
+    """The outermost values that still round to an integer."""
+    point: Any = graph.get_submodule(str(node.target))
+    scale, zero_point = float(point.scale), int(point.zero_point)
+    reach = torch.stack([point.activation_post_process.min_val, point.activation_post_process.max_val])
+    if not (bool(reach.isfinite().all()) and 0 < scale < torch.inf):
+        low, high = reach.flatten().tolist()
+        raise ToolchainError(
+            f"{module}: its range is {low:g} to {high:g} and its scale {scale:g}; both must be finite: calibrate it on "
+            "images, look for NaN in them, or leave the module in float"
+        )
+    return (point.quant_min - zero_point - 0.5) * scale, (point.quant_max - zero_point + 0.5) * scale
+
+
+def _note(seen: Activation, value: Tensor) -> None:
+    """Adds a batch [images, parts, ...] to what was seen."""
+    channels = value.ndim - 1 if seen.last else min(2, value.ndim - 1)
+    others = [dim for dim in range(1, value.ndim) if dim != channels]
+    lows, highs = value.amin(others), value.amax(others)  # [images, channels]
+    low, high = lows.amin(1), highs.amax(1)
+    if not bool((low.isfinite() & high.isfinite()).all()):
+        raise ToolchainError(
+            f"{seen.module}: NaN or infinite values in it, though all weights are finite; look for them in the images, "
+            "train again with a lower learning_rate, or leave the module in float"
+        )
+    clipped = torch.zeros_like(low)
+    if seen.bounds:
+        outside = (low < seen.bounds[0]) | (high > seen.bounds[1])
+        if bool(outside.any()):  # rarely: the values are gone through once more
+            part = value[outside]
+            clipped[outside] = ((part < seen.bounds[0]) | (part > seen.bounds[1])).flatten(1).float().mean(1)
+    seen.low, seen.high = torch.cat([seen.low, low]), torch.cat([seen.high, high])
+    seen.clipped = torch.cat([seen.clipped, clipped])
+    seen.channel_low = torch.minimum(seen.channel_low, lows.amin(0))
+    seen.channel_high = torch.maximum(seen.channel_high, highs.amax(0))
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+
+def examine(calibration: ActivationStatistics, validation: ActivationStatistics) -> tuple[Finding, ...]:
+    """What the figures say, gravest first; a pure function."""
+    if calibration.identical:
+        return (_one_image(calibration),)  # all else follows from it
+    pairs = zip(calibration.activations, validation.activations, strict=True)
+    both = [(old, new) for old, new in pairs if old.bounds and not old.derived]
+    both = [(a, b) for a, b in both if len(a.low) == calibration.images and len(b.low) == validation.images]
+    found = [*_dead(calibration), *_constant(calibration), *_unlike_inputs(calibration, validation)]
+    if both:
+        found += [*_beyond(both), *_growing([old for old, _ in both]), *_saturated(both)]
+    return tuple(found)
+
+
+def _one_image(seen: ActivationStatistics) -> Finding:
+    one = seen.images == 1
+    what = "there is one calibration image" if one else f"all {seen.images:,} calibration images are the same"
+    why = f"{what}: ranges drawn from it fit no other; calibrate on at least {FEWEST} different images, better 256"
+    kind: Kind = "one image" if one else "identical images"
+    return Finding(kind=kind, module="input", measured=1, limit=FEWEST, why=why)
+
+
+def _dead(seen: ActivationStatistics) -> list[Finding]:
+    found = []
+    for one in seen.activations:
+        spread = float(one.high.max() - one.low.min()) if one.bounds and len(one.low) else torch.inf
+        if spread <= FLAT and not one.derived:
+            why = (
+                f"{one.module}: its values are all {float(one.low.min()):.3g} on {seen.images:,} calibration images, so "
+                "its scale means nothing; it is dead: look at the layers before it, or prune it"
+            )
+            found.append(Finding(kind="dead activation", module=one.module, measured=spread, limit=FLAT, why=why))
+    return _worst(found, largest=False)
+
+
+def _constant(seen: ActivationStatistics) -> list[Finding]:
+    found = []
+    for one in seen.activations:
+        reach = one.channel_high.max() - one.channel_low.min()
+        still = int((one.channel_high - one.channel_low <= STILL * reach).sum())
+        if one.layer and still and seen.images >= FEWEST:
+            why = (
+                f"{one.layer}: {still:,} of its {len(one.channel_high):,} output channels never change over "
+                f"{seen.images:,} calibration images: they cost time and tell nothing; prune them"
+            )
+            share = still / len(one.channel_high)
+            found.append(Finding(kind="constant channels", module=one.layer, measured=share, limit=0, why=why))
+    return _worst(found)
+
+
+def _saturated(both: Sequence[tuple[Activation, Activation]]) -> list[Finding]:
+    """Only what is clipped more than on the calibration images counts: some methods clip on purpose."""
+    found = []
+    for old, one in both:
+        share, before, total = float(one.clipped.mean()), float(old.clipped.mean()), len(one.clipped)
+        limit = max(CLIPPED, 2 * before)
+        images = int((one.clipped > 0).sum())
+        several = images >= 3 and images / total > max(ODD, CHANCE * _chance(len(old.low)))
+        if share > limit and several:
+            why = (
+                f"{one.module}: {_percent(share)} of its values on the validation images lie outside the calibrated "
+                f"range and are clipped ({_percent(before)} on the calibration images), in {images:,} of {total:,} "
+                "images; calibrate on images like them, or leave it in float"
+            )
+            found.append(Finding(kind="saturated activation", module=one.module, measured=share, limit=limit, why=why))
+    return _worst(found)
+
+
+def _chance(images: int) -> float:
+    """How often another image of the same kind goes beyond the extremes of so many, at either end."""
+    return 2 / (images + 1)
+
+
+def _beyond(both: Sequence[tuple[Activation, Activation]]) -> list[Finding]:
+    """Whether many validation images go beyond all of the calibration images."""
+    beyond = torch.stack([(new.low < old.low.min()) | (new.high > old.high.max()) for old, new in both])
+    images, share = len(both[0][0].low), float(beyond.float().mean())
+    expected = _chance(images)
+    limit = max(BEYOND, CHANCE * expected)
+    if share <= limit:
+        return []
+    why = (
+        f"{_percent(share)} of the {beyond.shape[1]:,} validation images go beyond the range of all {images:,} "
+        f"calibration images, on average over {len(both):,} activations; {_percent(expected)} would if they were of the "
+        f"same kind: {ADVICE}"
+    )
+    return [Finding(kind="unlike validation", module="", measured=share, limit=limit, why=why)]
+
+
+def _unlike_inputs(seen: ActivationStatistics, new: ActivationStatistics) -> list[Finding]:
+    """Brightness and contrast of the images: standardised mean difference of either set (Cohen's d)."""
+    if min(seen.images, new.images) < FEWEST_COMPARED:
+        return []
+    one, other = seen.inputs, new.inputs
+    spread = ((one.var(0) + other.var(0)) / 2).sqrt().clamp_min(1e-6)
+    apart = ((other.mean(0) - one.mean(0)) / spread).abs()
+    limit = max(APART, CERTAIN * (1 / seen.images + 1 / new.images) ** 0.5)
+    worst, measured = int(apart.argmax()), float(apart.max())
+    if measured <= limit:
+        return []
+    channels = one.shape[1] // 2
+    what = f"{'brightness' if worst < channels else 'contrast'} of colour channel {worst % channels + 1}"
+    why = (
+        f"the validation images differ from the calibration images: {what} is {float(other.mean(0)[worst]):.3g} against "
+        f"{float(one.mean(0)[worst]):.3g} (normalised), {measured:.1f} standard deviations apart: {ADVICE}"
+    )
+    return [Finding(kind="unlike validation", module="input", measured=measured, limit=limit, why=why)]
+
+
+def _growing(seen: Sequence[Activation]) -> list[Finding]:
+    """Whether ranges still grow when half the images become all of them."""
+    low, high = torch.stack([one.low for one in seen]), torch.stack([one.high for one in seen])
+    images, random = low.shape[1], torch.Generator().manual_seed(0)
+    whole, grown = _reach(low, high), torch.zeros(len(low))
+    for _ in range(HALVINGS):
+        half = torch.randperm(images, generator=random)[: images // 2]
+        grown += (whole / _reach(low[:, half], high[:, half]) - 1) / HALVINGS
+    share = float((grown > GROWTH).float().mean())
+    limit = GROWING + 2 / len(seen) if images >= FEWEST else 0  # a small net's logits always grow
+    if share <= limit:
+        return []
+    why = (
+        f"{images:,} calibration images are too few: from {images // 2:,} to {images:,} of them the range of "
+        f"{_percent(share)} of {len(low):,} activations grows by more than {_percent(GROWTH)} (in the middle by "
+        f"{_percent(float(grown.median()))}); more images help, several hundred are usual"
+    )
+    return [Finding(kind="too few images", module="", measured=share, limit=limit, why=why)]
+
+
+def _reach(low: Tensor, high: Tensor) -> Tensor:
+    """What integers must cover: the range with zero in it."""
+    return (high.amax(1).clamp_min(0) - low.amin(1).clamp_max(0)).clamp_min(FLAT)
+
+
+def _worst(found: Sequence[Finding], *, largest: bool = True) -> list[Finding]:
+    """The few worst, one a module."""
+    best: dict[str, Finding] = {}
+    for one in sorted(found, key=lambda one: one.measured, reverse=largest):
+        best.setdefault(one.module, one)
+    by_module = list(best.values())
+    if len(by_module) <= WORST:
+        return by_module
+    last = by_module[WORST - 1]
+    more = f"{last.why} (and {len(by_module) - WORST:,} more likewise)"
+    return [*by_module[: WORST - 1], dataclasses.replace(last, why=more)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

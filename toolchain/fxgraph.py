@@ -1,0 +1,152 @@
+"""A torch graph as `placement` reads it, and its rewriting into operations that a runtime has in integers."""
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from toolchain.placement import Kind, Op, edges, rounded
+from toolchain.values import Placement
+
+ATEN = torch.ops.aten
+KINDS: Mapping[Any, Kind] = {
+    **dict.fromkeys((ATEN.conv2d.default, ATEN.linear.default), "layer"),
+    **dict.fromkeys((ATEN.relu.default, ATEN.relu6.default, ATEN.hardtanh.default), "rectifier"),
+    ATEN.add.Tensor: "add",
+    ATEN.mul.Tensor: "multiply",
+    ATEN.cat.default: "concatenate",
+    **dict.fromkeys((ATEN.avg_pool2d.default, ATEN.adaptive_avg_pool2d.default, ATEN.mean.dim), "average"),
+    **dict.fromkeys((ATEN.sigmoid.default, ATEN.hardsigmoid.default), "activation"),
+    **dict.fromkeys(
+        (
+            ATEN.pad.default, ATEN.constant_pad_nd.default, ATEN.max_pool2d.default, ATEN.view.default,
+            ATEN.reshape.default, ATEN.flatten.using_ints, ATEN.dropout.default, ATEN.permute.default,
+            ATEN.transpose.int, ATEN.contiguous.default, ATEN.slice.Tensor,
+        ),
+        "keep",
+    ),
+}  # fmt: skip
+OUT_OF_PLACE = {
+    ATEN.relu_.default: ATEN.relu.default, ATEN.hardtanh_.default: ATEN.hardtanh.default,
+    ATEN.relu6_.default: ATEN.relu6.default, ATEN.add_.Tensor: ATEN.add.Tensor, ATEN.mul_.Tensor: ATEN.mul.Tensor,
+    ATEN.silu_.default: ATEN.silu.default, ATEN.hardswish_.default: ATEN.hardswish.default,
+    ATEN.sigmoid_.default: ATEN.sigmoid.default, ATEN.hardsigmoid_.default: ATEN.hardsigmoid.default,
+    ATEN.dropout_.default: ATEN.dropout.default,
+}  # fmt: skip
+LAYERS = {target for target, kind in KINDS.items() if kind == "layer"}
+GATES = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default: ATEN.hardsigmoid.default}
+
+
+def module_of(node: Node) -> str:
+    """Name of the innermost `nn.Module` that a graph node was traced from; "" for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(reversed(stack.values()))[0] if stack else ""
+    return str(path).removeprefix("L['self'].").removeprefix("L['self']")
+
+
+def is_rounding(model: GraphModule, node: Node) -> bool:
+    """Whether a node is a fake quantization that `quantizer.prepare` put in."""
+    return node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "fake_quant_enabled")
+
+
+def source_of(model: GraphModule, node: Node) -> Node:
+    """The value behind fake quantizations, which is what a runtime would see in float."""
+    while is_rounding(model, node):
+        node = cast(Node, node.args[0])
+    return node
+
+
+def operations(model: GraphModule) -> list[Op]:
+    """The graph as `placement` reads it, the same with and without fake quantization inside."""
+    found = []
+    for node in model.graph.nodes:
+        if node.op not in {"call_function", "output"}:
+            continue
+        kind = KINDS.get(node.target, "other")
+        parts = [source_of(model, part) for part in node.all_input_nodes]
+        inputs = [part for part in parts if part.op != "get_attr" and (_is_float(part) or kind == "other")]
+        if kind == "layer":
+            inputs = [source_of(model, part) for part in node.args[:1] if isinstance(part, Node)]
+        whole = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
+        found.append(
+            Op(
+                name=node.name, kind=kind if whole else "other", module=module_of(node),
+                inputs=tuple(part.name for part in inputs), output=node.name,
+            )
+        )  # fmt: skip
+    return found
+
+
+def less_rounded(model: GraphModule, chosen: Placement) -> GraphModule:
+    """A copy of a fake-quantized graph that rounds only what `chosen` says; weights and ranges stay as they are.
+
+    Args:
+        model: as `quantizer.prepare` and training left it.
+        chosen: a placement with more in float than the graph's own.
+    """
+    ops = operations(model)
+    wanted = edges(ops, rounded(ops, chosen))
+    layers = {op.name for op in ops if op.kind == "layer" and chosen.covers(op.module)}
+    copied = copy.deepcopy(model)
+    for node in list(copied.graph.nodes):
+        if not is_rounding(copied, node):
+            continue
+        value = source_of(copied, node)
+        for user in list(node.users):
+            stays = user.name in layers if value.op == "get_attr" else (value.name, user.name) in wanted
+            if not stays and not is_rounding(copied, user):
+                user.replace_input_with(node, value)
+    copied.graph.eliminate_dead_code()
+    copied.delete_all_unused_submodules()
+    copied.recompile()
+    return copied
+
+
+def lower(model: GraphModule) -> GraphModule:
+    """Writes a graph in fewer operations, each of which a runtime has in integers; changes `model` and returns it.
+
+    Operations in place become their plain forms, SiLU and hard-swish a gate times their input, chunks slices.
+    """
+    graph = model.graph
+    for node in list(graph.nodes):
+        if node.target in OUT_OF_PLACE and not _read_later(node):
+            node.target = OUT_OF_PLACE[node.target]
+        if node.target in GATES:
+            with graph.inserting_before(node):
+                gate = graph.call_function(GATES[node.target], (node.args[0],))
+                product = graph.call_function(ATEN.mul.Tensor, (node.args[0], gate))
+            gate.meta, product.meta = dict(node.meta), dict(node.meta)
+            node.replace_all_uses_with(product)
+            graph.erase_node(node)
+        elif node.target == ATEN.chunk.default and all(user.target is operator.getitem for user in node.users):
+            _slices(graph, node)
+    model.recompile()
+    return model
+
+
+def _read_later(node: Node) -> bool:
+    """Whether the input of an operation in place is read again behind it, and so must change."""
+    return any(user > node for user in cast(Node, node.args[0]).users if user is not node)
+
+
+def _slices(graph: Graph, node: Node) -> None:
+    source, count, dimension = cast(Node, node.args[0]), cast(int, node.args[1]), cast(int, (*node.args, 0)[2])
+    length = source.meta["val"].shape[dimension]
+    size = -(-length // count)
+    for user in list(node.users):
+        start = cast(int, user.args[1]) * size
+        with graph.inserting_before(user):
+            part = graph.call_function(ATEN.slice.Tensor, (source, dimension, start, min(start + size, length)))
+        part.meta = dict(user.meta)
+        user.replace_all_uses_with(part)
+        graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()

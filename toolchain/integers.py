@@ -1,0 +1,82 @@
+"""The report's tables on integers: which placements were timed, how ranges were drawn, which layers went back to float."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolchain import figures
+from toolchain.headline import Report
+from toolchain.tables import Table
+
+SHOWN = 12  # of the placements that were timed, the fastest
+
+
+def placement(report: Report) -> Table:
+    """The fastest of the placements that were timed before training, for each architecture, and the float forms."""
+    rows = []
+    for name, found in (report.get("placement") or {}).items():
+        tried = found.get("tried") or ()
+        floats = [one for one in tried if one["precision"] != "int8"]
+        integer = [one for one in tried if one["precision"] == "int8"][:SHOWN]
+        for one in sorted((*floats, *integer), key=lambda one: -one["speedup"]):
+            rows.append(
+                (
+                    name, one["label"], one["precision"], figures.milliseconds(one["latency_ms"]),
+                    figures.times(one["speedup"]), "chosen" if _chosen(found, one) else "",
+                )
+            )  # fmt: skip
+    columns = ("Architecture", "Placement", "Precision", "Median", "Against f32", "")
+    return Table(columns=columns, rows=tuple(rows), prose=(0, 1, 2, 5))
+
+
+def _chosen(found: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
+    if one["precision"] != "int8":
+        return bool(found.get("float_wins")) and one is max(
+            (other for other in found["tried"] if other["precision"] != "int8"), key=lambda other: other["speedup"]
+        )
+    return not found.get("float_wins") and one["label"] == found.get("label")
+
+
+def searched(report: Report) -> str:
+    """How many placements were timed, for which target, and for how long."""
+    parts = []
+    for name, found in (report.get("placement") or {}).items():
+        if not found.get("tried"):
+            parts.append(f"{name}: the usual placement, not timed")
+            continue
+        where = f", timed for {found['measured_for']}" if found.get("measured_for") else ""
+        parts.append(f"{name}: {len(found['tried'])} timed in {figures.duration(found.get('seconds'))}{where}")
+    return "; ".join(parts)
+
+
+def calibration(report: Report) -> Table:
+    """Ways of drawing ranges from the calibration images, the one that was kept first."""
+    rows = tuple(
+        (
+            name,
+            one["method"],
+            "yes" if one["bias_corrected"] else "no",
+            f"{one['divergence']:.4f}",
+            figures.percent(one["accuracy"]),
+            "kept" if one is tried[0] else "",
+        )
+        for name, tried in (report.get("calibration") or {}).items()
+        for one in tried
+    )
+    columns = ("Architecture", "Ranges", "Biases corrected", "Divergence from float", "Validation accuracy", "")
+    return Table(columns=columns, rows=rows, prose=(0, 1, 2, 5))
+
+
+def ranking(report: Report) -> Table:
+    """Blocks by what leaving each in float brings for what it costs; only where an accuracy budget called for it."""
+    rows = tuple(
+        (
+            one["block"],
+            figures.percent(one["accuracy"]),
+            f"{one['divergence']:.4f}",
+            figures.times(one.get("slowdown")),
+            "in float" if one["returned"] else "in integers",
+        )
+        for one in (report.get("control") or {}).get("ranking") or ()
+    )
+    columns = ("Block", "Validation accuracy, it alone in float", "Divergence from dense", "Times as slow", "Outcome")
+    return Table(columns=columns, rows=rows, prose=(0, 4))

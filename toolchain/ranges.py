@@ -1,0 +1,181 @@
+"""Which range of values an activation's integers cover, and biases that make up for what rounding shifts.
+
+Works on the graph of `quantizer.prepare`: ranges from histograms of the calibration images, by percentile or by least
+squared error; bias correction by running the graph in float and rounded side by side.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument, map_arg
+
+from toolchain import fxgraph, quantizer
+from toolchain.values import Calibration
+
+BINS = 2048
+TAIL = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
+SHRINKS = torch.linspace(0.2, 1.0, 81)  # of the whole range, tried for the least squared error
+STEPS = 255  # between the ends of eight bits
+
+
+@dataclass
+class Seen:
+    """What one activation was over the calibration images."""
+
+    low: float
+    high: float
+    counts: Tensor  # [BINS] values by size between low and high
+
+
+def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
+    """Histograms of every activation that is rounded, in float, in two passes.
+
+    Args:
+        graph: as `quantizer.prepare` gives it; left as it was, but for its switches, which end as `ranges=False,
+            rounding=False`.
+        batches: normalised images, float32 [n, 3, height, width]; gone through twice.
+    """
+    kept = list(batches)
+    quantizer.observe(graph, ranges=False, rounding=False)
+    points = quantizer.activations(graph)
+    seen: dict[str, Seen] = {}
+
+    def reach(name: str, value: Tensor) -> None:
+        low, high = (float(bound) for bound in torch.aminmax(value))
+        old = seen.get(name)
+        seen[name] = (
+            Seen(min(low, old.low), max(high, old.high), old.counts) if old else Seen(low, high, torch.zeros(BINS))
+        )
+
+    def fill(name: str, value: Tensor) -> None:
+        one = seen[name]
+        if one.high > one.low:
+            one.counts += torch.histc(value.float(), BINS, one.low, one.high)
+
+    for look in (reach, fill):
+        hooks = [
+            point.register_forward_pre_hook(lambda _, inputs, name=name, look=look: look(name, inputs[0]))
+            for name, point in points.items()
+        ]
+        with torch.inference_mode():
+            for batch in kept:
+                graph(batch)
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def put(graph: GraphModule, seen: dict[str, Seen], method: Calibration) -> None:
+    """Sets every activation's range from what was seen; "minmax" covers all of it."""
+    ends = {"minmax": lambda one: (one.low, one.high), "percentile": percentile, "mse": least_error}[method]
+    points = quantizer.activations(graph)
+    for name, one in seen.items():
+        low, high = ends(one)
+        quantizer.set_range(points[name], low, high)
+    quantizer.observe(graph, ranges=False, rounding=True)
+
+
+def percentile(seen: Seen) -> tuple[float, float]:
+    """The range without the outermost values: percentile calibration (Wu et al., arXiv 2004.09602)."""
+    total = float(seen.counts.sum())
+    if total == 0:
+        return seen.low, seen.high
+    inside = torch.cumsum(seen.counts, 0) / total
+    step = (seen.high - seen.low) / BINS
+    first = int((inside > TAIL).nonzero()[0]) if seen.low < 0 else 0  # a rectifier's zero is an edge, no outlier
+    last = int((inside >= 1 - TAIL).nonzero()[0])
+    return seen.low + first * step, seen.low + (last + 1) * step
+
+
+def least_error(seen: Seen) -> tuple[float, float]:
+    """The range whose clipping and rounding together move the values least (Banner et al., arXiv 1810.05723)."""
+    if float(seen.counts.sum()) == 0:
+        return seen.low, seen.high
+    step = (seen.high - seen.low) / BINS
+    centres = seen.low + step * (torch.arange(BINS) + 0.5)
+    low, high = SHRINKS * min(seen.low, 0.0), SHRINKS * max(seen.high, 0.0)
+    size = ((high - low) / STEPS).clamp_min(1e-12)
+    at = (centres[None] - low[:, None]) / size[:, None]
+    rounded = at.round().clamp(0, STEPS) * size[:, None] + low[:, None]
+    error = ((rounded - centres[None]).square() * seen.counts[None]).sum(1)
+    best = int(error.argmin())
+    return float(low[best]), float(high[best])
+
+
+# --- biases -------------------------------------------------------------------------------------------------
+
+
+def correct_biases(graph: GraphModule, images: Tensor) -> int:
+    """Moves each layer's bias by what rounding shifts its mean output, layer by layer in running order.
+
+    Every layer sees inputs that are corrected already (bias correction: Nagel et al., arXiv 1906.04721, with means
+    observed on images instead of computed). Changes `graph`.
+
+    Args:
+        graph: calibrated, rounding switched on.
+        images: normalised, float32 [n, 3, height, width].
+
+    Returns:
+        how many layers were corrected; those without a bias are not.
+    """
+    plain: dict[Node, object] = {}
+    rounded: dict[Node, object] = {}
+    left = {node: len(node.users) for node in graph.graph.nodes}
+    corrected = 0
+    with torch.inference_mode():
+        for node in graph.graph.nodes:
+            plain[node], rounded[node] = _both(graph, node, plain, rounded, images)
+            if node.target in fxgraph.LAYERS and len(node.args) > 2 and isinstance(node.args[2], Node):
+                _correct(graph, node, plain, rounded)
+                corrected += 1
+            for source in node.all_input_nodes:  # values of all images at once: keep none longer than it is read
+                left[source] -= 1
+                if left[source] == 0:
+                    del plain[source], rounded[source]
+    return corrected
+
+
+def _both(
+    graph: GraphModule, node: Node, plain: dict[Node, object], rounded: dict[Node, object], images: Tensor
+) -> tuple[object, object]:
+    """One node's value in float and rounded."""
+    if node.op == "placeholder":
+        return images, images
+    if node.op == "get_attr":
+        value = _attribute(graph, str(node.target))
+        return value, value
+
+    def inputs(values: dict[Node, object]) -> tuple[tuple[Argument, ...], dict[str, Argument]]:
+        return map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)  # type: ignore[arg-type]
+
+    if node.op == "output":
+        return None, None
+    if fxgraph.is_rounding(graph, node):
+        return inputs(plain)[0][0], graph.get_submodule(str(node.target))(*inputs(rounded)[0])
+    run = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    assert callable(run)
+    found = []
+    for values in (plain, rounded):
+        arguments, named = inputs(values)
+        found.append(run(*arguments, **named))
+    return found[0], found[1]
+
+
+def _correct(graph: GraphModule, node: Node, plain: dict[Node, object], rounded: dict[Node, object]) -> None:
+    wanted, given = plain[node], rounded[node]
+    assert isinstance(wanted, Tensor)
+    assert isinstance(given, Tensor)
+    others = [0, *range(2, wanted.ndim)]
+    shift = (wanted - given).mean(others)
+    bias = _attribute(graph, str(node.args[2].target))  # type: ignore[union-attr]
+    rounded[node] = given + shift.reshape(1, -1, *([1] * (wanted.ndim - 2)))
+    bias.data.add_(shift)
+
+
+def _attribute(graph: nn.Module, path: str) -> Tensor:
+    parent, _, name = path.rpartition(".")
+    value: Tensor = getattr(graph.get_submodule(parent) if parent else graph, name)
+    return value

@@ -1,0 +1,233 @@
+"""The search for the fastest placement: untrained candidates, timed against the float model in the target's runtime.
+
+Latency does not depend on the weights, so candidates are timed before anything is trained: Q/DQ with made-up scales
+on the float graph. A few whole-model placements first, then single kinds of operation the other way round, then
+single blocks in float; what helps is combined, and believed only if it helps again and again.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx_ir
+
+from toolchain import candidates, discover, placement, progress, qdq, records, stats, timing
+from toolchain.errors import ToolchainError
+from toolchain.values import Operation, Placement, Precision, Target
+
+FLOAT = Placement(float_modules=("",))
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+STARTS: Mapping[str, Placement] = {
+    "layers, additions and averages": Placement(),
+    "layers and additions": Placement(float_operations=("multiply", "average", "concatenate", "activation")),
+    "all operations": Placement(float_operations=()),
+    "inputs of layers": Placement(results=False, float_operations=OPERATIONS),
+    "inputs of layers and additions": Placement(
+        results=False, float_operations=("multiply", "average", "concatenate", "activation")
+    ),
+    "inputs of all but activations": Placement(results=False, float_operations=("activation",)),
+}
+BLOCKS = 20  # parts of a model that are tried in float on their own
+SIDES = 7  # candidates in one process
+WORTH = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
+SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7)
+CONFIRM = 3  # more processes before a change is believed
+BATCHES = "batches.json"
+
+Change = Callable[[Placement], Placement]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One candidate and how it compared with the fastest float form, in one process."""
+
+    label: str
+    placement: Placement
+    precision: Precision
+    speedup: float  # times as fast as the float model in f32
+    latency_ms: float
+
+
+class Search:
+    """Candidates as files, timed in batches that a killed run does not repeat."""
+
+    def __init__(
+        self, base: onnx_ir.Model, target: Target, shape: tuple[int, ...], folder: Path, deadline: float
+    ) -> None:
+        self.base, self.target, self.shape, self.folder, self.deadline = base, target, shape, folder, deadline
+        self.runtime = discover.module("runtimes", target.runtime)
+        self.tried: dict[str, Tried] = {}
+        self.files: dict[Placement, timing.Side] = {}
+        path = folder / BATCHES
+        self.batches: list[dict[str, Any]] = records.read_json(path) if path.exists() else []
+        self.next, self.per_side = 0, 0.0
+        self.bar: progress.Bar | None = None
+
+    def run(self, forced: tuple[str, ...]) -> Placement:
+        """The fastest placement found in time."""
+        starts = {label: placement.also_float(one, forced) for label, one in STARTS.items()}
+        modules = placement.layers(candidates.operations(self.base.graph), Placement(float_modules=forced))
+        if not modules:
+            return Placement(float_modules=forced)
+        blocks = placement.blocks(modules, BLOCKS)
+        with progress.bar("place: candidates timed", len(starts) + 1 + len(OPERATIONS) + len(blocks)) as self.bar:
+            best = self.fastest(starts)
+            flips = {f"{kind} the other way": _flip(kind) for kind in OPERATIONS}
+            best = self.improved(best, flips)
+            best = self.improved(best, {f"{name} in float": _leave(name) for name in blocks})
+            self.settle(best)
+            return best
+
+    def figures(self, chosen: Placement) -> dict[str, Any]:
+        """What is kept of the search: the placement, its label, and all that was timed."""
+        best = self.tried.get(self.files[chosen].name) if chosen in self.files else None
+        return {"placement": chosen, "best": best.label if best else "", "tried": list(self.tried.values())}
+
+    def settle(self, best: Placement) -> None:
+        """Times the best and the float forms once more in several processes: the figures that decide between them."""
+        logs: dict[str, list[float]] = {}
+        for _ in range(CONFIRM):
+            self.timed({"": best}, must=True, again=True)
+            for name in {self.side(best).name, *(one.name for one in self.floats())}:
+                logs.setdefault(name, []).append(math.log(self.tried[name].speedup))
+        for name, found in logs.items():
+            self.tried[name] = dataclasses.replace(self.tried[name], speedup=math.exp(float(np.median(found))))
+
+    def speedup(self, chosen: Placement) -> float:
+        """Of one placement over f32, from several processes."""
+        with progress.bar("place: timing the placement", CONFIRM) as self.bar:
+            self.settle(chosen)
+        return self.tried[self.side(chosen).name].speedup
+
+    def fastest(self, starts: Mapping[str, Placement]) -> Placement:
+        """The best of whole-model placements, with the float forms beside them as the yardstick."""
+        self.timed(starts, must=True)
+        names = {one: self.files[one].name for one in starts.values() if one in self.files}
+        integer = {one: self.tried[name] for one, name in names.items() if name in self.tried}
+        if not integer:
+            raise ToolchainError(f"{self.target.runtime} takes no integer form of this model; set precisions to float")
+        return max(integer, key=lambda one: integer[one].speedup)
+
+    def improved(self, best: Placement, changes: Mapping[str, Change]) -> Placement:
+        """`best`, or what single changes and then all helpful ones together make of it, if that is faster."""
+        variants = {label: change(best) for label, change in changes.items()}
+        gains = self.timed(variants, than=best)
+        helpful = [label for label, gain in gains.items() if gain > WORTH]
+        if not helpful:
+            return best
+        together = best
+        for label in sorted(helpful, key=lambda label: -gains[label]):
+            together = changes[label](together)
+        strongest = max(helpful, key=lambda label: gains[label])
+        finalists = {strongest: variants[strongest], " + ".join(helpful): together}
+        rounds = [self.timed(finalists, than=best, again=True) for _ in range(CONFIRM)]
+        for label in sorted(finalists, key=lambda label: -sum(one.get(label, -math.inf) for one in rounds)):
+            again = [one.get(label, -math.inf) for one in rounds]
+            if min(again) > 0 and sum(again) / CONFIRM > WORTH:  # on a busy machine luck does not come three times
+                return finalists[label]
+        return best
+
+    def timed(
+        self, variants: Mapping[str, Placement], than: Placement = FLOAT, *, must: bool = False, again: bool = False
+    ) -> dict[str, float]:
+        """Log of how many times faster each is than `than`; those there is no time for are left out.
+
+        Args:
+            must: whatever the time.
+            again: they were timed before, so this is no progress.
+        """
+        gains: dict[str, float] = {}
+        labels = list(variants)
+        for start in range(0, len(labels), SIDES - 2):
+            part = labels[start : start + SIDES - 2]
+            if not must and time.monotonic() + self.per_side * (len(part) + 2) > self.deadline:
+                break
+            began = time.monotonic()
+            gains |= self.together({label: variants[label] for label in part}, than)
+            self.per_side = (time.monotonic() - began) / (len(part) + 2)
+            if self.bar is not None:
+                best = max((one.speedup for one in self.tried.values()), default=1.0)
+                self.bar.step(f"best {best:.2f}x", 0 if again else len(part))
+        return gains
+
+    def together(self, part: Mapping[str, Placement], than: Placement) -> dict[str, float]:
+        """Times some candidates in one process; those that the runtime refuses are left out."""
+        try:
+            known = self.side(than)
+            sides = {label: self.side(chosen) for label, chosen in part.items()}
+            blocks = self.batch(list({side.name: side for side in (*self.floats(), known, *sides.values())}.values()))
+        except ToolchainError as reason:
+            if len(part) > 1:  # which one it was shows when each is alone
+                found = [self.together({label: chosen}, than) for label, chosen in part.items()]
+                return {label: gain for one in found for label, gain in one.items()}
+            progress.say(f"place: {next(iter(part))} does not run and is left out: {reason}")
+            return {}
+        gains = {}
+        for label, side in sides.items():
+            if side.name != known.name:
+                gains[label] = stats.round_ratio(blocks[known.name], blocks[side.name])
+                self.keep(label, part[label], side, blocks)
+        return gains
+
+    def keep(self, label: str, chosen: Placement, side: timing.Side, blocks: Mapping[str, Any]) -> None:
+        """Notes a candidate's speed, and the float forms' with it."""
+        base = self.floats()[0]
+        for name, what, placed, precision in (
+            (side.name, label, chosen, side.precision),
+            *((one.name, f"float, {one.precision}", FLOAT, one.precision) for one in self.floats()),
+        ):
+            first = self.tried.get(name)
+            self.tried[name] = Tried(
+                label=first.label if first else what, placement=first.placement if first else placed, precision=precision,
+                speedup=math.exp(stats.round_ratio(blocks[base.name], blocks[name])),
+                latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
+            )  # fmt: skip
+
+    def floats(self) -> list[timing.Side]:
+        """The model in each float precision of the target that this machine has; f32 first."""
+        plain = self.side(FLOAT)
+        names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
+        able = [precision for precision in names if self.runtime.available(precision)]
+        return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]
+
+    def side(self, chosen: Placement) -> timing.Side:
+        """The compiled candidate; those that come to the same graph share one."""
+        if chosen not in self.files:
+            path = self.folder / "candidate.onnx"
+            model, layers = candidates.make(self.base, chosen, self.target.scheme)
+            qdq.save(model, path)
+            name = f"candidate-{records.sha256_file(path)[:12]}"
+            made = self.runtime.compile(path, self.folder / name)
+            self.files[chosen] = timing.Side(
+                name=name if layers else "float-f32", runtime=self.target.runtime, path=str(made.path),
+                precision="int8" if layers else "f32", threads=self.target.threads, shape=self.shape,
+            )  # fmt: skip
+        return self.files[chosen]
+
+    def batch(self, sides: Sequence[timing.Side]) -> Mapping[str, Any]:
+        """Samples of one process, or what an earlier run measured for the same candidates."""
+        names, self.next = sorted(side.name for side in sides), self.next + 1
+        done = self.batches[self.next - 1] if self.next <= len(self.batches) else None
+        if done is not None and sorted(done["blocks"]) == names:
+            return dict(done["blocks"])
+        del self.batches[self.next - 1 :]
+        timing.rounds(sides, 1, self.next, lambda one: self.batches.append({"blocks": one.blocks}), effort=SHORT)
+        records.write_json(self.folder / BATCHES, self.batches)
+        return dict(self.batches[-1]["blocks"])
+
+
+def _leave(module: str) -> Change:
+    return lambda one: placement.also_float(one, (module,))
+
+
+def _flip(kind: Operation) -> Change:
+    def change(one: Placement) -> Placement:
+        floats = set(one.float_operations) ^ {kind}
+        return dataclasses.replace(one, float_operations=tuple(k for k in OPERATIONS if k in floats))
+
+    return change

@@ -1,0 +1,208 @@
+"""control: quantized model, accuracy budget -> the same with its most harmful layers back in float, if that is needed.
+
+Blocks are ranked by what each brings on validation when it alone is left in float; the most harmful ones go first,
+weighed against the latency that this costs on the target, until validation keeps the budget. Never beyond the latency
+budget, and never slower than the float model.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from toolchain import fxgraph, loop, placement, progress, records
+from toolchain.data import Dataset
+from toolchain.stages import place
+from toolchain.stages.adapt import Adapted
+from toolchain.stages.place import Placed
+from toolchain.stages.quantize import Family, Quantized
+from toolchain.values import Architecture, Budget, Placement, Target
+
+VERSION = 1
+BLOCKS = 20
+CHEAP = (
+    0.005  # least cost in latency, as a log, so that a block that costs nothing measurable does not weigh infinitely
+)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What leaving one block in float brings."""
+
+    block: str
+    accuracy: float  # on validation, with this block alone in float
+    divergence: float  # nats an image from the dense float model's answers; less is closer
+    slowdown: float | None  # times as slow as with all in integers, measured; None: not measured
+    returned: bool  # whether it stays in float
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What accuracy control did."""
+
+    needed: bool  # the budget was missed with all of the placement in integers
+    limit: float | None  # accuracy drop allowed on validation
+    before: float | None  # accuracy drop on validation, all of the placement in integers
+    after: float | None
+    ranking: tuple[Harm, ...]  # the most harmful first
+    why: str
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """How far a model's answers on validation are from the dense float model's."""
+
+    data: Dataset
+    dense: Tensor  # logits [images, classes]
+
+    def drop(self, logits: Tensor) -> float:
+        labels = self.data.splits["val"].labels
+        return float((self.dense.argmax(1) == labels).float().mean() - (logits.argmax(1) == labels).float().mean())
+
+    def divergence(self, logits: Tensor) -> float:
+        return float(F.kl_div(logits.log_softmax(1), self.dense.log_softmax(1), reduction="batchmean", log_target=True))
+
+    def answers(self, quantized: Quantized, chosen: Placement) -> Tensor:
+        """Logits on validation with the rounding of `chosen` alone."""
+        return loop.predict(
+            fxgraph.less_rounded(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
+        )
+
+
+def run(
+    families: Sequence[Family], placed: Mapping[Architecture, Placed], budget: Budget, target: Target, adapted: Adapted,
+    image: Tensor, work: Path,
+) -> tuple[list[Family], Controlled | None]:  # fmt: skip
+    """Returns harmful blocks to float where validation says that the budget is missed; else changes nothing.
+
+    Args:
+        families: the last is the architecture that is to ship; the others stay as they are.
+        placed: what the search measured; gives the cost of each block.
+        budget: `accuracy_drop` decides whether, `speedup` how far.
+        adapted: the dense float model that accuracy is compared with, and its validation images.
+        image: one example input, float32 [1, 3, height, width].
+    """
+    last = families[-1]
+    changed, found = _one(last, adapted.trained, placed[last.name], budget, target, adapted.data, image, work)
+    return [*families[:-1], changed], found
+
+
+def _one(
+    family: Family, dense: loop.Trained, placed: Placed, budget: Budget, target: Target, data: Dataset, image: Tensor,
+    work: Path,
+) -> tuple[Family, Controlled | None]:  # fmt: skip
+    own, limit = family.quantized, budget.accuracy_drop
+    if own is None or limit is None or placed.float_wins:
+        return family, None
+    key = records.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
+    with records.stage(work, "control", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            found, chosen = _controlled(family, dense, placed, budget, target, data, image, work)
+            stage = records.finish(stage, started, {"found": found, "placement": chosen})
+        assert stage.figures is not None
+    found, chosen = _read(stage.figures["found"]), place.read(stage.figures["placement"])
+    if chosen == own.placement:
+        return family, found
+    graph = fxgraph.less_rounded(own.graph, chosen)
+    planned = placement.layers(fxgraph.operations(graph), chosen)
+    trained = dataclasses.replace(own.trained, model=graph, key=key)
+    changed = dataclasses.replace(own, trained=trained, placement=chosen, planned=planned)
+    return dataclasses.replace(family, quantized=changed), found
+
+
+def _read(figures: dict[str, object]) -> Controlled:
+    rows = figures.pop("ranking")
+    assert isinstance(rows, list)
+    return Controlled(**figures, ranking=tuple(Harm(**row) for row in rows))  # type: ignore[arg-type]
+
+
+def _controlled(
+    family: Family, dense: loop.Trained, placed: Placed, budget: Budget, target: Target, data: Dataset, image: Tensor,
+    work: Path,
+) -> tuple[Controlled, Placement]:  # fmt: skip
+    own, limit = family.quantized, budget.accuracy_drop
+    assert own is not None
+    assert limit is not None
+    judge = _Judge(data, loop.predict(dense.model, data.splits["val"], data.preprocess))
+    before = judge.drop(loop.predict(own.graph, data.splits["val"], data.preprocess))
+    if before <= limit:
+        return Controlled(False, limit, before, before, (), "all of the placement keeps the budget"), own.placement
+    progress.say(f"control: {100 * before:.1f} points lost on validation, {100 * limit:.1f} allowed; ranking layers")
+    ranking = _ranked(own, judge, placed)
+    chosen, names, after = own.placement, list[str](), before
+    with progress.bar("control: layers back to float", len(ranking)) as bar:
+        for one in ranking:
+            trial = placement.also_float(chosen, (one.block,))
+            if not placement.layers(fxgraph.operations(own.graph), trial):
+                break
+            chosen, after = trial, judge.drop(judge.answers(own, trial))
+            names.append(one.block)
+            bar.step(f"{100 * after:.1f} points lost")
+            if after <= limit:
+                break
+    why, kept = _affordable(family, chosen, placed, budget, target, image, work) if after <= limit else (
+        "not even with all of these in float is the budget kept; all stay in integers", False
+    )  # fmt: skip
+    rows = tuple(dataclasses.replace(one, returned=kept and one.block in names) for one in ranking)
+    found = Controlled(True, limit, before, after if kept else before, rows, why)
+    return found, chosen if kept else own.placement
+
+
+def _ranked(own: Quantized, judge: _Judge, placed: Placed) -> list[Harm]:
+    """Blocks by what they bring for what they cost, the most harmful first."""
+    blocks = placement.blocks(own.planned, BLOCKS)
+    base = judge.divergence(loop.predict(own.graph, judge.data.splits["val"], judge.data.preprocess))
+    found = []
+    with progress.bar("control: sensitivity of each block", len(blocks)) as bar:
+        for block in blocks:
+            logits = judge.answers(own, placement.also_float(own.placement, (block,)))
+            accuracy = float((logits.argmax(1) == judge.data.splits["val"].labels).float().mean())
+            found.append(Harm(block, accuracy, judge.divergence(logits), placed.slowdown(block), False))
+            bar.step(block)
+
+    def worth(one: Harm) -> float:
+        cost = max(CHEAP, math.log(one.slowdown) if one.slowdown else CHEAP)
+        gain = base - one.divergence
+        return gain / cost if gain > 0 else gain
+
+    return sorted(found, key=worth, reverse=True)
+
+
+def _affordable(
+    family: Family, chosen: Placement, placed: Placed, budget: Budget, target: Target, image: Tensor, work: Path
+) -> tuple[str, bool]:
+    """Whether the placement with less in integers is still fast enough, measured."""
+    speed = place.speedup(family.trained.model, image, target, chosen, work)
+    if speed is None or placed.fastest_float is None:
+        return "returned to float by the ranking; latency was not measured on this machine", True
+    floor = placed.fastest_float.speedup
+    if speed <= floor:
+        return (
+            f"with these in float it would be {speed:.2f}x as fast as f32 and {floor:.2f}x is float's own: not worth it",
+            False,
+        )
+    if budget.speedup is not None and family.name == "dense" and speed < budget.speedup:
+        return f"with these in float only {speed:.2f}x is left of the {budget.speedup:.2f}x asked for", False
+    return (
+        f"{speed:.2f}x as fast as the same network in f32, where all in integers was {placed.best_speedup:.2f}x",
+        True,
+    )
+
+
+def notes(found: Controlled | None, name: str) -> list[str]:
+    """What a reader must know of it."""
+    if found is None or not found.needed or found.before is None or found.limit is None or found.after is None:
+        return []
+    lost = (
+        f"{name}: in integers {100 * found.before:.1f} points were lost on validation ({100 * found.limit:.1f} allowed)"
+    )
+    returned = [one.block for one in found.ranking if one.returned]
+    if not returned:
+        return [f"{lost}; {found.why}"]
+    return [f"{lost}; {', '.join(returned)} went back to float: {100 * found.after:.1f} points lost, {found.why}"]
