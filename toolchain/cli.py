@@ -209,6 +209,29 @@ def report(
     _where(run, written)
 
 
+@app.command()
+def parity(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, such as out/digits/cpu.")],
+    images: Annotated[int, typer.Option(help="How many of the bundle's golden inputs to run.", min=1)] = 8,
+    threshold: Annotated[float, typer.Option(help="Quantization steps beyond which two sides part ways.", min=0)] = 1.5,
+) -> None:
+    """Name the layer in which torch, ONNX Runtime and OpenVINO part ways, and each that fell back to float.
+
+    Exit status: 0 all answer alike, 1 they name different classes, 2 wrong input.
+    """
+    from toolchain import agreement, report
+    from toolchain import parity as parities
+
+    written = parities.run(run, images, threshold)
+    for one in written["variants"]:
+        report.show(agreement.tables(one))
+        for sentence in agreement.sentences(one, written):
+            typer.echo(sentence)
+    typer.echo(f"figures: {run / parities.FILE}")
+    if not written["agree"]:
+        raise typer.Exit(1)
+
+
 def _table(kind: Any, what: str) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -46,6 +46,11 @@ class OrtSession:
         outputs: list[np.ndarray] = self._session.run(None, {self._input: images})
         return outputs[0]
 
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The same input -> every output of the graph by its name; for graphs with more than the logits."""
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
+
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
     """Writes `folder/model.onnx` in operations that this runtime has in integers; it compiles it when it loads it."""

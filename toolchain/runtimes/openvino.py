@@ -3,6 +3,7 @@
 Without a hint OpenVINO runs float models in bf16 on CPUs that have it, which would make "float" mean two things.
 """
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class OpenVinoSession:
         self.compiled = compiled
         self._request = compiled.create_infer_request()
         self._input = self._request.get_input_tensor().data
-        self._output = self._request.get_output_tensor().data
+        self._output = self._request.get_output_tensor(0).data
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """float32 [1, 3, height, width] -> logits [1, classes]."""
@@ -54,25 +55,44 @@ class OpenVinoSession:
         logits: np.ndarray = self._output.copy()
         return logits
 
+    def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The same input -> every output of the graph by its name; for graphs with more than the logits."""
+        self.run(images)
+        return {
+            name: self._request.get_output_tensor(index).data.copy()
+            for index, output in enumerate(self.compiled.outputs)
+            for name in output.get_names()
+        }
+
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
-    """Converts ONNX to `model.xml` and `model.bin`; int8 initialisers stay int8 weights.
+    """Converts ONNX to `model.xml` and `model.bin`, in operations that it fuses; int8 initialisers stay int8 weights.
 
     Raises:
         ToolchainError: OpenVINO is missing, or does not convert the file.
     """
+    import onnx_ir
+
+    from toolchain import qdq
+
     ov = library()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        model = ov.convert_model(str(onnx_path))
-    except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason
-    try:
-        ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
-    except Exception as reason:
-        raise ToolchainError(
-            f"OpenVINO cannot write to {folder}: {brief(reason)}; is there room on the disk?"
-        ) from reason
+    with tempfile.TemporaryDirectory() as scratch:
+        adapted = Path(scratch) / onnx_path.name
+        try:
+            graph = onnx_ir.load(onnx_path)
+            qdq.name_hard_activations(graph.graph)
+            qdq.remove_dead(graph.graph)
+            qdq.save(graph, adapted)
+            model = ov.convert_model(str(adapted))
+        except Exception as reason:  # its exceptions share no base class
+            raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason
+        try:
+            ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
+        except Exception as reason:
+            raise ToolchainError(
+                f"OpenVINO cannot write to {folder}: {brief(reason)}; is there room on the disk?"
+            ) from reason
     return artefact(*(folder / name for name in FILE_NAMES))
 
 

@@ -1,0 +1,116 @@
+"""What one runtime computes in one Q/DQ graph: its logits, its integer coverage, and every rounded result it has.
+
+A result that is read becomes an output of the graph, and a runtime may fuse less around an output. So each reading
+is held against the graph without outputs of its own: the same logits and as many integer kernels, or it does not
+count. OpenVINO, for one, adds to a convolution before it rounds, and has no rounded result of the convolution.
+The check is as sharp as the answers are: what changes none of them on these images is not noticed.
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from toolchain import discover, taps
+from toolchain.errors import ToolchainError
+from toolchain.taps import Graph, Tap
+from toolchain.values import Coverage
+
+UNDISTURBED = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A runtime, with its optimizations or without."""
+
+    name: str
+    runtime: str
+    optimized: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a side computed for all images."""
+
+    logits: np.ndarray  # [images, classes]
+    values: Mapping[str, np.ndarray]  # dequantized results by their names in the graph, [images, ...]
+    fused: tuple[str, ...]  # layers whose rounded result cannot be read without changing the answers
+    coverage: Coverage
+
+
+def sides() -> tuple[Side, ...]:
+    """Every runtime, first as the graph is written where it can do that, then optimized."""
+    found = list[Side]()
+    for name in discover.modules("runtimes"):
+        if discover.module("runtimes", name).HAS_UNOPTIMIZED:
+            found.append(Side(name=f"{name} unoptimized", runtime=name, optimized=False))
+        found.append(Side(name=name, runtime=name, optimized=True))
+    return tuple(found)
+
+
+def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, step: float) -> Reading:
+    """Runs images through a graph and through copies that give its rounded results too.
+
+    Args:
+        graph: the exported Q/DQ graph, static batch 1.
+        found: the results to read.
+        images: float32 [images, 3, height, width].
+        step: quantization step of the logits.
+
+    Raises:
+        ToolchainError: the runtime is not installed, or refuses the graph.
+    """
+    discover.module("runtimes", side.runtime).library()  # not installed is another thing than refused
+    logits = graph.model.graph.output[0].name
+    values, coverage = _outputs(side, graph, (), images)
+
+    def undisturbed(wanted: Sequence[Tap]) -> Mapping[str, np.ndarray] | None:
+        given, covered = _outputs(side, graph, wanted, images)
+        same = np.abs(given[logits] - values[logits]).max() <= UNDISTURBED * step
+        return given if same and covered.integer == coverage.integer else None
+
+    whole = undisturbed(found)
+    if whole is not None:
+        return Reading(logits=values[logits], values=whole, fused=(), coverage=coverage)
+    kept, fused = dict(values), list[str]()
+    for kind in dict.fromkeys(tap.kind for tap in found):
+        some = [tap for tap in found if tap.kind == kind and tap.value != logits]
+        given = undisturbed(some) if some else {}
+        if given is None:
+            fused += [tap.layer for tap in some]
+        else:
+            kept |= given
+    return Reading(logits=values[logits], values=kept, fused=tuple(fused), coverage=coverage)
+
+
+def _outputs(
+    side: Side, graph: Graph, wanted: Sequence[Tap], images: np.ndarray
+) -> tuple[dict[str, np.ndarray], Coverage]:
+    """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
+    runtime: Any = discover.module("runtimes", side.runtime)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tapped.onnx"
+        try:
+            onnx.save(taps.tapped(graph.model, wanted), path)
+        except OSError as reason:
+            raise ToolchainError(
+                f"cannot write to {scratch}: {reason.strerror}; is there room on the disk?"
+            ) from reason
+        made = runtime.compile(path, Path(scratch) / "compiled")
+        session = runtime.open(made.path, threads=1, precision="int8", optimized=side.optimized)
+        rows = [session.outputs(image[None]) for image in images]
+        covered: Coverage = runtime.coverage(made.path, precision="int8")
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, covered
+
+
+def difference(tap: Tap, truth: Mapping[str, np.ndarray], reading: Reading) -> dict[str, float] | None:
+    """Largest difference of one result in steps and the share of values that differ; None: this side has no such result."""
+    given = reading.values.get(tap.value)
+    if given is None:
+        return None
+    steps = np.abs(given - truth[tap.value]) / np.float32(tap.step)
+    return {"max_steps": float(steps.max()), "differing": float((steps > 0.5).mean()), "values": steps.size}

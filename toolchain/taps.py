@@ -1,0 +1,125 @@
+"""Where a Q/DQ graph can be read: every rounded result, named by the layer it belongs to, with its quantization step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+WEIGHTED = {"Conv", "Gemm", "MatMul"}
+# nothing is computed here: what is rounded behind them was rounded before
+MOVES = {"Reshape", "Flatten", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Pad", "Identity"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tap:
+    """One rounded result."""
+
+    layer: str  # "features.0.0", "Add after features.3.conv.2", "input"
+    value: str  # name of the dequantized value in the graph
+    step: float  # its scale
+    kind: str  # what computes it and what reads it; runtimes fuse all of one kind in one way
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A Q/DQ graph by who makes and who reads each value."""
+
+    model: ModelProto
+    made: dict[str, NodeProto]
+    read: dict[str, list[NodeProto]]
+    constants: dict[str, TensorProto]
+
+
+def load(model: ModelProto) -> Graph:
+    """Looks up makers and readers once."""
+    made, read = {}, dict[str, list[NodeProto]]()
+    for node in model.graph.node:
+        made.update(dict.fromkeys(node.output, node))
+        for name in node.input:
+            read.setdefault(name, []).append(node)
+    return Graph(model, made, read, {tensor.name: tensor for tensor in model.graph.initializer})
+
+
+def find(graph: Graph) -> tuple[Tap, ...]:
+    """Every rounded result of a layer, an addition, a pooling or an activation, in the order of the graph."""
+    order = {node.output[0]: number for number, node in enumerate(graph.model.graph.node)}
+    taps = list[Tap]()
+    for node in graph.model.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] in graph.constants or node.input[1] not in graph.constants:
+            continue
+        maker = graph.made.get(node.input[0])
+        behind = [reader for reader in graph.read.get(node.output[0], ()) if reader.op_type == "DequantizeLinear"]
+        if not behind or (maker is not None and maker.op_type in MOVES):
+            continue
+        scale = numpy_helper.to_array(graph.constants[node.input[1]])
+        if scale.size != 1:
+            continue
+        taken = sum(tap.layer.split(" #")[0] == _name(graph, maker, order) for tap in taps)
+        name = _name(graph, maker, order) + (f" #{taken + 1}" if taken else "")
+        taps.append(
+            Tap(layer=name, value=behind[0].output[0], step=float(scale.item()), kind=_kind(graph, maker, behind))
+        )
+    return tuple(taps)
+
+
+def output_step(graph: Graph) -> float | None:
+    """Scale of the rounding in front of the logits; None where they come in float."""
+    last = graph.made.get(graph.model.graph.output[0].name)
+    if last is None or last.op_type != "DequantizeLinear" or last.input[1] not in graph.constants:
+        return None
+    return float(numpy_helper.to_array(graph.constants[last.input[1]]).item())
+
+
+def _name(graph: Graph, maker: NodeProto | None, order: dict[str, int]) -> str:
+    if maker is None:
+        return "input"
+    if maker.op_type in WEIGHTED:
+        return maker.name
+    layer = _last_layer(graph, maker, order)
+    return f"{maker.op_type} after {layer.name if layer else 'input'}"
+
+
+def _last_layer(graph: Graph, node: NodeProto, order: dict[str, int]) -> NodeProto | None:
+    """Of the layers a node's inputs come from, the one that is computed last."""
+    found, waiting, seen = list[NodeProto](), list(node.input), set[str]()
+    while waiting:
+        maker = graph.made.get(waiting.pop())
+        if maker is None or maker.output[0] in seen:
+            continue
+        seen.add(maker.output[0])
+        if maker.op_type in WEIGHTED:
+            found.append(maker)
+        else:
+            waiting += maker.input
+    return max(found, key=lambda layer: order[layer.output[0]], default=None)
+
+
+def _kind(graph: Graph, maker: NodeProto | None, behind: Sequence[NodeProto]) -> str:
+    readers = {reader.op_type for node in behind for reader in graph.read.get(node.output[0], ())}
+    return f"{maker.op_type if maker else 'input'} to {', '.join(sorted(readers)) or 'output'}"
+
+
+def planned(graph: Graph) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Convolution and linear layers whose image and weight both come rounded, and those that are to stay in float."""
+    integer, in_float = list[str](), list[str]()
+    for node in graph.model.graph.node:
+        if node.op_type in WEIGHTED:
+            makers = [graph.made.get(name) for name in node.input[:2]]
+            rounded = all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
+            (integer if rounded else in_float).append(node.name)
+    return tuple(integer), tuple(in_float)
+
+
+def tapped(model: ModelProto, taps: Sequence[Tap]) -> ModelProto:
+    """A copy that gives the dequantized value of each tap beside the logits.
+
+    Dequantized, because an integer output would keep OpenVINO from seeing the Q/DQ pair behind it.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    given = {output.name for output in copy.graph.output}
+    for tap in taps:
+        if tap.value not in given:
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(tap.value, TensorProto.FLOAT, None))
+    return copy
