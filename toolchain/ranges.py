@@ -17,7 +17,7 @@ from toolchain.values import Calibration
 
 BINS = 2048
 TAIL = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
-SHRINKS = torch.linspace(0.2, 1.0, 81)  # of the whole range, tried for the least squared error
+SHRINKS = torch.linspace(0.1, 1.0, 46)  # of either end, tried in all pairs for the least squared error
 STEPS = 255  # between the ends of eight bits
 
 
@@ -96,13 +96,16 @@ def least_error(seen: Seen) -> tuple[float, float]:
         return seen.low, seen.high
     step = (seen.high - seen.low) / BINS
     centres = seen.low + step * (torch.arange(BINS) + 0.5)
-    low, high = SHRINKS * min(seen.low, 0.0), SHRINKS * max(seen.high, 0.0)
-    size = ((high - low) / STEPS).clamp_min(1e-12)
-    at = (centres[None] - low[:, None]) / size[:, None]
-    rounded = at.round().clamp(0, STEPS) * size[:, None] + low[:, None]
-    error = ((rounded - centres[None]).square() * seen.counts[None]).sum(1)
-    best = int(error.argmin())
-    return float(low[best]), float(high[best])
+    lows = SHRINKS * seen.low if seen.low < 0 else torch.zeros(1)  # integers must have a zero
+    highs = SHRINKS * seen.high if seen.high > 0 else torch.zeros(1)
+    best = (float("inf"), seen.low, seen.high)
+    for low in lows:
+        size = ((highs - low) / STEPS).clamp_min(1e-12)[:, None]
+        rounded = ((centres[None] - low) / size).round().clamp(0, STEPS) * size + low
+        error = ((rounded - centres[None]).square() * seen.counts[None]).sum(1)
+        at = int(error.argmin())
+        best = min(best, (float(error[at]), float(low), float(highs[at])))
+    return best[1], best[2]
 
 
 # --- biases -------------------------------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""Accuracy control: the block that does the harm goes back to float, and only as far as latency allows."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import loop, quantizer, ranges
+from toolchain.data import Dataset, Images
+from toolchain.search import Tried
+from toolchain.stages import control, place
+from toolchain.stages.adapt import Adapted
+from toolchain.stages.place import Placed
+from toolchain.stages.quantize import Family, Quantized
+from toolchain.values import AugmentSpec, Budget, Placement, Preprocess, QuantScheme, Target
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+TARGET = Target(name="t", runtime="onnxruntime")
+HARMED = "middle"
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8 * 64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(torch.relu(self.middle(torch.relu(self.first(x))))).flatten(1))
+
+
+@pytest.fixture
+def data() -> Dataset:
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 255, (120, 8, 8, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        labels = model()(pixels.permute(0, 3, 1, 2) / 255).argmax(1)
+    images = Images(pixels, labels, tuple(Path(str(i)) for i in range(120)), torch.ones(120))
+    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.0,) * 3, std=(1.0,) * 3)
+    return Dataset(
+        ("a", "b", "c", "d"), dict.fromkeys(("train", "val", "test"), images), preprocess, "k", (0, 1), "d", ()
+    )
+
+
+def model() -> nn.Module:
+    """A net whose middle layer loses everything in integers: a weight that never counts is a thousand times the others."""
+    torch.manual_seed(1)
+    net = Net().eval()
+    with torch.no_grad():
+        net.first.weight[0], net.first.bias[0] = 0.0, -1.0  # its rectified output is always zero
+        net.middle.weight[:, 0, 1, 1] = 100.0
+        net.head.bias.sub_(
+            net.head(net.last(torch.relu(net.middle(torch.relu(net.first(torch.rand(200, 3, 8, 8)))))).flatten(1)).mean(
+                0
+            )
+        )
+    return net
+
+
+def harmed(data: Dataset) -> Quantized:
+    graph, planned = quantizer.prepare(model(), IMAGE, Placement(), QuantScheme())
+    images = data.splits["val"].pixels.permute(0, 3, 1, 2) / 255
+    found = ranges.collect(graph, [images])
+    ranges.put(graph, found, "minmax")
+    trained = loop.Trained(graph, "quantized", {"best_epoch": -1}, 0.0)
+    return Quantized(trained, Placement(), planned, "ptq", "ptq")
+
+
+def placed(speedup: float = 2.0, floating: float = 1.0) -> Placed:
+    def one(label: str, precision: str, fast: float) -> Tried:
+        return Tried(label=label, placement=Placement(), precision=precision, speedup=fast, latency_ms=1.0)
+
+    return Placed(Placement(), "p", (one("all", "int8", speedup), one("float", "f32", floating)), 1.0, "all")
+
+
+def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
+    adapted = Adapted(loop.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
+    family = Family("dense", adapted.trained, harmed(data))
+    families, found = control.run([family], {"dense": where}, budget, TARGET, adapted, IMAGE, tmp_path)
+    return families[0].quantized, found
+
+
+def test_the_harmful_block_goes_back_to_float_and_the_budget_is_kept(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "speedup", lambda *_: 1.8)
+    own, found = run(data, tmp_path, Budget(accuracy_drop=0.05), placed())
+    assert found.needed
+    assert found.before > 0.2
+    assert found.after <= 0.05
+    assert [one.block for one in found.ranking if one.returned] == [HARMED] == [found.ranking[0].block]
+    assert own.placement == Placement(float_modules=(HARMED,))
+    assert HARMED not in own.planned
+    answers = loop.predict(own.graph, data.splits["val"], data.preprocess).argmax(1)
+    assert float((answers == data.splits["val"].labels).float().mean()) >= 0.95
+    again, same = run(data, tmp_path, Budget(accuracy_drop=0.05), placed())
+    assert (again.placement, again.trained.key, same) == (own.placement, own.trained.key, found)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "budget", "why"),
+    [
+        (0.9, Budget(accuracy_drop=0.05), "not worth it"),
+        (1.5, Budget(accuracy_drop=0.05, speedup=1.7), "of the 1.70x asked for"),
+    ],
+)
+def test_latency_is_never_given_up_for_it(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, budget: Budget, why: str
+) -> None:
+    monkeypatch.setattr(place, "speedup", lambda *_: speedup)
+    own, found = run(data, tmp_path, budget, placed())
+    assert own.placement == Placement()
+    assert why in found.why
+    assert not [one for one in found.ranking if one.returned]
+    assert found.after == found.before
+
+
+def test_nothing_is_changed_where_the_budget_is_kept_or_there_is_none(data: Dataset, tmp_path: Path) -> None:
+    own, found = run(data, tmp_path, Budget(accuracy_drop=0.99), placed())
+    assert (own.placement, found.needed, found.ranking) == (Placement(), False, ())
+    assert run(data, tmp_path, Budget(), placed())[1] is None
+    assert run(data, tmp_path, Budget(accuracy_drop=0.0), placed(0.5))[1] is None  # float ships, integers do not
+
+
+def test_a_cheaper_block_goes_before_a_dearer_one_that_does_the_same_harm(data: Dataset) -> None:
+    own, where = harmed(data), placed()
+    judge = control._Judge(data, loop.predict(model(), data.splits["val"], data.preprocess))
+    first = control._ranked(own, judge, where)[0]
+    dear = [dataclasses.replace(where.tried[0], label=f"{first.block} in float", speedup=2.0 / np.exp(5.0))]
+    slow = dataclasses.replace(where, tried=(*where.tried, *dear))
+    assert slow.slowdown(first.block) == pytest.approx(np.exp(5.0))
+    costs = {one.block: one.slowdown for one in control._ranked(own, judge, slow)}
+    assert costs[first.block] == pytest.approx(np.exp(5.0))
