@@ -25,7 +25,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert ended.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("verb", ["export", "adapt", "check-data", "targets", "recipes", "domains", "schema", "report"])
+@pytest.mark.parametrize(
+    "verb", ["export", "adapt", "check-data", "targets", "recipes", "domains", "schema", "report", "parity"]
+)
 def test_every_verb_has_help(verb: str) -> None:
     ended = run(verb, "--help")
     assert ended.returncode == 0

@@ -1,5 +1,7 @@
 """What ships: the fastest that keeps every promise; never one that breaks one."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -60,9 +62,11 @@ FAST = {
 }
 
 
+GOOD = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
+
+
 def decide(budget: Budget, **changed: Accuracy) -> judge.Judged:
-    found = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
-    found |= {name.replace("_", "-"): value for name, value in changed.items()}
+    found = GOOD | {name.replace("_", "-"): value for name, value in changed.items()}
     return judge.run(VARIANTS, found, found, FAST, budget)
 
 
@@ -128,6 +132,20 @@ def test_speed_and_size_budgets_are_held() -> None:
     assert decide(Budget(speedup=2.0)).shipped is None
     assert decide(Budget(size_bytes=50)).shipped == "pruned-int8"
     assert decide(Budget(size_bytes=20)).shipped is None
+
+
+def test_a_target_that_cannot_be_timed_ships_its_smallest_and_says_what_was_not_measured() -> None:
+    found = judge.run(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
+    assert found.shipped == "pruned-int8"
+    assert {v.check for v in found.verdicts if v.outcome == "not_measured"} == {"speedup"}
+    assert math.isnan(judge.faster({}, "pruned-int8", "dense-fp32").estimate)
+
+
+def test_coverage_that_this_machine_cannot_show_is_not_a_pass() -> None:
+    blind = {name: dataclasses.replace(own, coverage=None) for name, own in GOOD.items()}
+    found = judge.run(VARIANTS, blind, blind, {}, Budget())
+    assert [v.outcome for v in found.verdicts if v.check == "integer_coverage"] == ["not_measured"]
+    assert found.shipped
 
 
 def test_the_recipes_budget_wins_key_by_key() -> None:

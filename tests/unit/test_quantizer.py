@@ -158,8 +158,40 @@ def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * 2 if x.sum() > 0 else x
 
-    with pytest.raises(ToolchainError, match="cannot be exported for quantization"):
+    with pytest.raises(
+        ToolchainError, match=r"cannot be exported for quantization.*test_quantizer.py, line \d+: return x \* 2 if"
+    ):
         quantizer.prepare(Branching(), IMAGE, Placement(), QuantScheme())
+
+
+def test_a_model_of_two_inputs_is_refused_by_their_names() -> None:
+    class Pair(nn.Module):
+        def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+            return image * mask
+
+    with pytest.raises(ToolchainError, match=r"takes 2 inputs \(image, mask\)"):
+        quantizer.prepare(Pair(), IMAGE, Placement(), QuantScheme())
+
+
+def test_an_operation_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    @torch.library.custom_op("ours::halved", mutates_args=())
+    def halved(x: Tensor) -> Tensor:
+        return x / 2
+
+    halved.register_fake(torch.empty_like)
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return halved(self.conv(x)).mean((2, 3))
+
+    graph, planned = calibrated(Custom().eval())
+    assert planned == ("conv",)  # what is known is quantized, the rest stays in float
+    with pytest.raises(ToolchainError, match="ours.halved"):
+        exported(graph, tmp_path)
 
 
 def test_an_average_has_its_own_scale(model: nn.Module, tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + '[[join]]\ndomain = "x"\nweight = 0.0', "join 'x': weight = 0.0"),
         (MODEL + "[augment]\nmixup = 9.0", "augment.mixup = 9.0: at most 2"),
         (MODEL + "[adapt]\nlayer_decay = 0.0", "adapt.layer_decay = 0.0"),
+        (MODEL + "[quantize]\nsearch_seconds = -1", "quantize.search_seconds = -1"),
+        (MODEL + '[quantize]\nmethod = "gptq"', "quantize.method = 'gptq'"),
+        (MODEL + '[quantize]\ncalibration = "entropy"', "quantize.calibration"),
         ("image_size = [4, 4]\n" + MODEL, "each between 8 and 4096"),
         ("", "model is missing"),
         (MODEL + "[", "not valid TOML"),
@@ -79,6 +82,37 @@ def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nprecisions = ["f32", "bf16"]')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="onnxruntime has no bf16 here; possible are f32, int8"):
+        spec.target("odd")
+
+
+@pytest.mark.parametrize(
+    ("isa", "scheme", "message"),
+    [
+        (
+            "x86-64-avx2",
+            'activations = "uint8"',
+            "not served by uint8 with 8 bits; possible: uint8 activations with 7-bit",
+        ),
+        ("x86-64-vnni", 'activations = "int8"', "possible: uint8 activations with 8-bit weights or uint8 activations"),
+        ("arm64", "weight_bits = 7", "arm64 is not served by uint8 with 7 bits; possible: int8 activations with 8-bit"),
+        ("riscv", "weight_bits = 8", "isa = 'riscv'"),
+    ],
+)
+def test_a_scheme_that_the_instructions_do_not_serve_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str, scheme: str, message: str
+) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "odd.toml").write_text(f'runtime = "onnxruntime"\nisa = "{isa}"\n[scheme]\n{scheme}')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ToolchainError, match=message):
+        spec.target("odd")
+
+
+def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "cpuu"')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ToolchainError, match="fit_like = 'cpuu'; did you mean 'cpu'"):
         spec.target("odd")
 
 
