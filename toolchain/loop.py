@@ -133,7 +133,7 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
     torch.manual_seed(seed)
     set_mode(model, training=True)
     frozen = _freeze(model, job, state.epoch)
-    for module in model.modules() if frozen else ():
+    for module in model.modules() if frozen or job.spec.freeze_norm else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # its statistics belong to the frozen weights
     losses = []

@@ -17,6 +17,7 @@ FLOW = (
     "adapt",
     "fit",
     "prune",
+    "place",
     "recover",
     "quantize",
     "export",
