@@ -4,6 +4,7 @@ Every random choice of an epoch comes from (seed, epoch), so a run that was kill
 same weights as one that was not.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,11 +85,11 @@ def score(logits: Tensor, labels: Tensor, balance: float = 0.0) -> Score:
     return Score(aim, -F.cross_entropy(logits, labels).item(), accuracy, balanced)
 
 
-def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
+def train(model: nn.Module, job: Job, *, keep_start: bool = False, margin: float = 0.0) -> Training:
     """Trains `model` in place and leaves it with the weights of its best validated epoch.
 
     Continues from `job.folder` when an earlier run was cut. With `keep_start` the weights it begins with compete
-    too, so that the result is never worse than them on validation.
+    too, so that the result is never worse than them on validation; `margin` is by how much they must be beaten.
 
     Raises:
         ToolchainError: the loss became NaN or infinite; the last good epoch stays in the folder.
@@ -101,7 +102,8 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False) -> Training:
     if state.epoch:
         progress.say(f"{job.label}: continuing after epoch {state.epoch}")
     if keep_start and state.epoch == 0 and state.best_weights is None:
-        state.judge(-1, evaluate(model, validation, job.data.preprocess, job.balance), model)
+        start = evaluate(model, validation, job.data.preprocess, job.balance)
+        state.judge(-1, dataclasses.replace(start, aim=start.aim + margin), model)
     prior = _prior(images, len(job.data.classes)) if job.balance else None
     with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
         while state.epoch < job.spec.epochs and not state.stalled():

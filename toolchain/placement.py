@@ -82,7 +82,8 @@ def _rounding(
         return Rounding(inputs=op.inputs[:1], output=True, shared=True) if integer else None
     if op.kind in placement.float_operations:
         return None
-    return Rounding(inputs=op.inputs, output=placement.results, shared=op.kind == "concatenate")
+    shared = op.kind == "concatenate"  # of integers of one scale: what comes out is rounded already
+    return Rounding(inputs=op.inputs, output=placement.results or shared, shared=shared)
 
 
 def _read_by_layers(op: Op, readers: Mapping[str, Sequence[Op]], placement: Placement) -> bool:

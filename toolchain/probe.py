@@ -4,6 +4,7 @@ It is the honest yardstick of transfer learning, and the head that fine-tuning s
 gradients would spoil the features below it (Kumar et al., arXiv 2202.10054).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,9 +49,15 @@ def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess
     return torch.cat(seen).clone()
 
 
-def fit(model: nn.Module, head: str, data: Dataset, balance: float = 0.0) -> Probe:
-    """The best of a few penalties by validation, aimed at accuracy or balanced accuracy as `Recipe.balance` says."""
-    train, held = data.splits["train"], data.splits["val"]
+def fit(
+    model: nn.Module, head: str, data: Dataset, balance: float = 0.0, mirrors: Sequence[Sequence[int]] = ()
+) -> Probe:
+    """The best of a few penalties by validation, aimed at accuracy or balanced accuracy as `Recipe.balance` says.
+
+    Args:
+        mirrors: dimensions along which further copies of the training images are flipped: 1 upside down, 2 left to right.
+    """
+    train, held = _with_mirrored(data.splits["train"], mirrors), data.splits["val"]
     known = features(model, head, train, data.preprocess)
     other = features(model, head, held, data.preprocess)
     mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
@@ -66,6 +73,14 @@ def fit(model: nn.Module, head: str, data: Dataset, balance: float = 0.0) -> Pro
             best = Probe(weight, bias, found, strength)
     assert best is not None
     return best
+
+
+def _with_mirrored(images: Images, mirrors: Sequence[Sequence[int]]) -> Images:
+    if not mirrors:
+        return images
+    copies = [images.pixels, *(images.pixels.flip(tuple(dimensions)) for dimensions in mirrors)]
+    count = len(copies)
+    return Images(torch.cat(copies), images.labels.repeat(count), images.files * count, images.weights.repeat(count))
 
 
 def _regression(x: Tensor, images: Images, classes: int, shift: Tensor, strength: float) -> tuple[Tensor, Tensor]:

@@ -134,6 +134,25 @@ def test_the_start_is_kept_when_training_makes_it_worse(dataset: data.Dataset, t
     assert all(torch.equal(tensor, before[name]) for name, tensor in good.state_dict().items())
 
 
+def test_a_start_is_given_up_only_for_what_beats_it_by_the_margin(dataset: data.Dataset, tmp_path: Path) -> None:
+    spec = dataclasses.replace(SPEC, epochs=12)
+    done = loop.train(model(), job(dataset, tmp_path / "some", spec), keep_start=True, margin=0.1)
+    assert done.best_epoch >= 0
+    net = model()
+    kept = loop.train(net, job(dataset, tmp_path / "all", spec), keep_start=True, margin=1.0)
+    assert kept.best_epoch == -1
+    assert loop.evaluate(net, dataset.splits["val"], PREPROCESS).accuracy == kept.best_accuracy < 0.9
+
+
+def test_batch_norm_can_keep_its_statistics_while_its_scales_learn(dataset: data.Dataset, tmp_path: Path) -> None:
+    net = model()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    loop.train(net, job(dataset, tmp_path, dataclasses.replace(SPEC, epochs=1, average=0.0, freeze_norm=True)))
+    changed = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert not [name for name in changed if "running" in name or "tracked" in name]
+    assert {"1.weight", "1.bias", "0.weight"} <= changed
+
+
 def test_only_the_head_learns_in_frozen_epochs(dataset: data.Dataset, tmp_path: Path) -> None:
     net = model()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}

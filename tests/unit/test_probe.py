@@ -46,6 +46,25 @@ def test_fine_tuning_that_spoils_it_keeps_the_probe(own: data.Dataset, tmp_path:
     assert kept["best_accuracy"] >= kept["probe"]["accuracy"]
 
 
+def test_few_images_are_fine_tuned_with_care_and_many_are_not() -> None:
+    asked = TrainSpec(epochs=5, learning_rate=1e-2, freeze_epochs=2)
+    careful = adapt._careful(asked, per_class=10)
+    assert (careful.head_start, careful.freeze_norm, careful.freeze_epochs) == ("probe", True, 0)
+    assert careful.learning_rate == pytest.approx(1e-3)
+    assert adapt._careful(asked, per_class=adapt.FEW) == asked
+    assert adapt._careful(dataclasses.replace(asked, epochs=0), per_class=10).epochs == 0
+
+
+def test_mirrored_copies_join_the_images_with_their_labels(own: data.Dataset) -> None:
+    images = own.splits["train"]
+    grown = probe._with_mirrored(images, [(2,), (1,), (1, 2)])
+    assert len(grown) == 4 * len(images)
+    assert torch.equal(grown.pixels[len(images)], images.pixels[0].flip(1))
+    assert torch.equal(grown.pixels[3 * len(images)], images.pixels[0].flip((0, 1)))
+    assert torch.equal(grown.labels[len(images) : 2 * len(images)], images.labels)
+    assert probe._with_mirrored(images, []) is images
+
+
 def test_same_padding_sees_what_tensorflow_sees() -> None:
     """Of an even side the windows of a strided 3x3 convolution begin at 0, of an odd one at -1."""
     torch.manual_seed(0)

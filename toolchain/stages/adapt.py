@@ -23,6 +23,8 @@ from toolchain.state import Epoch, Score
 from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
 VERSION = 4
+FEW = 20  # images a class below which a trained head on frozen features is hard to beat
+FEW_RATE = 0.1  # of the learning rate, where images are few
 BALANCING_SHARE = 0.25  # of the epochs, again, to aim at a balance
 BALANCING_RATE = 0.25  # of the learning rate
 
@@ -70,6 +72,7 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
     """
     recipe = dataclasses.replace(recipe, adapt=_long_enough(recipe.adapt, len(data.splits["train"])))
     per_class = len(data.splits["train"]) / len(data.classes)
+    recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
     changes = augment.chosen(recipe.augment, kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
@@ -91,6 +94,21 @@ def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:
         f"adapt: {least} epochs instead of {spec.epochs}, so that {images} images give {spec.least_steps} steps"
     )
     return dataclasses.replace(spec, epochs=least)
+
+
+def _careful(spec: TrainSpec, per_class: float) -> TrainSpec:
+    """Fine-tuning where images are so few that it easily loses what pretraining gave.
+
+    The head starts as a linear probe on the images and their mirrored copies, batch norm keeps its statistics, steps
+    are small, and the start is given up only for what beats it by more than chance.
+    """
+    if per_class >= FEW or spec.epochs == 0:
+        return spec
+    progress.say(
+        f"adapt: {per_class:.0f} images a class: a linear probe first, then small steps with batch norm frozen"
+    )
+    rate = spec.learning_rate * FEW_RATE
+    return dataclasses.replace(spec, head_start="probe", freeze_epochs=0, freeze_norm=True, learning_rate=rate)
 
 
 def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> Adapted:
@@ -133,12 +151,12 @@ def _trained(
         model, head, loaded = models.build(spec, len(data.classes), seed=recipe.seed)
         models.expecting(model, data.preprocess, spec)
         progress.say(f"adapt: {loaded}")
-        first = _probed(model, head, recipe, data)
+        first = _probed(model, head, recipe, data, changes)
         job = loop.Job(
             data=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
             head=head, teacher=teacher.model if teacher else None,
         )  # fmt: skip
-        training = loop.train(model, job, keep_start=first is not None)
+        training = loop.train(model, job, keep_start=first is not None, margin=_chance(first, recipe.adapt, data))
         figures = {"weights": loaded, "seed": recipe.seed, "probe": first}
         return loop.store(stage, started, model, training, figures), head
 
@@ -177,11 +195,21 @@ def _continued(before: Mapping[str, Any], after: loop.Training) -> loop.Training
     return dataclasses.replace(after, history=(*first, *rest), best_epoch=best)
 
 
-def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset) -> Score | None:
+def _chance(first: Score | None, spec: TrainSpec, data: Dataset) -> float:
+    """One standard error of the probe's accuracy, which the best of many epochs reaches by luck; 0 on larger sets."""
+    if first is None or not spec.freeze_norm:
+        return 0.0
+    return math.sqrt(first.accuracy * (1 - first.accuracy) / len(data.splits["val"]))
+
+
+def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset, changes: AugmentSpec) -> Score | None:
     """Makes a linear probe the head, where the recipe asks for it and the head is linear; its score on validation."""
     if recipe.adapt.head_start != "probe" or not isinstance(model.get_submodule(head), nn.Linear):
         return None
-    found = probe.fit(model, head, data)
+    ways = ((2,), changes.horizontal_flip), ((1,), changes.vertical_flip)
+    mirrors: list[tuple[int, ...]] = [dimensions for dimensions, wanted in ways if wanted]
+    mirrors += [(1, 2)] if len(mirrors) == 2 else []
+    found = probe.fit(model, head, data, mirrors=mirrors if recipe.adapt.freeze_norm else ())
     probe.put(found, model, head)
     progress.say(f"adapt: a linear probe reaches {found.validation.accuracy:.4f} on validation")
     return found.validation

@@ -25,7 +25,7 @@ from toolchain.errors import ToolchainError
 from toolchain.search import WORTH, Search, Tried
 from toolchain.values import Architecture, Placement, Recipe, Target
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
