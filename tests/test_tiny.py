@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, Run
 from safetensors.torch import load_file
 
-from toolchain import loop, pipeline, records
+from toolchain import loop, machine, pipeline, records, spec
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle
 
@@ -93,6 +93,27 @@ def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: 
     assert {stage for stage in STAGES if after[stage] > before[stage]} == {"export", "verify", "bench"}
     folder = run.out / "tiny" / "openvino" / "bundle"
     assert subprocess.run([sys.executable, "run.py", "--self-test"], cwd=folder, check=False).returncode == 0
+
+
+def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_latency(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "kind", lambda: "x86-64-vnni")
+    other = dataclasses.replace(spec.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
+    written = pipeline.build(run.recipe, other, run.domain, run.out)
+    assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
+    own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
+    assert own["latency_ms"] is own["integer_coverage"] is own["peak_share"] is None
+    assert own["accuracy"] >= 0.8
+    assert [v["check"] for v in written["verdicts"] if v["outcome"] == "not_measured"] == ["integer_coverage"]
+    assert any("latency was not measured" in warning for warning in written["warnings"])
+    folder = run.out / "tiny" / "arm64"
+    for name in ("report.html", "report.md"):
+        assert "nan" not in (folder / name).read_text()
+    manifest = records.read_json(folder / "bundle" / "manifest.json")
+    assert (manifest["target_isa"], manifest["scheme"]["activations"]) == ("arm64", "int8")
+    ended = subprocess.run([sys.executable, "run.py", "--self-test"], cwd=folder / "bundle", check=False)
+    assert ended.returncode == 0
 
 
 def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(

@@ -111,7 +111,9 @@ class Search:
         integer = {one: self.tried[name] for one, name in names.items() if name in self.tried}
         if not integer:
             raise ToolchainError(f"{self.target.runtime} takes no integer form of this model; set precisions to float")
-        return max(integer, key=lambda one: integer[one].speedup)
+        fastest = max(one.speedup for one in integer.values())
+        # of equals the first, so that noise does not choose the odd one
+        return next(one for one, tried in integer.items() if math.log(fastest / tried.speedup) <= WORTH)
 
     def improved(self, best: Placement, changes: Mapping[str, Change]) -> Placement:
         """`best`, or what single changes and then all helpful ones together make of it, if that is faster."""
