@@ -22,10 +22,11 @@ from toolchain import (
     spec,
 )
 from toolchain.errors import ToolchainError
-from toolchain.search import WORTH, Search, Tried
+from toolchain.search import Search, Tried
 from toolchain.values import Architecture, Placement, Recipe, Target
 
 VERSION = 4
+CLEARLY = math.log(1.03)
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Placed:
 
     @property
     def float_wins(self) -> bool:
-        """Whether a float form is faster than all integer ones."""
+        """Whether a float form is clearly faster than all integer ones; a close call is left to the final timing."""
         best, other = self.best, self.fastest_float
-        return best is not None and other is not None and math.log(other.speedup / best.speedup) > WORTH
+        return best is not None and other is not None and math.log(other.speedup / best.speedup) > CLEARLY
 
 
 def families(
