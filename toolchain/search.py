@@ -94,15 +94,17 @@ class Search:
         for _ in range(CONFIRM):
             self.timed({"": best}, must=True, again=True)
             for name in {self.side(best).name, *(one.name for one in self.floats())}:
-                logs.setdefault(name, []).append(math.log(self.tried[name].speedup))
+                if name in self.tried:  # a runtime may refuse it after all
+                    logs.setdefault(name, []).append(math.log(self.tried[name].speedup))
         for name, found in logs.items():
             self.tried[name] = dataclasses.replace(self.tried[name], speedup=math.exp(float(np.median(found))))
 
     def speedup(self, chosen: Placement) -> float:
-        """Of one placement over f32, from several processes."""
+        """Of one placement over f32, from several processes; 0 where the runtime does not take it."""
         with progress.bar("place: timing the placement", CONFIRM) as self.bar:
             self.settle(chosen)
-        return self.tried[self.side(chosen).name].speedup
+        found = self.tried.get(self.side(chosen).name)
+        return found.speedup if found else 0.0
 
     def fastest(self, starts: Mapping[str, Placement]) -> Placement:
         """The best of whole-model placements, with the float forms beside them as the yardstick."""
