@@ -173,7 +173,7 @@ class Search:
             return {}
         gains = {}
         for label, side in sides.items():
-            if side.name != known.name:
+            if side.name != known.name and side.precision == "int8":  # with nothing left in integers it is float's own
                 gains[label] = stats.round_ratio(blocks[known.name], blocks[side.name])
                 self.keep(label, part[label], side, blocks)
         return gains

@@ -220,8 +220,9 @@ def test_the_fastest_placement_is_found_and_kept(searching) -> None:
 
 
 def test_float_wins_where_integers_are_slower(searching) -> None:
-    found = searching(Clock({"Conv f32": 0.2, "Conv int8": 1.0}))
+    found = searching(Clock({"Conv f32": 0.2, "Conv int8": 1.0, "Gemm f32": 0.1, "Gemm int8": 0.5}))
     assert found.float_wins
+    assert found.best.precision == "int8"  # the best of those that have any
     assert found.best.speedup < 1
 
 
