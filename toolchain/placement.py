@@ -1,7 +1,7 @@
 """Which activations a Placement rounds to integers: decided once, on operations that a torch graph and an ONNX graph share.
 
-`quantizer` reads torch's graph into these operations to train with the rounding simulated, `qdq` reads the ONNX graph
-to time candidates before anything is trained. Both ask `rounded` and therefore place the same Q/DQ pairs.
+`fxgraph` reads torch's graph into these operations, for `quantizer` to train with the rounding simulated; `candidates`
+reads the ONNX graph, to be timed before anything is trained. Both ask `rounded` and therefore place the same Q/DQ pairs.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Literal
 from toolchain.values import Operation, Placement
 
 Kind = Operation | Literal["layer", "rectifier", "keep", "other"]
+FLOAT = Placement(float_modules=("",))  # all of a model
 UNARY_UNIT: frozenset[Kind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
 
 
@@ -40,8 +41,7 @@ def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
 
     A layer or an addition and the rectifier behind it are one unit without rounding in between. Pooling by maximum and
     reshaping keep their input's scale, so that the runtimes can run them on integers, where integers come in or integer
-    layers read what comes out. An average has a smaller range
-    than its input and gets a scale of its own.
+    layers read what comes out. An average has a smaller range than its input and gets a scale of its own.
 
     Args:
         ops: the whole graph, in an order in which it can run.

@@ -174,8 +174,7 @@ def add_for_hard_sigmoid(graph: ir.Graph) -> None:
             continue
         if not all(_within(quantize, 0.0, 1.0) for quantize in behind):
             continue
-        alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.2
-        beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 0.5
+        alpha, beta = _hard_sigmoid(node)
         zero = constant(before.inputs[2])
         assert zero is not None
         name = node.outputs[0].name
@@ -197,8 +196,7 @@ def name_hard_activations(graph: ir.Graph) -> None:
     sigmoid alone is a clipped sum. The values stay the same.
     """
     for node in of_type(graph, "HardSigmoid"):
-        alpha = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.2
-        beta = node.attributes["beta"].as_float() if "beta" in node.attributes else 0.5
+        alpha, beta = _hard_sigmoid(node)
         if abs(alpha - 1 / 6) > 1e-6 or abs(beta - 0.5) > 1e-6:
             continue
         source, readers = node.inputs[0], [use.node for use in node.outputs[0].uses()]
@@ -245,6 +243,12 @@ def strip(model: ir.Model) -> None:
 def of_type(graph: ir.Graph, op_type: str) -> list[ir.Node]:
     """Nodes of one type, in order."""
     return [node for node in graph if node.op_type == op_type]
+
+
+def _hard_sigmoid(node: ir.Node) -> tuple[float, float]:
+    """Slope and offset, with ONNX's own where they are not given."""
+    alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
+    return alpha.as_float() if alpha else 0.2, beta.as_float() if beta else 0.5
 
 
 def _producer(node: ir.Node, op_type: str, index: int = 0) -> ir.Node | None:

@@ -37,7 +37,6 @@ from toolchain import fxgraph, placement  # noqa: E402  behind the import above
 from toolchain.errors import ToolchainError, brief  # noqa: E402
 from toolchain.values import Placement, QuantScheme  # noqa: E402
 
-NOTHING = Placement(float_modules=("",))
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
 
@@ -168,7 +167,7 @@ def prepare(
             f"the model cannot be exported for quantization: {brief(reason)}{_line(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
-    quantizer = PlacementQuantizer(chosen or NOTHING, scheme)
+    quantizer = PlacementQuantizer(chosen or placement.FLOAT, scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(fxgraph.lower(exported.module()), quantizer)

@@ -20,7 +20,6 @@ from toolchain import candidates, discover, placement, progress, qdq, records, s
 from toolchain.errors import ToolchainError
 from toolchain.values import Operation, Placement, Precision, Target
 
-FLOAT = Placement(float_modules=("",))
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 STARTS: Mapping[str, Placement] = {
     "layers, additions and averages": Placement(),
@@ -137,7 +136,12 @@ class Search:
         return best
 
     def timed(
-        self, variants: Mapping[str, Placement], than: Placement = FLOAT, *, must: bool = False, again: bool = False
+        self,
+        variants: Mapping[str, Placement],
+        than: Placement = placement.FLOAT,
+        *,
+        must: bool = False,
+        again: bool = False,
     ) -> dict[str, float]:
         """Log of how many times faster each is than `than`; those there is no time for are left out.
 
@@ -183,7 +187,7 @@ class Search:
         base = self.floats()[0]
         for name, what, placed, precision in (
             (side.name, label, chosen, side.precision),
-            *((one.name, f"float, {one.precision}", FLOAT, one.precision) for one in self.floats()),
+            *((one.name, f"float, {one.precision}", placement.FLOAT, one.precision) for one in self.floats()),
         ):
             first = self.tried.get(name)
             self.tried[name] = Tried(
@@ -194,7 +198,7 @@ class Search:
 
     def floats(self) -> list[timing.Side]:
         """The model in each float precision of the target that this machine has; f32 first."""
-        plain = self.side(FLOAT)
+        plain = self.side(placement.FLOAT)
         names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
         able = [precision for precision in names if self.runtime.available(precision)]
         return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]

@@ -123,6 +123,39 @@ def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime
     assert np.abs(given - wanted).max() <= 2 * step + 1e-6
 
 
+class Hard(nn.Module):
+    """A hard swish, and a hard sigmoid as a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swish = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Hardswish())
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(16, 16, 1), nn.Hardsigmoid())
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.swish(x)
+        return self.head((x * self.gate(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("chosen", [Placement(float_modules=("",)), Placement(), Placement(float_operations=())])
+def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
+    runtime: str, chosen: Placement, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    graph, planned = calibrated(Hard().eval(), chosen)
+    x = torch.randn(20, 3, 8, 8) * 2
+    wanted = graph(x).detach().numpy()
+    path = exported(graph, tmp_path)
+    assert "HardSigmoid" in {node.op_type for node in onnx.load(path).graph.node}
+    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    made = room.compile(path, tmp_path / "compiled")
+    session = room.open(made.path, threads=1, precision="int8" if planned else "f32")
+    given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
+    step = onnx_export.output_step(path)
+    assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
+
+
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:
     graph, _ = calibrated(model, scheme=QuantScheme(weight_bits=7))
     weights = [

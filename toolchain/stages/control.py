@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from toolchain import fxgraph, loop, placement, progress, records
 from toolchain.data import Dataset
-from toolchain.stages import place
+from toolchain.search import BLOCKS
+from toolchain.stages import place, quantize
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
 from toolchain.stages.quantize import Family, Quantized
 from toolchain.values import Architecture, Budget, Placement, Target
 
 VERSION = 1
-BLOCKS = 20
 CHEAP = (
     0.005  # least cost in latency, as a log, so that a block that costs nothing measurable does not weigh infinitely
 )
@@ -65,7 +64,7 @@ class _Judge:
         return float((self.dense.argmax(1) == labels).float().mean() - (logits.argmax(1) == labels).float().mean())
 
     def divergence(self, logits: Tensor) -> float:
-        return float(F.kl_div(logits.log_softmax(1), self.dense.log_softmax(1), reduction="batchmean", log_target=True))
+        return quantize.divergence(logits, self.dense)
 
     def answers(self, quantized: Quantized, chosen: Placement) -> Tensor:
         """Logits on validation with the rounding of `chosen` alone."""

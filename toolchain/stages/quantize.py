@@ -176,8 +176,12 @@ def _some(images: Images, most: int) -> Images:
 
 
 def _start(method: Calibration, corrected: bool, given: Tensor, wanted: Tensor, held: Images) -> Start:
-    apart = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-    return Start(method, corrected, float(apart), loop.score(given, held.labels).accuracy)
+    return Start(method, corrected, divergence(given, wanted), loop.score(given, held.labels).accuracy)
+
+
+def divergence(given: Tensor, wanted: Tensor) -> float:
+    """How far logits [images, classes] are from others: Kullback-Leibler, nats an image."""
+    return float(F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True))
 
 
 def _ranges_until(last: int) -> loop.Hook:
