@@ -8,6 +8,7 @@ from toolchain.headline import Report
 from toolchain.tables import Table
 
 SHOWN = 12  # of the placements that were timed, the fastest
+CORRECTED: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
 
 
 def placement(report: Report) -> Table:
@@ -54,7 +55,7 @@ def calibration(report: Report) -> Table:
         (
             name,
             one["method"],
-            "yes" if one["bias_corrected"] else "no",
+            CORRECTED[one["correction"]],
             f"{one['divergence']:.4f}",
             figures.percent(one["accuracy"]),
             "kept" if one is tried[0] else "",
@@ -62,7 +63,7 @@ def calibration(report: Report) -> Table:
         for name, tried in (report.get("calibration") or {}).items()
         for one in tried
     )
-    columns = ("Architecture", "Ranges", "Biases corrected", "Divergence from float", "Validation accuracy", "")
+    columns = ("Architecture", "Ranges", "Corrected of layers", "Divergence from float", "Validation accuracy", "")
     return Table(columns=columns, rows=rows, prose=(0, 1, 2, 5))
 
 

@@ -70,9 +70,22 @@ class CurrentWeightRange(FakeQuantizeBase):  # type: ignore[misc]  # torchao is 
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int64)
 
 
+class ActivationRange(FusedMovingAvgObsFakeQuantize):  # type: ignore[misc]
+    """A moving average of an activation's minimum and maximum.
+
+    Images in channels_last go through in the order in which they lie in memory: torch's operation would first copy them,
+    a sixth of the time of training.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return cast(Tensor, super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        return cast(Tensor, super().forward(x))
+
+
 def _activation_spec(scheme: QuantScheme) -> QuantizationSpec:
     dtype, low, high = (torch.uint8, 0, 255) if scheme.activations == "uint8" else (torch.int8, -128, 127)
-    observer = FusedMovingAvgObsFakeQuantize.with_args(
+    observer = ActivationRange.with_args(
         observer=MovingAverageMinMaxObserver,
         averaging_constant=0.05,
         dtype=dtype,

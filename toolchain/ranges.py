@@ -19,6 +19,7 @@ BINS = 2048
 TAIL = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
 SHRINKS = torch.linspace(0.1, 1.0, 46)  # of either end, tried in all pairs for the least squared error
 STEPS = 255  # between the ends of eight bits
+MOST = 1.5  # by which a correction may stretch a channel; rounding alone does no more
 
 
 @dataclass
@@ -111,15 +112,18 @@ def least_error(seen: Seen) -> tuple[float, float]:
 # --- biases -------------------------------------------------------------------------------------------------
 
 
-def correct_biases(graph: GraphModule, images: Tensor) -> int:
-    """Moves each layer's bias by what rounding shifts its mean output, layer by layer in running order.
+def correct(graph: GraphModule, images: Tensor, *, spread: bool) -> int:
+    """Gives each layer's output its float mean again, and its float spread if asked, layer by layer in running order.
 
-    Every layer sees inputs that are corrected already (bias correction: Nagel et al., arXiv 1906.04721, with means
-    observed on images instead of computed). Changes `graph`.
+    Every layer sees inputs that are corrected already. The mean goes into the bias (bias correction: Nagel et al.,
+    arXiv 1906.04721, with means observed on images instead of computed). The spread is what re-estimating batch norm
+    restores where it is not folded yet (Sun et al., arXiv 1909.13720): a factor on a channel's weights, which changes
+    their scale and none of their integers. Changes `graph`.
 
     Args:
         graph: calibrated, rounding switched on.
         images: normalised, float32 [n, 3, height, width].
+        spread: correct standard deviations as well as means.
 
     Returns:
         how many layers were corrected; those without a bias are not.
@@ -132,7 +136,7 @@ def correct_biases(graph: GraphModule, images: Tensor) -> int:
         for node in graph.graph.nodes:
             plain[node], rounded[node] = _both(graph, node, plain, rounded, images)
             if node.target in fxgraph.LAYERS and len(node.args) > 2 and isinstance(node.args[2], Node):
-                _correct(graph, node, plain, rounded)
+                _correct(graph, node, plain, rounded, spread)
                 corrected += 1
             for source in node.all_input_nodes:  # values of all images at once: keep none longer than it is read
                 left[source] -= 1
@@ -167,15 +171,37 @@ def _both(
     return found[0], found[1]
 
 
-def _correct(graph: GraphModule, node: Node, plain: dict[Node, object], rounded: dict[Node, object]) -> None:
+def _correct(
+    graph: GraphModule, node: Node, plain: dict[Node, object], rounded: dict[Node, object], spread: bool
+) -> None:
     wanted, given = plain[node], rounded[node]
     assert isinstance(wanted, Tensor)
     assert isinstance(given, Tensor)
-    others = [0, *range(2, wanted.ndim)]
-    shift = (wanted - given).mean(others)
+    others, shape = [0, *range(2, wanted.ndim)], (1, -1, *([1] * (wanted.ndim - 2)))
     bias = _attribute(graph, str(node.args[2].target))  # type: ignore[union-attr]
-    rounded[node] = given + shift.reshape(1, -1, *([1] * (wanted.ndim - 2)))
+    if spread:
+        factor = _factor(wanted.std(others), given.std(others))
+        weight = _weight(graph, node)
+        weight.data.mul_(factor.reshape(-1, *([1] * (weight.ndim - 1))))
+        given = (given - bias.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+    shift = (wanted - given).mean(others)
+    rounded[node] = given + shift.reshape(shape)
     bias.data.add_(shift)
+
+
+def _factor(wanted: Tensor, given: Tensor) -> Tensor:
+    """By how much each channel's weights grow; a channel that hardly varies says nothing and keeps its own."""
+    factor = (wanted / given.clamp_min(1e-12)).clamp(1 / MOST, MOST)
+    return torch.where(torch.minimum(wanted, given) > 1e-3 * wanted.max(), factor, torch.ones_like(factor))
+
+
+def _weight(graph: GraphModule, layer: Node) -> Tensor:
+    """The float weight behind a layer's rounding."""
+    source = layer.args[1]
+    while isinstance(source, Node) and source.op != "get_attr":
+        source = source.all_input_nodes[0]
+    assert isinstance(source, Node)
+    return _attribute(graph, str(source.target))
 
 
 def _attribute(graph: nn.Module, path: str) -> Tensor:

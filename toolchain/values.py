@@ -18,6 +18,9 @@ Precision = Literal["f32", "bf16", "int8"]
 Architecture = Literal["dense", "pruned"]
 Isa = Literal["x86-64-vnni", "x86-64-avx2", "arm64"]  # how a core multiplies integers
 Calibration = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
+Correction = Literal[
+    "none", "bias", "norm"
+]  # of layers' outputs for what rounding shifts: their means; and spreads too
 Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
@@ -117,7 +120,7 @@ class QuantizeSpec:
     __pydantic_config__ = STRICT
     method: Literal["qat", "ptq"] = "qat"  # "ptq": calibration is all, for those who cannot train
     calibration: Calibration | Literal["auto"] = "auto"  # of activation ranges; "auto": the best on validation
-    bias_correction: bool | None = None  # None: where it helps on validation
+    correction: Correction | Literal["auto"] = "auto"  # of what rounding shifts; "auto": the best on validation
     search_seconds: float = 90.0  # longest search for the fastest placement, a model; 0: the usual one, untimed
     train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=3, learning_rate=2e-4, distill=0.5))
     float_modules: tuple[str, ...] = ()  # module names left in float, with all below them

@@ -247,3 +247,20 @@ def test_frozen_ranges_are_those_that_conversion_uses(model: nn.Module) -> None:
     x = torch.randn(16, 3, 8, 8)
     shown = graph(x).detach()
     assert torch.equal(quantizer.convert(graph, IMAGE)(x), shown)
+
+
+def test_an_activation_in_channels_last_is_rounded_like_any_other() -> None:
+    values = torch.randn(2, 5, 7, 3)
+    found = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        graph, _ = quantizer.prepare(
+            nn.Sequential(nn.Conv2d(5, 4, 1)), torch.zeros(1, 5, 7, 3), Placement(), QuantScheme()
+        )
+        one = next(iter(quantizer.activations(graph).values()))
+        quantizer.observe(graph, ranges=True, rounding=True)
+        given = values.clone(memory_format=form).requires_grad_()
+        rounded = one(given)
+        rounded.square().sum().backward()
+        found.append((rounded, given.grad, one.scale.clone(), one.zero_point.clone()))
+    for contiguous, last in zip(*found, strict=True):
+        assert torch.equal(contiguous, last)

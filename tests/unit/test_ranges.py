@@ -15,6 +15,15 @@ def seen(values: Tensor) -> ranges.Seen:
     return ranges.Seen(low, high, torch.histc(values, ranges.BINS, low, high))
 
 
+def weights(graph: nn.Module) -> list[str]:
+    return [name for name, one in graph.named_parameters() if one.ndim > 1]
+
+
+def weight_integers(graph: nn.Module, name: str) -> Tensor:
+    rows = graph.get_parameter(name).detach().flatten(1)
+    return (rows / rows.abs().amax(1, keepdim=True) * 127).round()
+
+
 def test_a_percentile_leaves_an_outlier_outside() -> None:
     values = torch.cat([torch.randn(100_000), torch.tensor([80.0])])
     low, high = ranges.percentile(seen(values))
@@ -91,9 +100,26 @@ def test_corrected_biases_take_the_mean_shift_of_rounding_back(net: nn.Module) -
     with torch.no_grad():
         wanted = net(images).mean(0)
         before = (graph(images).mean(0) - wanted).abs().max()
-        assert ranges.correct_biases(graph, images) == 3
+        assert ranges.correct(graph, images, spread=False) == 3
         after = (graph(images).mean(0) - wanted).abs().max()
     assert after < before / 4
+
+
+def test_a_corrected_spread_is_that_of_the_float_model_and_costs_no_integer(net: nn.Module) -> None:
+    images = torch.randn(64, 3, 8, 8)
+    graph, found = prepared(net, images)
+    for one in found.values():
+        one.high /= 3  # clipping takes spread away
+    ranges.put(graph, found, "minmax")
+    integers = [weight_integers(graph, name) for name in weights(graph)]
+    with torch.no_grad():
+        wanted = net(images).std(0)
+        before = (graph(images).std(0) / wanted - 1).abs().mean()
+        ranges.correct(graph, images, spread=True)
+        after = (graph(images).std(0) / wanted - 1).abs().mean()
+    assert after < before / 2
+    for old, name in zip(integers, weights(graph), strict=True):
+        assert torch.equal(old, weight_integers(graph, name))
 
 
 def test_correcting_biases_leaves_the_float_model_alone(net: nn.Module) -> None:
@@ -101,5 +127,5 @@ def test_correcting_biases_leaves_the_float_model_alone(net: nn.Module) -> None:
     images = torch.randn(16, 3, 8, 8)
     graph, found = prepared(net, images)
     ranges.put(graph, found, "minmax")
-    ranges.correct_biases(graph, images)
+    ranges.correct(graph, images, spread=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

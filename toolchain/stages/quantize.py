@@ -22,9 +22,9 @@ from toolchain import calibration_check, loader, loop, progress, quantizer, rang
 from toolchain.data import Dataset, Images
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Calibration, Placement, QuantizeSpec, Recipe, Target
+from toolchain.values import Architecture, Calibration, Correction, Placement, QuantizeSpec, Recipe, Target
 
-VERSION = 6
+VERSION = 7
 CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
 CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
 BIAS_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together
@@ -35,7 +35,7 @@ class Start:
     """One way to calibrate, and how far it is from the float model on validation."""
 
     method: Calibration
-    bias_corrected: bool
+    correction: Correction
     divergence: float  # Kullback-Leibler, nats an image, from the float model's answers
     accuracy: float  # on the validation images that the choice is made by
 
@@ -108,7 +108,7 @@ def run(
     spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = records.digest(
         VERSION, source.key, placement, target.scheme, spec, recipe.quantize.calibration,
-        recipe.quantize.bias_correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
+        recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
     )  # fmt: skip
     graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
     with records.stage(work, "quantize", key) as stage:
@@ -135,7 +135,7 @@ def calibrate(
     """Draws activation ranges from the calibration images and leaves `graph` with the best of what was tried.
 
     The best is the closest to the float model's answers on validation: that takes no labels and tells ways apart that
-    classify the same images right.
+    classify the same images right. Ranges are chosen first, then what to correct with them.
 
     Returns:
         all that was tried, the best first; and what is wrong with the calibration.
@@ -151,19 +151,25 @@ def calibrate(
     wanted = loop.predict(graph, held, data.preprocess)
     few = torch.cat(batches)[: max(16, BIAS_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
     methods = get_args(Calibration) if spec.calibration == "auto" else (spec.calibration,)
-    ways = (False, True) if spec.bias_correction is None else (spec.bias_correction,)
+    first, *others = get_args(Correction) if spec.correction == "auto" else (spec.correction,)
     tried: list[tuple[Start, Mapping[str, Tensor]]] = []
     before = copy.deepcopy(graph.state_dict())
-    with progress.bar("quantize: calibration", len(methods) * len(ways)) as bar:
+    with progress.bar("quantize: calibration", len(methods) + len(others)) as bar:
+
+        def attempt(method: Calibration, correction: Correction) -> None:
+            graph.load_state_dict(before)
+            ranges.put(graph, seen, method)
+            if correction != "none":
+                ranges.correct(graph, few, spread=correction == "norm")
+            given = loop.predict(graph, held, data.preprocess)
+            tried.append((_start(method, correction, given, wanted, held), copy.deepcopy(graph.state_dict())))
+            bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
+
         for method in methods:
-            for corrected in ways:
-                graph.load_state_dict(before)
-                ranges.put(graph, seen, method)
-                if corrected:
-                    ranges.correct_biases(graph, few)
-                given = loop.predict(graph, held, data.preprocess)
-                tried.append((_start(method, corrected, given, wanted, held), copy.deepcopy(graph.state_dict())))
-                bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
+            attempt(method, first)
+        best = min((start for start, _ in tried), key=lambda start: start.divergence).method
+        for correction in others:
+            attempt(best, correction)
     tried.sort(key=lambda one: one[0].divergence)
     graph.load_state_dict(tried[0][1])
     looked_at = loader.batches(_some(data.splits["val"], CHECKED_IMAGES), data.preprocess, 64)
@@ -175,8 +181,8 @@ def _some(images: Images, most: int) -> Images:
     return images.chosen(range(0, len(images), -(-len(images) // most)))
 
 
-def _start(method: Calibration, corrected: bool, given: Tensor, wanted: Tensor, held: Images) -> Start:
-    return Start(method, corrected, divergence(given, wanted), loop.score(given, held.labels).accuracy)
+def _start(method: Calibration, correction: Correction, given: Tensor, wanted: Tensor, held: Images) -> Start:
+    return Start(method, correction, divergence(given, wanted), loop.score(given, held.labels).accuracy)
 
 
 def divergence(given: Tensor, wanted: Tensor) -> float:

@@ -1,0 +1,144 @@
+"""What integers cost in accuracy on a real set: the dense model in int8, as each runtime runs it, against float.
+
+    python benchmarks/quantization.py --recipe solar --data <folder> --weights <file> [--seeds 3] [--targets cpu,openvino]
+
+For every seed the dense model is fine-tuned; a float copy is then given the epochs that quantization-aware training
+is given, with the same distillation, and is what the integers are compared with, paired over the test images. All of
+the placement runs in integers even where float would be faster. Trainings and answers are kept in --out/work.
+"""
+
+import copy
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+
+from toolchain import loop, overrides, quantizer, records, spec, stats
+from toolchain.listing import Split
+from toolchain.stages import adapt, export, place, prepare, quantize, verify
+from toolchain.stages.adapt import Adapted
+from toolchain.values import Interval, Recipe, Target
+
+Served = Callable[[Split], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Classes answered on the test images by one quantized model in all of its forms."""
+
+    fake: np.ndarray  # fake-quantized in torch
+    converted: np.ndarray  # Q/DQ in torch
+    runtime: np.ndarray
+
+
+def main(
+    data: Annotated[str, typer.Option()],
+    weights: Annotated[str, typer.Option()],
+    recipe: str = "solar",
+    seeds: int = 3,
+    targets: Annotated[str, typer.Option(help="with commas")] = "cpu,openvino",
+    out: Path = Path("out"),
+) -> None:
+    """Prints accuracy lost by calibration alone and by training, for every target, as a mean over the seeds."""
+    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0))
+    torch.set_flush_denormal(True)
+    whole, _ = prepare.run(chosen, domain, out / "data")
+    labels = whole.splits["test"].labels.numpy()
+    served = cache(lambda split: verify.served_pixels(whole, split))
+    floats, found = list[np.ndarray](), defaultdict[tuple[str, str], list[Answered]](list)
+    for number in range(seeds):
+        one = dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1)
+        adapted = adapt.run(one, domain.kind, whole, (), out / "work")
+        longer = trained_longer(adapted, one, out / "work")
+        floats.append(predicted(longer.model, adapted))
+        before = (predicted(adapted.trained.model, adapted) == labels).mean()
+        print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
+        for name in targets.split(","):
+            for method in ("ptq", "qat"):
+                answered = quantized(adapted, method, one, spec.target(name), served, out / "work")
+                found[name, method].append(answered)
+                print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
+    print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
+
+
+def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
+    """The dense float model with the epochs of quantization-aware training, but without its rounding."""
+    dense, train = adapted.trained, recipe.quantize.train
+    key = records.digest(dense.key, train, adapted.augment, recipe.seed)
+    model = copy.deepcopy(dense.model)
+    with records.stage(work, "longer", key) as stage:
+        if stage.figures is not None:
+            return loop.restored(stage, model)
+        started = time.monotonic()
+        job = loop.Job(
+            data=adapted.data, spec=train, augment=adapted.augment, seed=recipe.seed + 2, label="float, longer",
+            folder=stage.folder, balance=recipe.balance, teacher=dense.model,
+        )  # fmt: skip
+        return loop.store(stage, started, model, loop.train(model, job, keep_start=True), {})
+
+
+def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, work: Path) -> Answered:
+    """One model in integers, placed, trained, exported and run as `toolchain export` does it."""
+    dense, image = adapted.trained, torch.zeros(1, 3, *adapted.data.preprocess.image_size)
+    placed = place.run(dense.model, image, target, (), recipe.quantize.search_seconds, work)
+    teacher = dense.model if method == "qat" else None
+    made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
+    both = dataclasses.replace(target, precisions=("f32", "int8"))
+    _, built = export.variants([quantize.Family("dense", dense, made)], both, image, work)
+    answers = verify.run(built, target, adapted.data, "test", served, work)
+    converted = quantizer.convert(made.graph, image)
+    return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
+
+
+def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:
+    """Classes answered on the test images."""
+    classes: np.ndarray = loop.predict(model, adapted.data.splits["test"], adapted.data.preprocess).argmax(1).numpy()
+    return classes
+
+
+HEAD = """\
+| target | method | accuracy | balanced | points lost | balanced, points | converted, fake-quantized | runtime, converted |
+|---|---|---|---|---|---|---|---|"""
+
+
+def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Answered], labels: np.ndarray) -> str:
+    """A row in Markdown: means over the seeds; the last two are the largest gaps in accuracy of any seed, in points."""
+    right = np.stack([one.runtime == labels for one in each]).astype(float)
+    lost = np.stack([answer == labels for answer in floats]).astype(float) - right
+    cells = (
+        name, method, _share(stats.repeated(right)), _share(stats.repeated(right, labels)), _points(stats.repeated(lost)),
+        _points(stats.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
+        _gap([(one.runtime, one.converted) for one in each], labels),
+    )  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _gap(pairs: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> str:
+    apart = [abs((one == labels).mean() - (other == labels).mean()) for one, other in pairs]
+    same = [(one == other).mean() for one, other in pairs]
+    return f"{100 * max(apart):.2f}, same class {100 * min(same):.2f} %"
+
+
+def _scores(classes: np.ndarray, labels: np.ndarray) -> str:
+    right = classes == labels
+    return f"{right.mean():.4f}, balanced {stats.balanced_accuracy(right, labels).estimate:.4f}"
+
+
+def _share(value: Interval) -> str:
+    return f"{100 * value.estimate:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def _points(value: Interval) -> str:
+    return f"{100 * value.estimate:+.2f} [{100 * value.low:+.2f}, {100 * value.high:+.2f}]"
+
+
+if __name__ == "__main__":
+    typer.run(main)
