@@ -18,9 +18,7 @@ Precision = Literal["f32", "bf16", "int8"]
 Architecture = Literal["dense", "pruned"]
 Isa = Literal["x86-64-vnni", "x86-64-avx2", "arm64"]  # how a core multiplies integers
 Calibration = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
-Correction = Literal[
-    "none", "bias", "norm"
-]  # of layers' outputs for what rounding shifts: their means; and spreads too
+Correction = Literal["none", "bias", "norm"]  # of what rounding shifts: means of layers' outputs, and spreads too
 Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
@@ -56,9 +54,7 @@ class TrainSpec:
     label_smoothing: float = 0.0
     head_start: Literal["random", "probe"] = "random"  # "probe": the new head starts as a linear probe (adapt only)
     freeze_epochs: int = 0  # first epochs in which only the new head learns
-    freeze_norm: bool = (
-        False  # batch norm keeps the pretrained statistics, which a few images cannot replace (adapt only)
-    )
+    freeze_norm: bool = False  # batch norm keeps statistics that a few images cannot replace (adapt only)
     layer_decay: float = 1.0  # learning rate of each block, as a share of the next one's towards the head
     patience: int = 0  # epochs without a better validation accuracy before stopping; 0: run them all
     temperature: float = 2.0  # of the distillation; used where there is a teacher
