@@ -30,6 +30,7 @@ RANKS = {
         "state",
         "placement",
         "fxgraph",
+        "steps",
     },
     2: {
         "surgery",

@@ -21,8 +21,8 @@ from torch.fx import GraphModule, Node
 logging.disable(logging.WARNING)  # torchao tries CUDA kernels on import and complains that there are none
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from torchao.quantization.pt2e import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
-    from torchao.quantization.pt2e.fake_quantize import FakeQuantizeBase
+    from torchao.quantization.pt2e import MovingAverageMinMaxObserver
+    from torchao.quantization.pt2e.fake_quantize import FakeQuantize, FakeQuantizeBase
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import (
         QuantizationAnnotation,
@@ -33,7 +33,7 @@ with warnings.catch_warnings():
 
 logging.disable(logging.NOTSET)
 
-from toolchain import fxgraph, placement  # noqa: E402  behind the import above
+from toolchain import fxgraph, placement, steps  # noqa: E402  behind the import above
 from toolchain.errors import ToolchainError, brief  # noqa: E402
 from toolchain.values import Placement, QuantScheme  # noqa: E402
 
@@ -70,17 +70,26 @@ class CurrentWeightRange(FakeQuantizeBase):  # type: ignore[misc]  # torchao is 
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int64)
 
 
-class ActivationRange(FusedMovingAvgObsFakeQuantize):  # type: ignore[misc]
-    """A moving average of an activation's minimum and maximum.
-
-    Images in channels_last go through in the order in which they lie in memory: torch's operation would first copy them,
-    a sixth of the time of training.
-    """
+class ActivationRange(FakeQuantize):  # type: ignore[misc]
+    """A moving average of an activation's minimum and maximum, and rounding between them."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            return cast(Tensor, super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return cast(Tensor, super().forward(x))
+        if self.observer_enabled[0] == 1:
+            # in the order in which they lie in memory: the observer would copy images in channels_last first
+            last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+            self.activation_post_process(x.detach().permute(0, 2, 3, 1) if last else x.detach())
+            self.take_range()
+        if self.fake_quant_enabled[0] == 0:
+            return x
+        return steps.rounded(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+
+    def take_range(self) -> None:
+        """Scale and zero point from what was observed; none where nothing was."""
+        observer = self.activation_post_process
+        if bool(observer.min_val <= observer.max_val):  # infinite the other way round before anything was seen
+            scale, zero_point = self.calculate_qparams()
+            self.scale.copy_(scale)
+            self.zero_point.copy_(zero_point)
 
 
 def _activation_spec(scheme: QuantScheme) -> QuantizationSpec:
@@ -210,12 +219,12 @@ def _line(reason: BaseException) -> str:
     return f" ({Path(file).name}, line {number}: {code.strip()})"
 
 
-def activations(model: nn.Module) -> dict[str, FusedMovingAvgObsFakeQuantize]:
+def activations(model: nn.Module) -> dict[str, ActivationRange]:
     """The fake quantizations of activations, by name in the graph."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, FusedMovingAvgObsFakeQuantize)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, ActivationRange)}
 
 
-def set_range(rounding: FusedMovingAvgObsFakeQuantize, low: float, high: float) -> None:
+def set_range(rounding: ActivationRange, low: float, high: float) -> None:
     """Gives one fake quantization its range; it takes effect with the next `observe`."""
     observer = rounding.activation_post_process
     observer.min_val.copy_(torch.tensor(low))
@@ -228,16 +237,8 @@ def observe(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges)
             module.enable_fake_quant(rounding)
-            if not ranges and isinstance(module, FusedMovingAvgObsFakeQuantize) and _has_range(module):
-                # what conversion will use; averaged weights bring others
-                scale, zero_point = module.calculate_qparams()
-                module.scale.copy_(scale)
-                module.zero_point.copy_(zero_point)
-
-
-def _has_range(rounding: FusedMovingAvgObsFakeQuantize) -> bool:
-    observer = rounding.activation_post_process
-    return bool(observer.min_val <= observer.max_val)  # infinite the other way round before anything was seen
+            if not ranges and isinstance(module, ActivationRange):
+                module.take_range()  # what conversion will use; averaged weights bring others
 
 
 def convert(prepared: GraphModule, image: Tensor) -> GraphModule:

@@ -24,7 +24,7 @@ from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
 from toolchain.values import Architecture, Calibration, Correction, Placement, QuantizeSpec, Recipe, Target
 
-VERSION = 7
+VERSION = 8
 CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
 CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
 BIAS_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together

@@ -1,0 +1,36 @@
+"""Rounding to integer steps and back with a gradient: torch's own operation, several times faster on a CPU."""
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+
+class _Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x)
+        size = float(scale)
+        ctx.ends = (low - 0.5) * size, (high + 0.5) * size  # type: ignore[attr-defined]
+        return torch.mul(x, scale.reciprocal()).round_().clamp_(low, high).mul_(size)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        low, high = ctx.ends  # type: ignore[attr-defined]
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, low, high), None, None, None
+
+
+def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
+    """`torch.fake_quantize_per_tensor_affine` in five passes through memory that its loops are vectorized in.
+
+    The gradient passes straight through where a value is not clipped (Bengio et al., arXiv 1308.3432).
+
+    Args:
+        x: any shape and memory format; kept.
+        scale: float32 [1].
+        zero_point: integer [1].
+        lowest, highest: of the integers.
+    """
+    zero = int(zero_point)
+    return cast(Tensor, _Rounded.apply(x, scale, lowest - zero, highest - zero))  # type: ignore[no-untyped-call]
