@@ -86,16 +86,28 @@ def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained
 
 
 def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, work: Path) -> Answered:
-    """One model in integers, placed, trained, exported and run as `toolchain export` does it."""
-    dense, image = adapted.trained, torch.zeros(1, 3, *adapted.data.preprocess.image_size)
+    """What one model in integers answers, in all of its forms."""
+    made, built = exported(adapted, method, recipe, target, work)
+    answers = verify.run(built, target, adapted.data, "test", served, work)
+    converted = quantizer.convert(made.graph, example(adapted))
+    return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
+
+
+def exported(
+    adapted: Adapted, method: str, recipe: Recipe, target: Target, work: Path
+) -> tuple[quantize.Quantized, export.Built]:
+    """One model in integers, placed, trained and exported as `toolchain export` does it."""
+    dense, image = adapted.trained, example(adapted)
     placed = place.run(dense.model, image, target, (), recipe.quantize.search_seconds, work)
     teacher = dense.model if method == "qat" else None
     made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
     both = dataclasses.replace(target, precisions=("f32", "int8"))
-    _, built = export.variants([quantize.Family("dense", dense, made)], both, image, work)
-    answers = verify.run(built, target, adapted.data, "test", served, work)
-    converted = quantizer.convert(made.graph, image)
-    return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
+    return made, export.variants([quantize.Family("dense", dense, made)], both, image, work)[1]
+
+
+def example(adapted: Adapted) -> torch.Tensor:
+    """One input."""
+    return torch.zeros(1, 3, *adapted.data.preprocess.image_size)
 
 
 def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:
@@ -114,8 +126,8 @@ def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Ans
     right = np.stack([one.runtime == labels for one in each]).astype(float)
     lost = np.stack([answer == labels for answer in floats]).astype(float) - right
     cells = (
-        name, method, _share(stats.repeated(right)), _share(stats.repeated(right, labels)), _points(stats.repeated(lost)),
-        _points(stats.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
+        name, method, share(stats.repeated(right)), share(stats.repeated(right, labels)), points(stats.repeated(lost)),
+        points(stats.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
         _gap([(one.runtime, one.converted) for one in each], labels),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -132,11 +144,13 @@ def _scores(classes: np.ndarray, labels: np.ndarray) -> str:
     return f"{right.mean():.4f}, balanced {stats.balanced_accuracy(right, labels).estimate:.4f}"
 
 
-def _share(value: Interval) -> str:
+def share(value: Interval) -> str:
+    """In per cent, with its interval."""
     return f"{100 * value.estimate:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
-def _points(value: Interval) -> str:
+def points(value: Interval) -> str:
+    """A difference, with its interval."""
     return f"{100 * value.estimate:+.2f} [{100 * value.low:+.2f}, {100 * value.high:+.2f}]"
 
 
