@@ -13,6 +13,16 @@ import onnx_ir as ir
 from toolchain import records
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
+MOVES = {
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Slice",
+    "Split",
+    "Concat",
+}  # values stay what they are
 LARGEST_BIAS = 2**31 - 1
 HIGHEST_IR_VERSION = 10  # what the oldest runtime release that we test reads
 
@@ -209,6 +219,39 @@ def name_hard_activations(graph: ir.Graph) -> None:
         shifted = ir.node("Add", [source, known["shift"]])
         clipped = ir.node("Clip", [shifted.outputs[0], known["low"], known["high"]])
         _replace(graph, node, [shifted, clipped, ir.node("Mul", [clipped.outputs[0], known["sixth"]])])
+
+
+def drop_rounding_behind_moves(graph: ir.Graph) -> None:
+    """Q and DQ behind operations that move values alone, in the scale that these were rounded to before.
+
+    For runtimes that carry integers through such operations by themselves: pairs in between hide patterns that they
+    fuse, a channel shuffle above all, which is Reshape, Transpose, Reshape.
+    """
+    for quantize in of_type(graph, "QuantizeLinear"):
+        moved = quantize.inputs[0]
+        behind = [use.node for use in quantize.outputs[0].uses()]
+        if moved is None or any(node.op_type != "DequantizeLinear" for node in behind) or moved in graph.inputs:
+            continue
+        producer = moved.producer()
+        before = _rounded_by(moved) if producer is not None and producer.op_type in MOVES else None
+        if before is not None and _same_scale(quantize, before):
+            for dequantize in behind:
+                if dequantize.outputs[0] not in graph.outputs:  # whose names are kept
+                    dequantize.outputs[0].replace_all_uses_with(moved)
+
+
+def _rounded_by(value: ir.Value | None) -> ir.Node | None:
+    """The DQ whose scale a value is in multiples of; None where it has not been rounded, or to several scales."""
+    producer = value.producer() if value is not None else None
+    if producer is None or producer.op_type == "DequantizeLinear":
+        return producer
+    if producer.op_type not in MOVES:
+        return None
+    sources = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
+    found = [_rounded_by(source) for source in sources]
+    first = found[0]
+    same = first is not None and all(other is not None and _same_scale(first, other) for other in found)
+    return first if same else None
 
 
 def remove_dead(graph: ir.Graph) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, onnx_export, quantizer
+from toolchain import discover, onnx_export, qdq, quantizer
 from toolchain.errors import ToolchainError
 from toolchain.values import Placement, QuantScheme
 
@@ -154,6 +156,39 @@ def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     step = onnx_export.output_step(path)
     assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
+
+
+class Shuffled(nn.Module):
+    """Two branches joined and their channels shuffled, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 16, 1), nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, moved = self.stem(x).chunk(2, 1)
+        joined = torch.cat([kept, self.side(moved)], 1)
+        shuffled = joined.view(-1, 2, 8, 8, 8).transpose(1, 2).reshape(-1, 16, 8, 8)
+        return self.head(shuffled).mean((2, 3))
+
+
+def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph, _ = calibrated(Shuffled().eval())
+    written = onnx_ir.load(exported(graph, tmp_path))
+    before = len(qdq.of_type(written.graph, "QuantizeLinear"))
+    qdq.drop_rounding_behind_moves(written.graph)
+    qdq.remove_dead(written.graph)
+    moves = [node for node in written.graph if node.op_type in {"Concat", "Transpose", "Reshape"}]
+    qdq.save(written, tmp_path / "moved.onnx")
+    assert len(qdq.of_type(written.graph, "QuantizeLinear")) < before
+    assert len(moves) == 4
+    assert not any(use.node.op_type == "QuantizeLinear" for node in moves for use in node.outputs[0].uses())
+    x = torch.randn(1, 3, 8, 8).numpy()
+    both = [onnxruntime.InferenceSession(tmp_path / name) for name in ("model.onnx", "moved.onnx")]
+    given = [session.run(None, {session.get_inputs()[0].name: x})[0] for session in both]
+    np.testing.assert_array_equal(given[0], given[1])
 
 
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:

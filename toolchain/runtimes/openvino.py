@@ -82,6 +82,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
         try:
             graph = onnx_ir.load(onnx_path)
             qdq.name_hard_activations(graph.graph)
+            qdq.drop_rounding_behind_moves(graph.graph)
             qdq.remove_dead(graph.graph)
             qdq.save(graph, adapted)
             model = ov.convert_model(str(adapted))
