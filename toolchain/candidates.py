@@ -82,7 +82,7 @@ def operations(graph: ir.Graph) -> list[Op]:
             biases[output] = str(end.outputs[0].name)
         found.append(
             Op(
-                name=output, kind=kind, module=_module(node), inputs=tuple(str(value.name) for value in inputs),
+                name=output, kind=kind, module=module(node), inputs=tuple(str(value.name) for value in inputs),
                 output=biases.get(output, output),
             )
         )  # fmt: skip
@@ -90,7 +90,8 @@ def operations(graph: ir.Graph) -> list[Op]:
     return [*found, Op(name="output", kind="other", module="", inputs=ends, output="output")]
 
 
-def _module(node: ir.Node) -> str:
+def module(node: ir.Node) -> str:
+    """Name of the innermost `nn.Module` that a node was traced from; "" where torch does not say."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").replace("'", "").split(", ")
     return (scopes[-2:] or [""])[0] if len(scopes) > 1 else ""
 

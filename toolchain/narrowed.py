@@ -1,0 +1,99 @@
+"""A Surgery on a float ONNX graph: a smaller architecture to be timed, without tracing a model again.
+
+Weights do not decide latency, so a plan can be tried on the graph of the dense model in a fraction of a second, where
+exporting the pruned model through torch takes several. Layers are found by the `nn.Module` that they were traced from.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from toolchain import candidates, qdq
+from toolchain.errors import ToolchainError
+from toolchain.values import Surgery
+
+Kept = Mapping[int, Sequence[int]]  # dimension -> indices
+
+
+def apply(base: ir.Model, surgery: Surgery) -> ir.Model:
+    """A copy of a float graph with the plan's channels and blocks gone.
+
+    Args:
+        base: as `onnx_export.translate` gives it, with the names of the modules still inside.
+        surgery: a plan for the model that the graph was made from.
+
+    Raises:
+        ToolchainError: the graph does not fit together afterwards, as where a constant has a channel count in it: such
+            a model has to be exported again.
+    """
+    model = base.clone()
+    graph = model.graph
+    for name in surgery.dropped:
+        _drop(graph, name)
+    for node in list(graph):
+        kept = surgery.keep.get(f"{candidates.module(node)}.weight")
+        if kept is None:
+            continue
+        if node.op_type in {"Conv", "Gemm"}:
+            _cut(graph, node, 1, kept)
+            _cut(graph, node, 2, {0: kept[0]} if 0 in kept else {})
+        elif node.op_type == "MatMul":  # its weight is torch's, transposed; a bias is added behind it
+            _cut(graph, node, 1, {1 - dimension: indices for dimension, indices in kept.items()})
+            _cut_bias(graph, node, kept)
+        elif node.op_type == "LayerNormalization":
+            _cut(graph, node, 1, kept)
+            _cut(graph, node, 2, kept)
+        groups = surgery.attributes.get(candidates.module(node), {}).get("groups")
+        if node.op_type == "Conv" and groups is not None:
+            node.attributes["group"] = ir.AttrInt64("group", groups)
+    qdq.remove_dead(graph)
+    return _inferred(model)
+
+
+def _cut(graph: ir.Graph, node: ir.Node, index: int, kept: Kept) -> None:
+    """Takes what is kept of one constant input; a constant that other nodes read too is left to them."""
+    value = node.inputs[index] if len(node.inputs) > index else None
+    array = qdq.constant(value)
+    if array is None or value is None or not kept:
+        return
+    for dimension, indices in kept.items():
+        array = np.take(array, np.asarray(indices), axis=dimension)
+    node.replace_input_with(index, qdq.initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array)))
+
+
+def _cut_bias(graph: ir.Graph, product: ir.Node, kept: Kept) -> None:
+    for node in [use.node for use in product.outputs[0].uses() if use.node.op_type == "Add" and 0 in kept]:
+        for index in (0, 1):
+            if node.inputs[index] is not product.outputs[0]:
+                _cut(graph, node, index, {0: kept[0]})
+
+
+def _drop(graph: ir.Graph, name: str) -> None:
+    """Replaces a residual block by its input."""
+    inside = [node for node in graph if f"{candidates.module(node)}.".startswith(f"{name}.")]
+    made = {value for node in inside for value in node.outputs}
+    joined = [node for node in inside if node.op_type == "Add"]
+    entries = {value for node in joined for value in node.inputs if value is not None and value not in made}
+    entries = {value for value in entries if qdq.constant(value) is None}
+    ends = [value for value in made if value in graph.outputs or any(use.node not in inside for use in value.uses())]
+    if len(entries) != 1 or len(ends) != 1:
+        raise ToolchainError(f"{name} is no residual block: it cannot be dropped")
+    ends[0].replace_all_uses_with(entries.pop(), replace_graph_outputs=True)
+    for node in reversed(inside):
+        graph.remove(node, safe=True)
+
+
+def _inferred(model: ir.Model) -> ir.Model:
+    """The model with the shapes that follow from its new weights; they decide where a placement may round."""
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in model.graph.outputs:
+                value.shape = None
+    try:
+        proto = onnx.shape_inference.infer_shapes(ir.serde.serialize_model(model), check_type=True, strict_mode=True)
+        onnx.checker.check_model(proto)
+    except Exception as reason:  # its errors share no base class
+        raise ToolchainError(f"the narrowed graph does not fit together: {reason}") from reason
+    return ir.serde.deserialize_model(proto)
