@@ -31,9 +31,12 @@ RANKS = {
         "placement",
         "fxgraph",
         "steps",
+        "gradients",
     },
     2: {
         "surgery",
+        "groups",
+        "importance",
         "quantizer",
         "qdq",
         "candidates",
