@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,25 +10,28 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
-from toolchain import discover, surgery
+from toolchain import discover, gradients, groups
 from toolchain.errors import ToolchainError
 
 
 @pytest.fixture(scope="module")
-def group() -> surgery.Group:
+def group() -> groups.Group:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 3), torch.nn.BatchNorm2d(24), torch.nn.Conv2d(24, 8, 1))
-    found = surgery.groups(net, torch.zeros(1, 3, 8, 8), "2")
+    net.append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())
+    collected = gradients.collect(net, [(torch.randn(4, 3, 8, 8), torch.arange(4))])
+    found = groups.find(net, torch.zeros(1, 3, 8, 8), "2", collected)
     return next(one for one in found if one.channels == 24)
 
 
 @pytest.mark.parametrize("name", discover.modules("criteria"))
-def test_criteria_give_one_finite_number_a_channel(name: str, group: surgery.Group) -> None:
+def test_criteria_give_one_finite_number_a_channel(name: str, group: groups.Group) -> None:
     room = discover.module("criteria", name)
     score = room.score(group)
     assert score.shape == (24,)
     assert score.isfinite().all()
     assert isinstance(room.NEEDS, tuple)
+    assert set(room.NEEDS) <= set(get_args(groups.Need))
 
 
 @pytest.fixture

@@ -31,9 +31,12 @@ RANKS = {
         "placement",
         "fxgraph",
         "steps",
+        "gradients",
     },
     2: {
         "surgery",
+        "groups",
+        "importance",
         "quantizer",
         "qdq",
         "candidates",
@@ -69,7 +72,7 @@ RANKS = {
     5: {"cli", "__main__"},
 }
 FENCED = {
-    "torch_pruning": {"surgery"},
+    "torch_pruning": {"groups"},
     "torchao": {"quantizer"},
     "onnxruntime": {"runtimes", "runner"},
     "openvino": {"runtimes", "runner"},

@@ -105,6 +105,7 @@ class PruneSpec:
     __pydantic_config__ = STRICT
     ratio: float = 0.5  # share of the dense model's multiply-accumulates to remove; 0: do not prune
     criterion: str = "magnitude"
+    ranking: Literal["global", "isomorphic"] = "global"  # importance as a share of its group, or of all groups alike
     protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
     max_share: float = 0.75  # no layer loses more than this share of its channels
 

@@ -39,6 +39,7 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + "[prune]\nratio = 1.5", "prune.ratio = 1.5: must be from 0"),
         (MODEL + '[prune]\nratio = "much"', "prune.ratio = 'much'"),
         (MODEL + '[prune]\ncriterion = "magnitud"', "did you mean 'magnitude'"),
+        (MODEL + '[prune]\nranking = "local"', "prune.ranking = 'local'"),
         (MODEL + "[adapt]\nbatch_size = 1", "adapt.batch_size = 1"),
         (MODEL + "[adapt]\nlearning_rate = -1.0", "adapt.learning_rate"),
         (MODEL + "mean = [0.5]", "three numbers"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import models, records, surgery
+from toolchain import groups, models, records, surgery
 from toolchain.criteria import magnitude
 from toolchain.errors import ToolchainError
 from toolchain.values import ModelSpec, PruneSpec, Surgery
@@ -60,7 +60,7 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
 
 
 def test_the_cost_model_agrees_with_the_network_that_comes_out(net: nn.Module) -> None:
-    found = surgery.groups(net, IMAGE, "head")
+    found = groups.find(net, IMAGE, "head")
     cost = surgery._Cost({layer.name: layer for layer in surgery.layers(net, IMAGE)}, found)
     kept = [16 if group.channels > 16 else group.channels for group in found]
     small = surgery.apply(net, surgery._surgery(net, found, [torch.arange(k) for k in kept]))
@@ -88,14 +88,14 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
 
 
 def test_flattened_inputs_lose_all_positions_of_a_channel(net: nn.Module) -> None:
-    found = surgery.groups(net, IMAGE, "head")
+    found = groups.find(net, IMAGE, "head")
     mix = next(group for group in found if any(m.module == "mix" and m.side == "out" for m in group.members))
     head = next(member for member in mix.members if member.module == "head")
     assert head.positions[1] == tuple(range(16, 32))
 
 
 def test_concatenated_channels_keep_their_offset(net: nn.Module) -> None:
-    found = surgery.groups(net, IMAGE, "head")
+    found = groups.find(net, IMAGE, "head")
     right = next(group for group in found if any(m.module == "right" and m.side == "out" for m in group.members))
     mix = next(member for member in right.members if member.module == "mix")
     assert mix.positions == tuple((i,) for i in range(32, 72))
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_magnitude_agrees_with_a_brute_force_sum(net: nn.Module) -> None:
-    found = surgery.groups(net, IMAGE, "head")
+    found = groups.find(net, IMAGE, "head")
     stem = next(group for group in found if any(m.module == "stem" for m in group.members))
     parts = [net.stem.weight.flatten(1), net.norm.weight[:, None], net.inner.weight.transpose(0, 1).flatten(1)]
     parts += [net.back.weight.flatten(1), net.left.weight.transpose(0, 1).flatten(1)]

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from toolchain.surgery import Group
+from toolchain.groups import Group, Need
 
-NEEDS: tuple[str, ...] = ()  # weights only
+NEEDS: tuple[Need, ...] = ()
 
 
 def score(group: Group) -> Tensor:
-    """Importance of each channel of the group, [channels]."""
+    """Importance of each channel of the group, [channels]: the root of the sum of its squared weights."""
     return torch.stack([member.weight.square().sum(1) for member in group.members]).sum(0).sqrt()

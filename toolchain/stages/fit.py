@@ -1,17 +1,20 @@
 """fit: dense model, target -> what is cut, decided before any further training is spent."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from toolchain import discover, loop, progress, records, surgery
+from toolchain import discover, gradients, loader, progress, records, surgery
+from toolchain.gradients import Gradient
+from toolchain.stages.adapt import Adapted
 from toolchain.values import Layer, Recipe, Surgery, Target
 
-VERSION = 2
+VERSION = 3
 PLAN = "surgery.json"
+GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,30 @@ class Fit:
         return bool(self.surgery.keep or self.surgery.dropped)
 
 
-def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Fit:
+def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Fit:
     """Plans the surgery for the recipe's ratio, widths in multiples of the target's alignment.
 
     Args:
-        dense: the adapted model; its weights rank the channels.
-        head: the layer whose outputs are the classes, never cut.
+        adapted: the dense model, whose weights rank the channels; its calibration images, for criteria that ask what
+            the loss does on them.
         image: one example input, float32 [1, 3, height, width].
 
     Raises:
         ToolchainError: the ratio cannot be reached, or the model cannot be traced.
     """
+    dense = adapted.trained
     room = discover.module("criteria", recipe.prune.criterion)
     written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
-    key = records.digest(VERSION, dense.key, recipe.prune, written, target.alignment)
+    seen = adapted.data.calibration_digest if room.NEEDS else ""
+    key = records.digest(VERSION, dense.key, recipe.prune, written, seen, target.alignment)
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
+            collected = _gradients(adapted) if "gradients" in room.NEEDS and recipe.prune.ratio > 0 else None
             planned = surgery.plan(
-                dense.model, image, head=head, spec=recipe.prune, alignment=target.alignment, criterion=room.score
-            )
+                dense.model, image, head=adapted.head, spec=recipe.prune, alignment=target.alignment,
+                criterion=room.score, gradients=collected,
+            )  # fmt: skip
             records.write_json(stage.folder / PLAN, planned)
             stage = records.finish(stage, started, {})
         # read back from its file, so that every run replays a plan and none carries one over in memory
@@ -58,3 +65,10 @@ def run(dense: loop.Trained, head: str, recipe: Recipe, target: Target, image: T
     macs = [sum(layer.macs for layer in sizes) for sizes in (before, after)]
     progress.say(f"fit: {macs[0] / 1e6:.1f} M multiply-accumulates -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%})")
     return Fit(planned, key, before, after)
+
+
+def _gradients(adapted: Adapted) -> Mapping[str, Gradient]:
+    """Of the dense model on the calibration images, which are training images and keep validation out of the choice."""
+    data = adapted.data
+    drawn = data.splits["train"].chosen(data.calibration)
+    return gradients.collect(adapted.trained.model, list(loader.batches(drawn, data.preprocess, GRADIENT_BATCH)))

@@ -1,0 +1,66 @@
+"""The plan of a criterion that asks the loss is made on the calibration images, and made anew when they change."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import discover, gradients, loader, loop, spec, surgery
+from toolchain.data import Dataset, Images
+from toolchain.stages import fit
+from toolchain.stages.adapt import Adapted
+from toolchain.values import AugmentSpec, ModelSpec, Preprocess, PruneSpec, Recipe
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+
+
+@pytest.fixture
+def adapted() -> Adapted:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12 * 16, 2),
+    ).eval()  # fmt: skip
+    pixels, labels = torch.randint(0, 255, (40, 8, 8, 3), dtype=torch.uint8), torch.randint(2, (40,))
+    train = Images(pixels, labels, tuple(Path(str(i)) for i in range(40)), torch.ones(40))
+    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    data = Dataset(("a", "b"), {"train": train}, preprocess, "data", tuple(range(0, 40, 2)), "drawn", ())
+    return Adapted(loop.Trained(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
+
+
+def recipe(criterion: str) -> Recipe:
+    return Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion=criterion))
+
+
+def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str, dict[int, list[int]]]:
+    train = adapted.data.splits["train"]
+    x: Tensor = loader.normalise(train.pixels[list(rows)], adapted.data.preprocess)
+    planned = surgery.plan(
+        adapted.trained.model, IMAGE, head="6", spec=recipe(criterion).prune, alignment=4,
+        criterion=discover.module("criteria", criterion).score,
+        gradients=gradients.collect(adapted.trained.model, [(x, train.labels[list(rows)])]),
+    )  # fmt: skip
+    return {name: {d: list(i) for d, i in kept.items()} for name, kept in planned.keep.items()}
+
+
+@pytest.mark.parametrize("name", discover.modules("criteria"))
+def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapted, tmp_path: Path) -> None:
+    done = fit.run(adapted, recipe(name), TARGET, IMAGE, tmp_path)
+    kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
+    assert done.cuts
+    assert kept == by_hand(adapted, name, adapted.data.calibration)
+    if discover.module("criteria", name).NEEDS:  # other images would have ranked differently here
+        assert kept != by_hand(adapted, name, tuple(range(1, 40, 2)))
+
+
+@pytest.mark.parametrize("name", discover.modules("criteria"))
+def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
+    name: str, adapted: Adapted, tmp_path: Path
+) -> None:
+    first = fit.run(adapted, recipe(name), TARGET, IMAGE, tmp_path)
+    drawn = dataclasses.replace(adapted.data, calibration=(1, 3, 5), calibration_digest="others")
+    again = fit.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, IMAGE, tmp_path)
+    assert (first.key != again.key) == bool(discover.module("criteria", name).NEEDS)

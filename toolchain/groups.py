@@ -1,0 +1,218 @@
+"""Groups of channels that can only be removed together, with everything that a criterion may rank them by.
+
+Torch-Pruning's dependency graph says which channels must go together; here they are read into values of our own: for
+each layer that sees a group, its parameters with one row for each of the group's channels.
+"""
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from toolchain.errors import ToolchainError
+from toolchain.gradients import Gradient
+
+Side = Literal["out", "in"]
+Need = Literal["gradients"]  # what a criterion may ask for beside the weights
+SIDES: Mapping[str, Side] = {
+    "prune_out_channels": "out",
+    "prune_depthwise_conv_out_channels": "out",
+    "prune_in_channels": "in",
+    "prune_depthwise_conv_in_channels": "out",  # one weight row a channel: the same slice from either side
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a member: a row for each of the group's channels."""
+
+    name: str  # "weight" | "bias"; of a norm its scale and its shift
+    value: Tensor  # float32 [channels, values]
+    collected: Gradient | None = None  # of the same shape; None where nobody asked for it
+
+    @property
+    def gradient(self) -> Tensor:
+        """Mean gradient of the loss over the images, float32 [channels, values]."""
+        return self._known().mean
+
+    @property
+    def squared_gradient(self) -> Tensor:
+        """Mean of every single image's squared gradient, float32 [channels, values]."""
+        return self._known().mean_square
+
+    def _known(self) -> Gradient:
+        if self.collected is None:
+            raise ToolchainError(
+                "this pruning criterion reads gradients, and none were collected; "
+                'its file must say NEEDS = ("gradients",), and the plan be given gradients of this model'
+            )
+        return self.collected
+
+
+@dataclass(frozen=True)
+class Member:
+    """One side of a layer that sees a group's channels.
+
+    `positions[c]` are the indices in the module's own dimension that belong to the group's channel c
+    (several where a flatten stands in between).
+    """
+
+    module: str
+    kind: str  # "conv" | "depthwise" | "linear" | "norm"
+    side: Side
+    positions: tuple[tuple[int, ...], ...]
+    parameters: tuple[Parameter, ...]  # the weight first; the bias where the layer has one and gives the channels
+
+    @property
+    def weight(self) -> Tensor:
+        """Float32 [channels, values]; a norm's scale."""
+        return self.parameters[0].value
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that can only be removed together, over all layers that see them."""
+
+    channels: int
+    members: tuple[Member, ...]
+
+    @property
+    def layers(self) -> int:
+        """How many convolutions and linear layers read or write these channels."""
+        return sum(member.kind != "norm" for member in self.members)
+
+    @property
+    def name(self) -> str:
+        """The layer that produces these channels."""
+        return self.members[0].module
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All parameters of all members."""
+        return tuple(parameter for member in self.members for parameter in member.parameters)
+
+
+def find(
+    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, Gradient] | None = None
+) -> tuple[Group, ...]:
+    """Every prunable group of channels.
+
+    Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which
+    would have to keep equal shares in each of its groups), or that the dependency graph does not account for fully.
+
+    Args:
+        model: the network; left as it was.
+        image: one example input, float32 [1, 3, height, width].
+        head: the layer whose outputs are the classes.
+        gradients: by parameter name, for criteria that need them.
+
+    Raises:
+        ToolchainError: the dependency graph cannot be built for this model.
+    """
+    import torch_pruning  # here, because importing it costs a second that replaying a plan does not need
+
+    model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=image)
+        raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+    except Exception as reason:  # Torch-Pruning raises whatever its tracing met
+        raise ToolchainError(
+            f"the channels of this model cannot be traced for pruning ({type(reason).__name__}: {reason}); "
+            "set [prune] ratio = 0 to go on without pruning"
+        ) from reason
+    names = {module: name for name, module in model.named_modules()}
+    read = [_read_group(item, names, head, gradients or {}) for item in raw]
+    whole = _covered_once(read, dict(model.named_modules()))
+    return tuple(g for g, free in read if free and all((m.module, m.side) in whole for m in g.members))
+
+
+def _read_group(
+    raw: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, Gradient]
+) -> tuple[Group, bool]:
+    """A group of the dependency graph in our terms, and whether it may lose channels."""
+    roots = sorted({root for item in raw.items for root in item.root_idxs})
+    place = {root: row for row, root in enumerate(roots)}
+    members: dict[tuple[str, Side], Member] = {}
+    free = True
+    for item in raw.items:
+        module = item.dep.target.module
+        if module not in names:
+            # an operation of the graph, not a layer; or a bare parameter, which we cannot name
+            free = free and not isinstance(module, nn.Parameter)
+            continue
+        name, side = names[module], SIDES.get(item.dep.handler.__name__)
+        grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
+        sliceable = isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
+        if side is None or grouped or not sliceable or (name == head and side == "out"):
+            free = False
+            continue
+        rows: list[list[int]] = [[] for _ in roots]
+        for index, root in zip(item.idxs, item.root_idxs, strict=True):
+            rows[place[root]].append(int(index))
+        positions = tuple(tuple(row) for row in rows)
+        parameters = _parameters(name, module, side, positions, gradients)
+        if not parameters:
+            free = False
+            continue
+        members.setdefault((name, side), Member(name, _kind(module), side, positions, parameters))
+    return Group(len(roots), tuple(members.values())), free and any(side == "out" for _, side in members)
+
+
+def _covered_once(read: Sequence[tuple[Group, bool]], modules: Mapping[str, nn.Module]) -> set[tuple[str, Side]]:
+    """The sides of layers whose every channel is in exactly one group.
+
+    Torch-Pruning 1.6.1 loses track of channels that run through a concatenation straight into a flatten; a group
+    that misses channels, or claims another's, would cut the wrong ones.
+    """
+    seen: dict[tuple[str, Side], list[int]] = defaultdict(list)
+    for group, _ in read:
+        for member in group.members:
+            seen[member.module, member.side] += [i for row in member.positions for i in row]
+    return {key for key, found in seen.items() if sorted(found) == list(range(_extent(modules[key[0]], key[1])))}
+
+
+def _extent(module: nn.Module, side: Side) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0 if side == "out" else 1]
+
+
+def _parameters(
+    name: str, module: nn.Module, side: Side, positions: tuple[tuple[int, ...], ...], gradients: Mapping[str, Gradient]
+) -> tuple[Parameter, ...]:
+    """What of a module goes with the channels; nothing where they are not laid out evenly, or there is no weight."""
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own or any(not row or len(row) != len(positions[0]) for row in positions):
+        return ()
+
+    def read(kind: str) -> Parameter:
+        known = gradients.get(f"{name}.{kind}")
+        rows = known and Gradient(_rows(known.mean, side, positions), _rows(known.mean_square, side, positions))
+        return Parameter(kind, _rows(own[kind].detach(), side, positions), rows)
+
+    # inputs are not added anything to: a bias belongs to the outputs
+    return tuple(read(kind) for kind in ("weight", "bias") if kind in own and (kind == "weight" or side == "out"))
+
+
+def _rows(tensor: Tensor, side: Side, positions: tuple[tuple[int, ...], ...]) -> Tensor:
+    rows = tensor.float()
+    rows = rows.transpose(0, 1) if side == "in" else rows
+    rows = rows.reshape(rows.shape[0], -1)
+    return torch.stack([rows[list(row)].flatten() for row in positions])
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether every channel has a filter of its own."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d):
+        return "depthwise" if is_depthwise(module) else "conv"
+    return "linear" if isinstance(module, nn.Linear) else "norm"
