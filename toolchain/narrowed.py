@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from toolchain import candidates, qdq
+from toolchain import candidates, qdq, widths
 from toolchain.errors import ToolchainError
 from toolchain.values import Surgery
 
@@ -60,7 +60,9 @@ def _cut(graph: ir.Graph, node: ir.Node, index: int, kept: Kept) -> None:
         return
     for dimension, indices in kept.items():
         array = np.take(array, np.asarray(indices), axis=dimension)
-    node.replace_input_with(index, qdq.initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array)))
+    node.replace_input_with(
+        index, qdq.initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array))
+    )
 
 
 def _cut_bias(graph: ir.Graph, product: ir.Node, kept: Kept) -> None:
@@ -70,17 +72,29 @@ def _cut_bias(graph: ir.Graph, product: ir.Node, kept: Kept) -> None:
                 _cut(graph, node, index, {0: kept[0]})
 
 
+def droppable(base: ir.Model) -> tuple[str, ...]:
+    """Modules that add something to what they read and can be left out, in running order."""
+    names = dict.fromkeys(candidates.module(node) for node in base.graph if node.op_type == "Add")
+    return tuple(name for name in names if name and _block(base.graph, name) is not None)
+
+
+def _block(graph: ir.Graph, name: str) -> tuple[list[ir.Node], ir.Value, ir.Value] | None:
+    """A residual block's nodes, the value that its addition adds to, and the only one that is read behind it."""
+    inside = [node for node in graph if widths.inside(candidates.module(node), name)]
+    made = {value for node in inside for value in node.outputs}
+    added = {value for node in inside if node.op_type == "Add" for value in node.inputs if value not in made}
+    entries = [value for value in added if value is not None and qdq.constant(value) is None]
+    ends = [value for value in made if value in graph.outputs or any(use.node not in inside for use in value.uses())]
+    return (inside, entries[0], ends[0]) if len(entries) == len(ends) == 1 else None
+
+
 def _drop(graph: ir.Graph, name: str) -> None:
     """Replaces a residual block by its input."""
-    inside = [node for node in graph if f"{candidates.module(node)}.".startswith(f"{name}.")]
-    made = {value for node in inside for value in node.outputs}
-    joined = [node for node in inside if node.op_type == "Add"]
-    entries = {value for node in joined for value in node.inputs if value is not None and value not in made}
-    entries = {value for value in entries if qdq.constant(value) is None}
-    ends = [value for value in made if value in graph.outputs or any(use.node not in inside for use in value.uses())]
-    if len(entries) != 1 or len(ends) != 1:
-        raise ToolchainError(f"{name} is no residual block: it cannot be dropped")
-    ends[0].replace_all_uses_with(entries.pop(), replace_graph_outputs=True)
+    block = _block(graph, name)
+    if block is None:
+        raise ToolchainError(f"{name} is no residual block: it cannot be left out")
+    inside, entry, end = block
+    end.replace_all_uses_with(entry, replace_graph_outputs=True)
     for node in reversed(inside):
         graph.remove(node, safe=True)
 

@@ -8,7 +8,7 @@ single blocks in float; what helps is combined, and believed only if it helps ag
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx_ir
 
-from toolchain import candidates, discover, placement, progress, qdq, records, stats, timing
+from toolchain import batches, candidates, discover, placement, progress, qdq, records, stats, timing
 from toolchain.errors import ToolchainError
 from toolchain.values import Operation, Placement, Precision, Target
 
@@ -34,9 +34,7 @@ STARTS: Mapping[str, Placement] = {
 BLOCKS = 20  # parts of a model that are tried in float on their own
 SIDES = 7  # candidates in one process
 WORTH = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
-SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7)
 CONFIRM = 3  # more processes before a change is believed
-BATCHES = "batches.json"
 
 Change = Callable[[Placement], Placement]
 
@@ -62,9 +60,7 @@ class Search:
         self.runtime = discover.module("runtimes", target.runtime)
         self.tried: dict[str, Tried] = {}
         self.files: dict[Placement, timing.Side] = {}
-        path = folder / BATCHES
-        self.batches: list[dict[str, Any]] = records.read_json(path) if path.exists() else []
-        self.next, self.per_side = 0, 0.0
+        self.batches, self.per_side = batches.Batches(folder), 0.0
         self.bar: progress.Bar | None = None
 
     def run(self, forced: tuple[str, ...]) -> Placement:
@@ -168,7 +164,9 @@ class Search:
         try:
             known = self.side(than)
             sides = {label: self.side(chosen) for label, chosen in part.items()}
-            blocks = self.batch(list({side.name: side for side in (*self.floats(), known, *sides.values())}.values()))
+            blocks = self.batches.run(
+                list({side.name: side for side in (*self.floats(), known, *sides.values())}.values())
+            )
         except ToolchainError as reason:
             if len(part) > 1:  # which one it was shows when each is alone
                 found = [self.together({label: chosen}, than) for label, chosen in part.items()]
@@ -216,17 +214,6 @@ class Search:
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.shape,
             )  # fmt: skip
         return self.files[chosen]
-
-    def batch(self, sides: Sequence[timing.Side]) -> Mapping[str, Any]:
-        """Samples of one process, or what an earlier run measured for the same candidates."""
-        names, self.next = sorted(side.name for side in sides), self.next + 1
-        done = self.batches[self.next - 1] if self.next <= len(self.batches) else None
-        if done is not None and sorted(done["blocks"]) == names:
-            return dict(done["blocks"])
-        del self.batches[self.next - 1 :]
-        timing.rounds(sides, 1, self.next, lambda one: self.batches.append({"blocks": one.blocks}), effort=SHORT)
-        records.write_json(self.folder / BATCHES, self.batches)
-        return dict(self.batches[-1]["blocks"])
 
 
 def _leave(module: str) -> Change:

@@ -5,7 +5,6 @@ and no pickled model, and the same plan gives the same network on a freshly buil
 """
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -15,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import groups, importance, records
+from toolchain import groups, importance, records, widths
 from toolchain.errors import ToolchainError
 from toolchain.gradients import Gradient
 from toolchain.groups import Group, Side, is_depthwise
-from toolchain.values import Layer, PruneSpec, Surgery
+from toolchain.values import Layer, LayerKind, PruneSpec, Surgery
 
 
 def layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
@@ -34,7 +33,12 @@ def layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
             bias = 0 if module.bias is None else module.bias.numel()
             inputs = module.in_channels if isinstance(module, nn.Conv2d) else module.in_features
             macs = weight.numel() * sites
-            found.append(Layer(name=name, inputs=inputs, outputs=weight.shape[0], macs=macs, parameters=weight.numel() + bias))  # fmt: skip
+            found.append(
+                Layer(
+                    name=name, kind=_kind(module), inputs=inputs, outputs=weight.shape[0], sites=sites, macs=macs,
+                    parameters=weight.numel() + bias,
+                )
+            )  # fmt: skip
 
         return hook
 
@@ -48,104 +52,98 @@ def layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     return tuple(found)
 
 
+def _kind(module: nn.Conv2d | nn.Linear) -> LayerKind:
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if module.groups > 1:
+        return "depthwise" if is_depthwise(module) else "grouped"
+    return "pointwise" if module.weight[0, 0].numel() == 1 else "spatial"
+
+
 def plan(
     model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
     gradients: Mapping[str, Gradient] | None = None,
 ) -> Surgery:  # fmt: skip
     """A Surgery that removes `spec.ratio` of the multiply-accumulates at the least lost importance.
 
-    Greedy: the step with the least importance lost per multiply-accumulate saved goes first; a step takes a group
-    to the next lower multiple of `alignment`. A channel's importance is a share (`importance.shares`), counted once in
-    every layer that sees it: a residual stream is worth more than the inside of one block. Groups no wider than
-    `alignment` stay.
+    Args: as `options`.
+
+    Raises:
+        ToolchainError: as `options`; or the ratio cannot be reached.
+    """
+    if not spec.ratio:
+        return Surgery()
+    found = options(model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients)
+    total = macs(found.sizes)
+    try:
+        choice = widths.narrowed(found, macs, (1 - spec.ratio) * total)
+    except widths.Unreachable as reason:
+        raise ToolchainError(
+            f"[prune] ratio = {spec.ratio} cannot be reached with widths in multiples of {alignment}: "
+            f"the most is {1 - reason.least / total:.2f}; lower the ratio, raise max_share or protect less"
+        ) from reason
+    return of(model, found, choice)
+
+
+def macs(sizes: Sequence[Layer]) -> float:
+    """Multiply-accumulates of an architecture."""
+    return float(sum(layer.macs for layer in sizes))
+
+
+def options(
+    model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
+    gradients: Mapping[str, Gradient] | None = None, blocks: Sequence[str] = (),
+) -> widths.Options:  # fmt: skip
+    """What may be cut of a model, and what each part is worth.
+
+    A channel's importance is a share (`importance.shares`), counted once in every layer that sees it: a residual stream
+    is worth more than the inside of one block. Groups no wider than `alignment` stay.
 
     Args:
         model: the network; left as it was.
         image: one example input, float32 [1, 3, height, width].
         head: the layer whose outputs are the classes, never cut.
-        spec: how much goes, what is protected, and how importance is compared.
+        spec: what is protected, how much of a group may go, and how importance is compared.
         alignment: widths become multiples of it.
         criterion: importance of a group's channels.
         gradients: by parameter name, where the criterion needs them.
+        blocks: residual blocks that may be left out.
 
     Raises:
-        ToolchainError: a protected pattern matches nothing, the ratio cannot be reached, or the criterion needs
-            gradients and there are none.
+        ToolchainError: a protected pattern matches nothing, or the criterion needs gradients and there are none.
     """
-    if spec.ratio <= 0:
-        return Surgery()
-    sizes = {layer.name: layer for layer in layers(model, image)}
+    sizes = layers(model, image)
     for pattern in spec.protect:
-        if not any(fnmatch(name, pattern) for name in sizes):
-            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(sizes)}")
+        if not any(fnmatch(layer.name, pattern) for layer in sizes):
+            names = ", ".join(layer.name for layer in sizes)
+            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {names}")
     found = [g for g in groups.find(model, image, head, gradients) if not _protected(g, spec.protect)]
+    free = [
+        b
+        for b in blocks
+        if not any(fnmatch(n.name, p) for n in sizes for p in spec.protect if widths.inside(n.name, b))
+    ]
     shares = importance.shares(found, criterion, spec.ranking)
     order = [torch.argsort(share, stable=True) for share in shares]
-    kept = _narrowed(found, [s[o] for s, o in zip(shares, order, strict=True)], sizes, spec, alignment)
-    survivors = [o[group.channels - k :].sort().values for group, o, k in zip(found, order, kept, strict=True)]
-    return _surgery(model, found, survivors)
-
-
-def _narrowed(
-    found: Sequence[Group], ascending: Sequence[Tensor], sizes: Mapping[str, Layer], spec: PruneSpec, alignment: int
-) -> list[int]:
-    """How many channels each group keeps; `ascending` is the importance of each one's, the least first."""
-    kept = [group.channels for group in found]
-    total = sum(layer.macs for layer in sizes.values())
-    cost = _Cost(sizes, found)
-    while (macs := cost(kept)) > (1 - spec.ratio) * total:
-        best: tuple[float, int, int] | None = None
-        for index, group in enumerate(found):
-            floor = max(alignment, math.ceil(group.channels * (1 - spec.max_share)))
-            lower = _narrower(kept[index], alignment)
-            if lower < floor:
-                continue
-            trial = [*kept[:index], lower, *kept[index + 1 :]]
-            lost = ascending[index][group.channels - kept[index] : group.channels - lower]
-            rate = lost.sum().item() * group.layers / max(macs - cost(trial), 1.0)
-            if best is None or rate < best[0]:
-                best = (rate, index, lower)
-        if best is None:
-            raise ToolchainError(
-                f"[prune] ratio = {spec.ratio} cannot be reached with widths in multiples of {alignment}: "
-                f"the most is {1 - macs / total:.2f}; lower the ratio, raise max_share or protect less"
-            )
-        kept[best[1]] = best[2]
-    return kept
+    return widths.Options(
+        sizes=sizes, groups=tuple(found), ranked=tuple(order), blocks=tuple(free), alignment=alignment,
+        ascending=tuple(share[row] for share, row in zip(shares, order, strict=True)), max_share=spec.max_share,
+    )  # fmt: skip
 
 
 def _protected(group: Group, patterns: Sequence[str]) -> bool:
     return any(fnmatch(m.module, pattern) for m in group.members if m.side == "out" for pattern in patterns)
 
 
-def _narrower(channels: int, alignment: int) -> int:
-    return (channels - 1) // alignment * alignment
-
-
-class _Cost:
-    """Multiply-accumulates of the whole model for a list of kept channels, one number a group."""
-
-    def __init__(self, sizes: Mapping[str, Layer], found: Sequence[Group]) -> None:
-        self.sizes = sizes
-        self.touching: dict[str, list[tuple[int, int, int]]] = defaultdict(list)
-        for index, group in enumerate(found):
-            for member in group.members:
-                if member.module in sizes:
-                    layer = sizes[member.module]
-                    covered = sum(len(row) for row in member.positions)
-                    full = layer.outputs if member.side == "out" else layer.inputs
-                    self.touching[member.module].append((index, covered, full * (1 if member.side == "out" else -1)))
-        self.channels = [group.channels for group in found]
-
-    def __call__(self, kept: Sequence[int]) -> float:
-        total = 0.0
-        for name, layer in self.sizes.items():
-            removed = {"out": 0.0, "in": 0.0}
-            for index, covered, signed in self.touching[name]:
-                share = covered / abs(signed) * (1 - kept[index] / self.channels[index])
-                removed["out" if signed > 0 else "in"] += share
-            total += layer.macs * (1 - removed["out"]) * (1 - removed["in"])
-        return total
+def of(model: nn.Module, found: widths.Options, choice: widths.Choice) -> Surgery:
+    """The plan that a choice comes to: the least important channels go."""
+    rows = zip(found.ranked, found.groups, choice.kept, strict=True)
+    survivors = [ranked[group.channels - kept :].sort().values for ranked, group, kept in rows]
+    made = _surgery(model, found.groups, survivors)
+    gone = sorted(choice.dropped)
+    keep = {name: kept for name, kept in made.keep.items() if not any(widths.inside(name, block) for block in gone)}
+    attributes = {name: v for name, v in made.attributes.items() if not any(widths.inside(name, b) for b in gone)}
+    return Surgery(keep=keep, attributes=attributes, dropped=tuple(gone))
 
 
 def _surgery(model: nn.Module, found: Sequence[Group], survivors: Sequence[Tensor]) -> Surgery:

@@ -7,7 +7,7 @@ first half from TOML files and checks them there; the second half is what the st
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
 
@@ -19,6 +19,7 @@ Architecture = Literal["dense", "pruned"]
 Isa = Literal["x86-64-vnni", "x86-64-avx2", "arm64"]  # how a core multiplies integers
 Calibration = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
 Correction = Literal["none", "bias", "norm"]  # of what rounding shifts: means of layers' outputs, and spreads too
+LayerKind = Literal["depthwise", "grouped", "pointwise", "spatial", "linear"]
 Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
@@ -265,8 +266,10 @@ class Layer:
     """Size of one convolution or linear layer, for the width table and the multiply-accumulate count."""
 
     name: str
+    kind: LayerKind
     inputs: int
     outputs: int
+    sites: int  # of the output: height times width, times the tokens of a sequence
     macs: int
     parameters: int
 
@@ -354,27 +357,3 @@ class Verdict:
     measured: float | None
     limit: float | None
     why: str
-
-
-class Session(Protocol):
-    """A loaded artefact, ready to run."""
-
-    def run(self, images: Any) -> Any:
-        """float32 images [batch, 3, height, width] -> logits [batch, classes]."""
-        ...
-
-
-class Runtime(Protocol):
-    """One file in `runtimes/`: how a target's runtime compiles, opens and inspects an artefact."""
-
-    def compile(self, onnx_path: Path, folder: Path) -> Artefact: ...
-
-    def library(self) -> Any: ...
-
-    def open(self, path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> Session: ...
-
-    def coverage(self, path: Path, *, precision: Precision) -> Coverage: ...
-
-    def available(self, precision: Precision) -> bool: ...
-
-    def fingerprint(self) -> Mapping[str, str]: ...

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import groups, models, records, surgery
+from toolchain import groups, models, records, surgery, widths
 from toolchain.criteria import magnitude
 from toolchain.errors import ToolchainError
 from toolchain.values import ModelSpec, PruneSpec, Surgery
@@ -59,12 +59,11 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
     assert small(torch.randn(2, 3, 4, 4)).shape == (2, 5)
 
 
-def test_the_cost_model_agrees_with_the_network_that_comes_out(net: nn.Module) -> None:
-    found = groups.find(net, IMAGE, "head")
-    cost = surgery._Cost({layer.name: layer for layer in surgery.layers(net, IMAGE)}, found)
-    kept = [16 if group.channels > 16 else group.channels for group in found]
-    small = surgery.apply(net, surgery._surgery(net, found, [torch.arange(k) for k in kept]))
-    assert cost(kept) == pytest.approx(macs(small))
+def test_predicted_layers_are_those_of_the_network_that_comes_out(net: nn.Module) -> None:
+    found = surgery.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score)
+    kept = tuple(16 if group.channels > 16 else group.channels for group in found.groups)
+    choice = widths.Choice(kept)
+    assert tuple(found.layers(choice)) == surgery.layers(surgery.apply(net, surgery.of(net, found, choice)), IMAGE)
 
 
 def test_widths_are_multiples_of_the_alignment_or_untouched(net: nn.Module) -> None:

@@ -1,0 +1,83 @@
+"""Pruned architectures timed against the dense one, untrained, in the form in which the target would be sent them.
+
+Each is cut out of the dense model's ONNX graph, or exported anew where that graph does not take it, given the
+placement that the dense model ships with, and timed in short rounds together with the dense model.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir
+from torch import Tensor, nn
+
+from toolchain import candidates, discover, narrowed, onnx_export, progress, qdq, quantizer, records, stats, surgery
+from toolchain.batches import Batches
+from toolchain.errors import ToolchainError
+from toolchain.timing import Side
+from toolchain.values import Placement, Precision, Surgery, Target
+
+TOGETHER = 5  # in one process, beside the dense model
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is shipped."""
+
+    precision: Precision
+    placement: Placement  # means nothing in float
+
+
+class Architectures:
+    """Plans for one model, timed."""
+
+    def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: Form, folder: Path) -> None:
+        self.dense, self.image, self.target, self.form, self.folder = dense, image, target, form, folder
+        self.runtime = discover.module("runtimes", target.runtime)
+        self.batches = Batches(folder)
+        self.graph = self._exported(dense)
+        self.whole = self._side(Surgery())
+
+    def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+        """Latency of each plan's architecture, as a share of the dense model's.
+
+        Raises:
+            ToolchainError: one can neither be cut out of the graph nor exported.
+        """
+        found: list[float] = []
+        for start in range(0, len(plans), TOGETHER):
+            sides = [self._side(plan) for plan in plans[start : start + TOGETHER]]
+            logs: list[list[float]] = [[] for _ in sides]
+            for _ in range(rounds):
+                blocks = self.batches.run(list({side.name: side for side in (self.whole, *sides)}.values()))
+                for side, own in zip(sides, logs, strict=True):
+                    own.append(stats.round_ratio(blocks[self.whole.name], blocks[side.name]))
+            found += [math.exp(-sum(own) / len(own)) for own in logs]
+            bar.step(f"{min(found):.2f}x of the dense latency", len(sides))
+        return found
+
+    def _side(self, plan: Surgery) -> Side:
+        path = self.folder / "candidate.onnx"
+        model, _ = candidates.make(self._cut(plan), self._placement(), self.target.scheme)
+        qdq.save(model, path)
+        name = f"candidate-{records.sha256_file(path)[:12]}"
+        made = self.runtime.compile(path, self.folder / name)
+        return Side(
+            name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,
+            threads=self.target.threads, shape=tuple(self.image.shape),
+        )  # fmt: skip
+
+    def _placement(self) -> Placement:
+        return self.form.placement if self.form.precision == "int8" else replace(Placement(), float_modules=("",))
+
+    def _cut(self, plan: Surgery) -> onnx_ir.Model:
+        if plan == Surgery():
+            return self.graph
+        try:
+            return narrowed.apply(self.graph, plan)
+        except ToolchainError:  # a channel count that is written into the graph
+            return self._exported(surgery.apply(self.dense, plan))
+
+    def _exported(self, model: nn.Module) -> onnx_ir.Model:
+        return onnx_export.translate(quantizer.prepare(model, self.image, None, self.target.scheme)[0], self.image)

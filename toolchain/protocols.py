@@ -1,0 +1,31 @@
+"""What a file in `runtimes/` gives: how a target's runtime compiles, opens and inspects an artefact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolchain.values import Artefact, Coverage, Precision
+
+
+class Session(Protocol):
+    """A loaded artefact, ready to run."""
+
+    def run(self, images: Any) -> Any:
+        """float32 images [batch, 3, height, width] -> logits [batch, classes]."""
+        ...
+
+
+class Runtime(Protocol):
+    """One file in `runtimes/`: how a target's runtime compiles, opens and inspects an artefact."""
+
+    def compile(self, onnx_path: Path, folder: Path) -> Artefact: ...
+
+    def library(self) -> Any: ...
+
+    def open(self, path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> Session: ...
+
+    def coverage(self, path: Path, *, precision: Precision) -> Coverage: ...
+
+    def available(self, precision: Precision) -> bool: ...
+
+    def fingerprint(self) -> Mapping[str, str]: ...
