@@ -43,6 +43,7 @@ RANKS = {
         "batches",
         "architectures",
         "widths",
+        "fitting",
         "quantizer",
         "qdq",
         "candidates",

@@ -87,23 +87,53 @@ class Options:
     def steps(self, choice: Choice) -> list[tuple[Choice, float]]:
         """What may go next, with the importance that is lost: each group one step narrower, each block that is left."""
         found = []
-        for index, group in enumerate(self.groups):
-            lower = (choice.kept[index] - 1) // self.alignment * self.alignment
-            if lower < max(self.alignment, math.ceil(group.channels * (1 - self.max_share))):
+        for index in range(len(self.groups)):
+            narrower = [width for width in self.possible(index) if width < choice.kept[index]]
+            if not narrower:
                 continue
-            if all(any(inside(m.module, block) for block in choice.dropped) for m in group.members):
-                continue  # gone with its block
+            lower = narrower[-1]
+            if self._gone(index, choice):
+                continue
             kept = (*choice.kept[:index], lower, *choice.kept[index + 1 :])
             found.append((replace(choice, kept=kept), self.worth(index, choice.kept[index], lower)))
         for block in self.blocks:
             if block not in choice.dropped:
-                lost = sum(
-                    self.worth(index, choice.kept[index], 0)
-                    for index, group in enumerate(self.groups)
-                    if all(inside(member.module, block) for member in group.members)
-                )
+                lost = self._worth_of_block(block, choice)
                 found.append((replace(choice, dropped=choice.dropped | {block}), lost))
         return found
+
+    def steps_back(self, choice: Choice) -> list[tuple[Choice, float]]:
+        """What may come back, with the importance that is regained: each group one step wider, each block that is gone."""
+        found = []
+        for index, width in enumerate(choice.kept):
+            wider = [one for one in self.possible(index) if one > width]
+            if wider and not self._gone(index, choice):
+                kept = (*choice.kept[:index], wider[0], *choice.kept[index + 1 :])
+                found.append((replace(choice, kept=kept), self.worth(index, wider[0], width)))
+        for block in choice.dropped:
+            back = replace(choice, dropped=choice.dropped - {block})
+            found.append((back, self._worth_of_block(block, back)))
+        return found
+
+    def _gone(self, index: int, choice: Choice) -> bool:
+        """Whether a group went with a block that was dropped."""
+        return any(
+            all(inside(member.module, block) for member in self.groups[index].members) for block in choice.dropped
+        )
+
+    def _worth_of_block(self, block: str, choice: Choice) -> float:
+        """Importance of all that is inside of a block and nowhere else."""
+        return sum(
+            self.worth(index, choice.kept[index], 0)
+            for index, group in enumerate(self.groups)
+            if all(inside(member.module, block) for member in group.members)
+        )
+
+    def possible(self, index: int) -> list[int]:
+        """Widths that a group may have, the narrowest first, the whole last: multiples of the alignment below it."""
+        channels = self.groups[index].channels
+        least = max(1, math.ceil(channels * (1 - self.max_share) / self.alignment)) * self.alignment
+        return [*range(least, channels, self.alignment), channels]
 
     def worth(self, index: int, kept: int, lower: int) -> float:
         """Importance of a group's channels between two widths, counted in every layer that sees them."""
@@ -111,13 +141,13 @@ class Options:
         return float(self.ascending[index][channels - kept : channels - lower].sum()) * self.groups[index].layers
 
 
-def narrowed(options: Options, cost: Cost, limit: float, start: Choice | None = None) -> Choice:
+def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
     """The choice that costs at most `limit`, by taking what loses the least importance for what it saves, step by step.
 
     Raises:
         ToolchainError: the limit cannot be reached; `Unreachable` says what can.
     """
-    choice = start or options.whole
+    choice = options.whole
     now = cost(options.layers(choice))
     while now > limit:
         best: tuple[float, Choice, float] | None = None
@@ -129,7 +159,20 @@ def narrowed(options: Options, cost: Cost, limit: float, start: Choice | None = 
         if best is None:
             raise Unreachable(now)
         _, choice, now = best
-    return choice
+    return _refilled(options, cost, limit, choice)
+
+
+def _refilled(options: Options, cost: Cost, limit: float, choice: Choice) -> Choice:
+    """What a last, coarse step left of the limit is given back to where it is worth most."""
+    while True:
+        possible = [
+            (gained, wider)
+            for wider, gained in options.steps_back(choice)
+            if gained > 0 and cost(options.layers(wider)) <= limit
+        ]
+        if not possible:
+            return choice
+        choice = max(possible, key=lambda one: one[0])[1]
 
 
 class Unreachable(ToolchainError):

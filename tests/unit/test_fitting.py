@@ -1,0 +1,113 @@
+"""The search for an architecture at a latency: it meets the budget on a made-up device, or says what can be reached."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import fitting, progress, surgery, widths
+from toolchain.criteria import magnitude
+from toolchain.errors import ToolchainError
+from toolchain.values import Layer, PruneSpec, Surgery
+from toolchain.widths import Choice, Options
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.back = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(torch.relu(self.deep(torch.relu(self.wide(x)))))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.body = nn.Sequential(*(Residual(32, 96) for _ in range(4)))
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def options() -> Options:
+    torch.manual_seed(0)
+    return surgery.options(
+        Net(), IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score,
+        blocks=("body.1", "body.2"),
+    )  # fmt: skip
+
+
+class Device:
+    """Times plans as a core would that is slow at depthwise layers and measures with some noise."""
+
+    def __init__(self, options: Options) -> None:
+        self.options, self.dice, self.asked = options, np.random.default_rng(0), 0
+        self.plans: dict[int, Choice] = {}
+
+    def plan(self, choice: Choice) -> Surgery:
+        planned = Surgery(dropped=(str(len(self.plans)),))
+        self.plans[len(self.plans)] = choice
+        return planned
+
+    def true(self, layers: Sequence[Layer]) -> float:
+        rates = {"depthwise": 8.0, "pointwise": 1.0, "spatial": 0.6, "linear": 2.0}
+        padded = sum(rates[one.kind] * one.macs for one in layers)
+        return padded + 40_000.0 * len(layers)  # what a call costs
+
+    def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+        whole = self.true(self.options.layers(self.options.whole))
+        self.asked += len(plans)
+        noise = 1 + 0.01 / rounds**0.5 * self.dice.standard_normal(len(plans))
+        chosen = [self.plans[int(plan.dropped[0])] for plan in plans]
+        return [self.true(self.options.layers(c)) / whole * n for c, n in zip(chosen, noise, strict=True)]
+
+
+@pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
+def test_the_budget_is_met_and_not_undercut(options: Options, limit: float) -> None:
+    device = Device(options)
+    found = fitting.search(options, device.plan, device, limit)  # type: ignore[arg-type]
+    truth = device.true(options.layers(device.plans[int(found.plan.dropped[0])]))
+    truth /= device.true(options.layers(options.whole))
+    assert 0.92 * limit < truth < 1.01 * limit
+    assert device.asked <= fitting.SAMPLES + fitting.ATTEMPTS
+
+
+def test_an_impossible_budget_is_refused_with_what_can_be_reached(options: Options) -> None:
+    device = Device(options)
+    with pytest.raises(ToolchainError, match=r"latency budget of 0\.05x cannot be met.*nearest.*0\.[12]\dx"):
+        fitting.search(options, device.plan, device, 0.05)  # type: ignore[arg-type]
+
+
+def test_random_architectures_are_of_all_sizes_and_the_same_every_time(options: Options) -> None:
+    drawn = fitting.drawn(options, 20)
+    assert drawn == fitting.drawn(options, 20)
+    sizes = [surgery.macs(options.layers(choice)) / surgery.macs(options.sizes) for choice in drawn]
+    assert min(sizes) < 0.4
+    assert max(sizes) > 0.7
+    assert {block for choice in drawn for block in choice.dropped} == {"body.1", "body.2"}
+
+
+def test_a_block_that_is_gone_takes_its_layers_along(options: Options) -> None:
+    less = widths.Choice(options.whole.kept, frozenset({"body.1"}))
+    names = {layer.name for layer in options.sizes} - {layer.name for layer in options.layers(less)}
+    assert names == {"body.1.wide", "body.1.deep", "body.1.back"}
+    assert not any("body.1" in after.dropped - less.dropped for after, _ in options.steps(less))
+
+
+def test_what_counts_least_for_what_it_saves_goes_first(options: Options) -> None:
+    cheapest = widths.narrowed(options, surgery.macs, 0.95 * surgery.macs(options.sizes))
+    rates = [
+        lost / (surgery.macs(options.sizes) - surgery.macs(options.layers(after)))
+        for after, lost in options.steps(options.whole)
+    ]
+    first = options.steps(options.whole)[int(np.argmin(rates))][0]
+    assert all(a <= b for a, b in zip(cheapest.kept, first.kept, strict=True)) or first.dropped <= cheapest.dropped
