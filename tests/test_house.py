@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"values", "errors", "stats", "runner"},
+    0: {"amounts", "values", "errors", "stats", "runner"},
     1: {
         "spec",
         "discover",

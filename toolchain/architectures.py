@@ -5,6 +5,7 @@ placement that the dense model ships with, and timed in short rounds together wi
 """
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,11 @@ class Architectures:
             found += [math.exp(-sum(own) / len(own)) for own in logs]
             bar.step(f"{min(found):.2f}x of the dense latency", len(sides))
         return found
+
+    def clear(self) -> None:
+        """Removes the candidates; what was timed stays."""
+        for leftover in self.folder.glob("candidate*"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def _side(self, plan: Surgery) -> Side:
         path = self.folder / "candidate.onnx"

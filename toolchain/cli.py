@@ -56,6 +56,9 @@ def export(
     seeds: Seeds = 0,
     balance: Balance = -1.0,
     ratio: Annotated[float, typer.Option(help="Share of multiply-accumulates to prune; -1 keeps the recipe's.")] = -1.0,
+    latency: Annotated[
+        str, typer.Option(help='Prune down to it: "0.5x" of the dense model as shipped, or "1.2 ms".')
+    ] = "",
     on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
 ) -> None:
@@ -69,7 +72,7 @@ def export(
         recipe, target,
         overrides.Flags(
             data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
-            seeds=seeds, balance=balance, ratio=ratio, on_corrupt=on_corrupt,
+            seeds=seeds, balance=balance, ratio=ratio, latency=latency, on_corrupt=on_corrupt,
         ),
     )  # fmt: skip
     from toolchain import pipeline, report

@@ -13,7 +13,7 @@ from toolchain import latency_model, progress, widths
 from toolchain.architectures import Architectures
 from toolchain.errors import ToolchainError
 from toolchain.latency_model import Timed
-from toolchain.values import Surgery
+from toolchain.values import Layer, Surgery
 from toolchain.widths import Choice, Options
 
 SAMPLES = 20  # random architectures
@@ -35,7 +35,10 @@ class Found:
     timed: int  # architectures
 
 
-def search(options: Options, plan_of: Callable[[Choice], Surgery], timer: Architectures, limit: float) -> Found:
+def search(
+    options: Options, plan_of: Callable[[Choice], Surgery], timer: Architectures, limit: float,
+    rest: widths.Cost = lambda layers: 0.0,
+) -> Found:  # fmt: skip
     """The plan whose architecture takes at most `limit` of the dense model's latency.
 
     Args:
@@ -43,6 +46,7 @@ def search(options: Options, plan_of: Callable[[Choice], Surgery], timer: Archit
         plan_of: a choice as a plan.
         timer: times plans.
         limit: share of the dense model's latency.
+        rest: other budgets, as the share that is used of them; at most 1.
 
     Raises:
         ToolchainError: no architecture is that fast; says which latency can be reached.
@@ -53,9 +57,9 @@ def search(options: Options, plan_of: Callable[[Choice], Surgery], timer: Archit
         known += _timed(options, plan_of, timer, samples, bar)
         correction, best = 1.0, None
         for _ in range(ATTEMPTS):
-            model = latency_model.fit(known)
-            choice = _chosen(options, model, correction, limit)
-            predicted = model(options.layers(choice)) * correction
+            model = latency_model.fit(known).times(correction)
+            choice = _chosen(options, model, limit, rest)
+            predicted = model(options.layers(choice))
             measured = timer.latencies([plan_of(choice)], bar, rounds=ROUNDS)[0]
             found = Found(plan_of(choice), measured, predicted, model.error, len(known))
             known.append(Timed(tuple(options.layers(choice)), measured))
@@ -69,13 +73,18 @@ def search(options: Options, plan_of: Callable[[Choice], Surgery], timer: Archit
     return best
 
 
-def _chosen(options: Options, model: latency_model.LatencyModel, correction: float, limit: float) -> Choice:
+def _chosen(options: Options, latency: widths.Cost, limit: float, rest: widths.Cost) -> Choice:
+    """What the latency model takes for the best at the limit; just below the limit where nothing more can go."""
+
+    def used(layers: Sequence[Layer]) -> float:
+        return max(latency(layers) / (AIM * limit), rest(layers))
+
     try:
-        return widths.narrowed(options, lambda layers: model(layers) * correction, AIM * limit)
+        return widths.narrowed(options, used, 1.0)
     except widths.Unreachable as reason:
-        if reason.least > limit:
-            raise ToolchainError(_unreachable(limit, reason.least)) from reason
-        return widths.narrowed(options, lambda layers: model(layers) * correction, reason.least)
+        if reason.least > 1 / AIM:
+            raise ToolchainError(_unreachable(limit, reason.least * AIM * limit)) from reason
+        return widths.narrowed(options, used, reason.least)
 
 
 def _better(best: Found | None, other: Found, limit: float) -> Found:

@@ -36,6 +36,10 @@ class LatencyModel:
         """Latency of an architecture, in the unit of what was timed."""
         return float(features(layers) @ self.rates)
 
+    def times(self, factor: float) -> "LatencyModel":
+        """The same with all latencies multiplied."""
+        return LatencyModel(self.rates * factor, self.error)
+
 
 def fit(timed: Sequence[Timed]) -> LatencyModel:
     """Rates with the least relative error, none below zero (Lawson and Hanson's non-negative least squares)."""

@@ -23,6 +23,7 @@ class Flags:
     seeds: int = 0
     balance: float = -1.0
     ratio: float = -1.0
+    latency: str = ""
     on_corrupt: str = ""
 
 
@@ -56,6 +57,12 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, balance=flags.balance)
     if flags.ratio >= 0:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ratio=flags.ratio))
+    if flags.latency:
+        recipe = dataclasses.replace(
+            recipe,
+            prune=dataclasses.replace(recipe.prune, ratio=None),
+            budget=dataclasses.replace(recipe.budget, latency=flags.latency),
+        )
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
     if flags.data:

@@ -48,7 +48,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
         with _timed(seconds, "fit"):
-            plan = fit.run(adapted, recipe, target, image, work)
+            plan = fit.run(adapted, recipe, target, budget, image, work)
         with _timed(seconds, "place"):
             pruned = prune.run(dense, plan)
             placed = place.families(dense.model, pruned if plan.cuts else None, recipe, target, image, work)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain import discover
+from toolchain import amounts, discover
 from toolchain.errors import ToolchainError
 from toolchain.values import Budget, Domain, Isa, ModelSpec, QuantScheme, Recipe, Target, TrainSpec
 
@@ -150,7 +150,10 @@ def _recipe_rules(value: Recipe) -> Rules:
             value.quantize.search_seconds >= 0,
             f"quantize.search_seconds = {value.quantize.search_seconds}: 0 for no search, or seconds",
         ),
-        (0 <= value.prune.ratio < 1, f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1"),
+        (
+            value.prune.ratio is None or 0 <= value.prune.ratio < 1,
+            f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1",
+        ),
         (
             value.prune.criterion in criteria,
             f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}",
@@ -190,7 +193,22 @@ def _recipe_rules(value: Recipe) -> Rules:
 
 def _budget_rules(value: Budget) -> Rules:
     given = {name: limit for name, limit in vars(value).items() if limit is not None}
-    return [(limit >= 0, f"budget.{name} = {limit}: must not be negative") for name, limit in given.items()]
+    return [
+        *(
+            (limit >= 0, f"budget.{name} = {limit}: must not be negative")
+            for name, limit in given.items()
+            if not isinstance(limit, str)
+        ),
+        *(_amount_rule(name, given[name]) for name in amounts.UNITS if name in given),
+    ]
+
+
+def _amount_rule(name: amounts.Quantity, text: str) -> tuple[bool, str]:
+    try:
+        amounts.read(name, text)
+    except ToolchainError as reason:
+        return False, str(reason)
+    return True, ""
 
 
 def _target_rules(value: Target) -> Rules:

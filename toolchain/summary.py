@@ -78,6 +78,8 @@ def report(found: Findings) -> dict[str, Any]:
         "adapt": adapted(found.recipe, found.adapted),
         "pretrained": found.families[0].trained.figures["weights"],
         "layers": _layers(found.plan),
+        "fit": records.plain(found.plan.fitted),
+        "dropped": list(found.plan.surgery.dropped),
         "training": _trainings(found.families),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
@@ -164,9 +166,11 @@ def _tried(one: Tried) -> dict[str, Any]:
 
 
 def _layers(fit: Fit) -> list[dict[str, Any]]:
+    left = {layer.name: (layer.outputs, layer.macs) for layer in fit.after}
     return [
-        {"name": b.name, "before": b.outputs, "after": a.outputs, "macs_before": b.macs, "macs_after": a.macs}
-        for b, a in zip(fit.before, fit.after, strict=True)
+        {"name": b.name, "before": b.outputs, "after": after, "macs_before": b.macs, "macs_after": macs}
+        for b in fit.before
+        for after, macs in [left.get(b.name, (0, 0))]  # nothing is left of a dropped block
     ]
 
 

@@ -85,6 +85,11 @@ def plan(
     return of(model, found, choice)
 
 
+def parameters(sizes: Sequence[Layer]) -> float:
+    """Parameters of an architecture's convolutions and linear layers."""
+    return float(sum(layer.parameters for layer in sizes))
+
+
 def macs(sizes: Sequence[Layer]) -> float:
     """Multiply-accumulates of an architecture."""
     return float(sum(layer.macs for layer in sizes))

@@ -104,10 +104,11 @@ class PruneSpec:
     """Which share of the multiply-accumulates goes, and by which criterion the channels are ranked."""
 
     __pydantic_config__ = STRICT
-    ratio: float = 0.5  # share of the dense model's multiply-accumulates to remove; 0: do not prune
+    ratio: float | None = None  # of the multiply-accumulates to remove, 0 for none; None: as the budget says, else half
     criterion: str = "magnitude"
     ranking: Literal["global", "isomorphic"] = "global"  # importance as a share of its group, or of all groups alike
     protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
+    depth: bool = True  # whole residual blocks may go, where a budget is searched for
     max_share: float = 0.75  # no layer loses more than this share of its channels
 
 
@@ -133,6 +134,11 @@ class Budget:
     balanced_drop: float | None = None
     speedup: float | None = None  # at least this much faster than dense-fp32 in the same runtime
     size_bytes: int | None = None
+    latency: str | None = (
+        None  # at most; "0.5x" of the dense model as it would ship, or "1.2 ms": pruning goes that far
+    )
+    macs: str | None = None  # of the pruned model, at most; "0.5x" of the dense one, or "150M"
+    parameters: str | None = None  # the same, "0.5x" or "2.5M"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from toolchain import discover, gradients, loader, loop, spec, surgery
 from toolchain.data import Dataset, Images
 from toolchain.stages import fit
 from toolchain.stages.adapt import Adapted
-from toolchain.values import AugmentSpec, ModelSpec, Preprocess, PruneSpec, Recipe
+from toolchain.values import AugmentSpec, Budget, ModelSpec, Preprocess, PruneSpec, Recipe
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
@@ -48,7 +48,7 @@ def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str
 
 @pytest.mark.parametrize("name", discover.modules("criteria"))
 def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapted, tmp_path: Path) -> None:
-    done = fit.run(adapted, recipe(name), TARGET, IMAGE, tmp_path)
+    done = fit.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
     assert done.cuts
     assert kept == by_hand(adapted, name, adapted.data.calibration)
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapt
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
     name: str, adapted: Adapted, tmp_path: Path
 ) -> None:
-    first = fit.run(adapted, recipe(name), TARGET, IMAGE, tmp_path)
+    first = fit.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
     drawn = dataclasses.replace(adapted.data, calibration=(1, 3, 5), calibration_digest="others")
-    again = fit.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, IMAGE, tmp_path)
+    again = fit.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, Budget(), IMAGE, tmp_path)
     assert (first.key != again.key) == bool(discover.module("criteria", name).NEEDS)

@@ -1,20 +1,40 @@
-"""fit: dense model, target -> what is cut, decided before any further training is spent."""
+"""fit: dense model, target, budget -> what is cut, decided before any further training is spent.
+
+By a share of the multiply-accumulates, or down to a budget: then architectures are timed in the target's runtime, untrained
+and in the form that the dense model would ship in, until one meets it.
+"""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from toolchain import discover, gradients, loader, progress, records, surgery
+from toolchain import amounts, discover, fitting, gradients, loader, narrowed, progress, records, surgery, widths
+from toolchain.architectures import Architectures, Form
+from toolchain.errors import ToolchainError
 from toolchain.gradients import Gradient
+from toolchain.stages import place
 from toolchain.stages.adapt import Adapted
-from toolchain.values import Layer, Recipe, Surgery, Target
+from toolchain.stages.place import Placed
+from toolchain.values import Budget, Layer, Placement, Recipe, Surgery, Target
 
-VERSION = 3
+VERSION = 4
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
+USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the search for a latency came to, as shares of the dense model's latency as it would ship."""
+
+    limit: float
+    latency: float  # measured, untrained
+    predicted: float
+    error: float  # relative, root mean square, of the latency model
+    timed: int  # architectures
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class Fit:
     key: str
     before: Sequence[Layer]
     after: Sequence[Layer]
+    fitted: Fitted | None  # None where latency was no matter
 
     @property
     def cuts(self) -> bool:
@@ -32,39 +53,129 @@ class Fit:
         return bool(self.surgery.keep or self.surgery.dropped)
 
 
-def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Fit:
-    """Plans the surgery for the recipe's ratio, widths in multiples of the target's alignment.
+def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image: Tensor, work: Path) -> Fit:
+    """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
 
     Args:
         adapted: the dense model, whose weights rank the channels; its calibration images, for criteria that ask what
             the loss does on them.
+        budget: of recipe and target; `latency`, `macs` and `parameters` say how far pruning goes.
         image: one example input, float32 [1, 3, height, width].
 
     Raises:
-        ToolchainError: the ratio cannot be reached, or the model cannot be traced.
+        ToolchainError: the ratio or budget cannot be reached, both are given, or the model cannot be traced.
     """
-    dense = adapted.trained
-    room = discover.module("criteria", recipe.prune.criterion)
+    dense, spec = adapted.trained, recipe.prune
+    limits = {what: amounts.read(what, text) for what in amounts.UNITS if (text := getattr(budget, what)) is not None}
+    if limits and spec.ratio:
+        raise ToolchainError(
+            f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
+        )
+    searched = bool(limits) and spec.ratio is None
+    placed = None
+    if searched and "latency" in limits:
+        placed = place.run(
+            dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
+        )
+    room = discover.module("criteria", spec.criterion)
     written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
     seen = adapted.data.calibration_digest if room.NEEDS else ""
-    key = records.digest(VERSION, dense.key, recipe.prune, written, seen, target.alignment)
+    key = records.digest(VERSION, dense.key, spec, limits, placed and placed.key, written, seen, target.alignment)
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            collected = _gradients(adapted) if "gradients" in room.NEEDS and recipe.prune.ratio > 0 else None
-            planned = surgery.plan(
-                dense.model, image, head=adapted.head, spec=recipe.prune, alignment=target.alignment,
-                criterion=room.score, gradients=collected,
-            )  # fmt: skip
+            search = _Search(adapted, recipe, target, image, room.score, _gradients(adapted) if room.NEEDS else None)
+            if searched:
+                planned, fitted = search.budget(limits, placed, stage.folder)
+            else:
+                planned, fitted = search.ratio(), None
             records.write_json(stage.folder / PLAN, planned)
-            stage = records.finish(stage, started, {})
+            stage = records.finish(stage, started, {"fitted": fitted})
+        assert stage.figures is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
         planned = surgery.read(stage.folder / PLAN)
+        fitted = stage.figures["fitted"] and Fitted(**stage.figures["fitted"])
         before = surgery.layers(dense.model, image)
         after = surgery.layers(surgery.apply(dense.model, planned), image)
-    macs = [sum(layer.macs for layer in sizes) for sizes in (before, after)]
-    progress.say(f"fit: {macs[0] / 1e6:.1f} M multiply-accumulates -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%})")
-    return Fit(planned, key, before, after)
+    work_left = [surgery.macs(sizes) for sizes in (before, after)]
+    progress.say(
+        f"fit: {work_left[0] / 1e6:.1f} M multiply-accumulates -> {work_left[1] / 1e6:.1f} M "
+        f"({work_left[1] / work_left[0]:.0%})"
+        + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
+    )
+    return Fit(planned, key, before, after, fitted)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What every way of planning needs."""
+
+    adapted: Adapted
+    recipe: Recipe
+    target: Target
+    image: Tensor
+    criterion: Callable[..., Tensor]
+    gradients: Mapping[str, Gradient] | None
+
+    def ratio(self) -> Surgery:
+        """A plan that removes a share of the multiply-accumulates."""
+        spec = self.recipe.prune
+        spec = spec if spec.ratio is not None else replace(spec, ratio=USUAL_RATIO)
+        return surgery.plan(
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.target.alignment,
+            criterion=self.criterion, gradients=self.gradients,
+        )  # fmt: skip
+
+    def options(self, blocks: Sequence[str] = ()) -> widths.Options:
+        """What may be cut."""
+        return surgery.options(
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.recipe.prune,
+            alignment=self.target.alignment, criterion=self.criterion, gradients=self.gradients, blocks=blocks,
+        )  # fmt: skip
+
+    def budget(
+        self, limits: Mapping[amounts.Quantity, amounts.Amount], placed: Placed | None, folder: Path
+    ) -> tuple[Surgery, Fitted | None]:
+        """A plan that meets every limit."""
+        dense = self.adapted.trained.model
+        whole = surgery.layers(dense, self.image)
+        costs: Mapping[amounts.Quantity, widths.Cost] = {"macs": surgery.macs, "parameters": surgery.parameters}
+        exact = [
+            (cost, limits[what].share(cost(whole)) * cost(whole)) for what, cost in costs.items() if what in limits
+        ]
+
+        def rest(layers: Sequence[Layer]) -> float:
+            return max((cost(layers) / limit for cost, limit in exact), default=0.0)
+
+        if placed is None:
+            options = self.options()
+            return surgery.of(dense, options, widths.narrowed(options, rest, 1.0)), None
+        form, dense_ms = shipped(placed, self.target)
+        limit = limits["latency"].share(dense_ms)
+        if limit >= 1 and not exact:
+            return Surgery(), None
+        timer = Architectures(dense, self.image, self.target, form, folder)
+        options = self.options(narrowed.droppable(timer.graph) if self.recipe.prune.depth else ())
+        found = fitting.search(options, lambda choice: surgery.of(dense, options, choice), timer, limit, rest)
+        timer.clear()
+        return found.plan, Fitted(limit, found.latency, found.predicted, found.error, found.timed)
+
+
+def shipped(placed: Placed, target: Target) -> tuple[Form, float]:
+    """The form in which the dense model would be sent to the target, and its milliseconds there.
+
+    Raises:
+        ToolchainError: nothing was timed, because this machine cannot or the recipe says so.
+    """
+    floating, best = placed.fastest_float, placed.best
+    if floating is None or best is None:
+        raise ToolchainError(
+            f"a latency budget needs the target {target.name} to be timed; this machine cannot, or search_seconds is 0: "
+            "give [prune] ratio or a budget of macs instead"
+        )
+    if floating.speedup > best.speedup:
+        return Form(floating.precision, Placement()), floating.latency_ms
+    return Form("int8", placed.placement), best.latency_ms
 
 
 def _gradients(adapted: Adapted) -> Mapping[str, Gradient]:
