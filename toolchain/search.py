@@ -153,7 +153,8 @@ class Search:
         labels = list(variants)
         for start in range(0, len(labels), SIDES - 2):
             part = labels[start : start + SIDES - 2]
-            if not must and time.monotonic() + self.per_side * (len(part) + 2) > self.deadline:
+            last = CONFIRM * (1 + len(self.floats()))  # what `settle` is going to time
+            if not must and time.monotonic() + self.per_side * (len(part) + 2 + last) > self.deadline:
                 break
             began = time.monotonic()
             gains |= self.together({label: variants[label] for label in part}, than)
