@@ -34,7 +34,7 @@ STARTS: Mapping[str, Placement] = {
 BLOCKS = 20  # parts of a model that are tried in float on their own
 SIDES = 7  # candidates in one process
 WORTH = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
-SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7)
+SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0)
 CONFIRM = 3  # more processes before a change is believed
 BATCHES = "batches.json"
 
