@@ -86,6 +86,7 @@ def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
         (3.0, timing.Effort(), (5, 5)),  # what is reported is never cut short
         (0.1, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
         (0.5, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
+        (1.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
         (4.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
     ],
 )
