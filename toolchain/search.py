@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,7 +35,7 @@ STARTS: Mapping[str, Placement] = {
 BLOCKS = 20  # parts of a model that are tried in float on their own
 SIDES = 7  # candidates in one process
 WORTH = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
-SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0)
+SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
 CONFIRM = 3  # more processes before a change is believed
 BATCHES = "batches.json"
 
@@ -92,7 +93,7 @@ class Search:
         logs: dict[str, list[float]] = {}
         for _ in range(CONFIRM):
             self.timed({"": best}, must=True, again=True)
-            for name in {self.side(best).name, *(one.name for one in self.floats())}:
+            for name in {self.side(best).name, *(one.name for one in self.floats)}:
                 if name in self.tried:  # a runtime may refuse it after all
                     logs.setdefault(name, []).append(math.log(self.tried[name].speedup))
         for name, found in logs.items():
@@ -153,7 +154,7 @@ class Search:
         labels = list(variants)
         for start in range(0, len(labels), SIDES - 2):
             part = labels[start : start + SIDES - 2]
-            last = CONFIRM * (1 + len(self.floats()))  # what `settle` is going to time
+            last = CONFIRM * (1 + len(self.floats))  # what `settle` is going to time
             if not must and time.monotonic() + self.per_side * (len(part) + 2 + last) > self.deadline:
                 break
             began = time.monotonic()
@@ -169,7 +170,7 @@ class Search:
         try:
             known = self.side(than)
             sides = {label: self.side(chosen) for label, chosen in part.items()}
-            blocks = self.batch(list({side.name: side for side in (*self.floats(), known, *sides.values())}.values()))
+            blocks = self.batch(list({side.name: side for side in (*self.floats, known, *sides.values())}.values()))
         except ToolchainError as reason:
             if len(part) > 1:  # which one it was shows when each is alone
                 found = [self.together({label: chosen}, than) for label, chosen in part.items()]
@@ -185,10 +186,10 @@ class Search:
 
     def keep(self, label: str, chosen: Placement, side: timing.Side, blocks: Mapping[str, Any]) -> None:
         """Notes a candidate's speed, and the float forms' with it."""
-        base = self.floats()[0]
+        base = self.floats[0]
         for name, what, placed, precision in (
             (side.name, label, chosen, side.precision),
-            *((one.name, f"float, {one.precision}", placement.FLOAT, one.precision) for one in self.floats()),
+            *((one.name, f"float, {one.precision}", placement.FLOAT, one.precision) for one in self.floats),
         ):
             first = self.tried.get(name)
             self.tried[name] = Tried(
@@ -197,6 +198,7 @@ class Search:
                 latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
             )  # fmt: skip
 
+    @cached_property
     def floats(self) -> list[timing.Side]:
         """The model in each float precision of the target that this machine has; f32 first."""
         plain = self.side(placement.FLOAT)

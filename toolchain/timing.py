@@ -32,7 +32,6 @@ RUNS_A_BLOCK = 5
 ROUND_SECONDS = 4.0  # slow models get fewer blocks rather than longer rounds
 FEWEST_BLOCKS = 5
 LEAST_BLOCKS = 3  # of models so slow that a round must be cut short
-SLOW_SECONDS = 0.1  # an inference; two are enough to warm up
 ROUND_TIMEOUT_SECONDS = 600
 
 
@@ -72,9 +71,8 @@ class Effort:
     seconds: float = ROUND_SECONDS  # of inferences, after warming up
     warmup_runs: int = WARMUP_RUNS
     fewest_blocks: int = FEWEST_BLOCKS
-    most_seconds: float = (
-        math.inf
-    )  # where even the fewest blocks take longer, they are single inferences and still fewer
+    most_seconds: float = math.inf  # of a round: beyond it blocks are single inferences, and fewer still
+    slow_seconds: float = math.inf  # of an inference: one that takes longer is warm after two
 
 
 REPORTED = Effort()
@@ -146,7 +144,7 @@ def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     order.shuffle(sides)
     calls = {side["name"]: _load(side) for side in sides}
     effort = Effort(**request["effort"])
-    once = sum(_warm_up(call, effort.warmup_runs) for call in calls.values())
+    once = sum(_warm_up(call, effort) for call in calls.values())
     blocks, runs = _extent(once, effort)
     samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
@@ -167,13 +165,13 @@ def _extent(once: float, effort: Effort) -> tuple[int, int]:
     return max(LEAST_BLOCKS, min(blocks, int(effort.most_seconds / (2 * once)))), 1
 
 
-def _warm_up(call: Callable[[], object], runs: int) -> float:
+def _warm_up(call: Callable[[], object], effort: Effort) -> float:
     """Runs until warm; the median of the last runs in seconds."""
     began = time.perf_counter()
     taken: list[float] = []
-    while len(taken) < runs or time.perf_counter() - began < WARMUP_SECONDS:
+    while len(taken) < effort.warmup_runs or time.perf_counter() - began < WARMUP_SECONDS:
         taken.append(_milliseconds(call) / 1e3)
-        if len(taken) == 2 and runs < WARMUP_RUNS and taken[1] > SLOW_SECONDS:
+        if len(taken) == 2 and taken[1] > effort.slow_seconds:
             break
     return float(np.median(taken[len(taken) // 2 :]))
 
