@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 import typer
 
 from toolchain import loop, overrides, quantizer, records, spec, stats
+from toolchain.data import Dataset
 from toolchain.listing import Split
 from toolchain.stages import adapt, export, place, prepare, quantize, verify
 from toolchain.stages.adapt import Adapted
@@ -48,15 +49,11 @@ def main(
     out: Path = Path("out"),
 ) -> None:
     """Prints accuracy lost by calibration alone and by training, for every target, as a mean over the seeds."""
-    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0))
-    torch.set_flush_denormal(True)
-    whole, _ = prepare.run(chosen, domain, out / "data")
+    whole, models = dense_models(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0), seeds, out)
     labels = whole.splits["test"].labels.numpy()
     served = cache(lambda split: verify.served_pixels(whole, split))
     floats, found = list[np.ndarray](), defaultdict[tuple[str, str], list[Answered]](list)
-    for number in range(seeds):
-        one = dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1)
-        adapted = adapt.run(one, domain.kind, whole, (), out / "work")
+    for one, adapted in models:
         longer = trained_longer(adapted, one, out / "work")
         floats.append(predicted(longer.model, adapted))
         before = (predicted(adapted.trained.model, adapted) == labels).mean()
@@ -67,6 +64,17 @@ def main(
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
+
+
+def dense_models(
+    name: str, flags: overrides.Flags, seeds: int, out: Path
+) -> tuple[Dataset, Iterator[tuple[Recipe, Adapted]]]:
+    """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
+    chosen, domain = overrides.job(name, flags)
+    torch.set_flush_denormal(True)
+    whole, _ = prepare.run(chosen, domain, out / "data")
+    each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
+    return whole, ((one, adapt.run(one, domain.kind, whole, (), out / "work")) for one in each)
 
 
 def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:

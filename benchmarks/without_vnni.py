@@ -7,7 +7,6 @@ weights (target cpu) show what saturation costs; seven bits (cpu-avx2) are what 
 of quantization.py and shared with it through --out/work.
 """
 
-import dataclasses
 import os
 import shlex
 import shutil
@@ -22,12 +21,11 @@ from typing import Annotated
 import numpy as np
 import onnxruntime
 import quantization
-import torch
 import typer
 
 from toolchain import overrides, records, runner, spec, stats
 from toolchain.data import Dataset
-from toolchain.stages import adapt, prepare, verify
+from toolchain.stages import verify
 from toolchain.stages.export import Built
 
 ANSWERS = "answers.npy"
@@ -54,15 +52,12 @@ def main(
     """Prints accuracy here and emulated, for both schemes."""
     if not shutil.which(shlex.split(emulator)[0]):
         sys.exit(f"{emulator} is not installed: apt-get install qemu-user")
-    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0))
-    torch.set_flush_denormal(True)
-    whole, _ = prepare.run(chosen, domain, out / "data")
+    flags = overrides.Flags(data=data, weights=weights, ratio=0.0)
+    whole, models = quantization.dense_models(recipe, flags, seeds, out)
     labels = whole.splits["test"].labels.numpy()
     served = cache(lambda split: verify.served_pixels(whole, split))
     right = defaultdict[tuple[str, str, str], list[np.ndarray]](list)
-    for number in range(seeds):
-        one = dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1)
-        adapted = adapt.run(one, domain.kind, whole, (), out / "work")
+    for one, adapted in models:
         for method in methods.split(","):
             for name in ("cpu", "cpu-avx2"):
                 _, built = quantization.exported(adapted, method, one, spec.target(name), out / "work")

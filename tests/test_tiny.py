@@ -269,3 +269,13 @@ def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, m
     finally:
         os.umask(old)
     assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
+
+
+def test_what_is_corrected_goes_with_the_ranges_that_were_best(run: Run) -> None:
+    for tried in run.report["calibration"].values():
+        plain = {one["method"]: one["divergence"] for one in tried if one["correction"] == "none"}
+        corrected = [one for one in tried if one["correction"] != "none"]
+        assert len(plain) == 3
+        assert {one["correction"] for one in corrected} == {"bias", "norm"}
+        assert {one["method"] for one in corrected} == {min(plain, key=lambda method: plain[method])}
+        assert [one["divergence"] for one in tried] == sorted(one["divergence"] for one in tried)

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolchain import records, timing
 
-SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7)
+SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
 FILE = "batches.json"
 
 

@@ -53,6 +53,11 @@ class Dataset:
     calibration_digest: str  # over their pixels
     skipped: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
 
+    @property
+    def calibration_images(self) -> Images:
+        """The training images that ranges are drawn from and gradients are taken on."""
+        return self.splits["train"].chosen(self.calibration)
+
 
 def pixels_key(files_digest: str, preprocess: Preprocess, on_corrupt: str) -> str:
     """Name of decoded pixels in the cache: the files, how they are decoded, and by what."""

@@ -13,16 +13,8 @@ import onnx_ir as ir
 from toolchain import records
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
-MOVES = {
-    "Reshape",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
-    "Slice",
-    "Split",
-    "Concat",
-}  # values stay what they are
+# values stay what they are
+MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat"}
 LARGEST_BIAS = 2**31 - 1
 HIGHEST_IR_VERSION = 10  # what the oldest runtime release that we test reads
 

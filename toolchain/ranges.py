@@ -1,7 +1,7 @@
-"""Which range of values an activation's integers cover, and biases that make up for what rounding shifts.
+"""Which range of values an activation's integers cover, and corrections for what rounding shifts.
 
 Works on the graph of `quantizer.prepare`: ranges from histograms of the calibration images, by percentile or by least
-squared error; bias correction by running the graph in float and rounded side by side.
+squared error; corrections by running the graph in float and rounded side by side.
 """
 
 from collections.abc import Iterable
@@ -109,7 +109,7 @@ def least_error(seen: Seen) -> tuple[float, float]:
     return best[1], best[2]
 
 
-# --- biases -------------------------------------------------------------------------------------------------
+# --- means and spreads --------------------------------------------------------------------------------------
 
 
 def correct(graph: GraphModule, images: Tensor, *, spread: bool) -> int:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -88,7 +89,7 @@ class Search:
         logs: dict[str, list[float]] = {}
         for _ in range(CONFIRM):
             self.timed({"": best}, must=True, again=True)
-            for name in {self.side(best).name, *(one.name for one in self.floats())}:
+            for name in {self.side(best).name, *(one.name for one in self.floats)}:
                 if name in self.tried:  # a runtime may refuse it after all
                     logs.setdefault(name, []).append(math.log(self.tried[name].speedup))
         for name, found in logs.items():
@@ -149,7 +150,8 @@ class Search:
         labels = list(variants)
         for start in range(0, len(labels), SIDES - 2):
             part = labels[start : start + SIDES - 2]
-            if not must and time.monotonic() + self.per_side * (len(part) + 2) > self.deadline:
+            last = CONFIRM * (1 + len(self.floats))  # what `settle` is going to time
+            if not must and time.monotonic() + self.per_side * (len(part) + 2 + last) > self.deadline:
                 break
             began = time.monotonic()
             gains |= self.together({label: variants[label] for label in part}, than)
@@ -164,9 +166,8 @@ class Search:
         try:
             known = self.side(than)
             sides = {label: self.side(chosen) for label, chosen in part.items()}
-            blocks = self.batches.run(
-                list({side.name: side for side in (*self.floats(), known, *sides.values())}.values())
-            )
+            every = (*self.floats, known, *sides.values())
+            blocks = self.batches.run(list({side.name: side for side in every}.values()))
         except ToolchainError as reason:
             if len(part) > 1:  # which one it was shows when each is alone
                 found = [self.together({label: chosen}, than) for label, chosen in part.items()]
@@ -182,10 +183,10 @@ class Search:
 
     def keep(self, label: str, chosen: Placement, side: timing.Side, blocks: Mapping[str, Any]) -> None:
         """Notes a candidate's speed, and the float forms' with it."""
-        base = self.floats()[0]
+        base = self.floats[0]
         for name, what, placed, precision in (
             (side.name, label, chosen, side.precision),
-            *((one.name, f"float, {one.precision}", placement.FLOAT, one.precision) for one in self.floats()),
+            *((one.name, f"float, {one.precision}", placement.FLOAT, one.precision) for one in self.floats),
         ):
             first = self.tried.get(name)
             self.tried[name] = Tried(
@@ -194,6 +195,7 @@ class Search:
                 latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
             )  # fmt: skip
 
+    @cached_property
     def floats(self) -> list[timing.Side]:
         """The model in each float precision of the target that this machine has; f32 first."""
         plain = self.side(placement.FLOAT)

@@ -9,6 +9,7 @@ Size in memory and load time come from a process that loads one side only.
 import dataclasses
 import importlib
 import json
+import math
 import random
 import resource
 import subprocess
@@ -30,6 +31,7 @@ BLOCKS = 25
 RUNS_A_BLOCK = 5
 ROUND_SECONDS = 4.0  # slow models get fewer blocks rather than longer rounds
 FEWEST_BLOCKS = 5
+LEAST_BLOCKS = 3  # of models so slow that a round must be cut short
 ROUND_TIMEOUT_SECONDS = 600
 
 
@@ -69,6 +71,8 @@ class Effort:
     seconds: float = ROUND_SECONDS  # of inferences, after warming up
     warmup_runs: int = WARMUP_RUNS
     fewest_blocks: int = FEWEST_BLOCKS
+    most_seconds: float = math.inf  # of a round: beyond it blocks are single inferences, and fewer still
+    slow_seconds: float = math.inf  # of an inference: one that takes longer is warm after two
 
 
 REPORTED = Effort()
@@ -140,25 +144,36 @@ def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     order.shuffle(sides)
     calls = {side["name"]: _load(side) for side in sides}
     effort = Effort(**request["effort"])
-    once = sum(_warm_up(call, effort.warmup_runs) for call in calls.values())
-    blocks = int(max(effort.fewest_blocks, min(BLOCKS, effort.seconds / (once * RUNS_A_BLOCK))))
+    once = sum(_warm_up(call, effort) for call in calls.values())
+    blocks, runs = _extent(once, effort)
     samples: dict[str, list[list[float]]] = {name: [] for name in calls}
     names = list(calls)
     for _ in range(blocks):
         order.shuffle(names)
         for name in names:
             calls[name]()  # its data is cold after the other sides' turns; that is not the latency of a steady stream
-            samples[name].append([_milliseconds(calls[name]) for _ in range(RUNS_A_BLOCK)])
+            samples[name].append([_milliseconds(calls[name]) for _ in range(runs)])
     return samples
 
 
-def _warm_up(call: Callable[[], object], runs: int) -> float:
+def _extent(once: float, effort: Effort) -> tuple[int, int]:
+    """Blocks of a round and runs of a block, where one inference of every side takes `once` seconds together."""
+    blocks = int(max(effort.fewest_blocks, min(BLOCKS, effort.seconds / (once * RUNS_A_BLOCK))))
+    if blocks * (RUNS_A_BLOCK + 1) * once <= effort.most_seconds:
+        return blocks, RUNS_A_BLOCK
+    # an inference that takes so long averages over the noise itself
+    return max(LEAST_BLOCKS, min(blocks, int(effort.most_seconds / (2 * once)))), 1
+
+
+def _warm_up(call: Callable[[], object], effort: Effort) -> float:
     """Runs until warm; the median of the last runs in seconds."""
     began = time.perf_counter()
     taken: list[float] = []
-    while len(taken) < runs or time.perf_counter() - began < WARMUP_SECONDS:
+    while len(taken) < effort.warmup_runs or time.perf_counter() - began < WARMUP_SECONDS:
         taken.append(_milliseconds(call) / 1e3)
-    return float(np.median(taken[runs // 2 :]))
+        if len(taken) == 2 and taken[1] > effort.slow_seconds:
+            break
+    return float(np.median(taken[len(taken) // 2 :]))
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

@@ -191,6 +191,32 @@ def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given[0], given[1])
 
 
+def test_a_move_into_another_scale_is_rounded_again() -> None:
+    values = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")}
+    scales = [("one", 0.1), ("other", 0.2)]
+    known = [onnx.numpy_helper.from_array(np.asarray(step, np.float32), name) for name, step in scales]
+    known += [onnx.numpy_helper.from_array(np.asarray(0, np.uint8), "zero")]
+    known += [onnx.numpy_helper.from_array(np.asarray([1, 4]), "shape")]
+
+    def pair(source: str, scale: str) -> list[onnx.NodeProto]:
+        ends = (f"{source}_q", f"{source}_{scale}")
+        return [
+            onnx.helper.make_node("QuantizeLinear", [source, scale, "zero"], [ends[0]]),
+            onnx.helper.make_node("DequantizeLinear", [ends[0], scale, "zero"], [ends[1]]),
+        ]
+
+    for scale, left in (("one", 1), ("other", 2)):
+        move = onnx.helper.make_node("Reshape", ["x_one", "shape"], ["moved"])
+        end = onnx.helper.make_node("Relu", [f"moved_{scale}"], ["y"])
+        nodes = [*pair("x", "one"), move, *pair("moved", scale), end]
+        graph = onnx_ir.from_proto(
+            onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [values["x"]], [values["y"]], known))
+        ).graph
+        qdq.drop_rounding_behind_moves(graph)
+        qdq.remove_dead(graph)
+        assert len(qdq.of_type(graph, "QuantizeLinear")) == left
+
+
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:
     graph, _ = calibrated(model, scheme=QuantScheme(weight_bits=7))
     weights = [

@@ -76,3 +76,19 @@ def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
     )
     with pytest.raises(ToolchainError, match="a timing process failed: .*does not load"):
         timing.footprint(broken)
+
+
+@pytest.mark.parametrize(
+    ("once", "effort", "wanted"),
+    [
+        (0.001, timing.Effort(), (25, 5)),
+        (0.1, timing.Effort(), (8, 5)),
+        (3.0, timing.Effort(), (5, 5)),  # what is reported is never cut short
+        (0.1, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
+        (0.5, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
+        (1.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
+        (4.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
+    ],
+)
+def test_a_search_spends_little_on_slow_models(once: float, effort: timing.Effort, wanted: tuple[int, int]) -> None:
+    assert timing._extent(once, effort) == wanted

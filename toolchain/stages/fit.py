@@ -181,5 +181,5 @@ def shipped(placed: Placed, target: Target) -> tuple[Form, float]:
 def _gradients(adapted: Adapted) -> Mapping[str, Gradient]:
     """Of the dense model on the calibration images, which are training images and keep validation out of the choice."""
     data = adapted.data
-    drawn = data.splits["train"].chosen(data.calibration)
-    return gradients.collect(adapted.trained.model, list(loader.batches(drawn, data.preprocess, GRADIENT_BATCH)))
+    batches = loader.batches(data.calibration_images, data.preprocess, GRADIENT_BATCH)
+    return gradients.collect(adapted.trained.model, list(batches))

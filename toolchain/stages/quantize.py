@@ -144,9 +144,8 @@ def calibrate(
         ToolchainError: no images, or a weight or value that is not finite.
     """
     calibration_check.check_weights(graph)
-    drawn = data.splits["train"].chosen(data.calibration)
     held = _some(data.splits["val"], CHOICE_IMAGES)
-    batches = [images for images, _ in loader.batches(drawn, data.preprocess, 64)]
+    batches = [images for images, _ in loader.batches(data.calibration_images, data.preprocess, 64)]
     seen = ranges.collect(graph, batches)
     wanted = loop.predict(graph, held, data.preprocess)
     few = torch.cat(batches)[: max(16, BIAS_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
