@@ -43,21 +43,25 @@ def network(name: str) -> nn.Module:
     slow in float and would flatter the integer side.
     """
     torch.manual_seed(0)
-    model = models.architecture(ModelSpec(name=name), 1000)
+    return settled(models.architecture(ModelSpec(name=name), 1000), SHAPE)
+
+
+def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A model with the batch statistics that random images give, ready to answer."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the plain mean over all batches; here that is one
     with torch.no_grad():
-        model.train()(torch.randn(8, *SHAPE[1:]))
+        model.train()(torch.randn(8, *shape[1:]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
 
 
-def images() -> list[np.ndarray]:
-    """Random pictures, float32 [1, 3, 224, 224]."""
-    return list(np.random.default_rng(0).standard_normal((IMAGES, *SHAPE), dtype=np.float32))
+def images(shape: tuple[int, ...] = SHAPE) -> list[np.ndarray]:
+    """Random pictures, float32 [1, 3, height, width]."""
+    return list(np.random.default_rng(0).standard_normal((IMAGES, *shape), dtype=np.float32))
 
 
 def make(peer: str, name: str, folder: Path) -> None:

@@ -53,6 +53,7 @@ class Job:
     seconds: float
     rounds: int
     folder: Path  # of the model
+    image: torch.Tensor = IMAGE
 
     @property
     def row(self) -> Path:
@@ -130,12 +131,12 @@ def ours(model: nn.Module, placed: place.Placed, job: Job) -> tuple[timing.Side,
         source = job.folder / "float.onnx"
         if not placed.float_wins:
             source = folder / "exported.onnx"
-            graph, _ = quantizer.prepare(model, IMAGE, placed.placement, job.target.scheme)
+            graph, _ = quantizer.prepare(model, job.image, placed.placement, job.target.scheme)
             quantizer.observe(graph, ranges=True, rounding=False)
             with torch.no_grad():
-                graph(torch.from_numpy(np.concatenate(peers.images())))
+                graph(torch.from_numpy(np.concatenate(peers.images(tuple(job.image.shape)))))
             quantizer.observe(graph, ranges=False, rounding=True)
-            onnx_export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, source)
+            onnx_export.to_onnx(quantizer.convert(graph, job.image), job.image, source)
         runtime.compile(source, folder)
 
     folder = once(job.folder / f"ours-{job.target.runtime}-{placed.key}", export)
@@ -177,7 +178,12 @@ def rivals(job: Job) -> tuple[list[timing.Side], dict[str, str], list[str]]:
 
 def _side(name: str, path: Path, precision: Precision, job: Job) -> timing.Side:
     return timing.Side(
-        name=name, runtime=job.target.runtime, path=str(path), precision=precision, threads=1, shape=peers.SHAPE
+        name=name,
+        runtime=job.target.runtime,
+        path=str(path),
+        precision=precision,
+        threads=1,
+        shape=tuple(job.image.shape),
     )
 
 

@@ -1,9 +1,10 @@
 """Pruned architectures timed against the dense one, untrained, in the form in which the target would be sent them.
 
-Each is cut out of the dense model's ONNX graph, or exported anew where that graph does not take it, given the
-placement that the dense model ships with, and timed in short rounds together with the dense model.
+Each is cut out of the dense model's ONNX graph, or exported anew where that graph does not take it, given a placement,
+and timed in short rounds together with the dense model.
 """
 
+import copy
 import math
 import shutil
 from collections.abc import Sequence
@@ -40,6 +41,12 @@ class Architectures:
         self.graph = self._exported(dense)
         self.whole = self._side(Surgery())
 
+    def shipped_as(self, form: Form) -> "Architectures":
+        """The same, with pruned models in another form; the dense model stays in its own."""
+        other = copy.copy(self)
+        other.form = form
+        return other
+
     def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
         """Latency of each plan's architecture, as a share of the dense model's.
 
@@ -67,7 +74,7 @@ class Architectures:
         path = self.folder / "candidate.onnx"
         model, _ = candidates.make(self._cut(plan), self._placement(), self.target.scheme)
         qdq.save(model, path)
-        name = f"candidate-{records.sha256_file(path)[:12]}"
+        name = f"candidate-{self.form.precision}-{records.sha256_file(path)[:12]}"
         made = self.runtime.compile(path, self.folder / name)
         return Side(
             name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,

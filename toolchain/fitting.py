@@ -6,13 +6,13 @@ that model, and what it finds is timed and corrected for until the budget is met
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from toolchain import latency_model, progress, widths
-from toolchain.architectures import Architectures
 from toolchain.errors import ToolchainError
-from toolchain.latency_model import Timed
+from toolchain.latency_model import LatencyModel, Timed
 from toolchain.values import Layer, Surgery
 from toolchain.widths import Choice, Options
 
@@ -24,6 +24,23 @@ NEAREST = 0.94  # of the budget: less than that gives away accuracy
 ROUNDS = 3  # processes that time what is believed
 
 
+class Timer(Protocol):
+    """What times plans."""
+
+    def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+        """Latency of each plan's architecture, as a share of the dense model's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is searched for."""
+
+    options: Options  # what may be cut
+    plan_of: Callable[[Choice], Surgery]
+    limit: float  # share of the dense model's latency
+    rest: widths.Cost = lambda layers: 0.0  # other budgets, as the share that is used of them; at most 1
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search came to."""
@@ -31,60 +48,68 @@ class Found:
     plan: Surgery
     latency: float  # as a share of the dense model's as it would ship, measured
     predicted: float
-    error: float  # relative, root mean square, of the latency model on what was timed
+    model: LatencyModel  # corrected for what was measured so far
     timed: int  # architectures
 
 
-def search(
-    options: Options, plan_of: Callable[[Choice], Surgery], timer: Architectures, limit: float,
-    rest: widths.Cost = lambda layers: 0.0,
-) -> Found:  # fmt: skip
-    """The plan whose architecture takes at most `limit` of the dense model's latency.
-
-    Args:
-        options: what may be cut.
-        plan_of: a choice as a plan.
-        timer: times plans.
-        limit: share of the dense model's latency.
-        rest: other budgets, as the share that is used of them; at most 1.
+def search(job: Job, timer: Timer) -> Found:
+    """The plan whose architecture takes at most `job.limit` of the dense model's latency.
 
     Raises:
         ToolchainError: no architecture is that fast; says which latency can be reached.
     """
     with progress.bar("fit: architectures timed", SAMPLES + ATTEMPTS) as bar:
-        samples = drawn(options, SAMPLES)
-        known = [Timed(tuple(options.layers(options.whole)), 1.0)]
-        known += _timed(options, plan_of, timer, samples, bar)
-        correction, best = 1.0, None
-        for _ in range(ATTEMPTS):
-            model = latency_model.fit(known).times(correction)
-            choice = _chosen(options, model, limit, rest)
-            predicted = model(options.layers(choice))
-            measured = timer.latencies([plan_of(choice)], bar, rounds=ROUNDS)[0]
-            found = Found(plan_of(choice), measured, predicted, model.error, len(known))
-            known.append(Timed(tuple(options.layers(choice)), measured))
-            best = _better(best, found, limit)
-            if NEAREST * limit <= measured <= limit:
-                break
-            correction *= measured / predicted
+        samples = drawn(job.options, SAMPLES)
+        latencies = timer.latencies([job.plan_of(choice) for choice in samples], bar)
+        known = [
+            Timed(tuple(job.options.layers(choice)), latency)
+            for choice, latency in zip([job.options.whole, *samples], [1.0, *latencies], strict=True)
+        ]
+        return _met(job, timer, latency_model.fit(known), SAMPLES, bar)
+
+
+def again(job: Job, timer: Timer, found: Found) -> Found:
+    """The same for a timer that ships pruned models in another form: what was learnt is corrected, not learnt anew.
+
+    Raises:
+        ToolchainError: as `search`.
+    """
+    with progress.bar("fit: architectures timed in the pruned model's own form", 1 + ATTEMPTS) as bar:
+        measured = timer.latencies([found.plan], bar, rounds=ROUNDS)[0]
+        if NEAREST * job.limit <= measured <= job.limit:
+            return replace(found, latency=measured, predicted=measured)
+        return _met(job, timer, found.model.times(measured / found.latency), found.timed + 1, bar)
+
+
+def _met(job: Job, timer: Timer, model: LatencyModel, timed: int, bar: progress.Bar) -> Found:
+    """What the latency model finds, timed, with the model corrected for what was measured until that is the budget."""
+    best: Found | None = None
+    for attempt in range(1, ATTEMPTS + 1):
+        choice = _chosen(job, model)
+        plan, predicted = job.plan_of(choice), model(job.options.layers(choice))
+        measured = timer.latencies([plan], bar, rounds=ROUNDS)[0]
+        model = model.times(measured / predicted)
+        best = _better(best, Found(plan, measured, predicted, model, timed + attempt), job.limit)
+        if NEAREST * job.limit <= measured <= job.limit:
+            break
     assert best is not None
-    if best.latency > limit:
-        raise ToolchainError(_unreachable(limit, best.latency))
+    if best.latency > job.limit:
+        raise ToolchainError(_unreachable(job.limit, best.latency))
     return best
 
 
-def _chosen(options: Options, latency: widths.Cost, limit: float, rest: widths.Cost) -> Choice:
+def _chosen(job: Job, latency: widths.Cost) -> Choice:
     """What the latency model takes for the best at the limit; just below the limit where nothing more can go."""
 
     def used(layers: Sequence[Layer]) -> float:
-        return max(latency(layers) / (AIM * limit), rest(layers))
+        return max(latency(layers) / (AIM * job.limit), job.rest(layers))
 
     try:
-        return widths.narrowed(options, used, 1.0)
+        return widths.narrowed(job.options, used, 1.0)
     except widths.Unreachable as reason:
         if reason.least > 1 / AIM:
-            raise ToolchainError(_unreachable(limit, reason.least * AIM * limit)) from reason
-        return widths.narrowed(options, used, reason.least)
+            raise ToolchainError(_unreachable(job.limit, reason.least * AIM * job.limit)) from reason
+        return widths.narrowed(job.options, used, reason.least)
 
 
 def _better(best: Found | None, other: Found, limit: float) -> Found:
@@ -100,13 +125,6 @@ def _unreachable(limit: float, least: float) -> str:
         f"the latency budget of {limit:.2f}x cannot be met by pruning: the nearest that can be reached is {least:.2f}x of "
         "the dense model as it would ship; raise [prune] max_share, protect less, or choose a smaller model"
     )
-
-
-def _timed(
-    options: Options, plan_of: Callable[[Choice], Surgery], timer: Architectures, choices: Sequence[Choice], bar: progress.Bar
-) -> list[Timed]:  # fmt: skip
-    latencies = timer.latencies([plan_of(choice) for choice in choices], bar)
-    return [Timed(tuple(options.layers(c)), latency) for c, latency in zip(choices, latencies, strict=True)]
 
 
 def drawn(options: Options, count: int) -> list[Choice]:

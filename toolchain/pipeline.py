@@ -25,7 +25,7 @@ from toolchain.stages import (
     recover,
     verify,
 )
-from toolchain.values import Domain, Recipe, Target
+from toolchain.values import Architecture, Domain, Recipe, Target
 
 
 def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             plan = fit.run(adapted, recipe, target, budget, image, work)
         with _timed(seconds, "place"):
             pruned = prune.run(dense, plan)
-            placed = place.families(dense.model, pruned if plan.cuts else None, recipe, target, image, work)
+            models: dict[Architecture, torch.nn.Module] = {"dense": dense.model}
+            models |= {"pruned": pruned} if plan.cuts else {}
+            placed = place.families(models, plan.placements, recipe, target, image, work)
         with _timed(seconds, "recover"):
             small = recover.run(pruned, plan.surgery, adapted, recipe, work)
         with _timed(seconds, "quantize"):

@@ -95,6 +95,12 @@ class Search:
         for name, found in logs.items():
             self.tried[name] = dataclasses.replace(self.tried[name], speedup=math.exp(float(np.median(found))))
 
+    def known(self, chosen: Placement) -> None:
+        """Times one placement that was found elsewhere."""
+        with progress.bar("place: timing the placement", 1) as self.bar:
+            self.timed({"as fitted": chosen}, must=True)
+            self.settle(chosen)
+
     def speedup(self, chosen: Placement) -> float:
         """Of one placement over f32, from several processes; 0 where the runtime does not take it."""
         with progress.bar("place: timing the placement", CONFIRM) as self.bar:

@@ -74,7 +74,7 @@ class Device:
 @pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
 def test_the_budget_is_met_and_not_undercut(options: Options, limit: float) -> None:
     device = Device(options)
-    found = fitting.search(options, device.plan, device, limit)  # type: ignore[arg-type]
+    found = fitting.search(fitting.Job(options, device.plan, limit), device)
     truth = device.true(options.layers(device.plans[int(found.plan.dropped[0])]))
     truth /= device.true(options.layers(options.whole))
     assert 0.92 * limit < truth < 1.01 * limit
@@ -84,7 +84,7 @@ def test_the_budget_is_met_and_not_undercut(options: Options, limit: float) -> N
 def test_an_impossible_budget_is_refused_with_what_can_be_reached(options: Options) -> None:
     device = Device(options)
     with pytest.raises(ToolchainError, match=r"latency budget of 0\.05x cannot be met.*nearest.*0\.[12]\dx"):
-        fitting.search(options, device.plan, device, 0.05)  # type: ignore[arg-type]
+        fitting.search(fitting.Job(options, device.plan, 0.05), device)
 
 
 def test_random_architectures_are_of_all_sizes_and_the_same_every_time(options: Options) -> None:

@@ -1,13 +1,14 @@
 """fit: dense model, target, budget -> what is cut, decided before any further training is spent.
 
-By a share of the multiply-accumulates, or down to a budget: then architectures are timed in the target's runtime, untrained
-and in the form that the dense model would ship in, until one meets it.
+By a share of the multiply-accumulates, or down to a budget. A latency is met by timing untrained architectures in the
+target's runtime: first in the form that the dense model would ship in, then, once a pruned model is known, in its own.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -18,9 +19,9 @@ from toolchain.gradients import Gradient
 from toolchain.stages import place
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Budget, Layer, Placement, Recipe, Surgery, Target
+from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
 
-VERSION = 4
+VERSION = 5
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
@@ -35,6 +36,9 @@ class Fitted:
     predicted: float
     error: float  # relative, root mean square, of the latency model
     timed: int  # architectures
+    dense: Precision  # the form that the dense model would ship in
+    dense_ms: float
+    placement: Placement | None  # of the pruned model, where it was found for one of nearly the same widths
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Fit:
     before: Sequence[Layer]
     after: Sequence[Layer]
     fitted: Fitted | None  # None where latency was no matter
+
+    @property
+    def placements(self) -> dict[Architecture, Placement]:
+        """Placements that are decided already."""
+        own = self.fitted.placement if self.fitted else None
+        return {"pruned": own} if own else {}
 
     @property
     def cuts(self) -> bool:
@@ -84,7 +94,8 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            search = _Search(adapted, recipe, target, image, room.score, _gradients(adapted) if room.NEEDS else None)
+            collected = _gradients(adapted) if room.NEEDS else None
+            search = _Search(adapted, recipe, target, image, room.score, collected, work)
             if searched:
                 planned, fitted = search.budget(limits, placed, stage.folder)
             else:
@@ -94,7 +105,7 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
         assert stage.figures is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
         planned = surgery.read(stage.folder / PLAN)
-        fitted = stage.figures["fitted"] and Fitted(**stage.figures["fitted"])
+        fitted = read_fitted(stage.figures["fitted"])
         before = surgery.layers(dense.model, image)
         after = surgery.layers(surgery.apply(dense.model, planned), image)
     work_left = [surgery.macs(sizes) for sizes in (before, after)]
@@ -116,6 +127,7 @@ class _Search:
     image: Tensor
     criterion: Callable[..., Tensor]
     gradients: Mapping[str, Gradient] | None
+    work: Path
 
     def ratio(self) -> Surgery:
         """A plan that removes a share of the multiply-accumulates."""
@@ -156,9 +168,31 @@ class _Search:
             return Surgery(), None
         timer = Architectures(dense, self.image, self.target, form, folder)
         options = self.options(narrowed.droppable(timer.graph) if self.recipe.prune.depth else ())
-        found = fitting.search(options, lambda choice: surgery.of(dense, options, choice), timer, limit, rest)
+        job = fitting.Job(options, lambda choice: surgery.of(dense, options, choice), limit, rest)
+        found, placement = self._latency(job, timer)
         timer.clear()
-        return found.plan, Fitted(limit, found.latency, found.predicted, found.error, found.timed)
+        return found.plan, Fitted(
+            limit, found.latency, found.predicted, found.model.error, found.timed, form.precision, dense_ms, placement
+        )
+
+    def _latency(self, job: fitting.Job, timer: Architectures) -> tuple[fitting.Found, Placement | None]:
+        """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
+        found = fitting.search(job, timer)
+        dense, quantize = self.adapted.trained.model, self.recipe.quantize
+        pruned = surgery.apply(dense, found.plan)
+        placed = place.run(pruned, self.image, self.target, quantize.float_modules, quantize.search_seconds, self.work)
+        own, _ = shipped(placed, self.target)
+        if own == timer.form:
+            return found, None
+        final = fitting.again(job, timer.shipped_as(own), found)
+        return final, None if final.plan == found.plan else placed.placement
+
+
+def read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:
+    """A `Fitted` from its JSON."""
+    if row is None:
+        return None
+    return Fitted(**{**row, "placement": row["placement"] and place.read(row["placement"])})
 
 
 def shipped(placed: Placed, target: Target) -> tuple[Form, float]:

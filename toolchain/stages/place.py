@@ -69,18 +69,21 @@ class Placed:
 
 
 def families(
-    dense: nn.Module, pruned: nn.Module | None, recipe: Recipe, target: Target, image: Tensor, work: Path
-) -> dict[Architecture, Placed]:
-    """The placement of each architecture: the dense model, and the pruned one where there is one.
+    models: Mapping[Architecture, nn.Module], fixed: Mapping[Architecture, Placement], recipe: Recipe, target: Target,
+    image: Tensor, work: Path,
+) -> dict[Architecture, Placed]:  # fmt: skip
+    """The placement of each architecture, searched for where it is not `fixed`.
 
     Raises:
         ToolchainError: as `run`; or a name in the recipe's `float_modules` is no module of the model.
     """
-    _check_names(dense, recipe.quantize.float_modules)
-    models: dict[Architecture, nn.Module] = {"dense": dense, **({"pruned": pruned} if pruned is not None else {})}
+    _check_names(models["dense"], recipe.quantize.float_modules)
     found: dict[Architecture, Placed] = {}
     for name, model in models.items():
-        found[name] = run(model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work)
+        if name in fixed:
+            found[name] = replayed(model, image, target, fixed[name], work)
+        else:
+            found[name] = run(model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work)
         progress.say(f"place: {name}: {describe(found[name])}")
     return found
 
@@ -139,12 +142,36 @@ def run(
             search = _started(model, image, target, stage.folder, started + seconds)
             chosen = search.run(forced)
             stage = records.finish(stage, started, search.figures(chosen))
-            for leftover in stage.folder.glob("candidate*"):
-                _remove(leftover)
-        assert stage.figures is not None
-        tried = tuple(Tried(**{**row, "placement": read(row["placement"])}) for row in stage.figures["tried"])
-        borrowed = "" if target is wanted else target.name
-        return Placed(read(stage.figures["placement"]), key, tried, stage.seconds, stage.figures["best"], borrowed)
+            _clear(stage.folder)
+        return _placed(stage, key, target if target is not wanted else None)
+
+
+def _placed(stage: records.Stage, key: str, lender: Target | None) -> Placed:
+    """What a finished stage found; `lender` is the target that it was measured for, where not the own one."""
+    assert stage.figures is not None
+    tried = tuple(Tried(**{**row, "placement": read(row["placement"])}) for row in stage.figures["tried"])
+    borrowed = lender.name if lender else ""
+    return Placed(read(stage.figures["placement"]), key, tried, stage.seconds, stage.figures["best"], borrowed)
+
+
+def replayed(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> Placed:
+    """A placement that was decided elsewhere, timed beside the float forms; not timed where this machine cannot.
+
+    Raises:
+        ToolchainError: the model cannot be exported, or the runtime does not take the placement.
+    """
+    measurable = _measurable(target)
+    if measurable is None:
+        return Placed(chosen, "", (), 0.0)
+    key = _key(model, image, measurable, "replayed", chosen)
+    with records.stage(work, "place", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            search = _started(model, image, measurable, stage.folder, math.inf)
+            search.known(chosen)
+            stage = records.finish(stage, started, search.figures(chosen))
+            _clear(stage.folder)
+        return _placed(stage, key, measurable if measurable is not target else None)
 
 
 def speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> float | None:
@@ -184,6 +211,11 @@ def read(row: Mapping[str, Any]) -> Placement:
         float_operations=tuple(row["float_operations"]),
         results=row["results"],
     )
+
+
+def _clear(folder: Path) -> None:
+    for leftover in folder.glob("candidate*"):
+        _remove(leftover)
 
 
 def _remove(path: Path) -> None:
