@@ -39,6 +39,7 @@ RANKS = {
         "importance",
         "quantizer",
         "qdq",
+        "dialects",
         "candidates",
         "search",
         "ranges",
