@@ -46,6 +46,7 @@ RANKS = {
         "fitting",
         "quantizer",
         "qdq",
+        "dialects",
         "candidates",
         "search",
         "ranges",

@@ -13,8 +13,6 @@ import onnx_ir as ir
 from toolchain import records
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
-# values stay what they are
-MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat"}
 LARGEST_BIAS = 2**31 - 1
 HIGHEST_IR_VERSION = 10  # what the oldest runtime release that we test reads
 
@@ -27,6 +25,7 @@ def clean(model: ir.Model) -> ir.Model:
     drop_repeated_rounding(graph)
     fold_padding(graph)
     drop_absorbed_rectifiers(graph)
+    fold_transposed_weights(graph)
     quantize_biases(graph)
     remove_dead(graph)
     strip(model)
@@ -64,7 +63,7 @@ def pool_means(graph: ir.Graph) -> None:
         keeps = "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
         pool = ir.node("GlobalAveragePool", [node.inputs[0]], name=node.name)
         added = [pool] if keeps else [pool, ir.node("Flatten", [pool.outputs[0]], attributes={"axis": 1})]
-        _replace(graph, node, added)
+        replace(graph, node, added)
 
 
 def fold_padding(graph: ir.Graph) -> None:
@@ -85,11 +84,11 @@ def fold_padding(graph: ir.Graph) -> None:
         ):
             continue
         inner, readers = source, [use.node for use in node.outputs[0].uses()]
-        before = _producer(node, "DequantizeLinear")
+        before = made_by(node, "DequantizeLinear")
         if (
             before is not None
             and readers
-            and all(r.op_type == "QuantizeLinear" and _same_scale(r, before) for r in readers)
+            and all(r.op_type == "QuantizeLinear" and same_scale(r, before) for r in readers)
         ):
             behind = [use.node for r in readers for use in r.outputs[0].uses()]
             if any(d.op_type != "DequantizeLinear" for d in behind):
@@ -118,8 +117,8 @@ def _takes_padding(reader: ir.Node, behind: list[ir.Node]) -> bool:
 def drop_repeated_rounding(graph: ir.Graph) -> None:
     """Q behind DQ with the same scale rounds to what is there already."""
     for node in of_type(graph, "QuantizeLinear"):
-        before = _producer(node, "DequantizeLinear")
-        if before is None or before.inputs[0] is None or not _same_scale(node, before):
+        before = made_by(node, "DequantizeLinear")
+        if before is None or before.inputs[0] is None or not same_scale(node, before):
             continue
         node.outputs[0].replace_all_uses_with(before.inputs[0], replace_graph_outputs=True)
 
@@ -131,7 +130,7 @@ def drop_absorbed_rectifiers(graph: ir.Graph) -> None:
         if not uses or any(use.op_type != "QuantizeLinear" for use in uses):
             continue
         bounds = (0.0, np.inf) if node.op_type == "Relu" else _clip_bounds(node)
-        if bounds and node.inputs[0] is not None and all(_within(use, *bounds) for use in uses):
+        if bounds and node.inputs[0] is not None and all(within(use, *bounds) for use in uses):
             node.outputs[0].replace_all_uses_with(node.inputs[0])
 
 
@@ -141,7 +140,7 @@ def quantize_biases(graph: ir.Graph) -> None:
     ONNX Runtime 1.22 fuses no convolution without this, later releases some; the minimal-build format needs it.
     """
     for node in [*of_type(graph, "Conv"), *of_type(graph, "Gemm")]:
-        source, kernel = _producer(node, "DequantizeLinear"), _producer(node, "DequantizeLinear", 1)
+        source, kernel = made_by(node, "DequantizeLinear"), made_by(node, "DequantizeLinear", 1)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if source is None or kernel is None or bias is None or bias.dtype != np.float32:
             continue
@@ -163,87 +162,20 @@ def quantize_biases(graph: ir.Graph) -> None:
         node.replace_input_with(2, real.outputs[0])
 
 
-def add_for_hard_sigmoid(graph: ir.Graph) -> None:
-    """A hard sigmoid between integers is an addition that saturates: its slope goes into the scale it is read with.
+def fold_transposed_weights(graph: ir.Graph) -> None:
+    """An integer weight is stored the way round in which its product reads it; torch writes a Transpose behind its DQ.
 
-    For runtimes that have an integer addition but no integer hard sigmoid. The rounding behind it cuts at 0 and, with
-    a highest value of at most 1, at the top too, so every result stays the same.
+    With that in between neither runtime takes the product for an integer one.
     """
-    for node in of_type(graph, "HardSigmoid"):
-        before, behind = _producer(node, "DequantizeLinear"), [use.node for use in node.outputs[0].uses()]
-        step = constant(before.inputs[1]) if before is not None else None
-        if before is None or step is None or not behind or any(n.op_type != "QuantizeLinear" for n in behind):
+    for node in of_type(graph, "Transpose"):
+        before = made_by(node, "DequantizeLinear")
+        weight = constant(before.inputs[0]) if before is not None else None
+        if before is None or weight is None or weight.ndim != 2 or list(node.attributes["perm"].as_ints()) != [1, 0]:
             continue
-        if not all(_within(quantize, 0.0, 1.0) for quantize in behind):
-            continue
-        alpha, beta = _hard_sigmoid(node)
-        zero = constant(before.inputs[2])
-        assert zero is not None
-        name = node.outputs[0].name
-        scaled = initializer(graph, f"{name}_slope", np.asarray(step * np.float32(alpha), np.float32))
-        offset = [
-            initializer(graph, f"{name}_offset", np.ones((), zero.dtype)),
-            initializer(graph, f"{name}_offset_step", np.asarray(beta, np.float32)),
-            initializer(graph, f"{name}_offset_zero", np.zeros((), zero.dtype)),
-        ]
-        sloped = ir.node("DequantizeLinear", [before.inputs[0], scaled, before.inputs[2]])
-        constant_ = ir.node("DequantizeLinear", offset)
-        _replace(graph, node, [sloped, constant_, ir.node("Add", [sloped.outputs[0], constant_.outputs[0]])])
-
-
-def name_hard_activations(graph: ir.Graph) -> None:
-    """A float hard sigmoid, and its product with its own input, in the form that OpenVINO's fusions know.
-
-    As separate operations they cost MobileNetV3 more than its convolutions. A product of the two is HardSwish; a hard
-    sigmoid alone is a clipped sum. The values stay the same.
-    """
-    for node in of_type(graph, "HardSigmoid"):
-        alpha, beta = _hard_sigmoid(node)
-        if abs(alpha - 1 / 6) > 1e-6 or abs(beta - 0.5) > 1e-6:
-            continue
-        source, readers = node.inputs[0], [use.node for use in node.outputs[0].uses()]
-        if len(readers) == 1 and readers[0].op_type == "Mul" and source in readers[0].inputs:
-            _replace(graph, readers[0], [ir.node("HardSwish", [source])])
-            continue
-        name = node.outputs[0].name
-        numbers = {"shift": 3.0, "low": 0.0, "high": 6.0, "sixth": 1 / 6}
-        known = {key: initializer(graph, f"{name}_{key}", np.asarray(v, np.float32)) for key, v in numbers.items()}
-        shifted = ir.node("Add", [source, known["shift"]])
-        clipped = ir.node("Clip", [shifted.outputs[0], known["low"], known["high"]])
-        _replace(graph, node, [shifted, clipped, ir.node("Mul", [clipped.outputs[0], known["sixth"]])])
-
-
-def drop_rounding_behind_moves(graph: ir.Graph) -> None:
-    """Q and DQ behind operations that move values alone, in the scale that these were rounded to before.
-
-    For runtimes that carry integers through such operations by themselves: pairs in between hide patterns that they
-    fuse, a channel shuffle above all, which is Reshape, Transpose, Reshape.
-    """
-    for quantize in of_type(graph, "QuantizeLinear"):
-        moved = quantize.inputs[0]
-        behind = [use.node for use in quantize.outputs[0].uses()]
-        if moved is None or any(node.op_type != "DequantizeLinear" for node in behind) or moved in graph.inputs:
-            continue
-        producer = moved.producer()
-        before = _rounded_by(moved) if producer is not None and producer.op_type in MOVES else None
-        if before is not None and _same_scale(quantize, before):
-            for dequantize in behind:
-                if dequantize.outputs[0] not in graph.outputs:  # whose names are kept
-                    dequantize.outputs[0].replace_all_uses_with(moved)
-
-
-def _rounded_by(value: ir.Value | None) -> ir.Node | None:
-    """The DQ whose scale a value is in multiples of; None where it has not been rounded, or to several scales."""
-    producer = value.producer() if value is not None else None
-    if producer is None or producer.op_type == "DequantizeLinear":
-        return producer
-    if producer.op_type not in MOVES:
-        return None
-    sources = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
-    found = [_rounded_by(source) for source in sources]
-    first = found[0]
-    same = first is not None and all(other is not None and _same_scale(first, other) for other in found)
-    return first if same else None
+        axis = before.attributes["axis"].as_int() if "axis" in before.attributes else 1
+        turned = initializer(graph, f"{node.outputs[0].name}_int8", np.ascontiguousarray(weight.T))
+        real = ir.node("DequantizeLinear", [turned, *before.inputs[1:]], attributes={"axis": 1 - axis})
+        replace(graph, node, [real])
 
 
 def remove_dead(graph: ir.Graph) -> None:
@@ -280,13 +212,8 @@ def of_type(graph: ir.Graph, op_type: str) -> list[ir.Node]:
     return [node for node in graph if node.op_type == op_type]
 
 
-def _hard_sigmoid(node: ir.Node) -> tuple[float, float]:
-    """Slope and offset, with ONNX's own where they are not given."""
-    alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
-    return alpha.as_float() if alpha else 0.2, beta.as_float() if beta else 0.5
-
-
-def _producer(node: ir.Node, op_type: str, index: int = 0) -> ir.Node | None:
+def made_by(node: ir.Node, op_type: str, index: int = 0) -> ir.Node | None:
+    """The node behind one input, if it is of this type."""
     value = node.inputs[index] if len(node.inputs) > index else None
     producer = value.producer() if value is not None else None
     return producer if producer is not None and producer.op_type == op_type else None
@@ -303,7 +230,8 @@ def _scale_and_zero(node: ir.Node) -> Iterator[np.ndarray]:
         yield np.asarray([]) if found is None else found
 
 
-def _same_scale(first: ir.Node, second: ir.Node) -> bool:
+def same_scale(first: ir.Node, second: ir.Node) -> bool:
+    """Whether two Q or DQ nodes have equal, known scales and zero points."""
     pairs = zip(_scale_and_zero(first), _scale_and_zero(second), strict=True)
     return all(a.size == b.size > 0 and a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
 
@@ -315,7 +243,8 @@ def _clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     return float(bounds[0]), float(bounds[1])
 
 
-def _within(quantize: ir.Node, low: float, high: float) -> bool:
+def within(quantize: ir.Node, low: float, high: float) -> bool:
+    """Whether all that a QuantizeLinear of one scale can hold lies between two values."""
     scale, zero = _scale_and_zero(quantize)
     if scale.size != 1 or zero.size != 1:
         return False
@@ -332,7 +261,8 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node]) -> None:
+def replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node]) -> None:
+    """Puts nodes in the place of one; the last one's result is read in place of its own."""
     graph.insert_before(node, added)
     added[-1].outputs[0].shape, added[-1].outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     node.outputs[0].replace_all_uses_with(added[-1].outputs[0], replace_graph_outputs=True)

@@ -56,12 +56,14 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     """Writes `folder/model.onnx` in operations that this runtime has in integers; it compiles it when it loads it."""
     import onnx_ir
 
-    from toolchain import qdq
+    from toolchain import dialects, qdq
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAMES[0]
     model = onnx_ir.load(onnx_path)
-    qdq.add_for_hard_sigmoid(model.graph)
+    dialects.add_for_hard_sigmoid(model.graph)
+    dialects.products_as_gemm(model.graph)
+    qdq.quantize_biases(model.graph)
     qdq.remove_dead(model.graph)
     qdq.save(model, path)
     return artefact(path)

@@ -73,7 +73,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     """
     import onnx_ir
 
-    from toolchain import qdq
+    from toolchain import dialects, qdq
 
     ov = library()
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +81,9 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
         adapted = Path(scratch) / onnx_path.name
         try:
             graph = onnx_ir.load(onnx_path)
-            qdq.name_hard_activations(graph.graph)
-            qdq.drop_rounding_behind_moves(graph.graph)
+            dialects.name_hard_activations(graph.graph)
+            dialects.drop_rounding_behind_moves(graph.graph)
+            dialects.own_zero_points(graph.graph)
             qdq.remove_dead(graph.graph)
             qdq.save(graph, adapted)
             model = ov.convert_model(str(adapted))

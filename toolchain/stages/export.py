@@ -14,7 +14,7 @@ from toolchain.stages.quantize import Family, Quantized
 from toolchain.surgery import layers
 from toolchain.values import Artefact, Precision, Target, Variant
 
-VERSION = 3
+VERSION = 4
 ONNX = "exported.onnx"
 NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
 
