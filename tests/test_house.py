@@ -41,6 +41,7 @@ RANKS = {
         "qdq",
         "dialects",
         "candidates",
+        "changes",
         "search",
         "ranges",
         "calibration_check",
