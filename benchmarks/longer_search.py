@@ -19,7 +19,7 @@ import peers
 import torch
 import typer
 
-from toolchain import candidates, placement, progress, search, spec, stats
+from toolchain import candidates, changes, placement, progress, search, spec, stats
 from toolchain.stages import place
 from toolchain.values import Placement
 
@@ -46,6 +46,7 @@ def main(
         longer = place._started(model, image, target, out / name / runtime, float("inf"))
         began = time.monotonic()
         best = gone_on(longer, placed.placement, began + TIMES * placed.seconds)
+        progress.say(f"usual {placed.placement}\nlonger {best}")
         logs = [
             longer.timed({"longer": best}, than=placed.placement, again=True).get("longer", 0.0) for _ in range(ROUNDS)
         ]
@@ -64,15 +65,15 @@ def gone_on(longer: search.Search, best: Placement, end: float) -> Placement:
     layers = placement.layers(candidates.operations(longer.base.graph), Placement())
     parts = [*placement.blocks(layers, search.BLOCKS), *layers]
     while time.monotonic() < end:
-        changes = {}
+        found = {}
         for number in range(CHANGES):
-            kinds = [kind for kind in search.OPERATIONS if dice.random() < 0.3]
+            kinds = [kind for kind in changes.OPERATIONS if dice.random() < 0.3]
             names = dice.sample(parts, dice.choice((0, 1, 1, 2, 4)))
             turned = dice.random() < 0.15
-            changes[f"change {len(longer.tried)}.{number}"] = lambda one, k=kinds, n=names, t=turned: changed(
+            found[f"change {len(longer.tried)}.{number}"] = lambda one, k=kinds, n=names, t=turned: changed(
                 one, k, n, t
             )
-        best = longer.improved(best, changes)
+        best = longer.improved(best, found)
         progress.say(f"longer search: {len(longer.tried)} candidates, {end - time.monotonic():.0f} s left")
     return best
 
@@ -83,7 +84,7 @@ def changed(one: Placement, kinds: list[str], names: list[str], turned: bool) ->
     modules = set(one.float_modules) ^ set(names)
     return Placement(
         float_modules=tuple(sorted(modules)),
-        float_operations=tuple(kind for kind in search.OPERATIONS if kind in floats),
+        float_operations=tuple(kind for kind in changes.OPERATIONS if kind in floats),
         results=one.results != turned,
     )
 

@@ -48,6 +48,7 @@ RANKS = {
         "qdq",
         "dialects",
         "candidates",
+        "changes",
         "search",
         "ranges",
         "calibration_check",

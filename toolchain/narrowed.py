@@ -33,6 +33,8 @@ def apply(base: ir.Model, surgery: Surgery) -> ir.Model:
     for name in surgery.dropped:
         _drop(graph, name)
     for node in list(graph):
+        if node.op_type == "Reshape":
+            _free_channels(graph, node)
         kept = surgery.keep.get(f"{candidates.module(node)}.weight")
         if kept is None:
             continue
@@ -63,6 +65,14 @@ def _cut(graph: ir.Graph, node: ir.Node, index: int, kept: Kept) -> None:
     node.replace_input_with(
         index, qdq.initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array))
     )
+
+
+def _free_channels(graph: ir.Graph, reshape: ir.Node) -> None:
+    """A reshape to rows, which has the number of channels written into it, takes what there is."""
+    shape = qdq.constant(reshape.inputs[1])
+    if shape is not None and len(shape) == 2 and -1 not in shape:
+        rows = np.asarray([shape[0], -1], np.int64)
+        reshape.replace_input_with(1, qdq.initializer(graph, f"{reshape.outputs[0].name}_rows", rows))
 
 
 def _cut_bias(graph: ir.Graph, product: ir.Node, kept: Kept) -> None:

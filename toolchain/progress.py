@@ -9,7 +9,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Bar:
-    """Counts steps of one piece of long work."""
+    """Counts steps of one piece of long work; `total` may grow on the way."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done, self.note = label, total, 0, ""
@@ -55,7 +55,7 @@ class TerminalBar(Bar):
         self.done += count
         self.note = note or self.note
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
-        self.drawn.update(self.task, completed=self.done, note=self.note, rate=f"{rate:.3g}/s")
+        self.drawn.update(self.task, completed=self.done, total=self.total, note=self.note, rate=f"{rate:.3g}/s")
 
 
 @contextmanager

@@ -2,26 +2,28 @@
 
 Latency does not depend on the weights, so candidates are timed before anything is trained: Q/DQ with made-up scales
 on the float graph. A few whole-model placements first, then single kinds of operation the other way round, then
-single blocks in float; what helps is combined, and believed only if it helps again and again.
+single blocks in float, then small changes of what was found while there is time; what helps is combined, and believed
+only if it helps again and again.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import onnx_ir
 
-from toolchain import batches, candidates, discover, placement, progress, qdq, records, stats, timing
+from toolchain import batches, candidates, changes, discover, placement, progress, qdq, records, stats, timing
+from toolchain.changes import OPERATIONS, Change
 from toolchain.errors import ToolchainError
-from toolchain.values import Operation, Placement, Precision, Target
+from toolchain.values import Placement, Precision, Target
 
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 STARTS: Mapping[str, Placement] = {
     "layers, additions and averages": Placement(),
     "layers and additions": Placement(float_operations=("multiply", "average", "concatenate", "activation")),
@@ -35,9 +37,8 @@ STARTS: Mapping[str, Placement] = {
 BLOCKS = 20  # parts of a model that are tried in float on their own
 SIDES = 7  # candidates in one process
 WORTH = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
+PATIENCE = 16  # batches of small changes without a gain
 CONFIRM = 3  # more processes before a change is believed
-
-Change = Callable[[Placement], Placement]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,12 @@ class Search:
         if not modules:
             return Placement(float_modules=forced)
         blocks = placement.blocks(modules, BLOCKS)
-        with progress.bar("place: candidates timed", len(starts) + 1 + len(OPERATIONS) + len(blocks)) as self.bar:
+        usual = len(starts) + 1 + len(OPERATIONS) + len(blocks)
+        with progress.bar("place: candidates timed", usual + PATIENCE * (SIDES - 2)) as self.bar:
             best = self.fastest(starts)
-            flips = {f"{kind} the other way": _flip(kind) for kind in OPERATIONS}
-            best = self.improved(best, flips)
-            best = self.improved(best, {f"{name} in float": _leave(name) for name in blocks})
+            best = self.improved(best, {f"{kind} the other way": changes.flip(kind) for kind in OPERATIONS})
+            best = self.improved(best, {f"{name} in float": changes.leave(name) for name in blocks})
+            best = self.refined(best, modules, blocks)
             self.settle(best)
             return best
 
@@ -136,6 +138,23 @@ class Search:
             again = [one.get(label, -math.inf) for one in rounds]
             if min(again) > 0 and sum(again) / CONFIRM > WORTH:  # on a busy machine luck does not come three times
                 return finalists[label]
+        return best
+
+    def refined(self, best: Placement, layers: Sequence[str], blocks: Sequence[str]) -> Placement:
+        """`best` after small changes one after the other, until there is no time or none has helped for long."""
+        idle, step, seen = 0, 1, set(self.files)
+        while idle < PATIENCE and time.monotonic() < self.deadline:
+            nearby = changes.nearby(best, layers, blocks, step)
+            new = ((f"step {step}: {label}", change) for label, change in nearby if change(best) not in seen)
+            batch = dict(islice(new, SIDES - 2))
+            if not batch:
+                break
+            seen |= {change(best) for change in batch.values()}
+            better, idle = self.improved(best, batch), idle + 1
+            if better != best:
+                if self.bar is not None:
+                    self.bar.total += idle * (SIDES - 2)
+                best, idle, step = better, 0, step + 1
         return best
 
     def timed(
@@ -222,15 +241,3 @@ class Search:
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.shape,
             )  # fmt: skip
         return self.files[chosen]
-
-
-def _leave(module: str) -> Change:
-    return lambda one: placement.also_float(one, (module,))
-
-
-def _flip(kind: Operation) -> Change:
-    def change(one: Placement) -> Placement:
-        floats = set(one.float_operations) ^ {kind}
-        return dataclasses.replace(one, float_operations=tuple(k for k in OPERATIONS if k in floats))
-
-    return change

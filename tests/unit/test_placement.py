@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import candidates, fxgraph, onnx_export, placement, qdq, quantizer, search
+from toolchain import candidates, changes, fxgraph, onnx_export, placement, qdq, quantizer, search
 from toolchain.errors import ToolchainError
 from toolchain.placement import Op
 from toolchain.values import Placement, QuantScheme
@@ -217,6 +217,43 @@ def test_the_fastest_placement_is_found_and_kept(searching) -> None:
     before = clock.calls
     again = searching(clock)
     assert (again.placement, clock.calls) == (found.placement, before)
+
+
+class Neighbours(Clock):
+    """A stem in float helps, and what reads it in float helps only then."""
+
+    def milliseconds(self, side) -> float:
+        model = onnx.load(side.path)
+        made = {output: node.op_type for node in model.graph.node for output in node.output}
+        convs = [node for node in model.graph.node if node.op_type == "Conv"]
+        floats = [
+            onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == node.input[1])).shape
+            for node in convs
+            if made.get(node.input[1]) != "DequantizeLinear"
+        ]
+        stem, deep = (16, 3, 3, 3) in floats, (16, 1, 3, 3) in floats
+        return 2.0 if len(floats) == len(convs) else 1.0 - 0.1 * stem + (-0.2 if stem and deep else 0.2 * deep)
+
+
+def test_small_changes_go_on_from_what_was_found(searching) -> None:
+    found = searching(Neighbours({}))
+    assert {"stem", "deep"} <= {name.partition(".")[0] for name in found.placement.float_modules}
+    assert found.best.speedup == pytest.approx(2 / 0.7)
+
+
+def test_changes_nearby_come_first_and_each_is_one() -> None:
+    layers = ["a.0", "a.1", "b.0", "b.1", "c"]
+    now = Placement(float_modules=("b.0", "forced"))
+    found = list(changes.nearby(now, layers, ["a", "b", "c"], seed=0))
+    labels = [label for label, _ in found]
+    first = labels[: labels.index("a and b in float")]
+    assert {"a in float", "a.1 in float", "b.1 in float", "b.0 in integers"} <= set(first)
+    assert "a.0 in float" not in first
+    for label, change in found:
+        changed = change(now)
+        assert "forced" in changed.float_modules, label
+        assert changed != now or "+" in label, label
+    assert [label for label, _ in changes.nearby(now, layers, ["a", "b", "c"], seed=0)] == labels
 
 
 def test_float_wins_where_integers_are_slower(searching) -> None:

@@ -1,0 +1,69 @@
+"""Small changes of a Placement, to be tried one after the other: layers and blocks in float or back, operations."""
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import get_args
+
+from toolchain import placement
+from toolchain.values import Operation, Placement
+
+Change = Callable[[Placement], Placement]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+PAIRS = 400  # of single changes, drawn at random
+
+
+def leave(module: str) -> Change:
+    """One more module in float."""
+    return lambda one: placement.also_float(one, (module,))
+
+
+def flip(kind: Operation) -> Change:
+    """One kind of operation the other way round."""
+
+    def change(one: Placement) -> Placement:
+        floats = set(one.float_operations) ^ {kind}
+        return dataclasses.replace(one, float_operations=tuple(k for k in OPERATIONS if k in floats))
+
+    return change
+
+
+def _return(module: str) -> Change:
+    """One module back in integers."""
+    return lambda one: dataclasses.replace(one, float_modules=tuple(m for m in one.float_modules if m != module))
+
+
+def _both(first: Change, second: Change) -> Change:
+    return lambda one: second(first(one))
+
+
+def nearby(one: Placement, layers: Sequence[str], blocks: Sequence[str], seed: int) -> Iterator[tuple[str, Change]]:
+    """Changes with what they are called, those first that are likely to help.
+
+    What is next to something in float already needs no new Q/DQ pairs; two blocks in a row need as many as one; then
+    all other single ones, and at last pairs of any, in random order.
+
+    Args:
+        layers: modules that may be in either, in running order.
+        blocks: names of parts of the model, as `placement.blocks`.
+    """
+    dice = random.Random(seed)
+    floating = {layer for layer in layers if not one.covers(layer)}
+    singles: list[tuple[str, Change]] = []
+    beside: list[tuple[str, Change]] = []
+    for name in dict.fromkeys((*blocks, *layers)):
+        places = [index for index, layer in enumerate(layers) if layer == name or layer.startswith(f"{name}.")]
+        if name in one.float_modules:
+            beside.append((f"{name} in integers", _return(name)))
+        elif not floating.issuperset(layers[index] for index in places):
+            around = {*layers[max(places[0] - 1, 0) : places[0]], *layers[places[-1] + 1 : places[-1] + 2]}
+            (beside if around & floating else singles).append((f"{name} in float", leave(name)))
+    beside += [(f"{kind} the other way", flip(kind)) for kind in OPERATIONS if floating]
+    rows = [(f"{a} and {b} in float", _both(leave(a), leave(b))) for a, b in pairwise(blocks)]
+    dice.shuffle(singles)
+    yield from (*beside, *rows, *singles)
+    every = [*beside, *singles]
+    for _ in range(PAIRS if len(every) > 1 else 0):
+        (first, change), (second, other) = dice.sample(every, 2)
+        yield f"{first} + {second}", _both(change, other)
