@@ -7,6 +7,7 @@ channel is worth. Nothing is timed and nothing is cut here.
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from toolchain.errors import ToolchainError
 from toolchain.groups import Group
 from toolchain.values import Layer
+
+LEAST_LEFT = 0.1  # of a group's importance, where the group is gone
 
 Cost = Callable[[Sequence[Layer]], float]
 
@@ -136,17 +139,58 @@ class Options:
         return [*range(least, channels, self.alignment), channels]
 
     def worth(self, index: int, kept: int, lower: int) -> float:
-        """Importance of a group's channels between two widths, counted in every layer that sees them."""
-        channels = self.groups[index].channels
-        return float(self.ascending[index][channels - kept : channels - lower].sum()) * self.groups[index].layers
+        """What is lost by a group's channels between two widths, in every layer that sees them.
+
+        The more of a group's importance is gone, the more the rest is worth: minus the logarithm of the share that is
+        left, bounded for a group that goes altogether. In proportion, a whole block would look as cheap as its least
+        important channels, and the search would leave out blocks where narrowing them loses less.
+        """
+        ascending, channels = self.ascending[index], self.groups[index].channels
+        whole = float(ascending.sum())
+        if whole <= 0:
+            return 0.0
+        left = [1 - float(ascending[: channels - width].sum()) / whole for width in (kept, lower)]
+        before, after = (-math.log(max(share, LEAST_LEFT)) for share in left)
+        return whole * (after - before) * self.groups[index].layers
+
+    def lost(self, choice: Choice) -> float:
+        """What an architecture loses of the whole model's importance."""
+        now, total = self.whole, 0.0
+        for block in sorted(choice.dropped):
+            total += self._worth_of_block(block, now)
+            now = replace(now, dropped=now.dropped | {block})
+        for index, width in enumerate(choice.kept):
+            if not self._gone(index, choice):
+                total += self.worth(index, self.groups[index].channels, width)
+        return total
 
 
 def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
     """The choice that costs at most `limit`, by taking what loses the least importance for what it saves, step by step.
 
+    A block that went early may have been worth keeping in the end: each is brought back in turn, and stays where that
+    loses less on the whole.
+
     Raises:
         ToolchainError: the limit cannot be reached; `Unreachable` says what can.
     """
+    best = _greedy(options, cost, limit)
+    stays = frozenset[str]()
+    while others := [block for block in sorted(best.dropped) if block not in stays]:
+        found = []
+        for block in others:
+            blocks = tuple(one for one in options.blocks if one not in stays | {block})
+            with suppress(Unreachable):
+                other = _greedy(replace(options, blocks=blocks), cost, limit)
+                found.append((options.lost(other), block, other))
+        if not found or min(one[0] for one in found) >= options.lost(best):
+            break
+        _, block, best = min(found, key=lambda one: one[0])
+        stays |= {block}
+    return best
+
+
+def _greedy(options: Options, cost: Cost, limit: float) -> Choice:
     choice = options.whole
     now = cost(options.layers(choice))
     while now > limit:
