@@ -69,6 +69,7 @@ RANKS = {
         "headline",
         "figures",
         "integers",
+        "sensitive",
         "zoo",
         "checkup",
         "dense",

@@ -82,7 +82,7 @@ def report(found: Findings) -> dict[str, Any]:
         "layers": _layers(found.plan),
         "fit": records.plain(found.plan.fitted),
         "dropped": list(found.plan.surgery.dropped),
-        "sensitivity": [_curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
+        "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
         "training": _trainings(found.families),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
@@ -177,23 +177,23 @@ def _layers(fit: Fit) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(curve: Curve, dense: Interval) -> dict[str, Any]:
+def curve(found: Curve, dense: Interval) -> dict[str, Any]:
     """How much accuracy one group of channels or one block costs; the first entry of every list is the dense model."""
-    points = curve.points
+    points = found.points
     every = [dense, *(point.accuracy for point in points)] if points else []
     nothing = Interval(estimate=0.0, low=0.0, high=0.0, samples=dense.samples)
     return {
-        "name": curve.name,
-        "kind": curve.kind,
-        "channels": curve.channels,
-        "layers": list(curve.layers),
+        "name": found.name,
+        "kind": found.kind,
+        "channels": found.channels,
+        "layers": list(found.layers),
         "shares": [0.0, *(point.share for point in points)] if points else [],
         "accuracies": [one.estimate for one in every],
         "low": [one.low for one in every],
         "high": [one.high for one in every],
         "drops": records.plain([nothing, *(point.drop for point in points)] if points else []),
-        "cut": curve.cut,
-        "why": curve.why or None,
+        "cut": found.cut,
+        "why": found.why or None,
         "images": dense.samples,
         "split": "val",
     }

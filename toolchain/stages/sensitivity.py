@@ -64,12 +64,15 @@ class Curve:
     why: Reason  # there are no points
 
     @property
-    def lost(self) -> float:
-        """Accuracy lost at half of the channels, between and beyond what was measured on a straight line; of a block all."""
-        if not self.points or self.kind == "block":
-            return self.points[0].drop.estimate if self.points else -np.inf
+    def lost(self) -> tuple[float, float]:
+        """What orders curves: accuracy lost at half of the channels, then the most that is lost; of a block all of it.
+
+        Between and beyond what was measured on a straight line.
+        """
         shares, drops = [0.0, *(p.share for p in self.points)], [0.0, *(p.drop.estimate for p in self.points)]
-        return float(np.interp(0.5, shares, drops)) * max(1.0, 0.5 / shares[-1])
+        if not self.points or self.kind == "block":
+            return drops[-1] if self.points else -np.inf, 0.0
+        return float(np.interp(0.5, shares, drops)) * max(1.0, 0.5 / shares[-1]), max(drops)
 
 
 @dataclass(frozen=True)
@@ -241,7 +244,7 @@ class _Survey:
         for block, trials in zip(blocks, self.trials[len(groups) :], strict=True):
             points, why = _points(trials, answers, whole, "protected")
             found.append(Curve(block, "block", 0, (block,), float(block in self.plan.dropped), points, why))
-        return Sensitivity(stats.accuracy(whole), tuple(sorted(found, key=lambda curve: -curve.lost)))
+        return Sensitivity(stats.accuracy(whole), tuple(sorted(found, key=lambda curve: curve.lost, reverse=True)))
 
 
 def _points(
