@@ -207,7 +207,7 @@ def _panel(axes: "Axes", curve: sensitive.Curve) -> None:
     axes.fill_between(curve.shares, curve.low, curve.high, color=MAIN, alpha=0.15, linewidth=0)
     axes.axhline(curve.accuracies[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
     axes.plot(curve.shares, curve.accuracies, "-", color=MAIN, linewidth=1.8, marker="o", markersize=3)
-    said, colour = f"{curve.channels} channels", MUTED
+    said, colour = f"{curve.channels} channels" + (f" of {curve.layers} layers" if curve.layers > 1 else ""), MUTED
     at = curve.at_cut
     if at is not None:
         axes.plot([curve.cut], [at], "o", color=WARM, markersize=8, clip_on=False)

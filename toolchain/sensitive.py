@@ -26,6 +26,7 @@ class Curve:
 
     name: str
     channels: int  # 0 of a block
+    layers: int  # that put them out together
     shares: tuple[float, ...]
     accuracies: tuple[float, ...]
     low: tuple[float, ...]
@@ -45,9 +46,8 @@ def curves(report: Report, kind: Literal["channels", "block"]) -> list[Curve]:
         points = _points(one)
         if one.get("kind") == kind and len(points) > 1:
             shares, accuracies, low, high = zip(*points, strict=True)
-            found.append(
-                Curve(one["name"], one.get("channels") or 0, shares, accuracies, low, high, one.get("cut") or 0.0)
-            )
+            size = one.get("channels") or 0, len(one.get("layers") or ())
+            found.append(Curve(one["name"], *size, shares, accuracies, low, high, one.get("cut") or 0.0))
     return found
 
 
@@ -64,7 +64,7 @@ def table(report: Report, *, short: bool = False) -> Table:
         found = [*found[:ENDS], {}, *found[-ENDS:]] if len(found) > 2 * ENDS + 1 else found
     shares = (*SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else SHARES
     rows = tuple(_row(one, shares, short=short) if one else ("…", *[""] * (len(shares) + 3)) for one in found)
-    heads = (f"Accuracy at {figures.MINUS}{figures.whole(share)}" for share in shares)
+    heads = (f"Accuracy, {figures.whole(share)} cut" for share in shares)
     columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
     return Table(columns=columns, rows=rows, spare=(1, 2, 4))
 
