@@ -150,17 +150,12 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
         for row, layer in enumerate(layers):
             axes.barh(row, layer["before"], height=0.68, color=RULE)
             axes.barh(row, layer["after"], height=0.68, color=MAIN if layer["after"] < layer["before"] else MUTED)
-            axes.text(-0.02 * widest, row, _end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
+            axes.text(-0.02 * widest, row, figures.end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
             end = max(layer["before"], layer["after"]) + 0.02 * widest
             axes.text(end, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)
         axes.set(xlim=(0, widest), ylim=(rows - 0.3, -0.7))
         axes.axis("off")
         return canvas.svg(drawing, name, "Channels of each layer before and after pruning")
-
-
-def _end(name: str, most: int = 26) -> str:
-    """A layer's name, cut from the front: its end says more."""
-    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _both_widths(layer: Mapping[str, Any]) -> str:
@@ -212,7 +207,7 @@ def _panel(axes: "Axes", curve: sensitive.Curve) -> None:
     if at is not None:
         axes.plot([curve.cut], [at], "o", color=WARM, markersize=8, clip_on=False)
         said, colour = f"plan cuts {figures.whole(curve.cut)} of {curve.channels}", WARM
-    axes.text(0, 1.27, _end(curve.name, 24), transform=axes.transAxes, fontweight="bold")
+    axes.text(0, 1.27, figures.end(curve.name, 24), transform=axes.transAxes, fontweight="bold")
     axes.text(0, 1.07, said, transform=axes.transAxes, color=colour, fontsize=SIZE * 0.9)
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
@@ -239,7 +234,7 @@ def blocks(report: Report) -> str:
             at = (1.01, row)
             text = figures.percent(curve.accuracies[-1])
             axes.text(*at, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
-        axes.set_yticks(range(len(curves)), [_end(curve.name) for curve in curves], color=INK)
+        axes.set_yticks(range(len(curves)), [figures.end(curve.name) for curve in curves], color=INK)
         axes.set_ylim(len(curves) - 0.4, -0.6)
         axes.tick_params(left=False, bottom=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")

@@ -77,6 +77,11 @@ def whole(value: Number) -> str:
     return NONE if value is None or missing(value) else f"{round(100 * value)} %"
 
 
+def end(name: str, most: int = 26) -> str:
+    """A layer's name, cut from the front: its end says more."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def points(value: Number) -> str:
     """A difference of two shares as +0.4 pt or −0.4 pt; zero has no sign."""
     return NONE if missing(value) else f"{_signed(value)} pt"

@@ -64,9 +64,9 @@ def table(report: Report, *, short: bool = False) -> Table:
         found = [*found[:ENDS], {}, *found[-ENDS:]] if len(found) > 2 * ENDS + 1 else found
     shares = (*SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else SHARES
     rows = tuple(_row(one, shares, short=short) if one else ("…", *[""] * (len(shares) + 3)) for one in found)
-    heads = (f"Accuracy, {figures.whole(share)} cut" for share in shares)
+    heads = (f"At {figures.whole(share)} cut" if share < 1 else "Without it" for share in shares)
     columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
-    return Table(columns=columns, rows=rows, spare=(1, 2, 4))
+    return Table(columns=columns, rows=rows, spare=(1, 2, 4, len(columns) - 1))
 
 
 def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tuple[str, ...]:
@@ -78,7 +78,13 @@ def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tup
     drop = drops.get(cut) if cut else None
     lost = figures.points(-drop["estimate"]) if short and drop else figures.change(drop)
     kind = "block" if one.get("kind") == "block" else str(one.get("channels") or figures.NONE)
-    return one["name"], kind, *reached, figures.whole(cut) if cut else "nothing", lost
+    return (
+        figures.end(one["name"]) if short else one["name"],
+        kind,
+        *reached,
+        figures.whole(cut) if cut else "nothing",
+        lost,
+    )
 
 
 def _near(points: Sequence[tuple[float, ...]], wanted: float) -> str:
