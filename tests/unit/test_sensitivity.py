@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import loader, loop, records, spec, summary, surgery, widths
+from toolchain import discover, loader, loop, records, spec, summary, surgery, widths
 from toolchain.data import Dataset, Images
 from toolchain.groups import Group
 from toolchain.stages import fit, sensitivity
@@ -183,6 +183,17 @@ def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: Adapted, tm
         assert not curve.cut or curve.cut in [point.share for point in curve.points]
         assert all(0 < point.share <= RECIPE.prune.max_share for point in curve.points)
         assert all(round(point.share * curve.channels) % 4 == 0 for point in curve.points)
+
+
+@pytest.mark.parametrize("name", discover.modules("criteria"))
+def test_channels_go_in_the_order_in_which_the_plan_took_them(name: str, adapted: Adapted, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
+    plan = planned(adapted, tmp_path, recipe).surgery
+    options = sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE).options
+    for group, ranked in zip(options.groups, options.ranked, strict=True):
+        gone = round(sensitivity.cut(group, plan) * group.channels)
+        kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
+        assert set(kept) == set(ranked[gone:].tolist())
 
 
 def test_the_most_sensitive_come_first(adapted: Adapted, tmp_path: Path) -> None:
