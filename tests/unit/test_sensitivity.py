@@ -235,6 +235,31 @@ def test_when_time_is_up_the_rest_is_named(
     assert "no time for" in capsys.readouterr().out
 
 
+def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
+    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, predict = planned(adapted, tmp_path), loop.predict
+
+    def picky(model: nn.Module, *rest: Any) -> Tensor:
+        if model.second.weight.shape[0] != 12:
+            raise RuntimeError("shape '[-1, 12, 4, 4]' is invalid")
+        return predict(model, *rest)
+
+    monkeypatch.setattr(loop, "predict", picky)
+    curves = sensitivity.run(adapted, plan, RECIPE, TARGET, IMAGE, tmp_path)
+    assert curves is not None
+    assert {curve.name: curve.why for curve in curves.curves} == {"stem": "", "second": "does not run"}
+
+
+def test_a_large_network_is_measured_on_fewer_images(
+    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "WORK", 0.0)
+    monkeypatch.setattr(sensitivity, "FEWEST", 20)
+    curves = found(adapted, tmp_path)
+    assert {curves.dense.samples, *(p.drop.samples for c in curves.curves for p in c.points)} == {20}
+
+
 def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
     adapted = made(Block())
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
