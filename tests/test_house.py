@@ -71,6 +71,7 @@ RANKS = {
         "headline",
         "figures",
         "integers",
+        "sensitive",
         "zoo",
         "checkup",
         "dense",

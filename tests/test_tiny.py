@@ -18,7 +18,7 @@ from toolchain import loop, machine, pipeline, records, spec
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle
 
-STAGES = ("adapt", "fit", "recover", "quantize", "export", "verify", "bench")
+STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
 
 
 def variant(run: Run, name: str) -> dict:
@@ -37,6 +37,19 @@ def test_it_has_learnt_and_stayed_small(run: Run) -> None:
     assert variant(run, "pruned-int8")["accuracy"] >= 0.8
     assert variant(run, "pruned-int8")["macs"] <= 0.6 * variant(run, "dense-fp32")["macs"]
     assert variant(run, "pruned-int8")["size_bytes"] < 0.3 * variant(run, "dense-fp32")["size_bytes"]
+
+
+def test_every_group_that_is_cut_has_its_share_on_its_curve(run: Run) -> None:
+    left = {layer["name"]: layer["after"] / layer["before"] for layer in run.report["layers"]}
+    rows = run.report["sensitivity"]
+    assert len(rows) == 25
+    for row in rows:
+        assert row["cut"] == pytest.approx(1 - left[row["name"]])
+        assert row["cut"] in row["shares"] or not row["shares"]
+        assert len(row["shares"]) == len(row["accuracies"]) == len(row["low"]) == len(row["high"]) == len(row["drops"])
+        assert (row["images"], row["split"]) == (run.report["data"]["images"]["val"], "val")
+    assert any(row["cut"] for row in rows)
+    assert "sensitivity" in run.report["seconds"]
 
 
 def test_all_planned_layers_run_in_integers_and_answers_agree(run: Run) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain import canvas, figures, headline, tables
+from toolchain import canvas, figures, headline, sensitive, tables
 from toolchain.canvas import COOL, GLYPH, INK, MAIN, MUTED, RULE, SIZE, WARM
 from toolchain.headline import Report
 
@@ -14,6 +14,8 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels o
 
 PRECISION = {"f32": COOL, "bf16": INK, "int8": WARM}
 ROWS = 30  # layers in one figure
+PANELS = 6, 4  # rows and columns of curves in one figure
+REMOVED = "share of the channels that is removed, the least important first"
 
 
 # --- latency against accuracy -------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
         for row, layer in enumerate(layers):
             axes.barh(row, layer["before"], height=0.68, color=RULE)
             axes.barh(row, layer["after"], height=0.68, color=MAIN if layer["after"] < layer["before"] else MUTED)
-            axes.text(-0.02 * widest, row, _end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
+            axes.text(-0.02 * widest, row, figures.end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
             end = max(layer["before"], layer["after"]) + 0.02 * widest
             axes.text(end, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)
         axes.set(xlim=(0, widest), ylim=(rows - 0.3, -0.7))
@@ -156,14 +158,88 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
         return canvas.svg(drawing, name, "Channels of each layer before and after pruning")
 
 
-def _end(name: str) -> str:
-    """A layer's name, cut from the front: its end says more."""
-    return name if len(name) <= 26 else "…" + name[-25:]
-
-
 def _both_widths(layer: Mapping[str, Any]) -> str:
     before, after = layer["before"], layer["after"]
     return str(before) if before == after else f"{before} → {after}"
+
+
+# --- sensitivity --------------------------------------------------------------------------------------------
+
+
+def sensitivity(report: Report) -> str:
+    """Accuracy against the pruned share of each group of channels, the most sensitive first, all on one scale."""
+    curves = sensitive.curves(report, "channels")[: PANELS[0] * PANELS[1]]
+    if not curves:
+        return ""
+    columns = min(PANELS[1], len(curves))
+    rows = -(-len(curves) // columns)
+    wide, high, left, foot, head = 187.0, 116.0, 46.0, 36.0, 24.0  # of a panel with its title; of the margins
+    width, height = left + columns * wide, head + rows * high + foot
+    bounds = [p for curve in curves for p in (curve.low, curve.high)]
+    floor, ceiling = min(map(min, bounds)), max(map(max, bounds))
+    pad = 0.05 * (ceiling - floor) or 0.01
+    with canvas.figure(width, height) as drawing:
+        for index, curve in enumerate(curves):
+            row, column = divmod(index, columns)
+            bottom = height - head - (row + 1) * high
+            axes = drawing.add_axes(
+                ((left + column * wide) / width, bottom / height, (wide - 16) / width, (high - 40) / height)
+            )
+            _panel(axes, curve)
+            axes.set(xlim=(0, 1), ylim=(floor - pad, ceiling + pad))
+            axes.tick_params(
+                left=False, bottom=False, labelleft=column == 0, labelbottom=index + columns >= len(curves)
+            )
+        for y, text in ((height - SIZE, "accuracy with this group alone cut, 95 % interval"), (2, REMOVED)):
+            drawing.text(left / width, y / height, text, color=MUTED)
+        return canvas.svg(drawing, "sensitivity", "Accuracy against the pruned share of each group of channels")
+
+
+def _panel(axes: "Axes", curve: sensitive.Curve) -> None:
+    """One group's curve with its interval; the dot is what the plan cuts."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.fill_between(curve.shares, curve.low, curve.high, color=MAIN, alpha=0.15, linewidth=0)
+    axes.axhline(curve.accuracies[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    axes.plot(curve.shares, curve.accuracies, "-", color=MAIN, linewidth=1.8, marker="o", markersize=3)
+    said, colour = f"{curve.channels} channels" + (f" of {curve.layers} layers" if curve.layers > 1 else ""), MUTED
+    at = curve.at_cut
+    if at is not None:
+        axes.plot([curve.cut], [at], "o", color=WARM, markersize=8, clip_on=False)
+        said, colour = f"plan cuts {figures.whole(curve.cut)} of {curve.channels}", WARM
+    axes.text(0, 1.27, figures.end(curve.name, 24), transform=axes.transAxes, fontweight="bold")
+    axes.text(0, 1.07, said, transform=axes.transAxes, color=colour, fontsize=SIZE * 0.9)
+    axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
+    for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
+        label.set(ha=side)  # or the end of one panel runs into the start of the next
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")
+
+
+def blocks(report: Report) -> str:
+    """Accuracy without each residual block, the most sensitive first, beside that of the whole network."""
+    curves = sensitive.curves(report, "block")[:ROWS]
+    if not curves:
+        return ""
+    names = min(26, max(len(curve.name) for curve in curves))
+    width, height = 800.0, 19.0 * len(curves) + 40
+    left = (names * GLYPH + 14) / width
+    with canvas.figure(width, height) as drawing:
+        axes = drawing.add_axes((left, 22 / height, 0.93 - left, 1 - 40 / height))
+        axes.axvline(curves[0].accuracies[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for row, curve in enumerate(curves):
+            colour = WARM if curve.cut else MAIN
+            axes.plot([curve.low[-1], curve.high[-1]], [row, row], color=colour, linewidth=1.4, alpha=0.55)
+            axes.plot(curve.accuracies[-1:], [row], "o", color=colour, markersize=6)
+            at = (1.01, row)
+            text = figures.percent(curve.accuracies[-1])
+            axes.text(*at, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
+        axes.set_yticks(range(len(curves)), [figures.end(curve.name) for curve in curves], color=INK)
+        axes.set_ylim(len(curves) - 0.4, -0.6)
+        axes.tick_params(left=False, bottom=False)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")
+        axes.set_title("accuracy without the block", loc="left", fontsize=SIZE, color=MUTED)
+        return canvas.svg(drawing, "blocks", "Accuracy without each residual block")
 
 
 # --- training -----------------------------------------------------------------------------------------------

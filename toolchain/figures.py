@@ -72,6 +72,16 @@ def percent(value: Number) -> str:
     return f"{100 * value:.1f} %" if value < 1 else f"{100 * value:.0f} %"
 
 
+def whole(value: Number) -> str:
+    """A share in whole per cent: 67 %."""
+    return NONE if value is None or missing(value) else f"{round(100 * value)} %"
+
+
+def end(name: str, most: int = 26) -> str:
+    """A layer's name, cut from the front: its end says more."""
+    return name if len(name) <= most else "…" + name[1 - most :]
+
+
 def points(value: Number) -> str:
     """A difference of two shares as +0.4 pt or −0.4 pt; zero has no sign."""
     return NONE if missing(value) else f"{_signed(value)} pt"

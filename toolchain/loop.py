@@ -63,11 +63,11 @@ def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
     return model if isinstance(model, GraphModule) else model.train(training)
 
 
-def predict(model: nn.Module, images: Images, preprocess: Preprocess) -> Tensor:
+def predict(model: nn.Module, images: Images, preprocess: Preprocess, batch_size: int = EVALUATION_BATCH) -> Tensor:
     """Logits [images, classes] of a whole split, in order."""
     set_mode(model, training=False)
     with torch.inference_mode():
-        return torch.cat([model(batch) for batch, _ in batches(images, preprocess, EVALUATION_BATCH)])
+        return torch.cat([model(batch) for batch, _ in batches(images, preprocess, batch_size)])
 
 
 def evaluate(model: nn.Module, images: Images, preprocess: Preprocess, balance: float = 0.0) -> Score:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from toolchain import charts, figures, headline, integers, tables
+from toolchain import charts, figures, headline, integers, sensitive, tables
 from toolchain.headline import Answer, Report
 from toolchain.tables import Table
 
@@ -67,6 +67,8 @@ figure { margin: 1.4rem 0 0; }
 .large .chart { min-width: 42rem; }
 .chart text { font-family: inherit !important; font-variant-numeric: tabular-nums; }
 .bar { width: 60%; }
+details { margin: .8rem 0 0; }
+summary { cursor: pointer; font-size: .875rem; color: var(--main); }
 .bar span { display: block; height: .8rem; margin-top: .3rem; border-radius: 2px; background: var(--cool); }
 @media print {
   @page { margin: 14mm; }
@@ -135,6 +137,7 @@ def _sections(report: Report) -> list[str]:
         _section("Variants", table(tables.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
         _section("What each variant needs", table(tables.costs(report)), _hint(NEEDS)),
         _section("Layers before and after pruning", *_widths(report)),
+        _section("How much each layer minds being pruned", *_sensitivity(report)),
         _section("Training", taught, table(tables.training(report))),
         _section("Fine-tuning with several seeds", table(tables.seeds(report))),
         _section("Further sets joined to the training images", table(tables.joined(report)), _hint(JOINED)),
@@ -155,6 +158,7 @@ RANKING = (
     "What leaving one block in float brings on validation, and what it costs on the target; the most harmful for the "
     "least latency come first."
 )
+BLOCKS = "Each residual block left out alone, without any training. Dashed: the whole network. Orange: the plan leaves it out."
 JOINED = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
 NEEDS = (
     "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
@@ -199,6 +203,19 @@ def _widths(report: Report) -> tuple[str, ...]:
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
     colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
     return columns, _hint(f"Channels that each layer puts out. {colours} {tables.narrowed(report)}.")
+
+
+def _sensitivity(report: Report) -> tuple[str, ...]:
+    """Curves of the groups, dots of the blocks, and all of both as a table that opens."""
+    content = table(sensitive.table(report))
+    if not content:
+        return ()
+    shown = charts.PANELS[0] * charts.PANELS[1]
+    return (
+        _plot(charts.sensitivity(report), sensitive.caption(report, shown))
+        + _plot(charts.blocks(report), BLOCKS)
+        + f"<details><summary>All groups and blocks as a table</summary>{content}</details>",
+    )
 
 
 def _cell(text: str, column: int, prose: tuple[int, ...]) -> str:

@@ -23,6 +23,7 @@ from toolchain.stages import (
     prune,
     quantize,
     recover,
+    sensitivity,
     verify,
 )
 from toolchain.values import Architecture, Domain, Recipe, Target
@@ -49,6 +50,8 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             dense = adapted.trained
         with _timed(seconds, "fit"):
             plan = fit.run(adapted, recipe, target, budget, image, work)
+        with _timed(seconds, "sensitivity"):
+            curves = sensitivity.run(adapted, plan, recipe, target, image, work)
         with _timed(seconds, "place"):
             pruned = prune.run(dense, plan)
             models: dict[Architecture, torch.nn.Module] = {"dense": dense.model}
@@ -72,7 +75,7 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
         judged = judge.run(variants, validation, accuracy, measured, budget)
         findings = summary.Findings(
-            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, placed=placed,
+            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, curves=curves, placed=placed,
             families=families, controlled=controlled, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip

@@ -38,20 +38,27 @@ def sha256_file(path: Path) -> str:
         raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: dataclasses as objects, paths as text, tuples as lists."""
+def plain(value: Any, *, compared: bool = False) -> Any:
+    """A value as JSON can hold it: dataclasses as objects, paths as text, tuples as lists.
+
+    With `compared` only those fields that make two values differ.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [f for f in dataclasses.fields(value) if f.compare or not compared]
+        return {f.name: plain(getattr(value, f.name), compared=compared) for f in fields}
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, compared=compared) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [plain(v, compared=compared) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def digest(*parts: Any) -> str:
-    """Key over any JSON-like values and dataclasses; 16 hex digits are enough for a cache."""
-    text = json.dumps([plain(part) for part in parts], sort_keys=True)
+    """Key over any JSON-like values and dataclasses; 16 hex digits are enough for a cache.
+
+    Fields that do not count when two values are compared do not count here: they decide no result.
+    """
+    text = json.dumps([plain(part, compared=True) for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain import headline, integers, page, records, tables
+from toolchain import headline, integers, page, records, sensitive, tables
 from toolchain.headline import Report
 from toolchain.tables import Table
 
@@ -64,6 +64,7 @@ def markdown(report: Report) -> str:
         _part("Variants", tables.variants(report)),
         _part("What each variant needs", tables.costs(report)),
         _part("Layers before and after pruning", tables.layers(report)),
+        _part("How much each layer minds being pruned", sensitive.table(report, short=True)),
         _part("Training", tables.training(report)),
         _part("Fine-tuning with several seeds", tables.seeds(report)),
         _part("Further sets joined to the training images", tables.joined(report)),
@@ -117,7 +118,7 @@ def terminal(report: Report, console: "Console | None" = None) -> None:
         out.print(_text(out, str(sentence)))
     for sentence in report.get("warnings") or ():
         out.print(_text(out, f"Warning: {sentence}", "yellow"))
-    for table in (tables.variants(report), tables.verdicts(report)):
+    for table in (sensitive.table(report, short=True), tables.variants(report), tables.verdicts(report)):
         if table.rows:
             out.print(_fitted(out, table))
 

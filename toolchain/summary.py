@@ -16,6 +16,7 @@ from toolchain.stages.control import Controlled
 from toolchain.stages.fit import Fit
 from toolchain.stages.place import Placed
 from toolchain.stages.quantize import Family
+from toolchain.stages.sensitivity import Curve, Sensitivity
 from toolchain.values import Accuracy, Architecture, Domain, Interval, Measurement, Recipe, Target, Variant
 
 SCHEMA = 1
@@ -32,6 +33,7 @@ class Findings:
     data: Dataset
     adapted: Adapted
     plan: Fit
+    curves: Sensitivity | None
     placed: Mapping[Architecture, Placed]
     families: Sequence[Family]
     controlled: Controlled | None
@@ -80,6 +82,7 @@ def report(found: Findings) -> dict[str, Any]:
         "layers": _layers(found.plan),
         "fit": records.plain(found.plan.fitted),
         "dropped": list(found.plan.surgery.dropped),
+        "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
         "training": _trainings(found.families),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
@@ -172,6 +175,28 @@ def _layers(fit: Fit) -> list[dict[str, Any]]:
         for b in fit.before
         for after, macs in [left.get(b.name, (0, 0))]  # nothing is left of a dropped block
     ]
+
+
+def curve(found: Curve, dense: Interval) -> dict[str, Any]:
+    """How much accuracy one group of channels or one block costs; the first entry of every list is the dense model."""
+    points = found.points
+    every = [dense, *(point.accuracy for point in points)] if points else []
+    nothing = Interval(estimate=0.0, low=0.0, high=0.0, samples=dense.samples)
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "channels": found.channels,
+        "layers": list(found.layers),
+        "shares": [0.0, *(point.share for point in points)] if points else [],
+        "accuracies": [one.estimate for one in every],
+        "low": [one.low for one in every],
+        "high": [one.high for one in every],
+        "drops": records.plain([nothing, *(point.drop for point in points)] if points else []),
+        "cut": found.cut,
+        "why": found.why or None,
+        "images": dense.samples,
+        "split": "val",
+    }
 
 
 def _variant(variant: Variant, found: Findings) -> dict[str, Any]:

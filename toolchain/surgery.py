@@ -122,12 +122,8 @@ def options(
         if not any(fnmatch(layer.name, pattern) for layer in sizes):
             names = ", ".join(layer.name for layer in sizes)
             raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {names}")
-    found = [g for g in groups.find(model, image, head, gradients) if not _protected(g, spec.protect)]
-    free = [
-        b
-        for b in blocks
-        if not any(fnmatch(n.name, p) for n in sizes for p in spec.protect if widths.inside(n.name, b))
-    ]
+    found = [g for g in groups.find(model, image, head, gradients) if not protected(g, spec.protect)]
+    free = [block for block in blocks if not protected_block(sizes, block, spec.protect)]
     shares = importance.shares(found, criterion, spec.ranking)
     order = [torch.argsort(share, stable=True) for share in shares]
     return widths.Options(
@@ -136,8 +132,14 @@ def options(
     )  # fmt: skip
 
 
-def _protected(group: Group, patterns: Sequence[str]) -> bool:
+def protected(group: Group, patterns: Sequence[str]) -> bool:
+    """Whether a group has to keep every channel, because a layer that produces them does."""
     return any(fnmatch(m.module, pattern) for m in group.members if m.side == "out" for pattern in patterns)
+
+
+def protected_block(sizes: Sequence[Layer], block: str, patterns: Sequence[str]) -> bool:
+    """Whether a residual block has to stay, because a layer in it does."""
+    return any(fnmatch(n.name, pattern) for n in sizes if widths.inside(n.name, block) for pattern in patterns)
 
 
 def of(model: nn.Module, found: widths.Options, choice: widths.Choice) -> Surgery:

@@ -16,6 +16,7 @@ FLOW = (
     "select",
     "adapt",
     "fit",
+    "sensitivity",
     "prune",
     "place",
     "recover",

@@ -110,6 +110,7 @@ class PruneSpec:
     protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
     depth: bool = True  # whole residual blocks may go, where a budget is searched for
     max_share: float = 0.75  # no layer loses more than this share of its channels
+    sensitivity: bool = field(default=True, compare=False)  # how much each layer minds, for the report; decides nothing
 
 
 @dataclass(frozen=True, kw_only=True)

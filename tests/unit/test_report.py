@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from toolchain import charts, headline, report, tables
+from toolchain import charts, headline, page, report, sensitive, tables
 
 HOSTILE = "<script>x</script>"
 
@@ -68,6 +68,35 @@ def layer(index: int, layers: int) -> dict[str, Any]:
     return {"name": f"layer{1 + index // 8}.{index % 8}.conv1", "before": width, "after": after, **macs}
 
 
+def minding(index: int, kind: str = "channels", cut: float = 0.5) -> dict[str, Any]:
+    """A row of the sensitivity; the first minds most."""
+    shares = [0.0, 1.0] if kind == "block" else [0.0, 0.25, 0.5, 0.75]
+    reached = [0.84 - 0.5 * share / (1 + index) for share in shares]
+    return {
+        "name": f"{kind}{index}.conv1",
+        "kind": kind,
+        "channels": 0 if kind == "block" else 64,
+        "layers": ["a", "b"],
+        "shares": shares,
+        "accuracies": reached,
+        "low": [one - 0.03 for one in reached],
+        "high": [one + 0.03 for one in reached],
+        "drops": [{"estimate": 0.84 - one, "low": 0.83 - one, "high": 0.85 - one, "samples": 500} for one in reached],
+        "cut": cut,
+        "why": None,
+        "images": 500,
+        "split": "val",
+    }
+
+
+UNMEASURED = {
+    **minding(99, cut=0.0),
+    "name": "stem",
+    **{key: [] for key in ("shares", "accuracies", "low", "high", "drops")},
+    "why": "protected",
+}
+
+
 def verdict(check: str, outcome: str, measured: float | None, limit: float | None, why: str) -> dict[str, Any]:
     return {"check": check, "outcome": outcome, "measured": measured, "limit": limit, "why": why}
 
@@ -119,6 +148,11 @@ def sample(layers: int = 20) -> dict[str, Any]:
             verdict("peak_memory", "not_measured", None, None, "no budget was given"),
         ],
         "layers": [layer(i, layers) for i in range(layers)],
+        "sensitivity": [
+            *(minding(i, cut=0.5 * (i % 2)) for i in range(26)),
+            *(minding(i, "block", 0.0) for i in range(3)),
+            UNMEASURED,
+        ],
         "training": {
             "adapt": curve(20, 0.5, 0.845),
             "recover": curve(20, 0.7, 0.84),
@@ -292,3 +326,34 @@ def test_the_sample_is_left_as_it_was(tmp_path: Path) -> None:
     before = copy.deepcopy(content)
     report.write(content, tmp_path)
     assert content == before
+
+
+def test_the_most_sensitive_groups_are_drawn_and_the_rest_stands_in_the_table() -> None:
+    found = sample()
+    drawn = charts.sensitivity(found)
+    assert [f">channels{i}.conv1<" in drawn for i in range(26)] == [True] * 24 + [False] * 2
+    assert drawn.count("plan cuts 50 % of 64") == 12
+    shown = page.html(found)
+    assert "The other 2 are in the table" in shown
+    assert "at most ± 3.0 points" in shown
+    assert all(f"channels{i}.conv1" in shown for i in range(26))
+
+
+def test_the_short_table_has_both_ends_and_the_long_one_what_was_not_measured() -> None:
+    short, whole = sensitive.table(sample(), short=True), sensitive.table(sample())
+    assert [row[0].split(".")[0] for row in short.rows] == [
+        "channels0", "channels1", "channels2", "…", "block0", "block1", "block2",
+    ]  # fmt: skip
+    assert short.rows[1] == ("channels1.conv1", "64", "77.8 %", "71.5 %", "65.2 %", "–", "50 %", "−12.5 pt")
+    assert whole.rows[26][1:] == ("block", "–", "–", "–", "34.0 %", "nothing", "–")
+    assert whole.rows[-1][:3] == ("stem", "64", "protected")
+
+
+def test_a_share_that_is_not_the_usual_one_is_named() -> None:
+    odd = {**minding(1), "shares": [0.0, 1 / 3, 2 / 3, 0.9375]}
+    assert sensitive.table({"sensitivity": [odd]}).rows[0][2:5] == ("77.8 % at 33 %", "–", "71.5 % at 67 %")
+
+
+def test_without_sensitivity_there_is_no_section() -> None:
+    assert "minds being pruned" not in page.html({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in report.markdown({**sample(), "sensitivity": []})
