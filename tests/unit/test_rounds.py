@@ -248,6 +248,23 @@ def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
     assert seen == ([] if criterion == "magnitude" else [shapes(adapted.trained.model), shapes(middle)])
 
 
+def test_groups_that_share_a_layers_outputs_are_told_apart() -> None:
+    def group(first: int, channels: int) -> groups.Group:
+        positions = tuple((index,) for index in range(first, first + channels))
+        weight = groups.Parameter("weight", torch.ones(channels, 1))
+        return groups.Group(channels, (groups.Member("a", "conv", "out", positions, (weight,)),))
+
+    def kept(*rows: range) -> Surgery:
+        return Surgery(keep={"a.weight": {0: [index for row in rows for index in row]}})
+
+    now = (group(0, 4), group(4, 8))
+    ranked = tuple(torch.arange(one.channels) for one in now)
+    options = widths.Options((), now, ranked, ranked, (), 1, 1.0)
+    done, plan = kept(range(4), range(8, 16)), kept(range(2), range(8, 14))
+    choice = rounds.choice(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
+    assert choice.kept == (2, 6)
+
+
 def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: Adapted) -> None:
     net = adapted.trained.model
     whole = groups.find(net, IMAGE, "head")
@@ -272,13 +289,15 @@ def test_the_rounds_share_the_epochs_of_one_recovery(adapted: Adapted, tmp_path:
     assert len(small.figures["history"]) == 4
 
 
+@pytest.mark.parametrize(("channels", "dropped", "begins"), [(12, (), 2), (16, ("first",), 1)])
 def test_a_round_that_cuts_nothing_leaves_its_epochs_to_the_last(
-    adapted: Adapted, tmp_path: Path, trained: list[loop.Job]
+    adapted: Adapted, tmp_path: Path, trained: list[loop.Job], channels: int, dropped: tuple[str, ...], begins: int
 ) -> None:
     asked, plan = recipe(3, epochs=8), planned(adapted, recipe(3), tmp_path)
-    found = pruned(adapted, asked, tmp_path, dataclasses.replace(plan, surgery=only_mix(adapted, 12)))
+    way = dataclasses.replace(only_mix(adapted, channels), dropped=dropped)  # 16 channels, 16, 12 and 12; or a block
+    found = pruned(adapted, asked, tmp_path, dataclasses.replace(plan, surgery=way))
     recover.run(found, adapted, asked, tmp_path)
-    assert [job.spec.epochs for job in trained] == [2, 6]  # 16 channels, 16, 12 and 12
+    assert [(job.label, job.spec.epochs) for job in trained] == [(f"prune: round {begins}", 2), ("recover", 6)]
 
 
 def test_a_killed_run_does_no_finished_round_again(

@@ -14,6 +14,7 @@ from toolchain import groups, loop, records, sparsity, surgery
 from toolchain.groups import Group
 from toolchain.stages import fit, prune, recover, sparsify
 from toolchain.stages.adapt import Adapted
+from toolchain.state import Score
 from toolchain.values import Budget, Recipe
 
 STRENGTH = 0.01
@@ -144,11 +145,12 @@ def test_the_last_epoch_goes_on_where_there_is_a_penalty(
     ends: list[Tensor] = []
     evaluate = loop.evaluate
 
-    def noted(model: nn.Module, *given: object) -> object:
+    def falling(model: nn.Module, *given: object) -> Score:
         ends.append(model.get_parameter("stem.weight").detach().clone())
-        return evaluate(model, *given)  # type: ignore[arg-type]
+        found: Score = evaluate(model, *given)  # type: ignore[arg-type]
+        return dataclasses.replace(found, aim=-float(len(ends)))
 
-    monkeypatch.setattr(loop, "evaluate", noted)
+    monkeypatch.setattr(loop, "evaluate", falling)
     done = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path)
     assert done.figures["best_epoch"] == 5
     assert torch.equal(done.model.get_parameter("stem.weight"), ends[-1])
