@@ -40,6 +40,8 @@ RANKS = {
         "groups",
         "importance",
         "narrowed",
+        "rounds",
+        "sparsity",
         "batches",
         "architectures",
         "widths",

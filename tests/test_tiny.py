@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file
 
-from toolchain import loop, machine, pipeline, records, spec
+from toolchain import loop, machine, models, pipeline, records, spec, surgery
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle
 
@@ -142,6 +144,30 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     assert "speedup" in [verdict["check"] for verdict in written["verdicts"] if verdict["outcome"] == "fail"]
 
 
+def test_rounds_and_sparse_training_go_through_the_whole_job(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    out = tmp_path / "out"  # the dense model is kept: only what comes after it is trained
+    shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny"))
+    asked = dataclasses.replace(run.recipe.prune, rounds=3, sparsity=1e-3, sparse_epochs=2)
+    recipe = dataclasses.replace(run.recipe, prune=asked)
+    written = pipeline.build(recipe, dataclasses.replace(run.target, precisions=("f32",)), run.domain, out)
+    assert next(one for one in written["variants"] if one["name"] == "pruned-fp32")["accuracy"] >= 0.8
+    assert {name: len(epochs) for name, epochs in written["training"].items()} == {
+        "adapt": 8, "sparsify": 2, "prune": 4, "recover": 4,
+    }  # fmt: skip
+    assert {"sparsify", "prune"} < written["seconds"].keys()
+    folder = out / "tiny" / run.target.name
+    assert all(f">{word}<" in (folder / "report.html").read_text() for word in ("sparsify", "prune", "recover"))
+    # the one plan that is shipped makes the network that was trained out of a fresh dense one
+    small = surgery.apply(models.architecture(recipe.model, 3), surgery.read(folder / "bundle" / "surgery.json"))
+    small.load_state_dict(load_file(next((out / "work" / "recover").glob("*/weights.safetensors"))))
+    widths = [layer.outputs for layer in surgery.layers(small, torch.zeros(1, 3, 32, 32))]
+    assert widths == [layer["after"] for layer in written["layers"]]
+
+
 def test_the_float_variant_is_the_recovered_model_and_not_the_one_quantized_from_it(run: Run) -> None:
     recovered = load_file(next((run.out / "work" / "recover").glob("*/weights.safetensors")))
     shipped = [onnx.load(path) for path in (run.out / "work" / "export").glob("*/exported.onnx")]
@@ -267,8 +293,6 @@ def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
 
 
 def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     monkeypatch.setattr(bench, "ROUNDS", 3)
     shutil.copytree(
         run.out / "work",

@@ -1,4 +1,4 @@
-"""The one training loop: used by adapt, recover and quantize, resumable after any epoch.
+"""The one training loop: used by every stage that trains, resumable after any epoch.
 
 Every random choice of an epoch comes from (seed, epoch), so a run that was killed and continued ends with the
 same weights as one that was not.
@@ -56,6 +56,7 @@ class Job:
     teacher: nn.Module | None = None
     head: str = ""  # module that learns alone in the first `freeze_epochs`
     switch: Hook = lambda model, epoch, training: None  # called before training and before validating
+    penalty: Callable[[nn.Module], Tensor] | None = None  # added to each step's loss; the last epoch is then the best
 
 
 def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
@@ -114,7 +115,8 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False, margin: float
             job.switch(candidate, epoch, False)
             found = evaluate(candidate, validation, job.data.preprocess, job.balance)
             state.history.append(Epoch(epoch + 1, loss, found.accuracy, found.balanced))
-            state.judge(epoch, found, candidate)
+            # validation knows nothing of what the penalty is for: it would choose the epoch that has least of it
+            state.judge(epoch, found, candidate, latest=job.penalty is not None)
             state.epoch += 1
             state.save()
             progress.say(
@@ -145,6 +147,7 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
         logits = model(batch.images)
         # Inception and GoogLeNet give auxiliary answers beside the real one while they train
         loss = _loss(logits if isinstance(logits, Tensor) else logits[0], batch, job, prior)
+        loss = loss if job.penalty is None else loss + job.penalty(model)
         value = loss.item()
         if not math.isfinite(value):
             raise ToolchainError(

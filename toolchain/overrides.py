@@ -90,9 +90,13 @@ def _size(text: str) -> tuple[int, int]:
 
 def _epochs(recipe: Recipe, epochs: int) -> Recipe:
     quantize = dataclasses.replace(recipe.quantize, train=dataclasses.replace(recipe.quantize.train, epochs=epochs))
+    prune = dataclasses.replace(recipe.prune, rounds=min(recipe.prune.rounds, epochs))  # each needs an epoch
+    if prune.sparse_epochs is not None:
+        prune = dataclasses.replace(prune, sparse_epochs=epochs)
     return dataclasses.replace(
         recipe,
         adapt=dataclasses.replace(recipe.adapt, epochs=epochs, least_steps=0),
+        prune=prune,
         recover=dataclasses.replace(recipe.recover, epochs=epochs),
         quantize=quantize,
     )

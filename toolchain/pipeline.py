@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from toolchain.stages import (
     quantize,
     recover,
     sensitivity,
+    sparsify,
     verify,
 )
 from toolchain.values import Architecture, Domain, Recipe, Target
@@ -48,17 +50,20 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
         with _timed(seconds, "adapt"):
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
+        with _timed(seconds, "sparsify"):
+            start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):
-            plan = fit.run(adapted, recipe, target, budget, image, work)
+            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work)
         with _timed(seconds, "sensitivity"):
             curves = sensitivity.run(adapted, plan, recipe, target, image, work)
-        with _timed(seconds, "place"):
-            pruned = prune.run(dense, plan)
+        with _timed(seconds, "place"):  # before any round of pruning: the architecture is settled
             models: dict[Architecture, torch.nn.Module] = {"dense": dense.model}
-            models |= {"pruned": pruned} if plan.cuts else {}
+            models |= {"pruned": prune.at_once(start, plan).model} if plan.cuts else {}
             placed = place.families(models, plan.placements, recipe, target, image, work)
+        with _timed(seconds, "prune"):
+            pruned = prune.run(start, plan, adapted, recipe, target, image, work)
         with _timed(seconds, "recover"):
-            small = recover.run(pruned, plan.surgery, adapted, recipe, work)
+            small = recover.run(pruned, adapted, recipe, work)
         with _timed(seconds, "quantize"):
             families = quantize.families(adapted, small, placed, recipe, target, image, work)
             families, controlled = control.run(families, placed, budget, target, adapted, image, work)
@@ -75,15 +80,15 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
             measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
         judged = judge.run(variants, validation, accuracy, measured, budget)
         findings = summary.Findings(
-            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, plan=plan, curves=curves, placed=placed,
-            families=families, controlled=controlled, variants=variants,
+            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, sparse=start, plan=plan, curves=curves,
+            placed=placed, pruned=pruned, families=families, controlled=controlled, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip
         if judged.shipped is None:
             bundle.remove(folder)  # an older one must not look like the result of this run
         else:
             index = [variant.name for variant in variants].index(judged.shipped)
-            bundle.run(variants[index], answers[index], plan.surgery, summary.facts(findings), data, folder)
+            bundle.run(variants[index], answers[index], pruned.surgery, summary.facts(findings), data, folder)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

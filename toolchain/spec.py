@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from toolchain import amounts, discover
 from toolchain.errors import ToolchainError
-from toolchain.values import Budget, Domain, Isa, ModelSpec, QuantScheme, Recipe, Target, TrainSpec
+from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
 
 SCHEMA = 1
 # integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
@@ -140,8 +140,39 @@ def _size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
     return good, f"{name} = {size}: height and width, each between 8 and 4096"
 
 
-def _recipe_rules(value: Recipe) -> Rules:
+def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
     criteria = discover.modules("criteria")
+    return [
+        (
+            value.ratio is None or 0 <= value.ratio < 1,
+            f"prune.ratio = {value.ratio}: must be from 0 (do not prune) to below 1",
+        ),
+        (
+            value.criterion in criteria,
+            f"prune.criterion = {value.criterion!r}; {discover.nearest(value.criterion, criteria)}",
+        ),
+        (0 < value.max_share <= 1, f"prune.max_share = {value.max_share}: must be above 0, at most 1"),
+        (value.rounds >= 1, f"prune.rounds = {value.rounds}: 1 to cut at once, or how many rounds"),
+        (
+            value.rounds <= max(epochs, 1),
+            f"prune.rounds = {value.rounds}: they share recover.epochs = {epochs}, so at most {max(epochs, 1)}",
+        ),
+        (
+            0 <= value.sparsity <= 1,
+            f"prune.sparsity = {value.sparsity}: 0 for no penalty, or its strength, at most 1; try 1e-3",
+        ),
+        (
+            value.sparse_epochs is None or value.sparsity > 0,
+            f"prune.sparse_epochs = {value.sparse_epochs}: nothing is penalized while prune.sparsity = 0; try 1e-3",
+        ),
+        (
+            value.sparse_epochs is None or value.sparse_epochs >= 1,
+            f"prune.sparse_epochs = {value.sparse_epochs}: at least 1",
+        ),
+    ]
+
+
+def _recipe_rules(value: Recipe) -> Rules:
     return [
         *_train_rules("adapt", value.adapt),
         *_train_rules("recover", value.recover),
@@ -150,18 +181,10 @@ def _recipe_rules(value: Recipe) -> Rules:
             value.quantize.search_seconds >= 0,
             f"quantize.search_seconds = {value.quantize.search_seconds}: 0 for no search, or seconds",
         ),
-        (
-            value.prune.ratio is None or 0 <= value.prune.ratio < 1,
-            f"prune.ratio = {value.prune.ratio}: must be from 0 (do not prune) to below 1",
-        ),
-        (
-            value.prune.criterion in criteria,
-            f"prune.criterion = {value.prune.criterion!r}; {discover.nearest(value.prune.criterion, criteria)}",
-        ),
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
         _size_rule("image_size", value.image_size),
-        (0 < value.prune.max_share <= 1, f"prune.max_share = {value.prune.max_share}: must be above 0, at most 1"),
+        *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
         (value.seed >= 0, f"seed = {value.seed}: must not be negative"),
         (1 <= value.seeds <= 100, f"seeds = {value.seeds}: how often adapt is repeated, from 1 to 100"),

@@ -88,9 +88,9 @@ class State:
                     done.add(mean.data_ptr())
                     mean.lerp_(now[name], 1 - decay) if mean.is_floating_point() else mean.copy_(now[name])
 
-    def judge(self, epoch: int, found: Score, model: nn.Module) -> None:
-        """Keeps the weights when they are the best so far."""
-        if found > self.best:
+    def judge(self, epoch: int, found: Score, model: nn.Module, *, latest: bool = False) -> None:
+        """Keeps the weights when they are the best so far, or because they are the latest."""
+        if latest or found > self.best:
             self.best_epoch, self.best = epoch, found
             self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 

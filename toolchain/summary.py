@@ -9,12 +9,14 @@ from typing import Any
 
 from toolchain import discover, machine, records, stats
 from toolchain.data import Dataset
+from toolchain.loop import Trained
 from toolchain.search import Tried
 from toolchain.stages import control, judge, quantize
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.control import Controlled
 from toolchain.stages.fit import Fit
 from toolchain.stages.place import Placed
+from toolchain.stages.prune import Pruned
 from toolchain.stages.quantize import Family
 from toolchain.stages.sensitivity import Curve, Sensitivity
 from toolchain.values import Accuracy, Architecture, Domain, Interval, Measurement, Recipe, Target, Variant
@@ -32,9 +34,11 @@ class Findings:
     domain: Domain
     data: Dataset
     adapted: Adapted
+    sparse: Trained  # the dense model itself, where nothing was penalized
     plan: Fit
     curves: Sensitivity | None
     placed: Mapping[Architecture, Placed]
+    pruned: Pruned
     families: Sequence[Family]
     controlled: Controlled | None
     variants: Sequence[Variant]
@@ -83,7 +87,7 @@ def report(found: Findings) -> dict[str, Any]:
         "fit": records.plain(found.plan.fitted),
         "dropped": list(found.plan.surgery.dropped),
         "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
-        "training": _trainings(found.families),
+        "training": _trainings(found),
         "seconds": dict(found.seconds),
         "verdicts": records.plain(found.judged.verdicts),
         "placement": {name: _placed(one) for name, one in found.placed.items()},
@@ -136,14 +140,18 @@ def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
     return {"baseline": baseline, **records.plain(judge.faster(found.measured, name, baseline))}
 
 
-def _trainings(families: Sequence[Family]) -> dict[str, Any]:
-    shipped = families[-1]
-    found = {"adapt": families[0].trained.figures["history"]}
-    if len(families) > 1:
-        found["recover"] = shipped.trained.figures["history"]
+def _trainings(found: Findings) -> dict[str, Any]:
+    """Epochs of every training stage, of all that were needed for what ships."""
+    shipped, taught = found.families[-1], {"adapt": found.adapted.trained.figures["history"]}
+    if found.sparse is not found.adapted.trained:
+        taught["sparsify"] = found.sparse.figures["history"]
+    if found.pruned.history:
+        taught["prune"] = found.pruned.history
+    if len(found.families) > 1:
+        taught["recover"] = shipped.trained.figures["history"]
     if shipped.quantized is not None:
-        found["quantize"] = shipped.quantized.trained.figures["history"]
-    return found
+        taught["quantize"] = shipped.quantized.trained.figures["history"]
+    return taught
 
 
 def _calibration(found: Findings) -> list[str]:

@@ -118,11 +118,7 @@ def options(
         ToolchainError: a protected pattern matches nothing, or the criterion needs gradients and there are none.
     """
     sizes = layers(model, image)
-    for pattern in spec.protect:
-        if not any(fnmatch(layer.name, pattern) for layer in sizes):
-            names = ", ".join(layer.name for layer in sizes)
-            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {names}")
-    found = [g for g in groups.find(model, image, head, gradients) if not protected(g, spec.protect)]
+    found = prunable(model, image, head, spec, gradients)
     free = [block for block in blocks if not protected_block(sizes, block, spec.protect)]
     shares = importance.shares(found, criterion, spec.ranking)
     order = [torch.argsort(share, stable=True) for share in shares]
@@ -130,6 +126,21 @@ def options(
         sizes=sizes, groups=tuple(found), ranked=tuple(order), blocks=tuple(free), alignment=alignment,
         ascending=tuple(share[row] for share, row in zip(shares, order, strict=True)), max_share=spec.max_share,
     )  # fmt: skip
+
+
+def prunable(
+    model: nn.Module, image: Tensor, head: str, spec: PruneSpec, gradients: Mapping[str, Gradient] | None = None
+) -> list[Group]:
+    """The groups of channels that the recipe does not protect.
+
+    Raises:
+        ToolchainError: a protected pattern matches nothing, or the model cannot be traced.
+    """
+    names = [layer.name for layer in layers(model, image)]
+    for pattern in spec.protect:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(names)}")
+    return [group for group in groups.find(model, image, head, gradients) if not protected(group, spec.protect)]
 
 
 def protected(group: Group, patterns: Sequence[str]) -> bool:
@@ -227,6 +238,37 @@ def apply(model: nn.Module, surgery: Surgery) -> nn.Module:
         for attribute, value in overrides.items():
             setattr(_submodule(model, name), attribute, value)
     return model
+
+
+def compose(first: Surgery, second: Surgery) -> Surgery:
+    """Two plans as one, in the numbering of the model that the first was made for.
+
+    Args:
+        first: for a model.
+        second: for what the first makes of it.
+    """
+    dropped = {*first.dropped, *second.dropped}
+    gone = [name for name in dropped if not any(name != other and widths.inside(name, other) for other in dropped)]
+
+    def left(name: str) -> bool:
+        return not any(widths.inside(name, block) for block in gone)
+
+    keep = {name: _both(first.keep.get(name, {}), second.keep.get(name, {})) for name in {**first.keep, **second.keep}}
+    attributes = {
+        name: {**first.attributes.get(name, {}), **second.attributes.get(name, {})}
+        for name in {**first.attributes, **second.attributes}
+    }
+    return Surgery(
+        keep={name: rows for name, rows in keep.items() if left(name)},
+        attributes={name: values for name, values in attributes.items() if left(name)},
+        dropped=tuple(sorted(gone)),
+    )
+
+
+def _both(first: Mapping[int, Sequence[int]], second: Mapping[int, Sequence[int]]) -> dict[int, Sequence[int]]:
+    """Kept indices of one tensor: those of the second count what the first has kept."""
+    chosen = {d: [first[d][i] for i in rows] if d in first else rows for d, rows in second.items()}
+    return {**first, **chosen}
 
 
 def read(path: Path) -> Surgery:

@@ -15,10 +15,11 @@ FLOW = (
     "data",
     "select",
     "adapt",
+    "sparsify",
     "fit",
     "sensitivity",
-    "prune",
     "place",
+    "prune",
     "recover",
     "quantize",
     "export",
@@ -171,9 +172,9 @@ def training(report: Report) -> Table:
 
 
 def seconds(report: Report) -> Table:
-    """Time of each stage, and all together."""
+    """Time of each stage that took any, and all together."""
     took = report.get("seconds") or {}
-    rows = [(name, figures.duration(took[name])) for name in ordered(took)]
+    rows = [(name, figures.duration(took[name])) for name in ordered(took) if took[name] != 0]
     known = [value for value in took.values() if not figures.missing(value)]
     total = figures.duration(sum(known) if known else None)
     return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())

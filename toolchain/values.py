@@ -111,6 +111,9 @@ class PruneSpec:
     depth: bool = True  # whole residual blocks may go, where a budget is searched for
     max_share: float = 0.75  # no layer loses more than this share of its channels
     sensitivity: bool = field(default=True, compare=False)  # how much each layer minds, for the report; decides nothing
+    rounds: int = 1  # of cutting part of the way and recovering; they share recover.epochs
+    sparsity: float = 0.0  # of a penalty that shrinks unimportant channels before any are cut; 0: none
+    sparse_epochs: int | None = None  # of training with it; None: half as many as recover.epochs
 
 
 @dataclass(frozen=True, kw_only=True)

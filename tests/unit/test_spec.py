@@ -40,6 +40,19 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + '[prune]\nratio = "much"', "prune.ratio = 'much'"),
         (MODEL + '[prune]\ncriterion = "magnitud"', "did you mean 'magnitude'"),
         (MODEL + '[prune]\nranking = "local"', "prune.ranking = 'local'"),
+        (MODEL + "[prune]\nrounds = 0", "prune.rounds = 0: 1 to cut at once"),
+        (
+            MODEL + "[prune]\nrounds = 4\n[recover]\nepochs = 3",
+            "rounds = 4: they share recover.epochs = 3, so at most 3",
+        ),
+        (MODEL + "[prune]\nrounds = 2\n[recover]\nepochs = 0", "rounds = 2: .* at most 1"),
+        (MODEL + "[prune]\nsparsity = -1e-3", "prune.sparsity = -0.001: 0 for no penalty"),
+        (MODEL + "[prune]\nsparsity = inf", "prune.sparsity = inf: .* at most 1"),
+        (
+            MODEL + "[prune]\nsparse_epochs = 3",
+            "prune.sparse_epochs = 3: nothing is penalized while prune.sparsity = 0",
+        ),
+        (MODEL + "[prune]\nsparsity = 1e-3\nsparse_epochs = 0", "prune.sparse_epochs = 0: at least 1"),
         (MODEL + "[adapt]\nbatch_size = 1", "adapt.batch_size = 1"),
         (MODEL + "[adapt]\nlearning_rate = -1.0", "adapt.learning_rate"),
         (MODEL + "mean = [0.5]", "three numbers"),
@@ -146,6 +159,13 @@ def test_flags_change_recipe_and_domain() -> None:
     assert (recipe.seeds, recipe.balance) == (3, 0.5)
     assert {recipe.adapt.epochs, recipe.recover.epochs, recipe.quantize.train.epochs} == {2}
     assert target.name == "cpu"
+
+
+def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> None:
+    mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
+    recipe, _ = overrides.job(mine, overrides.Flags(epochs=2))
+    assert (recipe.prune.rounds, recipe.prune.sparse_epochs) == (2, 2)
+    assert overrides.job("digits", overrides.Flags(epochs=1))[0].prune == spec.recipe("digits").prune
 
 
 def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:

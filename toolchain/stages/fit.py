@@ -25,6 +25,7 @@ VERSION = 5
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
+LATER = {"rounds", "sparsity", "sparse_epochs"}  # of [prune]: they say how to get there, or show in the model's key
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
     """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
 
     Args:
-        adapted: the dense model, whose weights rank the channels; its calibration images, for criteria that ask what
-            the loss does on them.
+        adapted: the model to be cut, whose weights rank the channels; its calibration images, for criteria that ask
+            what the loss does on them.
         budget: of recipe and target; `latency`, `macs` and `parameters` say how far pruning goes.
         image: one example input, float32 [1, 3, height, width].
 
@@ -90,12 +91,14 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
     room = discover.module("criteria", spec.criterion)
     written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
     seen = adapted.data.calibration_digest if room.NEEDS else ""
-    key = records.digest(VERSION, dense.key, spec, limits, placed and placed.key, written, seen, target.alignment)
+    asked = {name: value for name, value in vars(spec).items() if name not in LATER}
+    key = records.digest(VERSION, dense.key, asked, limits, placed and placed.key, written, seen, target.alignment)
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            collected = _gradients(adapted) if room.NEEDS else None
-            search = _Search(adapted, recipe, target, image, room.score, collected, work)
+            search = _Search(
+                adapted, recipe, target, image, room.score, collected(adapted) if room.NEEDS else None, work
+            )
             if searched:
                 planned, fitted = search.budget(limits, placed, stage.folder)
             else:
@@ -212,8 +215,8 @@ def shipped(placed: Placed, target: Target) -> tuple[Form, float]:
     return Form("int8", placed.placement), best.latency_ms
 
 
-def _gradients(adapted: Adapted) -> Mapping[str, Gradient]:
-    """Of the dense model on the calibration images, which are training images and keep validation out of the choice."""
+def collected(adapted: Adapted) -> Mapping[str, Gradient]:
+    """Gradients of the model on the calibration images, which are training images and keep validation out of the choice."""
     data = adapted.data
     batches = loader.batches(data.calibration_images, data.preprocess, GRADIENT_BATCH)
     return gradients.collect(adapted.trained.model, list(batches))

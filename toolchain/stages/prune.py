@@ -1,11 +1,138 @@
-"""prune: dense model, plan -> smaller model. The plan is data, replayed on the dense model; nothing is ranked here."""
+"""prune: dense model, plan -> smaller model, at once or in rounds of cutting a little and training in between.
 
-from torch import nn
+At once the plan is replayed and nothing is ranked here. In rounds the plan says how wide everything is at the end, which
+is what was timed; which channels those are is ranked anew in every round, on the model that has recovered so far.
+"""
 
-from toolchain import loop, surgery
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from toolchain import discover, groups, loop, progress, records, rounds, surgery
+from toolchain.groups import Group
+from toolchain.stages import fit
+from toolchain.stages.adapt import Adapted
 from toolchain.stages.fit import Fit
+from toolchain.values import Recipe, Surgery, Target, TrainSpec
+
+VERSION = 1
+CUT = "surgery.json"  # in the numbering of the model that the round began with
 
 
-def run(dense: loop.Trained, fit: Fit) -> nn.Module:
-    """The dense model with the plan applied; the dense model is left as it was."""
-    return surgery.apply(dense.model, fit.surgery)
+@dataclass(frozen=True)
+class Pruned:
+    """The architecture that was planned, before its last training."""
+
+    model: nn.Module
+    surgery: Surgery  # in the dense model's numbering
+    key: str  # of the weights that are left: the model's that was cut, or the last round's
+    rounds: tuple[loop.Trained, ...] = ()  # trainings on the way
+
+    @property
+    def history(self) -> list[Mapping[str, Any]]:
+        """Epochs of all rounds, one behind the other."""
+        found = [entry for one in self.rounds for entry in one.figures["history"]]
+        return [{**entry, "epoch": number} for number, entry in enumerate(found, 1)]
+
+
+def at_once(start: loop.Trained, plan: Fit) -> Pruned:
+    """The model with the whole plan applied; `start` is left as it was."""
+    return Pruned(surgery.apply(start.model, plan.surgery), plan.surgery, start.key)
+
+
+def run(
+    start: loop.Trained, plan: Fit, adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path
+) -> Pruned:
+    """Cuts `start` down to the plan, in as many rounds as the recipe says; finished rounds are not done again.
+
+    Args:
+        start: the model to cut; left as it was.
+        plan: where to.
+        adapted: the dense model, the teacher of every round, and the images to train and rank on.
+        image: one example input, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: training diverged; or the model cannot be traced any more once channels are gone.
+    """
+    if recipe.prune.rounds == 1 or not plan.cuts:
+        return at_once(start, plan)
+    way = _Way(start, plan.surgery, adapted, recipe, target.alignment, image, work)
+    now = Pruned(start.model, Surgery(), start.key)
+    for number in range(1, recipe.prune.rounds + 1):
+        now = way.go(number, now)
+    return now
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What all rounds need."""
+
+    start: loop.Trained
+    plan: Surgery
+    adapted: Adapted
+    recipe: Recipe
+    alignment: int
+    image: Tensor
+    work: Path
+
+    @cached_property
+    def whole(self) -> Sequence[Group]:
+        return groups.find(self.start.model, self.image, self.adapted.head)
+
+    def go(self, number: int, before: Pruned) -> Pruned:
+        """One round: cut, then train; after the last cut, and where nothing was cut, there is no training here."""
+        with records.stage(self.work, "prune", self._key(number, before)) as stage:
+            started = time.monotonic()
+            cut = self._cut(number, before, stage.folder / CUT)
+            model, done = surgery.apply(before.model, cut), surgery.compose(before.surgery, cut)
+            if number == self.recipe.prune.rounds or cut == Surgery():
+                if stage.figures is None:
+                    records.finish(stage, started, {"history": []})
+                return Pruned(model, done, stage.key, before.rounds)
+            if stage.figures is not None:
+                trained = loop.restored(stage, model)
+            else:
+                trained = loop.store(stage, started, model, loop.train(model, self._job(number, stage.folder)), {})
+        return Pruned(trained.model, done, stage.key, (*before.rounds, trained))
+
+    def _key(self, number: int, before: Pruned) -> str:
+        asked, room = self.recipe.prune, discover.module("criteria", self.recipe.prune.criterion)
+        written = records.sha256_file(Path(str(room.__file__)))
+        seen = self.adapted.data.calibration_digest if room.NEEDS else ""
+        return records.digest(
+            VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect, written, seen,
+            self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
+        )  # fmt: skip
+
+    @property
+    def _spec(self) -> TrainSpec:
+        share = self.recipe.recover.epochs // self.recipe.prune.rounds
+        return dataclasses.replace(self.recipe.recover, epochs=share)
+
+    def _job(self, number: int, folder: Path) -> loop.Job:
+        return loop.Job(
+            data=self.adapted.data, spec=self._spec, augment=self.adapted.augment, seed=self.recipe.seed + 3 + number,
+            label=f"prune: round {number}", folder=folder, balance=self.recipe.balance,
+            teacher=self.adapted.trained.model,
+        )  # fmt: skip
+
+    def _cut(self, number: int, before: Pruned, path: Path) -> Surgery:
+        """What goes in this round; written down, so that a run that goes on cuts what it has begun to train."""
+        if not path.exists():
+            spec, room = self.recipe.prune, discover.module("criteria", self.recipe.prune.criterion)
+            here = dataclasses.replace(self.adapted, trained=dataclasses.replace(self.start, model=before.model))
+            found = surgery.options(
+                before.model, self.image, head=self.adapted.head, spec=spec, alignment=self.alignment,
+                criterion=room.score, gradients=fit.collected(here) if room.NEEDS else None,
+            )  # fmt: skip
+            choice = rounds.choice(found, self.whole, self.plan, before.surgery, number / spec.rounds)
+            left = surgery.macs(found.layers(choice)) / sum(layer.macs for layer in found.sizes)
+            progress.say(f"prune: round {number} of {spec.rounds} leaves {left:.0%} of its multiply-accumulates")
+            records.write_json(path, surgery.of(before.model, found, choice))
+        return surgery.read(path)

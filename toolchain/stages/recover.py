@@ -1,35 +1,42 @@
 """recover: pruned model, dense teacher -> small trained model, by distillation on the training images."""
 
+import dataclasses
 import time
 from pathlib import Path
 
-from torch import nn
-
 from toolchain import loop, records
 from toolchain.stages.adapt import Adapted
+from toolchain.stages.prune import Pruned
 from toolchain.values import Recipe, Surgery
 
 VERSION = 3
 
 
-def run(pruned: nn.Module, plan: Surgery, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
-    """Trains the pruned model back towards the dense one. Without surgery the dense model itself is the result.
+def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
+    """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
+
+    Without surgery the dense model itself is the result.
 
     Raises:
         ToolchainError: training diverged.
     """
     dense = adapted.trained
-    if not plan.keep and not plan.dropped:
+    if pruned.surgery == Surgery():
         return dense
-    # keyed by the plan itself: two targets that arrive at the same widths share the training
-    key = records.digest(VERSION, dense.key, plan, recipe.recover, adapted.augment, recipe.balance, recipe.seed)
+    spec = dataclasses.replace(recipe.recover, epochs=recipe.recover.epochs - len(pruned.history))
+    # keyed by the plan itself: two targets that arrive at the same widths share the training; and by the weights that
+    # are left, where they are not simply the dense model's
+    left = [] if pruned.key == dense.key else [pruned.key]
+    key = records.digest(
+        VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
+    )  # fmt: skip
     with records.stage(work, "recover", key) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, pruned)
+            return loop.restored(stage, pruned.model)
         started = time.monotonic()
         job = loop.Job(
-            data=adapted.data, spec=recipe.recover, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
+            data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
-        training = loop.train(pruned, job)
-        return loop.store(stage, started, pruned, training, {})
+        training = loop.train(pruned.model, job)
+        return loop.store(stage, started, pruned.model, training, {})

@@ -1,0 +1,87 @@
+"""How wide each group of channels is after each of several prune-recover rounds on the way to a plan.
+
+Cutting little and training in between loses less than cutting all at once (Molchanov et al., arXiv 1611.06440): what is
+left has adapted before it is ranked again. Every round leaves the same share of each width, so that no single one
+takes more of a network than the others. Where the rounds end, in width and in blocks, the plan has decided.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from toolchain import widths
+from toolchain.errors import ToolchainError
+from toolchain.groups import Group, Member, Side
+from toolchain.values import Surgery
+from toolchain.widths import Choice, Options
+
+Slot = tuple[str, Side, int]  # layer, side, index in the whole model's numbering
+
+
+def choice(options: Options, whole: Sequence[Group], plan: Surgery, done: Surgery, share: float) -> Choice:
+    """What stays of the groups of a model that is on its way.
+
+    Args:
+        options: of the model as it is.
+        whole: the groups of the whole model.
+        plan: where the way leads to.
+        done: what has gone so far, as a plan for the whole model.
+        share: of the way that this round ends at, 1 at the end. Blocks go in the first round: half of one cannot be
+            cut, and the longer the rest does without them, the better it is used to it.
+
+    Raises:
+        ToolchainError: a group of the whole model that is to be cut is none of the model as it is.
+    """
+    goals = [_goal(group, plan) for group in whole]
+    owner = _owners(whole)
+    numbers = [_owner(group, owner, done) for group in options.groups]
+    lost = [whole[i].name for i, goal in enumerate(goals) if goal not in (None, whole[i].channels) and i not in numbers]
+    if lost:
+        raise ToolchainError(
+            f"the channels of {lost[0]} can no longer be traced now that some are gone, so this model cannot be pruned "
+            "in rounds; set [prune] rounds = 1"
+        )
+    kept = []
+    for group, number in zip(options.groups, numbers, strict=True):
+        goal = None if number is None else goals[number]
+        full = group.channels if number is None else whole[number].channels
+        kept.append(group.channels if goal is None else width(full, goal, share, options.alignment))
+    return Choice(tuple(kept), frozenset(plan.dropped) - frozenset(done.dropped))
+
+
+def width(whole: int, final: int, share: float, alignment: int) -> int:
+    """Channels of a group when `share` of the way from `whole` to `final` is gone, in multiples of the alignment."""
+    if share >= 1 or whole == final:
+        return final
+    aimed: float = whole * (final / whole) ** share
+    return min(whole, max(final, round(aimed / alignment) * alignment))
+
+
+def _goal(group: Group, plan: Surgery) -> int | None:
+    """How many of a group's channels the plan keeps; None where it went with a block."""
+    for member in group.members:
+        if any(widths.inside(member.module, block) for block in plan.dropped):
+            continue
+        kept = _kept(member, plan)
+        return group.channels if kept is None else len({row[0] for row in member.positions}.intersection(kept))
+    return None
+
+
+def _kept(member: Member, plan: Surgery) -> Sequence[int] | None:
+    """Kept indices of the side of a layer that a group is on; None: all."""
+    return plan.keep.get(f"{member.module}.weight", {}).get(0 if member.side == "out" else 1)
+
+
+def _owners(whole: Sequence[Group]) -> Mapping[Slot, int]:
+    return {
+        (member.module, member.side, index): number
+        for number, group in enumerate(whole)
+        for member in group.members
+        for row in member.positions
+        for index in row
+    }
+
+
+def _owner(group: Group, owner: Mapping[Slot, int], done: Surgery) -> int | None:
+    """Which group of the whole model this is what is left of."""
+    member = group.members[0]
+    kept, place = _kept(member, done), member.positions[0][0]
+    return owner.get((member.module, member.side, place if kept is None else kept[place]))

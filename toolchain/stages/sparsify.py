@@ -1,0 +1,65 @@
+"""sparsify: dense model -> the same, its unimportant channels made small, to be ranked and cut in its place.
+
+The dense model stays what accuracy is measured from, and the teacher. Without `prune.sparsity` nothing is done.
+"""
+
+import copy
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from toolchain import loop, progress, records, sparsity, surgery
+from toolchain.stages.adapt import Adapted
+from toolchain.values import Recipe, Target, TrainSpec
+
+VERSION = 1
+SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
+
+
+def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> loop.Trained:
+    """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
+
+    Args:
+        adapted: the dense model; left as it was.
+        image: one example input, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: training diverged, or the model cannot be traced for pruning.
+    """
+    dense, asked = adapted.trained, recipe.prune
+    if asked.sparsity == 0 or asked.ratio == 0:
+        return dense
+    spec = _spec(recipe)
+    key = records.digest(
+        VERSION, dense.key, asked.sparsity, asked.protect, target.alignment, spec, adapted.augment, recipe.balance,
+        recipe.seed,
+    )  # fmt: skip
+    model = copy.deepcopy(dense.model)
+    with records.stage(work, "sparsify", key) as stage:
+        if stage.figures is not None:
+            return loop.restored(stage, model)
+        started = time.monotonic()
+        # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
+        found = surgery.prunable(model, image, adapted.head, asked)
+        found = [group for group in found if group.channels > target.alignment]
+        job = loop.Job(
+            data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
+            folder=stage.folder, balance=recipe.balance, teacher=dense.model,
+            penalty=sparsity.penalty(found, asked.sparsity),
+        )  # fmt: skip
+        training = loop.train(model, job)
+        weak = [sparsity.weak(found, one) for one in (dense.model, model)]
+        progress.say(
+            f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
+        )
+        return loop.store(stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]})
+
+
+def _spec(recipe: Recipe) -> TrainSpec:
+    epochs = recipe.prune.sparse_epochs
+    return dataclasses.replace(
+        recipe.recover, epochs=math.ceil(SHARE * recipe.recover.epochs) if epochs is None else epochs
+    )
