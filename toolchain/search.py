@@ -175,7 +175,7 @@ class Search:
         labels = list(variants)
         for start in range(0, len(labels), SIDES - 2):
             part = labels[start : start + SIDES - 2]
-            last = CONFIRM * (1 + len(self.floats))  # what `settle` is going to time
+            last = CONFIRM * (2 + len(self.floats))  # what `settle` is going to time, with a process start
             if not must and time.monotonic() + self.per_side * (len(part) + 2 + last) > self.deadline:
                 break
             began = time.monotonic()
