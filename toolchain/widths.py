@@ -17,7 +17,7 @@ from toolchain.errors import ToolchainError
 from toolchain.groups import Group
 from toolchain.values import Layer
 
-LEAST_LEFT = 0.1  # of a group's importance, where the group is gone
+USED = 0.95  # of the limit: importance is an estimate, but what is left of a limit is lost for sure
 
 Cost = Callable[[Sequence[Layer]], float]
 
@@ -139,19 +139,9 @@ class Options:
         return [*range(least, channels, self.alignment), channels]
 
     def worth(self, index: int, kept: int, lower: int) -> float:
-        """What is lost by a group's channels between two widths, in every layer that sees them.
-
-        The more of a group's importance is gone, the more the rest is worth: minus the logarithm of the share that is
-        left, bounded for a group that goes altogether. In proportion, a whole block would look as cheap as its least
-        important channels, and the search would leave out blocks where narrowing them loses less.
-        """
-        ascending, channels = self.ascending[index], self.groups[index].channels
-        whole = float(ascending.sum())
-        if whole <= 0:
-            return 0.0
-        left = [1 - float(ascending[: channels - width].sum()) / whole for width in (kept, lower)]
-        before, after = (-math.log(max(share, LEAST_LEFT)) for share in left)
-        return whole * (after - before) * self.groups[index].layers
+        """Importance of a group's channels between two widths, counted in every layer that sees them."""
+        channels = self.groups[index].channels
+        return float(self.ascending[index][channels - kept : channels - lower].sum()) * self.groups[index].layers
 
     def lost(self, choice: Choice) -> float:
         """What an architecture loses of the whole model's importance."""
@@ -168,25 +158,30 @@ class Options:
 def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
     """The choice that costs at most `limit`, by taking what loses the least importance for what it saves, step by step.
 
-    A block that went early may have been worth keeping in the end: each is brought back in turn, and stays where that
-    loses less on the whole.
+    Where whole blocks go, a last one may leave much of the limit unused, or may have been worth keeping in the end: each
+    is brought back in turn, and stays where that uses the limit, or uses it as well and loses less.
 
     Raises:
         ToolchainError: the limit cannot be reached; `Unreachable` says what can.
     """
+
+    def rank(choice: Choice) -> tuple[bool, float]:
+        return cost(options.layers(choice)) < USED * limit, options.lost(choice)
+
     best = _greedy(options, cost, limit)
     stays = frozenset[str]()
-    while others := [block for block in sorted(best.dropped) if block not in stays]:
+    while others := sorted(best.dropped - stays):
         found = []
         for block in others:
             blocks = tuple(one for one in options.blocks if one not in stays | {block})
             with suppress(Unreachable):
-                other = _greedy(replace(options, blocks=blocks), cost, limit)
-                found.append((options.lost(other), block, other))
-        if not found or min(one[0] for one in found) >= options.lost(best):
+                found.append((_greedy(replace(options, blocks=blocks), cost, limit), block))
+        if not found:
             break
-        _, block, best = min(found, key=lambda one: one[0])
-        stays |= {block}
+        other, block = min(found, key=lambda one: rank(one[0]))
+        if rank(other) >= rank(best):
+            break
+        best, stays = other, stays | {block}
     return best
 
 
