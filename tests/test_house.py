@@ -37,6 +37,7 @@ RANKS = {
     },
     2: {
         "surgery",
+        "locks",
         "groups",
         "importance",
         "narrowed",

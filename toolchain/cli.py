@@ -59,6 +59,9 @@ def export(
     latency: Annotated[
         str, typer.Option(help='Prune down to it: "0.5x" of the dense model as shipped, or "1.2 ms".')
     ] = "",
+    lock: Annotated[
+        Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
+    ] = None,
     on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
 ) -> None:
@@ -75,9 +78,10 @@ def export(
             seeds=seeds, balance=balance, ratio=ratio, latency=latency, on_corrupt=on_corrupt,
         ),
     )  # fmt: skip
-    from toolchain import pipeline, report
+    from toolchain import discover, pipeline, report
 
-    written = pipeline.build(*chosen, out)
+    beside = discover.find("recipes", recipe).parent
+    written = pipeline.build(*chosen, out, lock=lock, beside=beside)
     report.terminal(written)
     folder = out / written["recipe"] / written["target"]
     _where(folder, written)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from toolchain import discover, records, report, summary
+from toolchain import discover, locks, records, report, summary
 from toolchain.stages import (
     adapt,
     bench,
@@ -31,16 +31,23 @@ from toolchain.stages import (
 from toolchain.values import Architecture, Domain, Recipe, Target
 
 
-def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str, Any]:
+def build(
+    recipe: Recipe, target: Target, domain: Domain, out: Path, *, lock: Path | None = None, beside: Path | None = None
+) -> dict[str, Any]:
     """Makes a bundle for `target` in `out/<recipe>/<target>`; returns the report.
 
     A report whose `shipped` is None missed a budget: it is written all the same, the bundle is not.
+
+    Args:
+        lock: a file that says what is cut and what runs in integers.
+        beside: the recipe's folder, whose lock is taken where none is named and it is for the same settings.
 
     Raises:
         ToolchainError: wrong input or environment; finished stages stay in `out/work` and are not done again.
     """
     budget = judge.merged(recipe.budget, target.budget)
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
+    decided = locks.find(lock, beside, recipe, target, budget)
     discover.module("runtimes", target.runtime).fingerprint()  # a runtime that is not installed is said before training
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
@@ -53,13 +60,14 @@ def build(recipe: Recipe, target: Target, domain: Domain, out: Path) -> dict[str
         with _timed(seconds, "sparsify"):
             start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):
-            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work)
+            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work, decided)
         with _timed(seconds, "sensitivity"):
             curves = sensitivity.run(adapted, plan, recipe, target, image, work)
         with _timed(seconds, "place"):  # before any round of pruning: the architecture is settled
             models: dict[Architecture, torch.nn.Module] = {"dense": dense.model}
             models |= {"pruned": prune.at_once(start, plan).model} if plan.cuts else {}
             placed = place.families(models, plan.placements, recipe, target, image, work)
+            fit.lock(plan, start, placed, recipe, target, budget, image, folder)
         with _timed(seconds, "prune"):
             pruned = prune.run(start, plan, adapted, recipe, target, image, work)
         with _timed(seconds, "recover"):

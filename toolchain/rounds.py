@@ -47,6 +47,11 @@ def choice(options: Options, whole: Sequence[Group], plan: Surgery, done: Surger
     return Choice(tuple(kept), frozenset(plan.dropped) - frozenset(done.dropped))
 
 
+def same(options: Options, plan: Surgery) -> Choice:
+    """The widths and blocks of a plan that was made for other weights of the same model."""
+    return choice(options, options.groups, plan, Surgery(), 1.0)
+
+
 def width(whole: int, final: int, share: float, alignment: int) -> int:
     """Channels of a group when `share` of the way from `whole` to `final` is gone, in multiples of the alignment."""
     if share >= 1 or whole == final:

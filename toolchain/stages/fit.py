@@ -12,10 +12,25 @@ from typing import Any
 
 from torch import Tensor
 
-from toolchain import amounts, discover, fitting, gradients, loader, narrowed, progress, records, surgery, widths
+from toolchain import (
+    amounts,
+    discover,
+    fitting,
+    gradients,
+    loader,
+    locks,
+    narrowed,
+    progress,
+    records,
+    rounds,
+    surgery,
+    widths,
+)
 from toolchain.architectures import Architectures, Form
 from toolchain.errors import ToolchainError
 from toolchain.gradients import Gradient
+from toolchain.locks import Lock
+from toolchain.loop import Trained
 from toolchain.stages import place
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
@@ -51,10 +66,13 @@ class Fit:
     before: Sequence[Layer]
     after: Sequence[Layer]
     fitted: Fitted | None  # None where latency was no matter
+    lock: Lock | None = None  # that all this comes from
 
     @property
-    def placements(self) -> dict[Architecture, Placement]:
+    def placements(self) -> Mapping[Architecture, Placement]:
         """Placements that are decided already."""
+        if self.lock:
+            return self.lock.placements
         own = self.fitted.placement if self.fitted else None
         return {"pruned": own} if own else {}
 
@@ -64,7 +82,15 @@ class Fit:
         return bool(self.surgery.keep or self.surgery.dropped)
 
 
-def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image: Tensor, work: Path) -> Fit:
+def run(
+    adapted: Adapted,
+    recipe: Recipe,
+    target: Target,
+    budget: Budget,
+    image: Tensor,
+    work: Path,
+    lock: Lock | None = None,
+) -> Fit:
     """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
 
     Args:
@@ -72,9 +98,11 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
             what the loss does on them.
         budget: of recipe and target; `latency`, `macs` and `parameters` say how far pruning goes.
         image: one example input, float32 [1, 3, height, width].
+        lock: what was decided before; nothing is searched then. Channels are ranked anew where the weights are others.
 
     Raises:
-        ToolchainError: the ratio or budget cannot be reached, both are given, or the model cannot be traced.
+        ToolchainError: the ratio or budget cannot be reached, both are given, the model cannot be traced, or the lock is
+            for another model.
     """
     dense, spec = adapted.trained, recipe.prune
     limits = {what: amounts.read(what, text) for what in amounts.UNITS if (text := getattr(budget, what)) is not None}
@@ -84,7 +112,9 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
         )
     searched = bool(limits) and spec.ratio is None
     placed = None
-    if searched and "latency" in limits:
+    if lock:
+        locks.check(lock, surgery.layers(dense.model, image), (image.shape[2], image.shape[3]))
+    elif searched and "latency" in limits:
         placed = place.run(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
@@ -92,14 +122,18 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
     written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
     seen = adapted.data.calibration_digest if room.NEEDS else ""
     asked = {name: value for name, value in vars(spec).items() if name not in LATER}
-    key = records.digest(VERSION, dense.key, asked, limits, placed and placed.key, written, seen, target.alignment)
+    key = records.digest(
+        VERSION, dense.key, asked, limits, placed and placed.key, written, seen, target.alignment, lock and lock.key
+    )
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             search = _Search(
                 adapted, recipe, target, image, room.score, collected(adapted) if room.NEEDS else None, work
             )
-            if searched:
+            if lock:
+                planned, fitted = search.locked(lock), read_fitted(lock.fitted)
+            elif searched:
                 planned, fitted = search.budget(limits, placed, stage.folder)
             else:
                 planned, fitted = search.ratio(), None
@@ -117,7 +151,7 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, budget: Budget, image:
         f"({work_left[1] / work_left[0]:.0%})"
         + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
     )
-    return Fit(planned, key, before, after, fitted)
+    return Fit(planned, key, before, after, fitted, lock)
 
 
 @dataclass(frozen=True)
@@ -131,6 +165,13 @@ class _Search:
     criterion: Callable[..., Tensor]
     gradients: Mapping[str, Gradient] | None
     work: Path
+
+    def locked(self, lock: Lock) -> Surgery:
+        """The plan of a lock; its channels too where it ranked the same weights."""
+        if lock.weights == self.adapted.trained.key or lock.surgery == Surgery():
+            return lock.surgery
+        options = self.options(lock.surgery.dropped)
+        return surgery.of(self.adapted.trained.model, options, rounds.same(options, lock.surgery))
 
     def ratio(self) -> Surgery:
         """A plan that removes a share of the multiply-accumulates."""
@@ -189,6 +230,22 @@ class _Search:
             return found, None
         final = fitting.again(job, timer.shipped_as(own), found)
         return final, None if final.plan == found.plan else placed.placement
+
+
+def lock(
+    plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target, budget: Budget,
+    image: Tensor, folder: Path,
+) -> None:  # fmt: skip
+    """Writes down what was decided, so that the same architecture can be made without a search."""
+    locks.write(
+        folder / locks.file_name(recipe, target),
+        Lock(
+            schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
+            image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
+            weights=start.key, surgery=plan.surgery, fitted=records.plain(plan.fitted),
+            placements={name: one.placement for name, one in placed.items()}, versions=locks.versions(),
+        ),
+    )  # fmt: skip
 
 
 def read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:

@@ -1,0 +1,144 @@
+"""A lock: written, read, replayed without a search, and refused for another model or other settings."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from toolchain import locks, loop, spec, surgery
+from toolchain.data import Dataset, Images
+from toolchain.errors import ToolchainError
+from toolchain.locks import Lock
+from toolchain.stages import fit, place
+from toolchain.stages.adapt import Adapted
+from toolchain.values import AugmentSpec, Budget, ModelSpec, Placement, Preprocess, PruneSpec, Recipe
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
+OWN = Placement(float_modules=("0",), float_operations=())
+
+
+def net(seed: int = 0, classes: int = 2, width: int = 16) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 12, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12 * 16, classes),
+    ).eval()  # fmt: skip
+
+
+def adapted(model: nn.Module, key: str = "dense") -> Adapted:
+    pixels = torch.zeros((4, 8, 8, 3), dtype=torch.uint8)
+    train = Images(pixels, torch.tensor([0, 1, 0, 1]), tuple(Path(str(i)) for i in range(4)), torch.ones(4))
+    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    data = Dataset(("a", "b"), {"train": train}, preprocess, "data", (0, 1), "drawn", ())
+    return Adapted(loop.Trained(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    whole = adapted(net())
+    plan = fit.run(whole, RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    placed = {"dense": place.Placed(OWN, "", (), 0.0), "pruned": place.Placed(Placement(), "", (), 0.0)}
+    fit.lock(plan, whole.trained, placed, RECIPE, TARGET, Budget(), IMAGE, tmp_path)
+    return tmp_path / "r.cpu.lock.json"
+
+
+def replay(path: Path, model: Adapted, work: Path) -> fit.Fit:
+    lock = locks.find(path, None, RECIPE, TARGET, Budget())
+    return fit.run(model, RECIPE, TARGET, Budget(), IMAGE, work, lock)
+
+
+def test_the_same_weights_get_the_same_channels_without_a_search(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = fit.run(adapted(net()), RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    monkeypatch.setattr(surgery, "plan", None)
+    monkeypatch.setattr(surgery, "options", None)
+    again = replay(written, adapted(net()), tmp_path / "elsewhere")
+    assert again.cuts
+    assert again.surgery == planned.surgery
+    assert again.placements == {"dense": OWN, "pruned": Placement()}
+
+
+def test_other_weights_get_the_same_widths_and_their_own_channels(written: Path, tmp_path: Path) -> None:
+    first = locks.read(written).surgery
+    other = replay(written, adapted(net(seed=5, classes=3), "other"), tmp_path / "elsewhere").surgery
+    assert {name: {d: len(i) for d, i in rows.items()} for name, rows in other.keep.items()} == {
+        name: {d: len(i) for d, i in rows.items()} for name, rows in first.keep.items()
+    }
+    assert other.keep != first.keep
+    surgery.apply(net(seed=5, classes=3), other)(IMAGE)
+
+
+def test_another_model_is_refused_by_its_first_other_layer(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"layer 0 is spatial, 3 -> 16; here it is spatial, 3 -> 20"):
+        replay(written, adapted(net(width=20)), tmp_path)
+
+
+def test_another_image_size_is_refused(written: Path) -> None:
+    lock = locks.read(written)
+    with pytest.raises(ToolchainError, match="made for images of 8x8, these are 16x8"):
+        locks.check(lock, lock.layers, (16, 8))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "budget", "said"),
+    [
+        (dataclasses.replace(RECIPE, prune=PruneSpec(ratio=0.5)), Budget(), "prune.ratio = 0.3, now it is 0.5"),
+        (RECIPE, Budget(latency="0.5x"), "budget.latency = None, now it is '0.5x'"),
+    ],
+)
+def test_other_settings_leave_it_aside_or_are_refused_where_it_was_named(
+    written: Path, recipe: Recipe, budget: Budget, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ToolchainError, match=said):
+        locks.find(written, None, recipe, TARGET, budget)
+    assert locks.find(None, written.parent, recipe, TARGET, budget) is None
+    assert said in capsys.readouterr().out
+
+
+def test_one_beside_the_recipe_is_found_by_recipe_and_target(written: Path) -> None:
+    found = locks.find(None, written.parent, RECIPE, TARGET, Budget())
+    assert found == locks.read(written)
+    assert locks.find(None, written.parent, dataclasses.replace(RECIPE, name="other"), TARGET, Budget()) is None
+
+
+def test_a_lock_for_another_target_is_refused(written: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
+        locks.find(written, None, RECIPE, spec.target("openvino"), Budget())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.clear(), "is no lock"),
+        (lambda content: content.update(schema=9), "schema = 9"),
+        (lambda content: content.pop("layers"), "layers"),
+        (lambda content: content.update(extra=1), "extra"),
+        (lambda content: content["surgery"].update(keep={"0.weight": {"0": ["x"]}}), "surgery.keep"),
+    ],
+)
+def test_a_broken_lock_is_named(written: Path, change, said: str) -> None:
+    content = json.loads(written.read_text())
+    change(content)
+    written.write_text(json.dumps(content))
+    with pytest.raises(ToolchainError, match=said) as raised:
+        locks.find(written, None, RECIPE, TARGET, Budget())
+    assert written.name in str(raised.value)
+
+
+def test_a_lock_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="cannot read"):
+        locks.find(tmp_path / "none.json", None, RECIPE, TARGET, Budget())
+
+
+def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None:
+    lock = locks.read(written)
+    assert isinstance(lock, Lock)
+    assert {"torch", "onnxruntime"} <= set(lock.versions)
+    locks.write(tmp_path / "again.json", lock)
+    assert (tmp_path / "again.json").read_bytes() == written.read_bytes()

@@ -1,0 +1,154 @@
+"""A lock: what was cut and what runs in integers, as data, from which the same architecture is made without a search.
+
+`export` writes one beside its report. Put beside the recipe, or named with `--lock`, it is replayed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from toolchain import amounts, progress, records
+from toolchain.errors import ToolchainError
+from toolchain.values import Architecture, Budget, Layer, Placement, Recipe, Surgery, Target
+
+SCHEMA = 1
+VERSIONED = ("torch", "onnx", "onnxruntime", "openvino")
+SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share")  # of [prune], which decide what is cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """The decisions, and what they were made for."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    schema: int
+    recipe: str
+    target: str
+    runtime: str
+    image_size: tuple[int, int]  # height, width
+    asked: Mapping[str, Any]  # settings and budgets that decided how much is cut
+    layers: tuple[Layer, ...]  # of the dense model
+    weights: str  # key of the weights that ranked the channels
+    surgery: Surgery
+    placements: Mapping[Architecture, Placement]
+    fitted: Mapping[str, Any] | None = None  # how a latency was met
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Digest of what is decided."""
+        return records.digest(self.surgery, self.placements, self.weights, self.layers)
+
+
+def file_name(recipe: Recipe, target: Target) -> str:
+    """Of the lock that belongs to a recipe and a target."""
+    return f"{recipe.name}.{target.name}.lock.json"
+
+
+def asked(recipe: Recipe, budget: Budget) -> dict[str, Any]:
+    """Settings and budgets that decide how much is cut, as a lock keeps them."""
+    settings = {f"prune.{name}": getattr(recipe.prune, name) for name in SETTINGS}
+    wanted = {f"budget.{name}": text for name in amounts.UNITS if (text := getattr(budget, name)) is not None}
+    found: dict[str, Any] = records.plain(
+        {**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules}
+    )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that a decision depends on, where they are installed."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: Path, lock: Lock) -> None:
+    """Writes a lock, or nothing."""
+    records.write_json(path, lock)
+
+
+def read(path: Path) -> Lock:
+    """Reads a lock.
+
+    Raises:
+        ToolchainError: it is missing, no lock, or of another schema.
+    """
+    content = records.read_json(path)
+    if not isinstance(content, dict) or "schema" not in content:
+        raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
+    if content["schema"] != SCHEMA:
+        raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
+    try:
+        return TypeAdapter(Lock).validate_python(content)
+    except ValidationError as reason:
+        first = reason.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ToolchainError(f"{path}: {where}: {first['msg'].lower()}") from reason
+
+
+def find(named: Path | None, beside: Path | None, recipe: Recipe, target: Target, budget: Budget) -> Lock | None:
+    """The lock that was asked for, or the one beside the recipe where that is for the same settings.
+
+    Raises:
+        ToolchainError: the lock that was asked for is none, or was made for something else.
+    """
+    path = named or (beside / file_name(recipe, target) if beside else None)
+    if path is None or not (named or path.exists()):
+        return None
+    lock = read(path)
+    other = difference(lock, recipe, target, budget)
+    if other and named:
+        raise ToolchainError(f"{path}: {other}; give the lock that belongs to it, or none to search again")
+    if other:
+        progress.say(f"lock: {path.name} is left aside: {other}")
+        return None
+    progress.say(f"lock: {path.name} says what is cut and what runs in integers")
+    return lock
+
+
+def difference(lock: Lock, recipe: Recipe, target: Target, budget: Budget) -> str:
+    """The first thing that a lock was made differently for; "" where it fits. The model is compared by `check`."""
+    if lock.target != target.name or lock.runtime != target.runtime:
+        return f"it was made for the target {lock.target} ({lock.runtime}), this is {target.name} ({target.runtime})"
+    now = asked(recipe, budget)
+    for name in sorted({*now, *lock.asked}):
+        if now.get(name) != lock.asked.get(name):
+            return f"it was made with {name} = {lock.asked.get(name)!r}, now it is {now.get(name)!r}"
+    return ""
+
+
+def check(lock: Lock, layers: Sequence[Layer], image_size: tuple[int, int]) -> None:
+    """Whether a lock is for this model at this image size.
+
+    Raises:
+        ToolchainError: it is not; names the first layer that differs.
+    """
+    if tuple(image_size) != tuple(lock.image_size):
+        (h, w), (height, width) = lock.image_size, image_size
+        raise ToolchainError(f"the lock was made for images of {h}x{w}, these are {height}x{width}{_AGAIN}")
+    for then, now in zip(lock.layers, layers, strict=False):
+        if then.name != now.name:
+            raise ToolchainError(f"the lock has a layer {then.name} where this model has {now.name}{_AGAIN}")
+        # another number of classes changes nothing that a lock decides
+        if then is not lock.layers[-1] and (then.kind, then.inputs, then.outputs) != (
+            now.kind,
+            now.inputs,
+            now.outputs,
+        ):
+            raise ToolchainError(
+                f"the lock was made for another model: its layer {then.name} is {then.kind}, {then.inputs} -> "
+                f"{then.outputs}; here it is {now.kind}, {now.inputs} -> {now.outputs}{_AGAIN}"
+            )
+    if len(layers) != len(lock.layers):
+        raise ToolchainError(f"the lock was made for {len(lock.layers)} layers, this model has {len(layers)}{_AGAIN}")
+
+
+_AGAIN = "; remove the lock to search again"
