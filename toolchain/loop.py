@@ -27,6 +27,7 @@ from toolchain.values import AugmentSpec, Preprocess, TrainSpec
 CHECKPOINT = "training.safetensors"
 WEIGHTS = "weights.safetensors"
 EVALUATION_BATCH = 256
+ABSURD = 100.0  # mean loss of an epoch: over a hundred times that of guessing among all classes
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,12 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False, margin: float
             epoch = state.epoch
             job.switch(model, epoch, True)
             loss = train_epoch(model, job, state, prior, bar)
+            if loss > ABSURD:
+                why = f"{job.label}: the loss grew to {loss:.3g} in epoch {epoch + 1}; lower learning_rate (now {job.spec.learning_rate})"
+                if state.best_weights is None:
+                    raise ToolchainError(f"{why} in the recipe and run again")
+                progress.say(f"{why}; what was best before is kept")
+                break
             candidate = state.average or model
             job.switch(candidate, epoch, False)
             found = evaluate(candidate, validation, job.data.preprocess, job.balance)
@@ -131,7 +138,7 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
     """One epoch over the training images; returns the mean loss.
 
     Raises:
-        ToolchainError: the loss became NaN or infinite.
+        ToolchainError: the loss became NaN, infinite or absurd.
     """
     seed = job.seed * 100_003 + state.epoch
     torch.manual_seed(seed)

@@ -5,8 +5,10 @@ observed. What is trained is then exactly what is shipped, and no batch statisti
 decided in `placement`.
 """
 
+import contextlib
 import copy
 import inspect
+import io
 import logging
 import re
 import warnings
@@ -183,7 +185,10 @@ def prepare(
     model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = image.expand(2, -1, -1, -1).clone()
     try:
-        exported = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1, max=4096)},))
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):  # pages of graph
+            exported = torch.export.export(
+                model.eval(), (example,), dynamic_shapes=({0: Dim("batch", min=1, max=4096)},)
+            )
     except Exception as reason:  # torch.export has no common base class for what it refuses
         raise ToolchainError(
             f"the model cannot be exported for quantization: {brief(reason)}{_line(reason)}; "

@@ -86,6 +86,14 @@ def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> An
     return value
 
 
+def _name_rule(name: str, *taken: str) -> tuple[bool, str]:
+    """A name becomes a folder of the output, and must not lead out of it."""
+    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None and name not in taken
+    return good, f"name = {name!r}: letters, digits, '-', '_' and '.', beginning with a letter or digit" + (
+        f"; not {' or '.join(taken)}" if taken else ""
+    )
+
+
 def _explain(error: ValidationError, shape: Any) -> str:
     unknown = {"unexpected_keyword_argument", "extra_forbidden"}
     # a mistyped key is often why another is missing
@@ -98,7 +106,17 @@ def _explain(error: ValidationError, shape: Any) -> str:
         return f"unknown key {'.'.join(keys)}; {discover.nearest(keys[-1], accepted)}"
     if first["type"] == "missing":
         return f"{'.'.join(keys)} is missing"
-    return f"{'.'.join(keys)} = {first['input']!r}: {first['msg'].lower()}"
+    # of a value that may be one of several kinds every kind complains; what each would take is told together
+    keys = [key for key in keys if "[" not in key]
+    ways = [found for found in error.errors() if found["loc"][: len(keys)] == first["loc"][: len(keys)]]
+    accepted = list(
+        dict.fromkeys(str(found["ctx"]["expected"]) for found in ways if "expected" in found.get("ctx", {}))
+    )
+    if "dataclass_type" in first["type"]:
+        return f"{'.'.join(keys)} = {first['input']!r}: this is a table, written as [{'.'.join(keys)}]"
+    return f"{'.'.join(keys)} = {first['input']!r}: " + (
+        f"input should be {' or '.join(accepted)}" if accepted else first["msg"].lower()
+    )
 
 
 def _table(shape: Any, key: str) -> Any:
@@ -174,6 +192,7 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
 
 def _recipe_rules(value: Recipe) -> Rules:
     return [
+        _name_rule(value.name, "work", "data"),
         *_train_rules("adapt", value.adapt),
         *_train_rules("recover", value.recover),
         *_train_rules("quantize.train", value.quantize.train),
@@ -218,7 +237,7 @@ def _budget_rules(value: Budget) -> Rules:
     given = {name: limit for name, limit in vars(value).items() if limit is not None}
     return [
         *(
-            (limit >= 0, f"budget.{name} = {limit}: must not be negative")
+            (limit >= 0, f"budget.{name} = {limit}: must be a number that is not negative")
             for name, limit in given.items()
             if not isinstance(limit, str)
         ),
@@ -241,6 +260,7 @@ def _target_rules(value: Target) -> Rules:
     possible = discover.module("runtimes", value.runtime).PRECISIONS
     odd = [p for p in value.precisions if p not in possible]
     return [
+        _name_rule(value.name),
         (value.threads >= 1, f"threads = {value.threads}: at least 1"),
         (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
         _scheme_rule(value.isa, value.scheme),
@@ -248,6 +268,7 @@ def _target_rules(value: Target) -> Rules:
             not value.fit_like or value.fit_like in discover.names("targets"),
             f"fit_like = {value.fit_like!r}; {discover.nearest(value.fit_like, discover.names('targets'))}",
         ),
+        (value.fit_like != value.name, f"fit_like = {value.fit_like!r}: a target cannot borrow from itself"),
         (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
         (value.precisions[:1] == ("f32",), "precisions must begin with f32, which everything is compared with"),
         (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),

@@ -100,7 +100,7 @@ def report(found: Findings) -> dict[str, Any]:
             *quantize.notes(found.families, found.placed),
             *control.notes(found.controlled, found.families[-1].name),
         ],
-        "warnings": [*found.warnings, *_calibration(found)],
+        "warnings": [*found.warnings, *_guessing(found), *_calibration(found)],
         "data": {
             "digest": found.data.digest,
             "images": {split: len(images) for split, images in found.data.splits.items()},
@@ -152,6 +152,20 @@ def _trainings(found: Findings) -> dict[str, Any]:
     if shipped.quantized is not None:
         taught["quantize"] = shipped.quantized.trained.figures["history"]
     return taught
+
+
+def _guessing(found: Findings) -> list[str]:
+    """Said where the best variant may be no better than one answer for all pictures."""
+    own = found.accuracy[found.judged.candidate].accuracy
+    labels = found.data.splits["test"].labels
+    counts = labels.bincount(minlength=len(found.data.classes))
+    share, name = float(counts.max()) / len(labels), found.data.classes[int(counts.argmax())]
+    if own.low > share:
+        return []
+    return [
+        f"{found.judged.candidate} may have learnt nothing: {own.estimate:.1%} [{own.low:.1%}, {own.high:.1%}] of the test "
+        f"pictures are right, and always answering {name!r} gives {share:.1%}"
+    ]
 
 
 def _calibration(found: Findings) -> list[str]:

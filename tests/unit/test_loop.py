@@ -115,6 +115,27 @@ def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
 
 
+def test_a_loss_beyond_reason_stops_the_training_and_what_was_best_before_is_kept(
+    dataset: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Loud(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * (1e6 if self.training else 1.0)
+
+    with pytest.raises(ToolchainError, match=r"the loss grew to .* in epoch 1; lower learning_rate"):
+        loop.train(Loud(), job(dataset, tmp_path / "a"))
+    net = Loud()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    kept = loop.train(net, job(dataset, tmp_path / "b"), keep_start=True)
+    assert kept.best_epoch == -1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert "what was best before is kept" in capsys.readouterr().out
+
+
 def test_patience_stops_a_training_that_no_longer_improves(dataset: data.Dataset, tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, epochs=30, learning_rate=1e-9, patience=2, average=0.0, schedule="constant")
     assert len(loop.train(model(), job(dataset, tmp_path, spec)).history) < 30

@@ -55,6 +55,27 @@ def test_few_images_are_fine_tuned_with_care_and_many_are_not() -> None:
     assert adapt._careful(dataclasses.replace(asked, epochs=0), per_class=10).epochs == 0
 
 
+def test_care_is_for_what_was_pretrained_and_rare_classes_are_said(
+    own: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[TrainSpec] = []
+
+    def note(recipe: Recipe, *_: object) -> None:
+        asked.append(recipe.adapt)
+        raise InterruptedError
+
+    monkeypatch.setattr(adapt, "_repeated", note)
+    monkeypatch.setattr(adapt, "FEW", 10_000)
+    monkeypatch.setattr(adapt, "RARE", 10_000)
+    for weights in ("", "DEFAULT"):
+        recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="resnet18", weights=weights))
+        with pytest.raises(InterruptedError):
+            adapt.run(recipe, "photo", own, (), tmp_path)
+    assert [one.freeze_norm for one in asked] == [False, True]
+    counts = own.splits["train"].labels.bincount().tolist()
+    assert f"{own.classes[0]} {counts[0]} images" in capsys.readouterr().out
+
+
 def test_mirrored_copies_join_the_images_with_their_labels(own: data.Dataset) -> None:
     images = own.splits["train"]
     grown = probe._with_mirrored(images, [(2,), (1,), (1, 2)])

@@ -66,7 +66,14 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + "[adapt]\nlayer_decay = 0.0", "adapt.layer_decay = 0.0"),
         (MODEL + "[quantize]\nsearch_seconds = -1", "quantize.search_seconds = -1"),
         (MODEL + '[quantize]\nmethod = "gptq"', "quantize.method = 'gptq'"),
-        (MODEL + '[quantize]\ncalibration = "entropy"', "quantize.calibration"),
+        (
+            MODEL + '[quantize]\ncalibration = "entropy"',
+            "quantize.calibration = 'entropy': input should be .*'minmax'.* or 'auto'",
+        ),
+        ('name = "../../elsewhere"\n' + MODEL, "name = '../../elsewhere': letters, digits"),
+        ('name = "work"\n' + MODEL, "not work or data"),
+        (MODEL + "[budget]\naccuracy_drop = nan", "accuracy_drop = nan: must be a number that is not negative"),
+        ("model = 3", r"model = 3: this is a table, written as \[model\]"),
         ("image_size = [4, 4]\n" + MODEL, "each between 8 and 4096"),
         ("", "model is missing"),
         (MODEL + "[", "not valid TOML"),
@@ -127,6 +134,19 @@ def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "cpuu"')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="fit_like = 'cpuu'; did you mean 'cpu'"):
+        spec.target("odd")
+
+
+def test_a_target_does_not_borrow_from_itself_or_lead_out_of_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "targets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "odd"')
+    with pytest.raises(ToolchainError, match="cannot borrow from itself"):
+        spec.target("odd")
+    (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nname = "../odd"')
+    with pytest.raises(ToolchainError, match="name = '../odd'"):
         spec.target("odd")
 
 

@@ -23,6 +23,7 @@ from toolchain.state import Epoch, Score
 from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
 VERSION = 4
+RARE = 5  # training images of a class that are said
 FEW = 20  # images a class below which a trained head on frozen features is hard to beat
 FEW_RATE = 0.1  # of the learning rate, where images are few
 BALANCING_SHARE = 0.25  # of the epochs, again, to aim at a balance
@@ -72,7 +73,10 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
     """
     recipe = dataclasses.replace(recipe, adapt=_long_enough(recipe.adapt, len(data.splits["train"])))
     per_class = len(data.splits["train"]) / len(data.classes)
-    recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
+    if recipe.model.weights:  # otherwise there is nothing that training could lose
+        recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
+    if rare := _rare(data):
+        progress.say(f"adapt: hardly anything to learn from: {rare}")
     changes = augment.chosen(recipe.augment, kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
@@ -83,6 +87,12 @@ def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work
         trials.append(trial)
         best = other if trial.kept else best
     return dataclasses.replace(best, trials=tuple(trials))
+
+
+def _rare(data: Dataset) -> str:
+    """Classes with next to no training images."""
+    counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
+    return ", ".join(f"{name} {count} images" for name, count in zip(data.classes, counts, strict=True) if count < RARE)
 
 
 def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:

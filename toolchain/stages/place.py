@@ -102,7 +102,7 @@ def describe(placed: Placed) -> str:
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
-    known = [name for name, _ in model.named_modules()]
+    known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known:
             raise ToolchainError(f"[quantize] float_modules names {name!r}; {discover.nearest(name, known)}")

@@ -186,7 +186,8 @@ def _start(method: Calibration, correction: Correction, given: Tensor, wanted: T
 
 def divergence(given: Tensor, wanted: Tensor) -> float:
     """How far logits [images, classes] are from others: Kullback-Leibler, nats an image."""
-    return float(F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True))
+    found = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+    return max(0.0, float(found))  # below 0 only by rounding
 
 
 def _ranges_until(last: int) -> loop.Hook:

@@ -22,6 +22,7 @@ from toolchain.values import Accuracy, Coverage, Parity, Preprocess, Target, Var
 
 VERSION = 2
 LOGITS = "logits.npz"
+LEAST_RANGE = 1e-6  # of answers that are all the same
 RANGE_STEPS = 255  # a float output is judged in the steps it would have if it were quantized
 
 
@@ -121,7 +122,7 @@ def compare(
 
 def step_of(variant: Variant, answer: Answers) -> float:
     """The quantization step of the logits; of float ones the 255th part of their range."""
-    return variant.output_step or float(np.ptp(answer.torch)) / RANGE_STEPS
+    return variant.output_step or max(float(np.ptp(answer.torch)), LEAST_RANGE) / RANGE_STEPS
 
 
 def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
