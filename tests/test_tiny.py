@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from toolchain import loop, machine, models, pipeline, records, spec, surgery
 from toolchain.errors import ToolchainError
-from toolchain.stages import bench, bundle
+from toolchain.stages import bench, bundle, place
+from toolchain.stages.place import Placed
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
 
@@ -75,6 +76,24 @@ def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monk
     monkeypatch.setattr(bench, "ROUNDS", 3)
     pipeline.build(run.recipe, run.target, run.domain, run.out)
     assert (run.folder / "bundle.tar").read_bytes() == archive
+
+
+def test_a_lock_gives_the_same_archive_without_a_search(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(
+        run.out / "work",
+        tmp_path / "out" / "work",
+        ignore=lambda folder, _: ["fit", "place"] if folder.endswith("work") else [],
+    )
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(surgery, "plan", lambda *_, **__: pytest.fail("planned again"))
+    monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr(place, "replayed", lambda model, image, target, chosen, work: Placed(chosen, "", (), 0.0))
+    lock = run.folder / "tiny.cpu.lock.json"
+    pipeline.build(run.recipe, run.target, run.domain, tmp_path / "out", lock=lock)
+    assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
+    assert (tmp_path / "out" / "tiny" / "cpu" / lock.name).read_bytes() == lock.read_bytes()
 
 
 def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

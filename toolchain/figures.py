@@ -169,6 +169,7 @@ UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
     ("coverage", percent, "≥"),
     ("share", percent, ""),
     ("_ms", milliseconds, "≤"),
+    ("latency", times, "≤"),
     ("steps", steps, "≤"),
 )
 

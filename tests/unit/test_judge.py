@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolchain.stages import judge
+from toolchain.stages.fit import Fitted
 from toolchain.values import Accuracy, Artefact, Budget, Coverage, Interval, Measurement, Parity, Variant
 
 
@@ -160,3 +161,26 @@ def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_i
     assert judge.cannot_show(0.05, 165, 0.05) == ""
     found = decide(Budget(accuracy_drop=0.005), pruned_int8=accuracy(0.004, differ=0.05))
     assert "cannot show" in next(v.why for v in found.verdicts if v.check == "accuracy_drop")
+
+
+FITTED = Fitted(
+    limit=0.6, latency=0.58, predicted=0.58, error=0.01, timed=20, dense="f32", dense_ms=1.0, placement=None
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "shipped"), [(0.7, "pruned-int8"), (0.6, "pruned-int8"), (0.5, None)])
+def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit: float, shipped: str | None) -> None:
+    fitted = dataclasses.replace(FITTED, limit=limit)
+    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), fitted)
+    assert found.shipped == shipped
+    verdict = next(one for one in found.verdicts if one.check == "latency")
+    assert verdict.limit == limit
+    assert "dense-fp32" in verdict.why
+    if shipped:
+        assert verdict.measured == pytest.approx(math.exp(-0.6), abs=0.01)
+        assert verdict.outcome == "pass"
+
+
+def test_a_latency_budget_on_another_machine_is_not_measured() -> None:
+    found = judge.run(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
+    assert outcome(found, "latency") == "not_measured"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain import stats
+from toolchain.stages.fit import Fitted
 from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, Verdict
 
 TOP1_FLOOR = 0.985  # agreement of artefact and torch model; and at most the slack below the runtime's with itself
@@ -32,6 +33,14 @@ class Judged:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Limit:
+    """A latency budget, as a share of what a dense variant takes."""
+
+    share: float
+    of: str
+
+
 def merged(recipe: Budget, target: Budget) -> Budget:
     """The recipe's budget wins over the target's, key by key."""
     chosen = {key: mine if (mine := getattr(recipe, key)) is not None else getattr(target, key) for key in vars(recipe)}
@@ -40,7 +49,7 @@ def merged(recipe: Budget, target: Budget) -> Budget:
 
 def run(
     variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
-    measured: Mapping[str, Measurement], budget: Budget,
+    measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None,
 ) -> Judged:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
 
@@ -50,16 +59,21 @@ def run(
         test: gives the verdicts.
         measured: latency of each.
         budget: of recipe and target.
+        fitted: how the latency budget was met untrained: the trained model is held to it.
     """
     baseline = variants[0].name
+    limit = None
+    if fitted is not None:
+        usual = next(v.name for v in variants if v.family == "dense" and v.precision == fitted.dense)
+        limit = Limit(fitted.limit, usual)
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
-    chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget) for v in ranked}
+    chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
-    verdicts = verdicts_of(best, baseline, test, measured, budget)
+    verdicts = verdicts_of(best, baseline, test, measured, budget, limit)
     notes = _notes(best, ranked, chosen_by, measured)
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
@@ -91,24 +105,32 @@ def verdicts_of(
     accuracy: Mapping[str, Accuracy],
     measured: Mapping[str, Measurement],
     budget: Budget,
+    limit: Limit | None = None,
 ) -> list[Verdict]:
     """Every budget and promise for one variant."""
     own = accuracy[variant.name]
     found = []
-    for check, drop, limit in (
+    for check, drop, most in (
         ("accuracy_drop", own.drop, budget.accuracy_drop),
         ("balanced_drop", own.balanced_drop, budget.balanced_drop),
     ):
-        if limit is not None:
-            found.append(_below(check, drop, limit))
+        if most is not None:
+            found.append(_below(check, drop, most))
             if check == "accuracy_drop":
-                found[-1] = replace(found[-1], why=found[-1].why + cannot_show(limit, drop.samples, own.disagreement))
+                found[-1] = replace(found[-1], why=found[-1].why + cannot_show(most, drop.samples, own.disagreement))
     if budget.speedup is not None and not measured:
         found.append(_unmeasured("speedup", budget.speedup, "latency was not measured on this machine"))
     elif budget.speedup is not None:
         speed = faster(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
         found.append(_below("speedup", slower, -budget.speedup))
+    if limit is not None and not measured:
+        found.append(_unmeasured("latency", limit.share, "latency was not measured on this machine"))
+    elif limit is not None:
+        speed = faster(measured, variant.name, limit.of)
+        share = Interval(estimate=1 / speed.estimate, low=1 / speed.high, high=1 / speed.low, samples=speed.samples)
+        verdict = _below("latency", share, limit.share)
+        found.append(replace(verdict, why=f"of {limit.of}, as it would ship unpruned; {verdict.why}"))
     if budget.size_bytes is not None:
         size = float(variant.artefact.size_bytes)
         found.append(
@@ -121,7 +143,9 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
-    sign, factor, unit = (-1, 1, "x") if check == "speedup" else (1, 100, " points")
+    sign, factor, unit = (
+        (-1, 1, "x") if check == "speedup" else (1, 1, "x") if check == "latency" else (1, 100, " points")
+    )
     low, high = sorted((sign * factor * value.low, sign * factor * value.high))
     why = f"95 % interval {low:+.2f} to {high:+.2f}{unit}, {value.samples} samples"
     why += "; it crosses the limit, so this is not certain" if crossing else ""
