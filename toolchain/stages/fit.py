@@ -40,7 +40,12 @@ VERSION = 5
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
-LATER = {"rounds", "sparsity", "sparse_epochs"}  # of [prune]: they say how to get there, or show in the model's key
+LATER = {
+    "rounds",
+    "sparsity",
+    "sparse_epochs",
+    "sensitivity",
+}  # of [prune]: how to get there; in the model's key; a report
 
 
 @dataclass(frozen=True)
