@@ -27,7 +27,7 @@ from toolchain.values import AugmentSpec, Preprocess, TrainSpec
 CHECKPOINT = "training.safetensors"
 WEIGHTS = "weights.safetensors"
 EVALUATION_BATCH = 256
-ABSURD = 100.0  # mean loss of an epoch: over a hundred times that of guessing among all classes
+ABSURD = 100.0  # mean cross-entropy of an epoch; guessing among a thousand classes is 7
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False, margin: float
     too, so that the result is never worse than them on validation; `margin` is by how much they must be beaten.
 
     Raises:
-        ToolchainError: the loss became NaN or infinite; the last good epoch stays in the folder.
+        ToolchainError: the loss became NaN or infinite, or grew beyond reason with nothing better to keep; the last
+            good epoch stays in the folder.
     """
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub misses this form
     images, validation = job.data.splits["train"], job.data.splits["val"]
@@ -112,8 +113,11 @@ def train(model: nn.Module, job: Job, *, keep_start: bool = False, margin: float
             epoch = state.epoch
             job.switch(model, epoch, True)
             loss = train_epoch(model, job, state, prior, bar)
-            if loss > ABSURD:
-                why = f"{job.label}: the loss grew to {loss:.3g} in epoch {epoch + 1}; lower learning_rate (now {job.spec.learning_rate})"
+            if loss > ABSURD and job.penalty is None:  # a penalty has no scale of its own
+                why = (
+                    f"{job.label}: the loss grew to {loss:.3g} in epoch {epoch + 1}; "
+                    f"lower learning_rate (now {job.spec.learning_rate})"
+                )
                 if state.best_weights is None:
                     raise ToolchainError(f"{why} in the recipe and run again")
                 progress.say(f"{why}; what was best before is kept")
@@ -138,7 +142,7 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
     """One epoch over the training images; returns the mean loss.
 
     Raises:
-        ToolchainError: the loss became NaN, infinite or absurd.
+        ToolchainError: the loss became NaN or infinite.
     """
     seed = job.seed * 100_003 + state.epoch
     torch.manual_seed(seed)

@@ -136,6 +136,11 @@ def test_a_loss_beyond_reason_stops_the_training_and_what_was_best_before_is_kep
     assert "what was best before is kept" in capsys.readouterr().out
 
 
+def test_a_penalty_may_be_of_any_size(dataset: data.Dataset, tmp_path: Path) -> None:
+    heavy = dataclasses.replace(job(dataset, tmp_path), penalty=lambda net: next(net.parameters()).sum() * 0 + 1e4)
+    assert len(loop.train(model(), heavy).history) == SPEC.epochs
+
+
 def test_patience_stops_a_training_that_no_longer_improves(dataset: data.Dataset, tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, epochs=30, learning_rate=1e-9, patience=2, average=0.0, schedule="constant")
     assert len(loop.train(model(), job(dataset, tmp_path, spec)).history) < 30
