@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolchain.errors import ToolchainError
+from toolchain.values import Budget
 
 Quantity = Literal["latency", "macs", "parameters"]
 UNITS: Mapping[Quantity, Mapping[str, float]] = {  # to the unit that the project counts in
@@ -30,6 +31,11 @@ class Amount:
     def share(self, whole: float) -> float:
         """The limit as a share of `whole`, which is in the amount's own unit."""
         return self.value if self.relative else self.value / whole
+
+
+def given(budget: Budget) -> dict[Quantity, str]:
+    """The limits of this kind that a budget has."""
+    return {what: text for what in UNITS if (text := getattr(budget, what)) is not None}
 
 
 def read(what: Quantity, text: str) -> Amount:

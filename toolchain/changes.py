@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import get_args
 
-from toolchain import placement
+from toolchain import placement, widths
 from toolchain.values import Operation, Placement
 
 Change = Callable[[Placement], Placement]
@@ -53,7 +53,7 @@ def nearby(one: Placement, layers: Sequence[str], blocks: Sequence[str], seed: i
     singles: list[tuple[str, Change]] = []
     beside: list[tuple[str, Change]] = []
     for name in dict.fromkeys((*blocks, *layers)):
-        places = [index for index, layer in enumerate(layers) if layer == name or layer.startswith(f"{name}.")]
+        places = [index for index, layer in enumerate(layers) if widths.inside(layer, name)]
         if name in one.float_modules:
             beside.append((f"{name} in integers", _return(name)))
         elif not floating.issuperset(layers[index] for index in places):

@@ -13,7 +13,7 @@ import numpy as np
 from toolchain import latency_model, progress, widths
 from toolchain.errors import ToolchainError
 from toolchain.latency_model import LatencyModel, Timed
-from toolchain.values import Layer, Surgery
+from toolchain.values import Layer, Placement, Precision, Surgery
 from toolchain.widths import Choice, Options
 
 SAMPLES = 20  # random architectures
@@ -39,6 +39,20 @@ class Job:
     plan_of: Callable[[Choice], Surgery]
     limit: float  # share of the dense model's latency
     rest: widths.Cost = lambda layers: 0.0  # other budgets, as the share that is used of them; at most 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the search for a latency came to, as shares of the dense model's latency as it would ship."""
+
+    limit: float
+    latency: float  # measured, untrained
+    predicted: float
+    error: float  # relative, root mean square, of the latency model
+    timed: int  # architectures
+    dense: Precision  # the form that the dense model would ship in
+    dense_ms: float
+    placement: Placement | None  # of the pruned model, where it was found for one of nearly the same widths
 
 
 @dataclass(frozen=True)

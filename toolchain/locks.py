@@ -5,18 +5,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
-from toolchain import amounts, progress, records
+from toolchain import amounts, progress, records, spec
 from toolchain.errors import ToolchainError
+from toolchain.fitting import Fitted
 from toolchain.values import Architecture, Budget, Layer, Placement, Recipe, Surgery, Target
 
 SCHEMA = 1
-VERSIONED = ("torch", "onnx", "onnxruntime", "openvino")
 SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share")  # of [prune], which decide what is cut
 
 
@@ -35,7 +34,7 @@ class Lock:
     weights: str  # key of the weights that ranked the channels
     surgery: Surgery
     placements: Mapping[Architecture, Placement]
-    fitted: Mapping[str, Any] | None = None  # how a latency was met
+    fitted: Fitted | None = None  # how a latency was met
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,21 +51,10 @@ def file_name(recipe: Recipe, target: Target) -> str:
 def asked(recipe: Recipe, budget: Budget) -> dict[str, Any]:
     """Settings and budgets that decide how much is cut, as a lock keeps them."""
     settings = {f"prune.{name}": getattr(recipe.prune, name) for name in SETTINGS}
-    wanted = {f"budget.{name}": text for name in amounts.UNITS if (text := getattr(budget, name)) is not None}
+    wanted = {f"budget.{name}": text for name, text in amounts.given(budget).items()}
     found: dict[str, Any] = records.plain(
         {**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules}
     )
-    return found
-
-
-def versions() -> dict[str, str]:
-    """Of the libraries that a decision depends on, where they are installed."""
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -86,12 +74,8 @@ def read(path: Path) -> Lock:
         raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
     if content["schema"] != SCHEMA:
         raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
-    try:
-        return TypeAdapter(Lock).validate_python(content)
-    except ValidationError as reason:
-        first = reason.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ToolchainError(f"{path}: {where}: {first['msg'].lower()}") from reason
+    lock: Lock = spec.validated(Lock, content, str(path))
+    return lock
 
 
 def find(named: Path | None, beside: Path | None, recipe: Recipe, target: Target, budget: Budget) -> Lock | None:

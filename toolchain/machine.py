@@ -1,13 +1,16 @@
 """Which machine this is: what every figure that was measured on it depends on."""
 
+import importlib.metadata
 import platform
 from pathlib import Path
 
 import psutil
 
-from toolchain.values import Isa
+from toolchain import discover
+from toolchain.values import Isa, Target
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
+LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
 VNNI = {"avx512_vnni", "avx_vnni"}
 
 
@@ -40,3 +43,9 @@ def kind() -> Isa:
 def same_family(wanted: Isa) -> bool:
     """Whether this machine at least executes the same kernels' code paths: what fuses, not how fast it is."""
     return wanted == kind() or (wanted.startswith("x86-64") and kind().startswith("x86-64"))
+
+
+def versions(target: Target) -> dict[str, str]:
+    """Versions of everything that decides the result."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {**found, **discover.module("runtimes", target.runtime).fingerprint()}

@@ -103,13 +103,6 @@ class Search:
             self.timed({"as fitted": chosen}, must=True)
             self.settle(chosen)
 
-    def speedup(self, chosen: Placement) -> float:
-        """Of one placement over f32, from several processes; 0 where the runtime does not take it."""
-        with progress.bar("place: timing the placement", CONFIRM) as self.bar:
-            self.settle(chosen)
-        found = self.tried.get(self.side(chosen).name)
-        return found.speedup if found else 0.0
-
     def fastest(self, starts: Mapping[str, Placement]) -> Placement:
         """The best of whole-model placements, with the float forms beside them as the yardstick."""
         self.timed(starts, must=True)

@@ -76,14 +76,23 @@ def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> An
     Raises:
         ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
     """
-    try:
-        value: Any = TypeAdapter(SHAPES[kind]).validate_python(content)
-    except ValidationError as reason:
-        raise ToolchainError(f"{where}: {_explain(reason, SHAPES[kind])}") from reason
+    value = validated(SHAPES[kind], content, where)
     for ok, complaint in RULES[kind](value):
         if not ok:
             raise ToolchainError(f"{where}: {complaint}")
     return value
+
+
+def validated(shape: Any, content: Mapping[str, Any], where: str) -> Any:
+    """A mapping as the dataclass `shape`.
+
+    Raises:
+        ToolchainError: the first thing that is not as the dataclass says.
+    """
+    try:
+        return TypeAdapter(shape).validate_python(content)
+    except ValidationError as reason:
+        raise ToolchainError(f"{where}: {_explain(reason, shape)}") from reason
 
 
 def _name_rule(name: str, *taken: str) -> tuple[bool, str]:

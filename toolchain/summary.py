@@ -1,7 +1,6 @@
 """The report as plain data: what DESIGN calls `report.json`, an interface that CI and dashboards read."""
 
 import datetime
-import importlib.metadata
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from toolchain.stages.sensitivity import Curve, Sensitivity
 from toolchain.values import Accuracy, Architecture, Domain, Interval, Measurement, Recipe, Target, Variant
 
 SCHEMA = 1
-LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +47,6 @@ class Findings:
     warnings: Sequence[str]
 
 
-def versions(target: Target) -> dict[str, str]:
-    """Versions of everything that decides the result."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {**found, **discover.module("runtimes", target.runtime).fingerprint()}
-
-
 def report(found: Findings) -> dict[str, Any]:
     """The whole report."""
     baseline, candidate = found.variants[0].name, found.judged.candidate
@@ -67,7 +59,7 @@ def report(found: Findings) -> dict[str, Any]:
         "domain": found.recipe.domain,
         "seed": found.recipe.seed,
         "machine": machine.describe(),
-        "versions": versions(found.target),
+        "versions": machine.versions(found.target),
         "shipped": found.judged.shipped,
         "candidate": candidate,
         "variants": [_variant(v, found) for v in found.variants],
@@ -279,7 +271,7 @@ def measurements(found: Findings) -> dict[str, Any]:
         "schema": SCHEMA,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine.describe(),
-        "versions": versions(found.target),
+        "versions": machine.versions(found.target),
         "threads": found.target.threads,
         "seconds": dict(found.seconds),
         "variants": {name: records.plain(one) for name, one in found.measured.items()},
@@ -315,6 +307,6 @@ def facts(found: Findings) -> dict[str, Any]:
             "calibration_digest": found.data.calibration_digest,
             "data_licence": found.domain.licence,
             "seed": found.recipe.seed,
-            "versions": versions(found.target),
+            "versions": machine.versions(found.target),
         },
     }

@@ -118,7 +118,7 @@ def options(
         ToolchainError: a protected pattern matches nothing, or the criterion needs gradients and there are none.
     """
     sizes = layers(model, image)
-    found = prunable(model, image, head, spec, gradients)
+    found = prunable(model, image, head, spec, sizes, gradients)
     free = [block for block in blocks if not protected_block(sizes, block, spec.protect)]
     shares = importance.shares(found, criterion, spec.ranking)
     order = [torch.argsort(share, stable=True) for share in shares]
@@ -129,14 +129,15 @@ def options(
 
 
 def prunable(
-    model: nn.Module, image: Tensor, head: str, spec: PruneSpec, gradients: Mapping[str, Gradient] | None = None
-) -> list[Group]:
-    """The groups of channels that the recipe does not protect.
+    model: nn.Module, image: Tensor, head: str, spec: PruneSpec, sizes: Sequence[Layer],
+    gradients: Mapping[str, Gradient] | None = None,
+) -> list[Group]:  # fmt: skip
+    """The groups of channels that the recipe does not protect; `sizes` are those of the model's layers.
 
     Raises:
         ToolchainError: a protected pattern matches nothing, or the model cannot be traced.
     """
-    names = [layer.name for layer in layers(model, image)]
+    names = [layer.name for layer in sizes]
     for pattern in spec.protect:
         if not any(fnmatch(name, pattern) for name in names):
             raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(names)}")

@@ -170,7 +170,7 @@ def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
 
     best = _greedy(options, cost, limit)
     stays = frozenset[str]()
-    while others := sorted(best.dropped - stays):
+    while others := sorted(best.dropped):
         found = []
         for block in others:
             blocks = tuple(one for one in options.blocks if one not in stays | {block})

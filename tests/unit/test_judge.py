@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from toolchain.fitting import Fitted
 from toolchain.stages import judge
-from toolchain.stages.fit import Fitted
 from toolchain.values import Accuracy, Artefact, Budget, Coverage, Interval, Measurement, Parity, Variant
 
 

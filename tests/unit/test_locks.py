@@ -119,6 +119,7 @@ def test_a_lock_for_another_target_is_refused(written: Path) -> None:
         (lambda content: content.update(schema=9), "schema = 9"),
         (lambda content: content.pop("layers"), "layers"),
         (lambda content: content.update(extra=1), "extra"),
+        (lambda content: content.update(fitted={"limit": 0.5}), "fitted.latency is missing"),
         (lambda content: content["surgery"].update(keep={"0.weight": {"0": ["x"]}}), "surgery.keep"),
     ],
 )

@@ -19,6 +19,7 @@ from toolchain import (
     gradients,
     loader,
     locks,
+    machine,
     narrowed,
     progress,
     records,
@@ -28,38 +29,21 @@ from toolchain import (
 )
 from toolchain.architectures import Architectures, Form
 from toolchain.errors import ToolchainError
+from toolchain.fitting import Fitted
 from toolchain.gradients import Gradient
 from toolchain.locks import Lock
 from toolchain.loop import Trained
 from toolchain.stages import place
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
+from toolchain.values import Architecture, Budget, Layer, Placement, PruneSpec, Recipe, Surgery, Target
 
 VERSION = 5
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
-LATER = {
-    "rounds",
-    "sparsity",
-    "sparse_epochs",
-    "sensitivity",
-}  # of [prune]: how to get there; in the model's key; a report
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What the search for a latency came to, as shares of the dense model's latency as it would ship."""
-
-    limit: float
-    latency: float  # measured, untrained
-    predicted: float
-    error: float  # relative, root mean square, of the latency model
-    timed: int  # architectures
-    dense: Precision  # the form that the dense model would ship in
-    dense_ms: float
-    placement: Placement | None  # of the pruned model, where it was found for one of nearly the same widths
+# of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
+LATER = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,7 @@ def run(
             for another model.
     """
     dense, spec = adapted.trained, recipe.prune
-    limits = {what: amounts.read(what, text) for what in amounts.UNITS if (text := getattr(budget, what)) is not None}
+    limits = {what: amounts.read(what, text) for what, text in amounts.given(budget).items()}
     if limits and spec.ratio:
         raise ToolchainError(
             f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
@@ -124,11 +108,16 @@ def run(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
     room = discover.module("criteria", spec.criterion)
-    written = records.sha256_file(Path(str(room.__file__)))  # an edited criterion ranks anew
-    seen = adapted.data.calibration_digest if room.NEEDS else ""
     asked = {name: value for name, value in vars(spec).items() if name not in LATER}
     key = records.digest(
-        VERSION, dense.key, asked, limits, placed and placed.key, written, seen, target.alignment, lock and lock.key
+        VERSION,
+        dense.key,
+        asked,
+        limits,
+        placed and placed.key,
+        *ranked_by(adapted, spec),
+        target.alignment,
+        lock and lock.key,
     )
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
@@ -137,7 +126,7 @@ def run(
                 adapted, recipe, target, image, room.score, collected(adapted) if room.NEEDS else None, work
             )
             if lock:
-                planned, fitted = search.locked(lock), read_fitted(lock.fitted)
+                planned, fitted = search.locked(lock), lock.fitted
             elif searched:
                 planned, fitted = search.budget(limits, placed, stage.folder)
             else:
@@ -247,8 +236,8 @@ def lock(
         Lock(
             schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
             image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
-            weights=start.key, surgery=plan.surgery, fitted=records.plain(plan.fitted),
-            placements={name: one.placement for name, one in placed.items()}, versions=locks.versions(),
+            weights=start.key, surgery=plan.surgery, fitted=plan.fitted,
+            placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
         ),
     )  # fmt: skip
 
@@ -275,6 +264,13 @@ def shipped(placed: Placed, target: Target) -> tuple[Form, float]:
     if floating.speedup > best.speedup:
         return Form(floating.precision, Placement()), floating.latency_ms
     return Form("int8", placed.placement), best.latency_ms
+
+
+def ranked_by(adapted: Adapted, spec: PruneSpec) -> tuple[str, str]:
+    """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
+    room = discover.module("criteria", spec.criterion)
+    seen = adapted.data.calibration_digest if room.NEEDS else ""
+    return records.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
 
 
 def collected(adapted: Adapted) -> Mapping[str, Gradient]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain import stats
-from toolchain.stages.fit import Fitted
+from toolchain.fitting import Fitted
 from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, Verdict
 
+RATIOS = {"speedup": (-1, 1, "x"), "latency": (1, 1, "x")}  # sign, factor and unit; all others are shares
 TOP1_FLOOR = 0.985  # agreement of artefact and torch model; and at most the slack below the runtime's with itself
 TOP1_SLACK = 0.003
 # rounding to eight bits of mantissa is a change of the model, as quantization is: it moves close calls to both sides
@@ -143,9 +144,7 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
-    sign, factor, unit = (
-        (-1, 1, "x") if check == "speedup" else (1, 1, "x") if check == "latency" else (1, 100, " points")
-    )
+    sign, factor, unit = RATIOS.get(check, (1, 100, " points"))
     low, high = sorted((sign * factor * value.low, sign * factor * value.high))
     why = f"95 % interval {low:+.2f} to {high:+.2f}{unit}, {value.samples} samples"
     why += "; it crosses the limit, so this is not certain" if crossing else ""

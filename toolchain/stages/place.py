@@ -175,18 +175,11 @@ def replayed(model: nn.Module, image: Tensor, target: Target, chosen: Placement,
 
 
 def speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> float | None:
-    """How many times as fast as f32 one placement is; None where this machine cannot measure the target."""
-    measurable = _measurable(target)
-    if measurable is None:
+    """How many times as fast as f32 one placement is: 0 where the runtime does not take it, None where this machine cannot measure."""
+    placed = replayed(model, image, target, chosen, work)
+    if not placed.tried:
         return None
-    key = _key(model, image, measurable, chosen)
-    with records.stage(work, "place", key) as stage:
-        if stage.figures is None:
-            started = time.monotonic()
-            search = _started(model, image, measurable, stage.folder, math.inf)
-            stage = records.finish(stage, started, {"speedup": search.speedup(chosen)})
-        assert stage.figures is not None
-        return float(stage.figures["speedup"])
+    return placed.best.speedup if placed.best else 0.0
 
 
 def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str:

@@ -102,12 +102,10 @@ class _Way:
         return Pruned(trained.model, done, stage.key, (*before.rounds, trained))
 
     def _key(self, number: int, before: Pruned) -> str:
-        asked, room = self.recipe.prune, discover.module("criteria", self.recipe.prune.criterion)
-        written = records.sha256_file(Path(str(room.__file__)))
-        seen = self.adapted.data.calibration_digest if room.NEEDS else ""
+        asked = self.recipe.prune
         return records.digest(
-            VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect, written, seen,
-            self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
+            VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect,
+            *fit.ranked_by(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
         )  # fmt: skip
 
     @property

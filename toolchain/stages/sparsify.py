@@ -43,7 +43,7 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: P
             return loop.restored(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
-        found = surgery.prunable(model, image, adapted.head, asked)
+        found = surgery.prunable(model, image, adapted.head, asked, surgery.layers(model, image))
         found = [group for group in found if group.channels > target.alignment]
         job = loop.Job(
             data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
