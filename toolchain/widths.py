@@ -169,19 +169,15 @@ def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
         return cost(options.layers(choice)) < USED * limit, options.lost(choice)
 
     best = _greedy(options, cost, limit)
-    stays = frozenset[str]()
-    while others := sorted(best.dropped):
+    while best.dropped:
         found = []
-        for block in others:
-            blocks = tuple(one for one in options.blocks if one not in stays | {block})
+        for block in sorted(best.dropped):
+            others = tuple(sorted(best.dropped - {block}))  # no further one may go in its place
             with suppress(Unreachable):
-                found.append((_greedy(replace(options, blocks=blocks), cost, limit), block))
-        if not found:
+                found.append(_greedy(replace(options, blocks=others), cost, limit))
+        if not found or rank(other := min(found, key=rank)) >= rank(best):
             break
-        other, block = min(found, key=lambda one: rank(one[0]))
-        if rank(other) >= rank(best):
-            break
-        best, stays = other, stays | {block}
+        best = other
     return best
 
 

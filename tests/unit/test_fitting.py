@@ -1,5 +1,6 @@
 """The search for an architecture at a latency: it meets the budget on a made-up device, or says what can be reached."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -101,6 +102,23 @@ def test_a_block_that_is_gone_takes_its_layers_along(options: Options) -> None:
     names = {layer.name for layer in options.sizes} - {layer.name for layer in options.layers(less)}
     assert names == {"body.1.wide", "body.1.deep", "body.1.back"}
     assert not any("body.1" in after.dropped - less.dropped for after, _ in options.steps(less))
+
+
+def test_a_limit_is_used_up_before_importance_decides(options: Options) -> None:
+    """Layers that cost something by being there make whole blocks the first to go, which leaves much of a limit."""
+    options = dataclasses.replace(options, blocks=tuple(f"body.{number}" for number in range(4)))
+    cost = Device(options).true
+    unused, spared = [], 0
+    for share in np.linspace(0.35, 0.95, 13):
+        limit = share * cost(options.sizes)
+        found, first = (how(options, cost, limit) for how in (widths.narrowed, widths._greedy))
+        used, rough = (cost(options.layers(choice)) / limit for choice in (found, first))
+        assert used <= 1
+        unused.append(1 - used)
+        assert options.lost(found) <= options.lost(first) or rough < widths.USED <= used
+        spared += len(found.dropped) < len(first.dropped)
+    assert max(unused) < 0.07
+    assert spared > 5
 
 
 def test_what_counts_least_for_what_it_saves_goes_first(options: Options) -> None:

@@ -67,10 +67,11 @@ def test_the_same_weights_get_the_same_channels_without_a_search(
 def test_other_weights_get_the_same_widths_and_their_own_channels(written: Path, tmp_path: Path) -> None:
     first = locks.read(written).surgery
     other = replay(written, adapted(net(seed=5, classes=3), "other"), tmp_path / "elsewhere").surgery
-    assert {name: {d: len(i) for d, i in rows.items()} for name, rows in other.keep.items()} == {
-        name: {d: len(i) for d, i in rows.items()} for name, rows in first.keep.items()
-    }
-    assert other.keep != first.keep
+    old, new = (
+        {(name, d): list(i) for name, rows in one.keep.items() for d, i in rows.items()} for one in (first, other)
+    )
+    assert {where: len(i) for where, i in new.items()} == {where: len(i) for where, i in old.items()}
+    assert new != old
     surgery.apply(net(seed=5, classes=3), other)(IMAGE)
 
 
@@ -105,6 +106,11 @@ def test_one_beside_the_recipe_is_found_by_recipe_and_target(written: Path) -> N
     found = locks.find(None, written.parent, RECIPE, TARGET, Budget())
     assert found == locks.read(written)
     assert locks.find(None, written.parent, dataclasses.replace(RECIPE, name="other"), TARGET, Budget()) is None
+
+
+def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is mine"):
+        locks.find(written, None, RECIPE, dataclasses.replace(TARGET, name="mine"), Budget())
 
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:

@@ -235,6 +235,24 @@ class Neighbours(Clock):
         return 2.0 if len(floats) == len(convs) else 1.0 - 0.1 * stem + (-0.2 if stem and deep else 0.2 * deep)
 
 
+def test_a_placement_that_is_known_is_timed_and_not_searched(searching, model: nn.Module, tmp_path: Path) -> None:
+    from toolchain import spec
+    from toolchain.stages import place
+
+    cost = {"Conv f32": 1.0, "Conv int8": 0.5, "Gemm f32": 0.1, "Gemm int8": 0.1}
+    searching(clock := Clock(cost), seconds=0)
+    target, chosen = spec.target("cpu"), Placement(float_modules=("stem",))
+    placed = place.replayed(model, IMAGE, target, chosen, tmp_path)
+    assert placed.placement == chosen
+    assert 1 < placed.best_speedup < 2
+    assert {one.precision for one in placed.tried} == {"f32", "int8"}
+    assert place.speedup(model, IMAGE, target, chosen, tmp_path) == placed.best_speedup
+    calls = clock.calls
+    assert place.replayed(model, IMAGE, target, chosen, tmp_path) == placed
+    assert clock.calls == calls
+    assert not list((tmp_path / "place").glob("*/candidate*"))
+
+
 def test_small_changes_go_on_from_what_was_found(searching) -> None:
     found = searching(Neighbours({}))
     assert {"stem", "deep"} <= {name.partition(".")[0] for name in found.placement.float_modules}

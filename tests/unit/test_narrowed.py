@@ -1,0 +1,58 @@
+"""A plan on the dense model's ONNX graph answers as the pruned model does, without tracing it again."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from toolchain import narrowed, onnx_export, qdq, quantizer, surgery
+from toolchain.criteria import magnitude
+from toolchain.values import PruneSpec, QuantScheme
+from toolchain.widths import Choice
+
+IMAGE = torch.zeros(1, 3, 12, 12)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Conv2d(32, 64, 1), nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.back = nn.Conv2d(64, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(torch.relu(self.deep(torch.relu(self.wide(x)))))
+
+
+class Flat(nn.Module):
+    """The number of channels is written into the graph: torch exports a flatten as a reshape to constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 32, 3, 2, 1), nn.Sequential(Block(), Block())
+        self.last, self.head = nn.Conv2d(32, 64, 1), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.last(self.body(torch.relu(self.stem(x)))))
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+def test_a_cut_graph_answers_as_the_pruned_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Flat().eval()
+    graph = onnx_export.translate(quantizer.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
+    blocks = narrowed.droppable(graph)
+    assert blocks == ("body.0", "body.1")
+    options = surgery.options(
+        model, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score, blocks=blocks
+    )
+    kept = tuple(options.possible(index)[0] for index in range(len(options.groups)))
+    plan = surgery.of(model, options, Choice(kept, frozenset({"body.0"})))
+    assert plan.keep["head.weight"].keys() == {1}
+    qdq.save(narrowed.apply(graph, plan), tmp_path / "small.onnx")
+    picture = torch.randn(1, 3, 12, 12)
+    with torch.no_grad():
+        wanted = surgery.apply(model, plan)(picture).numpy()
+    found = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": picture.numpy()})[0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
