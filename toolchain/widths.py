@@ -17,8 +17,6 @@ from toolchain.errors import ToolchainError
 from toolchain.groups import Group
 from toolchain.values import Layer
 
-USED = 0.95  # of the limit: importance is an estimate, but what is left of a limit is lost for sure
-
 Cost = Callable[[Sequence[Layer]], float]
 
 
@@ -158,16 +156,12 @@ class Options:
 def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
     """The choice that costs at most `limit`, by taking what loses the least importance for what it saves, step by step.
 
-    Where whole blocks go, a last one may leave much of the limit unused, or may have been worth keeping in the end: each
-    is brought back in turn, and stays where that uses the limit, or uses it as well and loses less.
+    A block that went early may leave much of the limit unused in the end, for which it and narrower layers could have
+    stayed: each is brought back in turn, and stays where that loses less on the whole.
 
     Raises:
         ToolchainError: the limit cannot be reached; `Unreachable` says what can.
     """
-
-    def rank(choice: Choice) -> tuple[bool, float]:
-        return cost(options.layers(choice)) < USED * limit, options.lost(choice)
-
     best = _greedy(options, cost, limit)
     while best.dropped:
         found = []
@@ -175,7 +169,7 @@ def narrowed(options: Options, cost: Cost, limit: float) -> Choice:
             others = tuple(sorted(best.dropped - {block}))  # no further one may go in its place
             with suppress(Unreachable):
                 found.append(_greedy(replace(options, blocks=others), cost, limit))
-        if not found or rank(other := min(found, key=rank)) >= rank(best):
+        if not found or options.lost(other := min(found, key=options.lost)) >= options.lost(best):
             break
         best = other
     return best

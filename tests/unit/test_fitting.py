@@ -104,7 +104,7 @@ def test_a_block_that_is_gone_takes_its_layers_along(options: Options) -> None:
     assert not any("body.1" in after.dropped - less.dropped for after, _ in options.steps(less))
 
 
-def test_a_limit_is_used_up_before_importance_decides(options: Options) -> None:
+def test_blocks_stay_where_a_limit_allows_it(options: Options) -> None:
     """Layers that cost something by being there make whole blocks the first to go, which leaves much of a limit."""
     options = dataclasses.replace(options, blocks=tuple(f"body.{number}" for number in range(4)))
     cost = Device(options).true
@@ -112,10 +112,10 @@ def test_a_limit_is_used_up_before_importance_decides(options: Options) -> None:
     for share in np.linspace(0.35, 0.95, 13):
         limit = share * cost(options.sizes)
         found, first = (how(options, cost, limit) for how in (widths.narrowed, widths._greedy))
-        used, rough = (cost(options.layers(choice)) / limit for choice in (found, first))
+        used = cost(options.layers(found)) / limit
         assert used <= 1
         unused.append(1 - used)
-        assert options.lost(found) <= options.lost(first) or rough < widths.USED <= used
+        assert options.lost(found) <= options.lost(first)
         spared += len(found.dropped) < len(first.dropped)
     assert max(unused) < 0.07
     assert spared > 5
