@@ -38,7 +38,7 @@ from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
 from toolchain.values import Architecture, Budget, Layer, Placement, PruneSpec, Recipe, Surgery, Target
 
-VERSION = 5
+VERSION = 6
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
