@@ -39,6 +39,7 @@ RANKS = {
         "surgery",
         "locks",
         "groups",
+        "parts",
         "importance",
         "narrowed",
         "rounds",

@@ -5,19 +5,26 @@ each layer that sees a group, its parameters with one row for each of the group'
 """
 
 import copy
+import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from toolchain.errors import ToolchainError
+from toolchain import parts, progress
+from toolchain.errors import ToolchainError, brief
 from toolchain.gradients import Gradient
+from toolchain.parts import Part
 
 Side = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
+# in the names of what windows of attention hold (Swin, MaxViT): Torch-Pruning 1.6.1 follows single channels through every
+# shift and partition of the windows and does not end in an hour
+WINDOWS = "relative_position"
 SIDES: Mapping[str, Side] = {
     "prune_out_channels": "out",
     "prune_depthwise_conv_out_channels": "out",
@@ -103,6 +110,7 @@ def find(
 
     Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which
     would have to keep equal shares in each of its groups), or that the dependency graph does not account for fully.
+    A model that cannot be traced as a whole is traced in parts: channels that leave a part stay.
 
     Args:
         model: the network; left as it was.
@@ -113,23 +121,48 @@ def find(
     Raises:
         ToolchainError: the dependency graph cannot be built for this model.
     """
-    import torch_pruning  # here, because importing it costs a second that replaying a plan does not need
-
     model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    try:
-        graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=image)
-        raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
-    except Exception as reason:  # Torch-Pruning raises whatever its tracing met
+    pending, found, refused = [Part("", model, image)], list[Group](), list[Exception]()
+    while pending:
+        part = pending.pop(0)
+        try:
+            found += _traced(part, head, gradients or {})
+        except Exception as reason:  # Torch-Pruning raises whatever its tracing met
+            refused.append(reason)
+            pending += parts.below(part)
+    if refused and not found:
+        first = refused[0]
         raise ToolchainError(
-            f"the channels of this model cannot be traced for pruning ({type(reason).__name__}: {reason}); "
+            f"the channels of this model cannot be traced for pruning ({type(first).__name__}: {first}); "
             "set [prune] ratio = 0 to go on without pruning"
-        ) from reason
-    names = {module: name for name, module in model.named_modules()}
-    read = [_read_group(item, names, head, gradients or {}) for item in raw]
-    whole = _covered_once(read, dict(model.named_modules()))
-    return tuple(g for g, free in read if free and all((m.module, m.side) in whole for m in g.members))
+        ) from first
+    if refused:
+        progress.say(f"pruning: traced in parts, whose outer channels stay ({brief(refused[0])})")
+    return tuple(found)
+
+
+def _traced(part: Part, head: str, gradients: Mapping[str, Gradient]) -> list[Group]:
+    """The groups of one part, without those whose channels come into it or leave it."""
+    import torch_pruning  # here, because importing it costs a second that replaying a plan does not need
+
+    windows = next((name for name, _ in _tensors(part.module) if WINDOWS in name), None)
+    if windows:
+        raise ToolchainError(f"attention in windows ({part.named(windows)}) is not followed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bare parameters, which we leave alone
+        framed = part.module if not part.name else parts.Framed(part)
+        graph = torch_pruning.DependencyGraph().build_dependency(framed, example_inputs=part.image)
+        raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+    names = {module: part.named(name) for name, module in part.module.named_modules()}
+    read = [_read_group(item, names, head, gradients) for item in raw]
+    whole = _covered_once(read, {part.named(name): module for name, module in part.module.named_modules()})
+    return [g for g, free in read if free and all((m.module, m.side) in whole for m in g.members)]
+
+
+def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
 
 
 def _read_group(

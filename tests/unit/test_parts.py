@@ -1,0 +1,113 @@
+"""What cannot be traced as a whole is traced in parts, and what comes into a part or leaves it stays."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import groups, models, parts, surgery
+from toolchain.criteria import magnitude
+from toolchain.errors import ToolchainError
+from toolchain.groups import Group
+from toolchain.parts import Part
+from toolchain.values import ModelSpec, PruneSpec
+
+IMAGE = torch.zeros(1, 3, 8, 8)
+
+
+class Windows(nn.Module):
+    """Stands for attention in windows: a module that is not followed."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table = nn.Parameter(torch.randn(channels))
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x + self.relative_position_bias_table[:, None, None])
+
+
+class Net(nn.Module):
+    """Two parts around attention in windows, the second with a residual and a depthwise layer at its entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 1))
+        self.windows = Windows(16)
+        self.second = nn.Sequential(
+            nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.Conv2d(16, 64, 1), nn.ReLU(), nn.Conv2d(64, 24, 1)
+        )
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.windows(self.first(x))).mean((2, 3)))
+
+
+def sides(found: tuple[Group, ...]) -> set[tuple[str, str]]:
+    return {(member.module, member.side) for group in found for member in group.members}
+
+
+def test_only_channels_inside_of_parts_may_go() -> None:
+    found = groups.find(Net().eval(), IMAGE, "head")
+    inside = {("first.0", "out"), ("first.1", "out"), ("first.3", "in"), ("second.1", "out"), ("second.3", "in")}
+    assert sides(found) == inside
+
+
+def test_a_plan_made_of_parts_cuts_the_same_channels_everywhere() -> None:
+    net = Net().eval()
+    spec = PruneSpec(ratio=0.2)
+    plan = surgery.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    small = surgery.apply(net, plan)
+    with torch.no_grad():
+        for name, kept in plan.keep.items():
+            if 1 in kept:
+                weight = net.get_parameter(name)
+                weight[:, [i for i in range(weight.shape[1]) if i not in kept[1]]] = 0
+        x = torch.randn(2, 3, 8, 8)
+        assert plan.keep
+        torch.testing.assert_close(small(x), net(x))
+
+
+def test_a_residual_that_enters_a_part_keeps_what_is_added_to_it() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 16, 1))
+            self.out = nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x + self.layers(x))
+
+    net = Net().eval()
+    net.second = nn.Sequential(Residual(), nn.Conv2d(16, 24, 1)).eval()  # its stream is the part's own input
+    inside = {side for side in sides(groups.find(net, IMAGE, "head")) if side[0].startswith("second")}
+    assert inside == {
+        ("second.0.layers.0", "out"), ("second.0.layers.2", "in"), ("second.0.out", "out"), ("second.1", "in")
+    }  # fmt: skip
+
+
+def test_what_is_called_twice_is_no_part() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+            self.once = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.once(self.shared(self.shared(x)))
+
+    assert [part.name for part in parts.below(Part("net", Twice(), IMAGE))] == ["net.once"]
+
+
+def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
+    with pytest.raises(
+        ToolchainError, match=r"cannot be traced .*attention in windows \(.*relative_position.* ratio = 0"
+    ):
+        groups.find(nn.Sequential(Windows(3), nn.Flatten(), nn.Linear(192, 5)).eval(), IMAGE, "2")
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x1_0", "swin_t"])
+def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str) -> None:
+    model, image = models.architecture(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
+    spec, head = PruneSpec(ratio=0.3), models.head_of(model, 7)
+    plan = surgery.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    assert surgery.apply(model, plan)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
