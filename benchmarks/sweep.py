@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from toolchain import models, onnx_export, progress, records, surgery
 from toolchain.criteria import magnitude
 from toolchain.errors import ToolchainError, brief
-from toolchain.values import PruneSpec, Surgery
+from toolchain.values import ModelSpec, PruneSpec, Surgery
 from toolchain.vision import torchvision
 
 ALIGNMENT = 16
@@ -73,7 +73,7 @@ def main(
 def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
     """One row."""
     started = time.monotonic()
-    image = torch.zeros(peers.SHAPE)
+    image = torch.zeros(shape(name))
     first = network(name)
     parameters = sum(parameter.numel() for parameter in first.parameters()) / 1e6
     row: dict[str, Any] = {"model": name, "parameters": parameters, "result": "left out", "why": ""}
@@ -89,17 +89,23 @@ def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
         records.write_json(path, plan)
         pruned = surgery.apply(network(name), surgery.read(path)).eval()
         after = surgery.layers(pruned, image)
-        row |= {"left": surgery.macs(after) / surgery.macs(before), "masked": masked(first, pruned, plan)}
-        row |= agreement(pruned, out / f"{name}.onnx")
+        row |= {"left": surgery.macs(after) / surgery.macs(before), "masked": masked(first, pruned, plan, image)}
+        row |= agreement(pruned, image, out / f"{name}.onnx")
         row["result"] = "pruned" if row["difference"] < TOLERANCE and row["same_class"] == IMAGES else "disagrees"
     except ToolchainError as reason:
         row |= {"result": "refused", "why": brief(reason)}
     return row | {"seconds": time.monotonic() - started}
 
 
+def shape(name: str) -> tuple[int, ...]:
+    """Of the input: 224x224, but what Inception's auxiliary head can take."""
+    return (1, 3, 299, 299) if name == "inception_v3" else peers.SHAPE
+
+
 def network(name: str) -> nn.Module:
     """A model with random weights, also in its head, which some leave at zero."""
-    model = peers.network(name)
+    torch.manual_seed(0)
+    model = peers.settled(models.architecture(ModelSpec(name=name), 1000), shape(name))
     head = model.get_submodule(models.head_of(model, 1000))
     assert isinstance(head.weight, Tensor)
     if not head.weight.any():
@@ -107,7 +113,7 @@ def network(name: str) -> nn.Module:
     return model
 
 
-def masked(whole: nn.Module, pruned: nn.Module, plan: Surgery) -> float | None:
+def masked(whole: nn.Module, pruned: nn.Module, plan: Surgery, image: Tensor) -> float | None:
     """Largest difference to the whole model without the weights that read what is gone; None with a layer norm."""
     modules = dict(whole.named_modules())
     touched = {modules[name.rpartition(".")[0]] for name in plan.keep}
@@ -120,15 +126,15 @@ def masked(whole: nn.Module, pruned: nn.Module, plan: Surgery) -> float | None:
                 gone = torch.ones(weight.shape[1], dtype=torch.bool)
                 gone[list(kept[1])] = False
                 weight[:, gone] = 0
-        pictures = torch.from_numpy(peers.images()[0])
+        pictures = torch.from_numpy(peers.images(tuple(image.shape))[0])
         wanted = whole(pictures)
         return float((pruned(pictures) - wanted).abs().max() / (wanted.max() - wanted.min()))
 
 
-def agreement(model: nn.Module, path: Path) -> dict[str, float]:
+def agreement(model: nn.Module, image: Tensor, path: Path) -> dict[str, float]:
     """How ONNX Runtime's answers differ from torch's."""
-    pictures = np.random.default_rng(0).standard_normal((IMAGES, *peers.SHAPE), dtype=np.float32)
-    onnx_export.to_onnx(model, torch.zeros(peers.SHAPE), path)
+    pictures = np.random.default_rng(0).standard_normal((IMAGES, *image.shape), dtype=np.float32)
+    onnx_export.to_onnx(model, image, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     path.unlink()
     with torch.no_grad():
