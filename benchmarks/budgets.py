@@ -112,7 +112,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     plan = fit.run(adapted, recipe, target, Budget(latency=f"{budget}x"), image, work)
     assert plan.fitted is not None
     pruned = surgery.apply(dense, plan.surgery)
-    placed = place.families({"dense": dense, "pruned": pruned}, plan.placements, recipe, target, image, work)
+    placed = place.families({"dense": (dense, image), "pruned": (pruned, image)}, plan.placements, recipe, target, work)
     sides: list[Side] = []
     for family, model, folder in (("dense", dense, "dense"), ("pruned", pruned, f"pruned-{plan.key}")):
         job = placement.Job(

@@ -110,7 +110,7 @@ def exported(
     teacher = dense.model if method == "qat" else None
     made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
     both = dataclasses.replace(target, precisions=("f32", "int8"))
-    return made, export.variants([quantize.Family("dense", dense, made)], both, image, work)[1]
+    return made, export.variants([quantize.Family("dense", dense, made, adapted.data)], both, work)[1]
 
 
 def example(adapted: Adapted) -> torch.Tensor:

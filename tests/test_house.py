@@ -63,7 +63,7 @@ RANKS = {
         "criteria",
         "runtimes",
     },
-    3: {"stages"},
+    3: {"stages", "planning"},
     4: {
         "pipeline",
         "summary",

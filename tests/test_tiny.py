@@ -1,6 +1,7 @@
 """The whole pipeline in seconds: a real model, real runtimes, a made-up set; every later test of a bundle uses its result."""
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,10 +17,11 @@ import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file
 
-from toolchain import loop, machine, models, pipeline, records, spec, surgery
+from toolchain import loop, machine, models, pipeline, planning, records, spec, surgery
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle, place
 from toolchain.stages.place import Placed
+from toolchain.values import Budget
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
 
@@ -335,3 +337,38 @@ def test_what_is_corrected_goes_with_the_ranges_that_were_best(run: Run) -> None
         assert {one["correction"] for one in corrected} == {"bias", "norm"}
         assert {one["method"] for one in corrected} == {min(plain, key=lambda method: plain[method])}
         assert [one["divergence"] for one in tried] == sorted(one["divergence"] for one in tried)
+
+
+def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    turns = itertools.count()  # the last size is taken for the best
+    monkeypatch.setattr(planning.adapt, "aim", lambda figures, balance: float(next(turns)))
+    out = tmp_path / "out"
+    shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny", "fit"))
+    asked = dataclasses.replace(run.recipe.prune, ratio=None, resolution=0.7)
+    recipe = dataclasses.replace(run.recipe, prune=asked, budget=Budget(macs="0.6x"))
+    target = dataclasses.replace(run.target, precisions=("f32",))
+    written = pipeline.build(recipe, target, run.domain, out)
+    own, dense = written["variants"][-1], written["variants"][0]
+    assert (own["name"], own["image_size"], dense["image_size"]) == ("pruned-fp32", [24, 24], [32, 32])
+    assert [trial["size"] for trial in written["image_sizes"]] == [[32, 32], [24, 24]]
+    assert own["parity"]["top1_agreement"] == 1.0
+    assert own["accuracy"] >= 0.8
+    folder = out / "tiny" / target.name
+    manifest = json.loads((folder / "bundle" / "manifest.json").read_text())
+    assert manifest["input"]["shape"] == [1, 3, 24, 24]
+    assert manifest["preprocess"]["image_size"] == [24, 24]
+    command = [sys.executable, str(folder / "bundle" / "run.py")]
+    assert subprocess.run([*command, "--self-test"], capture_output=True, check=False).returncode == 0
+    picture = next((Path(run.domain.path) / "bee").iterdir())
+    answered = subprocess.run([*command, str(picture)], capture_output=True, text=True, check=True)
+    assert "bee" in answered.stdout
+    assert "24×24" in (folder / "report.md").read_text()
+    lock = folder / "tiny.cpu.lock.json"
+    monkeypatch.setattr(planning.Search, "budget", None)
+    again = pipeline.build(recipe, target, run.domain, tmp_path / "again", lock=lock)
+    assert again["variants"][-1]["image_size"] == [24, 24]
+    assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

@@ -8,14 +8,16 @@ from typing import Literal
 from toolchain.errors import ToolchainError
 from toolchain.values import Budget
 
-Quantity = Literal["latency", "macs", "parameters"]
+Quantity = Literal["latency", "size", "macs", "parameters"]
 UNITS: Mapping[Quantity, Mapping[str, float]] = {  # to the unit that the project counts in
     "latency": {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3},
+    "size": {"B": 1.0, "kB": 1e3, "KiB": 1024.0, "MB": 1e6, "MiB": 1024.0**2},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "parameters": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
 }
 EXAMPLES: Mapping[Quantity, str] = {
     "latency": '"0.5x" of the dense model as it would ship, or "1.2 ms"',
+    "size": '"0.5x" of the dense model as it would ship, or "1.2 MB"',
     "macs": '"0.5x" of the dense model, or "150M"',
     "parameters": '"0.5x" of the dense model, or "2.5M"',
 }
@@ -23,7 +25,7 @@ EXAMPLES: Mapping[Quantity, str] = {
 
 @dataclass(frozen=True)
 class Amount:
-    """A limit: a share of the dense model's, or milliseconds, multiply-accumulates, parameters."""
+    """A limit: a share of the dense model's, or milliseconds, bytes, multiply-accumulates, parameters."""
 
     value: float
     relative: bool

@@ -18,7 +18,7 @@ from toolchain import candidates, discover, narrowed, onnx_export, progress, qdq
 from toolchain.batches import Batches
 from toolchain.errors import ToolchainError
 from toolchain.timing import Side
-from toolchain.values import Placement, Precision, Surgery, Target
+from toolchain.values import Artefact, Placement, Precision, Surgery, Target
 
 TOGETHER = 5  # in one process, beside the dense model
 
@@ -40,6 +40,17 @@ class Architectures:
         self.batches = Batches(folder)
         self.graph = self._exported(dense)
         self.whole = self._side(Surgery())
+
+    def at(self, image: Tensor) -> "Architectures":
+        """The same with pictures of another size; the dense model stays at its own.
+
+        Raises:
+            ToolchainError: the model does not take that size.
+        """
+        other = copy.copy(self)
+        other.image = image
+        other.graph = other._exported(self.dense)
+        return other
 
     def shipped_as(self, form: Form) -> "Architectures":
         """The same, with pruned models in another form; the dense model stays in its own."""
@@ -70,12 +81,19 @@ class Architectures:
         for leftover in self.folder.glob("candidate*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def _side(self, plan: Surgery) -> Side:
+    def size_bytes(self, plan: Surgery) -> int:
+        """Of the files that a plan's architecture would ship as."""
+        return self._made(plan)[1].size_bytes
+
+    def _made(self, plan: Surgery) -> tuple[str, Artefact]:
         path = self.folder / "candidate.onnx"
         model, _ = candidates.make(self._cut(plan), self._placement(), self.target.scheme)
         qdq.save(model, path)
         name = f"candidate-{self.form.precision}-{records.sha256_file(path)[:12]}"
-        made = self.runtime.compile(path, self.folder / name)
+        return name, self.runtime.compile(path, self.folder / name)
+
+    def _side(self, plan: Surgery) -> Side:
+        name, made = self._made(plan)
         return Side(
             name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,
             threads=self.target.threads, shape=tuple(self.image.shape),

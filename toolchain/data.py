@@ -4,6 +4,7 @@ Pixels are prepared by the functions of `runner.py`, which travels in the bundle
 the network's size, keyed by the content of the files, so that every run after the first starts at once.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class Dataset:
     skipped: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
 
     @property
+    def example(self) -> Tensor:
+        """An input of the network's shape, float32 [1, 3, height, width]."""
+        return torch.zeros(1, 3, *self.preprocess.image_size)
+
+    @property
     def calibration_images(self) -> Images:
         """The training images that ranges are drawn from and gradients are taken on."""
         return self.splits["train"].chosen(self.calibration)
@@ -90,6 +96,26 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     rows = sorted(int(i) for i in drawn)
     drawn_digest = hashlib.sha256(splits["train"].pixels[rows].numpy().tobytes()).hexdigest()
     return Dataset(found.classes, splits, preprocess, key, tuple(rows), drawn_digest, tuple(skipped))
+
+
+def at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
+    """The same images, decoded again from their files at another size (height, width); kept under `cache`.
+
+    Raises:
+        ToolchainError: a file cannot be read any more.
+    """
+    preprocess = dataclasses.replace(data.preprocess, image_size=size)
+    key = records.digest(data.digest, pixels_key(data.digest, preprocess, "fail"))
+    splits = {}
+    with records.locked(cache / "pixels" / key, wait=True):
+        for split, images in data.splits.items():
+            pixels, _ = decoded(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
+            splits[split] = dataclasses.replace(images, pixels=torch.from_numpy(pixels))
+    drawn = splits["train"].pixels[list(data.calibration)].numpy()
+    return dataclasses.replace(
+        data, splits=splits, preprocess=preprocess, digest=key,
+        calibration_digest=hashlib.sha256(drawn.tobytes()).hexdigest(),
+    )  # fmt: skip
 
 
 def decoded(

@@ -5,7 +5,7 @@ sign, an estimate its interval. Prefixes are powers of 1000.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 NONE = "–"
@@ -41,6 +41,11 @@ def scaled(value: Number, units: tuple[str, ...]) -> str:
 def size(value: Number) -> str:
     """Bytes: 612 kB, 4.47 MB."""
     return scaled(value, ("B", "kB", "MB", "GB"))
+
+
+def sides(size: Sequence[int] | None) -> str:
+    """Height and width of pictures: 120×72."""
+    return "×".join(map(str, size)) if size else NONE
 
 
 def count(value: Number) -> str:

@@ -24,6 +24,10 @@ NEAREST = 0.94  # of the budget: less than that gives away accuracy
 ROUNDS = 3  # processes that time what is believed
 
 
+class OutOfReach(ToolchainError):
+    """No architecture meets the budget; says which one comes nearest."""
+
+
 class Timer(Protocol):
     """What times plans."""
 
@@ -70,14 +74,14 @@ def search(job: Job, timer: Timer) -> Found:
     """The plan whose architecture takes at most `job.limit` of the dense model's latency.
 
     Raises:
-        ToolchainError: no architecture is that fast; says which latency can be reached.
+        OutOfReach: no architecture is that fast; says which latency can be reached.
     """
-    with progress.bar("fit: architectures timed", SAMPLES + ATTEMPTS) as bar:
-        samples = drawn(job.options, SAMPLES)
+    with progress.bar("fit: architectures timed", 1 + SAMPLES + ATTEMPTS) as bar:
+        samples = [job.options.whole, *drawn(job.options, SAMPLES)]  # at its own size the whole one takes 1.0
         latencies = timer.latencies([job.plan_of(choice) for choice in samples], bar)
         known = [
             Timed(tuple(job.options.layers(choice)), latency)
-            for choice, latency in zip([job.options.whole, *samples], [1.0, *latencies], strict=True)
+            for choice, latency in zip(samples, latencies, strict=True)
         ]
         return _met(job, timer, latency_model.fit(known), SAMPLES, bar)
 
@@ -86,11 +90,12 @@ def again(job: Job, timer: Timer, found: Found) -> Found:
     """The same for a timer that ships pruned models in another form: what was learnt is corrected, not learnt anew.
 
     Raises:
-        ToolchainError: as `search`.
+        OutOfReach: as `search`.
     """
     with progress.bar("fit: architectures timed in the pruned model's own form", 1 + ATTEMPTS) as bar:
         measured = timer.latencies([found.plan], bar, rounds=ROUNDS)[0]
-        if NEAREST * job.limit <= measured <= job.limit:
+        least = 0 if found.plan == job.plan_of(job.options.whole) else NEAREST * job.limit
+        if least <= measured <= job.limit:
             return replace(found, latency=measured, predicted=measured)
         return _met(job, timer, found.model.times(measured / found.latency), found.timed + 1, bar)
 
@@ -104,11 +109,12 @@ def _met(job: Job, timer: Timer, model: LatencyModel, timed: int, bar: progress.
         measured = timer.latencies([plan], bar, rounds=ROUNDS)[0]
         model = model.times(measured / predicted)
         best = _better(best, Found(plan, measured, predicted, model, timed + attempt), job.limit)
-        if NEAREST * job.limit <= measured <= job.limit:
+        least = 0 if choice == job.options.whole else NEAREST * job.limit  # of the whole model more cannot be had
+        if least <= measured <= job.limit:
             break
     assert best is not None
     if best.latency > job.limit:
-        raise ToolchainError(_unreachable(job.limit, best.latency))
+        raise OutOfReach(_unreachable(job.limit, best.latency))
     return best
 
 
@@ -122,7 +128,7 @@ def _chosen(job: Job, latency: widths.Cost) -> Choice:
         return widths.narrowed(job.options, used, 1.0)
     except widths.Unreachable as reason:
         if reason.least > 1 / AIM:
-            raise ToolchainError(_unreachable(job.limit, reason.least * AIM * job.limit)) from reason
+            raise OutOfReach(_unreachable(job.limit, reason.least * AIM * job.limit)) from reason
         return widths.narrowed(job.options, used, reason.least)
 
 

@@ -16,7 +16,15 @@ from toolchain.fitting import Fitted
 from toolchain.values import Architecture, Budget, Layer, Placement, Recipe, Surgery, Target
 
 SCHEMA = 1
-SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share")  # of [prune], which decide what is cut
+SETTINGS = (
+    "ratio",
+    "criterion",
+    "ranking",
+    "protect",
+    "depth",
+    "max_share",
+    "resolution",
+)  # of [prune], which decide what is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +36,20 @@ class Lock:
     recipe: str
     target: str
     runtime: str
-    image_size: tuple[int, int]  # height, width
+    image_size: tuple[int, int]  # of the dense model's pictures: height, width
     asked: Mapping[str, Any]  # settings and budgets that decided how much is cut
     layers: tuple[Layer, ...]  # of the dense model
     weights: str  # key of the weights that ranked the channels
     surgery: Surgery
     placements: Mapping[Architecture, Placement]
+    resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
     fitted: Fitted | None = None  # how a latency was met
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Digest of what is decided."""
-        return records.digest(self.surgery, self.placements, self.weights, self.layers)
+        return records.digest(self.surgery, self.placements, self.weights, self.layers, self.resized)
 
 
 def file_name(recipe: Recipe, target: Target) -> str:

@@ -4,13 +4,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from toolchain import discover, locks, records, report, summary
+from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
     bench,
@@ -24,6 +26,7 @@ from toolchain.stages import (
     prune,
     quantize,
     recover,
+    resize,
     sensitivity,
     sparsify,
     verify,
@@ -53,39 +56,47 @@ def build(
         torch.set_flush_denormal(True)
         with _timed(seconds, "data"):
             data, joins = prepare.run(recipe, domain, out / "data")
-            image = torch.zeros(1, 3, *data.preprocess.image_size)
+            image = data.example
         with _timed(seconds, "adapt"):
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
         with _timed(seconds, "sparsify"):
             start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):
-            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work, decided)
+            at = cache(lambda size: resize.run(adapted, size, out / "data"))
+            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work, decided, at)
+            view = at(plan.resized) if plan.resized else adapted  # as the pruned model sees it
         with _timed(seconds, "sensitivity"):
             curves = sensitivity.run(adapted, plan, recipe, target, image, work)
         with _timed(seconds, "place"):  # before any round of pruning: the architecture is settled
-            models: dict[Architecture, torch.nn.Module] = {"dense": dense.model}
-            models |= {"pruned": prune.at_once(start, plan).model} if plan.cuts else {}
-            placed = place.families(models, plan.placements, recipe, target, image, work)
+            models: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.model, image)}
+            models |= {"pruned": (prune.at_once(start, plan).model, view.data.example)} if plan.changes else {}
+            placed = place.families(models, plan.placements, recipe, target, work)
             fit.lock(plan, start, placed, recipe, target, budget, image, folder)
         with _timed(seconds, "prune"):
-            pruned = prune.run(start, plan, adapted, recipe, target, image, work)
+            pruned = prune.run(start, plan, view, recipe, target, view.data.example, work)
         with _timed(seconds, "recover"):
-            small = recover.run(pruned, adapted, recipe, work)
+            small = recover.run(pruned, view, recipe, work)
         with _timed(seconds, "quantize"):
-            families = quantize.families(adapted, small, placed, recipe, target, image, work)
-            families, controlled = control.run(families, placed, budget, target, adapted, image, work)
+            families = quantize.families(adapted, view, small, placed, recipe, target, work)
+            families, controlled = control.run(families, placed, budget, target, adapted, work)
         with _timed(seconds, "export"):
-            built = export.variants(families, target, image, work)
+            built = export.variants(families, target, work)
             variants = [one.variant for one in built]
         with _timed(seconds, "verify"):
-            served = cache(lambda split: verify.served_pixels(data, split))
-            choosing = [verify.run(one, target, data, "val", served, work) for one in built]
-            answers = [verify.run(one, target, data, "test", served, work) for one in built]
+            pictures = {family.name: family.data for family in families}
+            served = {name: cache(partial(verify.served_pixels, own)) for name, own in pictures.items()}
+
+            def answered(one: export.Built, split: Split) -> verify.Answers:
+                name = one.variant.family
+                return verify.run(one, target, pictures[name], split, served[name], work)
+
+            choosing = [answered(one, "val") for one in built]
+            answers = [answered(one, "test") for one in built]
             validation = verify.compare(variants, choosing, data.splits["val"].labels, target)
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
-            measured, warnings = bench.run(variants, target, tuple(image.shape), recipe.seed, work)
+            measured, warnings = bench.run(variants, target, recipe.seed, work)
         judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted)
         findings = summary.Findings(
             recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, sparse=start, plan=plan, curves=curves,
@@ -96,7 +107,14 @@ def build(
             bundle.remove(folder)  # an older one must not look like the result of this run
         else:
             index = [variant.name for variant in variants].index(judged.shipped)
-            bundle.run(variants[index], answers[index], pruned.surgery, summary.facts(findings), data, folder)
+            bundle.run(
+                variants[index],
+                answers[index],
+                pruned.surgery,
+                summary.facts(findings),
+                pictures[variants[index].family],
+                folder,
+            )
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

@@ -64,6 +64,7 @@ def markdown(report: Report) -> str:
         _part("Variants", tables.variants(report)),
         _part("What each variant needs", tables.costs(report)),
         _part("Layers before and after pruning", tables.layers(report)),
+        _part("Size of the pictures", tables.image_sizes(report)),
         _part("How much each layer minds being pruned", sensitive.table(report, short=True)),
         _part("Training", tables.training(report)),
         _part("Fine-tuning with several seeds", tables.seeds(report)),

@@ -179,6 +179,10 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
             f"prune.criterion = {value.criterion!r}; {discover.nearest(value.criterion, criteria)}",
         ),
         (0 < value.max_share <= 1, f"prune.max_share = {value.max_share}: must be above 0, at most 1"),
+        (
+            0.25 <= value.resolution <= 1,
+            f"prune.resolution = {value.resolution}: the least share of each side, from 0.25 to 1 (keep the size)",
+        ),
         (value.rounds >= 1, f"prune.rounds = {value.rounds}: 1 to cut at once, or how many rounds"),
         (
             value.rounds <= max(epochs, 1),

@@ -87,11 +87,12 @@ def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
 def costs(report: Report) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
     footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
-    columns = ("Variant", "Method", "Threads", "MACs", "Parameters", *footprint)
+    columns = ("Variant", "Method", "Pictures", "Threads", "MACs", "Parameters", *footprint)
     rows = tuple(
         (
             v["name"],
             v.get("method") or figures.NONE,
+            figures.sides(v.get("image_size")),
             str(v.get("threads") or figures.NONE),
             figures.count(v.get("macs")),
             figures.count(v.get("parameters")),
@@ -105,6 +106,26 @@ def costs(report: Report) -> Table:
         for v in report.get("variants") or ()
     )
     return Table(columns=columns, rows=rows, prose=(0, 1), marked=_marked(report))
+
+
+def image_sizes(report: Report) -> Table:
+    """Sizes of the pictures that a short training was to choose among."""
+    rows = tuple(
+        (
+            figures.sides(one["size"]),
+            figures.times(one["latency"]),
+            figures.percent(one["reached"]),
+            str(one["images"]),
+        )
+        for one in report.get("image_sizes") or ()
+    )
+    own: Mapping[str, Any] = next(
+        (v for v in report.get("variants") or () if v["name"] == headline.subject(report).get("name")), {}
+    )
+    taken = figures.sides(own.get("image_size"))
+    marked = next((index for index, row in enumerate(rows) if row[0] == taken), None)
+    columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
+    return Table(columns=columns, rows=rows, marked=marked)
 
 
 def _marked(report: Report) -> int | None:

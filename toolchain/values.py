@@ -110,6 +110,7 @@ class PruneSpec:
     protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
     depth: bool = True  # whole residual blocks may go, where a budget is searched for
     max_share: float = 0.75  # no layer loses more than this share of its channels
+    resolution: float = 1.0  # least share of the pictures' height and width that a budget may be met with; 1: keep them
     sensitivity: bool = field(default=True, compare=False)  # how much each layer minds, for the report; decides nothing
     rounds: int = 1  # of cutting part of the way and recovering; they share recover.epochs
     sparsity: float = 0.0  # of a penalty that shrinks unimportant channels before any are cut; 0: none
@@ -138,6 +139,7 @@ class Budget:
     balanced_drop: float | None = None
     speedup: float | None = None  # at least this much faster than dense-fp32 in the same runtime
     size_bytes: int | None = None
+    size: str | None = None  # of the model files, at most; "0.5x" of the dense model as it would ship, or "1.2 MB"
     latency: str | None = (
         None  # at most; "0.5x" of the dense model as it would ship, or "1.2 ms": pruning goes that far
     )
@@ -305,6 +307,7 @@ class Variant:
     artefact: Artefact
     onnx: Path
     planned: tuple[str, ...]  # modules that are to run in integers
+    image_size: tuple[int, int]  # of the input: height, width
     output_step: float | None  # quantization step of the logits; None: they are float
     macs: int
     parameters: int

@@ -45,6 +45,11 @@ class Options:
         """Nothing cut."""
         return Choice(tuple(group.channels for group in self.groups))
 
+    @property
+    def narrowest(self) -> Choice:
+        """As little as may be left of every group, and no block."""
+        return Choice(tuple(self.possible(index)[0] for index in range(len(self.groups))), frozenset(self.blocks))
+
     @cached_property
     def _touching(self) -> Mapping[str, list[tuple[int, float, bool]]]:
         """By layer: which group, which share of that side of the layer it covers, whether it is the output side."""

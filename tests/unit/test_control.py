@@ -80,8 +80,8 @@ def placed(speedup: float = 2.0, floating: float = 1.0) -> Placed:
 
 def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
     adapted = Adapted(loop.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
-    family = Family("dense", adapted.trained, harmed(data))
-    families, found = control.run([family], {"dense": where}, budget, TARGET, adapted, IMAGE, tmp_path)
+    family = Family("dense", adapted.trained, harmed(data), data)
+    families, found = control.run([family], {"dense": where}, budget, TARGET, adapted, tmp_path)
     return families[0].quantized, found
 
 

@@ -20,7 +20,7 @@ def variant(name: str, *, size: int = 100) -> Variant:
     return Variant(
         name=name, family=family, precision={"fp32": "f32"}.get(precision, precision), method="", macs=1, parameters=1,
         artefact=Artefact(path=Path("m"), files=(Path("m"),), sha256="", size_bytes=size), onnx=Path("m"),
-        planned=("a", "b"), output_step=None,
+        planned=("a", "b"), image_size=(8, 8), output_step=None,
     )  # type: ignore[arg-type]  # fmt: skip
 
 

@@ -129,11 +129,12 @@ def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -
         one = dataclasses.replace(recipe, seed=recipe.seed + number)
         trained, head = _trained(one, recipe.model, changes, data, teacher, work)
         repeats.append(_balanced(one, trained, changes, data, work) if recipe.balance else trained)
-    best = max(repeats, key=lambda trained: _aim(trained.figures, recipe.balance))
+    best = max(repeats, key=lambda trained: aim(trained.figures, recipe.balance))
     return Adapted(best, head, data, changes, tuple(repeats), ())
 
 
-def _aim(figures: Mapping[str, Any], balance: float) -> float:
+def aim(figures: Mapping[str, Any], balance: float) -> float:
+    """What a training reached of what is aimed at, on validation."""
     return float((1 - balance) * figures["best_accuracy"] + balance * figures["best_balanced"])
 
 

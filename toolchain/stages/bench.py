@@ -15,21 +15,18 @@ from toolchain import discover, machine, progress, records, stats, timing
 from toolchain.errors import ToolchainError
 from toolchain.values import Interval, Measurement, Precision, Target, Variant
 
-VERSION = 3
+VERSION = 4
 ROUNDS = 10
 PEAK_ROUNDS = 3
 PEAK_CHANNELS, PEAK_SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
 BUSY = 0.25  # load by others that is worth a warning, in cores
 
 
-def run(
-    variants: Sequence[Variant], target: Target, shape: tuple[int, ...], seed: int, work: Path
-) -> tuple[dict[str, Measurement], list[str]]:
+def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> tuple[dict[str, Measurement], list[str]]:
     """Times all variants against one another.
 
     Args:
         variants: what to time; the same runtime and threads for all.
-        shape: of the input, [1, 3, height, width].
 
     Returns:
         a Measurement by variant name, none where this machine lacks the target's instructions; and warnings in plain
@@ -40,10 +37,11 @@ def run(
             f"latency was not measured: this machine is {machine.kind()}, {target.name} is {target.isa}; "
             "accuracy was measured with this machine's kernels"
         ]
-    sides = [_side(v.name, v.artefact.path, v.precision, target, shape) for v in variants]
+    sides = [_side(v.name, v.artefact.path, v.precision, target, (1, 3, *v.image_size)) for v in variants]
     runtime = discover.module("runtimes", target.runtime)
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
-    key = records.digest(VERSION, hashes, target.threads, runtime.fingerprint(), machine.describe(), shape, ROUNDS)
+    shapes = [side.shape for side in sides]
+    key = records.digest(VERSION, hashes, target.threads, runtime.fingerprint(), machine.describe(), shapes, ROUNDS)
     with records.stage(work, "bench", key) as stage:
         if stage.figures is None:
             started = time.monotonic()

@@ -56,7 +56,7 @@ class Controlled:
 class _Judge:
     """How far a model's answers on validation are from the dense float model's."""
 
-    data: Dataset
+    data: Dataset  # at the size that the model takes its pictures
     dense: Tensor  # logits [images, classes]
 
     def drop(self, logits: Tensor) -> float:
@@ -75,7 +75,7 @@ class _Judge:
 
 def run(
     families: Sequence[Family], placed: Mapping[Architecture, Placed], budget: Budget, target: Target, adapted: Adapted,
-    image: Tensor, work: Path,
+    work: Path,
 ) -> tuple[list[Family], Controlled | None]:  # fmt: skip
     """Returns harmful blocks to float where validation says that the budget is missed; else changes nothing.
 
@@ -84,25 +84,23 @@ def run(
         placed: what the search measured; gives the cost of each block.
         budget: `accuracy_drop` decides whether, `speedup` how far.
         adapted: the dense float model that accuracy is compared with, and its validation images.
-        image: one example input, float32 [1, 3, height, width].
     """
     last = families[-1]
-    changed, found = _one(last, adapted.trained, placed[last.name], budget, target, adapted.data, image, work)
+    changed, found = _one(last, adapted, placed[last.name], budget, target, work)
     return [*families[:-1], changed], found
 
 
 def _one(
-    family: Family, dense: loop.Trained, placed: Placed, budget: Budget, target: Target, data: Dataset, image: Tensor,
-    work: Path,
-) -> tuple[Family, Controlled | None]:  # fmt: skip
-    own, limit = family.quantized, budget.accuracy_drop
+    family: Family, adapted: Adapted, placed: Placed, budget: Budget, target: Target, work: Path
+) -> tuple[Family, Controlled | None]:
+    own, limit, dense = family.quantized, budget.accuracy_drop, adapted.trained
     if own is None or limit is None or placed.float_wins:
         return family, None
     key = records.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
     with records.stage(work, "control", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found, chosen = _controlled(family, dense, placed, budget, target, data, image, work)
+            found, chosen = _controlled(family, adapted, placed, budget, target, work)
             stage = records.finish(stage, started, {"found": found, "placement": chosen})
         assert stage.figures is not None
     found, chosen = _read(stage.figures["found"]), place.read(stage.figures["placement"])
@@ -122,13 +120,12 @@ def _read(figures: dict[str, object]) -> Controlled:
 
 
 def _controlled(
-    family: Family, dense: loop.Trained, placed: Placed, budget: Budget, target: Target, data: Dataset, image: Tensor,
-    work: Path,
-) -> tuple[Controlled, Placement]:  # fmt: skip
-    own, limit = family.quantized, budget.accuracy_drop
+    family: Family, adapted: Adapted, placed: Placed, budget: Budget, target: Target, work: Path
+) -> tuple[Controlled, Placement]:
+    own, limit, whole, data = family.quantized, budget.accuracy_drop, adapted.data, family.data
     assert own is not None
     assert limit is not None
-    judge = _Judge(data, loop.predict(dense.model, data.splits["val"], data.preprocess))
+    judge = _Judge(data, loop.predict(adapted.trained.model, whole.splits["val"], whole.preprocess))
     before = judge.drop(loop.predict(own.graph, data.splits["val"], data.preprocess))
     if before <= limit:
         return Controlled(False, limit, before, before, (), "all of the placement keeps the budget"), own.placement
@@ -145,7 +142,7 @@ def _controlled(
             bar.step(f"{100 * after:.1f} points lost")
             if after <= limit:
                 break
-    why, kept = _affordable(family, chosen, placed, budget, target, image, work) if after <= limit else (
+    why, kept = _affordable(family, chosen, placed, budget, target, work) if after <= limit else (
         "not even with all of these in float is the budget kept; all stay in integers", False
     )  # fmt: skip
     rows = tuple(dataclasses.replace(one, returned=kept and one.block in names) for one in ranking)
@@ -174,10 +171,10 @@ def _ranked(own: Quantized, judge: _Judge, placed: Placed) -> list[Harm]:
 
 
 def _affordable(
-    family: Family, chosen: Placement, placed: Placed, budget: Budget, target: Target, image: Tensor, work: Path
+    family: Family, chosen: Placement, placed: Placed, budget: Budget, target: Target, work: Path
 ) -> tuple[str, bool]:
     """Whether the placement with less in integers is still fast enough, measured."""
-    speed = place.speedup(family.trained.model, image, target, chosen, work)
+    speed = place.speedup(family.trained.model, family.data.example, target, chosen, work)
     if speed is None or placed.fastest_float is None:
         return "returned to float by the ranking; latency was not measured on this machine", True
     floor = placed.fastest_float.speedup

@@ -36,11 +36,12 @@ class Built:
     model: nn.Module
 
 
-def variants(families: Sequence[Family], target: Target, image: Tensor, work: Path) -> list[Built]:
+def variants(families: Sequence[Family], target: Target, work: Path) -> list[Built]:
     """Every family in every precision of the target; the first is dense-fp32, the baseline."""
     built = []
     runtime = discover.module("runtimes", target.runtime)
     for family in families:
+        image = family.data.example
         sizes = layers(family.trained.model, image)
         for precision in target.precisions:
             if not runtime.available(precision):
@@ -52,7 +53,7 @@ def variants(families: Sequence[Family], target: Target, image: Tensor, work: Pa
             variant = Variant(
                 name=f"{family.name}-{NAMES[precision]}", family=family.name, precision=precision,
                 method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx,
-                planned=quantized.planned if quantized else (), output_step=made.output_step,
+                image_size=family.data.preprocess.image_size, planned=quantized.planned if quantized else (), output_step=made.output_step,
                 macs=sum(layer.macs for layer in sizes),
                 parameters=sum(parameter.numel() for parameter in family.trained.model.parameters()),
             )  # fmt: skip

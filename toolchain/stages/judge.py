@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolchain import stats
+from toolchain import amounts, stats
 from toolchain.fitting import Fitted
 from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, Verdict
 
@@ -62,24 +62,29 @@ def run(
         budget: of recipe and target.
         fitted: how the latency budget was met untrained: the trained model is held to it.
     """
-    baseline = variants[0].name
-    limit = None
-    if fitted is not None:
-        usual = next(v.name for v in variants if v.family == "dense" and v.precision == fitted.dense)
-        limit = Limit(fitted.limit, usual)
+    baseline, usual = variants[0].name, _usual(variants, validation, measured, budget)
+    as_fitted = next((v for v in variants if fitted and v.family == "dense" and v.precision == fitted.dense), None)
+    limit = Limit(fitted.limit, as_fitted.name) if fitted and as_fitted else None
+    most = _bytes(budget, as_fitted or next(v for v in variants if v.name == usual))
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
-    chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit) for v in ranked}
+    chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit, most) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
-    verdicts = verdicts_of(best, baseline, test, measured, budget, limit)
+    verdicts = verdicts_of(best, baseline, test, measured, budget, limit, most)
     notes = _notes(best, ranked, chosen_by, measured)
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
     shipped = None if missed else best.name
-    return Judged(shipped, best.name, _usual(variants, validation, measured, budget), tuple(verdicts), tuple(notes))
+    return Judged(shipped, best.name, usual, tuple(verdicts), tuple(notes))
+
+
+def _bytes(budget: Budget, dense: Variant) -> float | None:
+    """What `budget.size` allows; None where it is not asked for."""
+    size = float(dense.artefact.size_bytes)
+    return amounts.read("size", budget.size).share(size) * size if budget.size is not None else None
 
 
 def _rank(variant: Variant, measured: Mapping[str, Measurement], baseline: str) -> float:
@@ -107,6 +112,7 @@ def verdicts_of(
     measured: Mapping[str, Measurement],
     budget: Budget,
     limit: Limit | None = None,
+    most_bytes: float | None = None,
 ) -> list[Verdict]:
     """Every budget and promise for one variant."""
     own = accuracy[variant.name]
@@ -132,11 +138,10 @@ def verdicts_of(
         share = Interval(estimate=1 / speed.estimate, low=1 / speed.high, high=1 / speed.low, samples=speed.samples)
         verdict = _below("latency", share, limit.share)
         found.append(replace(verdict, why=f"of {limit.of}, as it would ship unpruned; {verdict.why}"))
-    if budget.size_bytes is not None:
-        size = float(variant.artefact.size_bytes)
-        found.append(
-            _exact("size_bytes", size, float(budget.size_bytes), size <= budget.size_bytes, "bytes of model files")
-        )
+    size = float(variant.artefact.size_bytes)
+    for check, allowed in (("size_bytes", budget.size_bytes), ("size", most_bytes)):
+        if allowed is not None:
+            found.append(_exact(check, size, float(allowed), size <= allowed, "bytes of model files"))
     return [*found, *_promises(variant, own)]
 
 

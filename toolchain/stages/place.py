@@ -69,17 +69,21 @@ class Placed:
 
 
 def families(
-    models: Mapping[Architecture, nn.Module], fixed: Mapping[Architecture, Placement], recipe: Recipe, target: Target,
-    image: Tensor, work: Path,
+    models: Mapping[Architecture, tuple[nn.Module, Tensor]], fixed: Mapping[Architecture, Placement], recipe: Recipe,
+    target: Target, work: Path,
 ) -> dict[Architecture, Placed]:  # fmt: skip
     """The placement of each architecture, searched for where it is not `fixed`.
+
+    Args:
+        models: each with an example input, float32 [1, 3, height, width].
+        fixed: what is decided already.
 
     Raises:
         ToolchainError: as `run`; or a name in the recipe's `float_modules` is no module of the model.
     """
-    _check_names(models["dense"], recipe.quantize.float_modules)
+    _check_names(models["dense"][0], recipe.quantize.float_modules)
     found: dict[Architecture, Placed] = {}
-    for name, model in models.items():
+    for name, (model, image) in models.items():
         if name in fixed:
             found[name] = replayed(model, image, target, fixed[name], work)
         else:

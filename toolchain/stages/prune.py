@@ -106,6 +106,7 @@ class _Way:
         return records.digest(
             VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect,
             *fit.ranked_by(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
+            list(self.image.shape),
         )  # fmt: skip
 
     @property

@@ -64,28 +64,35 @@ class Family:
     name: Architecture
     trained: loop.Trained
     quantized: Quantized | None  # None where the target has no integers
+    data: Dataset  # at the size that it takes its pictures
 
 
 def families(
-    adapted: Adapted, small: loop.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target,
-    image: Tensor, work: Path,
+    adapted: Adapted, view: Adapted, small: loop.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe,
+    target: Target, work: Path,
 ) -> list[Family]:  # fmt: skip
     """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison.
 
     Where a float form is faster than every integer one, nothing is trained for integers.
+
+    Args:
+        adapted: the dense model and its pictures.
+        view: the same at the size that the pruned model takes them.
+        small: the pruned model, or the dense one where nothing was pruned.
     """
-    dense = adapted.trained
 
-    def one(name: Architecture, source: loop.Trained, ships: bool) -> Quantized | None:
+    def one(name: Architecture, source: loop.Trained, job: Adapted, ships: bool) -> Family:
         if "int8" not in target.precisions:
-            return None
+            return Family(name, source, None, job.data)
         asked = "ptq" if not ships or placed[name].float_wins else recipe.quantize.method
-        teacher = dense.model if asked == "qat" else None
-        return run(source, teacher, placed[name].placement, recipe, target, adapted, image, work)
+        teacher = job.trained.model if asked == "qat" else None
+        made = run(source, teacher, placed[name].placement, recipe, target, job, job.data.example, work)
+        return Family(name, source, made, job.data)
 
+    dense = adapted.trained
     if small is dense:
-        return [Family("dense", dense, one("dense", dense, True))]
-    return [Family("dense", dense, one("dense", dense, False)), Family("pruned", small, one("pruned", small, True))]
+        return [one("dense", dense, adapted, True)]
+    return [one("dense", dense, adapted, False), one("pruned", small, view, True)]
 
 
 def run(

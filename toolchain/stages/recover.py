@@ -7,6 +7,7 @@ from pathlib import Path
 from toolchain import loop, records
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.prune import Pruned
+from toolchain.stages.resize import Enlarged
 from toolchain.values import Recipe, Surgery
 
 VERSION = 3
@@ -15,18 +16,24 @@ VERSION = 3
 def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
     """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
 
-    Without surgery the dense model itself is the result.
+    Without surgery, and with pictures of the dense model's own size, the dense model itself is the result.
+
+    Args:
+        pruned: trained in place.
+        adapted: the dense model, the teacher; and the pictures at the size that the pruned model takes them.
 
     Raises:
         ToolchainError: training diverged.
     """
     dense = adapted.trained
-    if pruned.surgery == Surgery():
+    resized = isinstance(dense.model, Enlarged)
+    if pruned.surgery == Surgery() and not resized:
         return dense
     spec = dataclasses.replace(recipe.recover, epochs=recipe.recover.epochs - len(pruned.history))
     # keyed by the plan itself: two targets that arrive at the same widths share the training; and by the weights that
     # are left, where they are not simply the dense model's
-    left = [] if pruned.key == dense.key else [pruned.key]
+    left: list[object] = [] if pruned.key == dense.key else [pruned.key]
+    left += [adapted.data.preprocess.image_size] if resized else []
     key = records.digest(
         VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
     )  # fmt: skip

@@ -1,0 +1,88 @@
+"""Which channels to remove: every criterion at one budget on a real set, with the same training behind it.
+
+    python benchmarks/criteria.py --recipe solar --data <folder> --weights <file> [--macs 0.5x] [--epochs 4] [--seeds 3]
+
+For every seed a dense model is fine-tuned; each criterion cuts a copy of it down to the same multiply-accumulates, which
+is trained for the same epochs with the same teacher. Accuracy is that of the float model on the test images, and on
+validation, which is what a default may be chosen by. "against magnitude" is paired over seeds and images.
+Trainings are kept in --out/work, so a killed run goes on where it was.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import quantization
+import torch
+import typer
+
+from toolchain import discover, loop, overrides, progress, spec, stats
+from toolchain.listing import Split
+from toolchain.stages import fit, prune, recover
+from toolchain.stages.adapt import Adapted
+from toolchain.values import Budget, Recipe
+
+REFERENCE = "magnitude"
+
+
+def main(
+    data: Annotated[str, typer.Option()],
+    weights: Annotated[str, typer.Option()],
+    recipe: str = "solar",
+    macs: Annotated[str, typer.Option(help="budget of multiply-accumulates")] = "0.5x",
+    epochs: Annotated[int, typer.Option(help="of recovery")] = 4,
+    seeds: int = 3,
+    criteria: Annotated[str, typer.Option(help="with commas; all where none is named")] = "",
+    ranking: Annotated[str, typer.Option(help="global or isomorphic")] = "global",
+    out: Path = Path("out/criteria"),
+) -> None:
+    """Prints one row a criterion, as means over the seeds."""
+    whole, models = quantization.dense_models(recipe, overrides.Flags(data=data, weights=weights), seeds, out)
+    names = criteria.split(",") if criteria else discover.modules("criteria")
+    labels = {split: whole.splits[split].labels.numpy() for split in ("val", "test")}
+    dense, right = list[np.ndarray](), {name: {"val": [], "test": []} for name in names}
+    for one, adapted in models:
+        dense.append(_right(adapted.trained.model, adapted, "test", labels["test"]))
+        for name in names:
+            asked = dataclasses.replace(
+                one, prune=dataclasses.replace(one.prune, ratio=None, criterion=name, ranking=ranking),
+                recover=dataclasses.replace(one.recover, epochs=epochs),
+            )  # fmt: skip
+            small = recovered(adapted, asked, macs, out / "work")
+            for split, truth in labels.items():
+                right[name][split].append(_right(small.model, adapted, split, truth))
+            scores = {split: f"{found[-1].mean():.4f}" for split, found in right[name].items()}
+            progress.say(f"seed {one.seed}: {name}: {scores}")
+    print(f"dense: {quantization.share(stats.repeated(np.stack(dense)))} on {len(labels['test'])} images\n\n{HEAD}")
+    for name, found in sorted(right.items(), key=lambda item: -np.mean(item[1]["val"])):
+        test = np.stack(found["test"])
+        gain = test - np.stack(right[REFERENCE]["test"]) if REFERENCE in right else None
+        against = "" if gain is None or name == REFERENCE else quantization.points(stats.repeated(gain))
+        cells = (
+            name, f"{100 * np.mean(found['val']):.1f} %", quantization.share(stats.repeated(test)),
+            quantization.share(stats.repeated(test, labels["test"])), against,
+        )  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+
+
+def recovered(adapted: Adapted, recipe: Recipe, macs: str, work: Path) -> loop.Trained:
+    """The dense model cut to the budget and trained."""
+    image, target = quantization.example(adapted), spec.target("cpu")
+    plan = fit.run(adapted, recipe, target, Budget(macs=macs), image, work)
+    return recover.run(prune.at_once(adapted.trained, plan), adapted, recipe, work)
+
+
+def _right(model: torch.nn.Module, adapted: Adapted, split: Split, labels: np.ndarray) -> np.ndarray:
+    logits = loop.predict(model, adapted.data.splits[split], adapted.data.preprocess)
+    found: np.ndarray = (logits.argmax(1).numpy() == labels).astype(float)
+    return found
+
+
+HEAD = """\
+| criterion | validation | test | balanced | against magnitude, points |
+|---|--:|---|---|---|"""
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,167 @@
+"""Budgets of bytes and of work, and the size of the pictures: what is met, what is refused, what is not tried."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import loop, planning, spec, surgery
+from toolchain.architectures import Architectures, Form
+from toolchain.data import Dataset, Images
+from toolchain.errors import ToolchainError
+from toolchain.stages import fit, resize
+from toolchain.stages.adapt import Adapted
+from toolchain.values import (
+    AugmentSpec,
+    Budget,
+    ModelSpec,
+    Placement,
+    Preprocess,
+    PruneSpec,
+    QuantizeSpec,
+    Recipe,
+    Surgery,
+    TrainSpec,
+)
+
+IMAGE = torch.zeros(1, 3, 32, 32)
+TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+
+
+def net(pooled: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    end = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 2))
+    if not pooled:
+        end = (nn.Flatten(), nn.Linear(64 * 36, 2))  # type: ignore[assignment]
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), nn.Conv2d(64, 96, 3, 2), nn.ReLU(), nn.Conv2d(96, 64, 2), nn.ReLU(), *end
+    ).eval()
+
+
+def adapted(model: nn.Module) -> Adapted:
+    pixels, labels = torch.randint(0, 255, (20, 32, 32, 3), dtype=torch.uint8), torch.arange(20) % 2
+    images = Images(pixels, labels, tuple(Path(str(i)) for i in range(20)), torch.ones(20))
+    preprocess = Preprocess(image_size=(32, 32), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    data = Dataset(("a", "b"), {"train": images, "val": images}, preprocess, "data", (0, 1), "drawn", ())
+    return Adapted(loop.Trained(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ())  # type: ignore[arg-type]
+
+
+def recipe(**prune: float) -> Recipe:
+    train = TrainSpec(epochs=8, batch_size=10)
+    return Recipe(
+        name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(**prune), recover=train,  # type: ignore[arg-type]
+        quantize=QuantizeSpec(search_seconds=0),
+    )  # fmt: skip
+
+
+def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
+    """`resize.run` without files: every other pixel will do."""
+    if size == whole.data.preprocess.image_size:
+        return whole
+    teacher = dataclasses.replace(whole.trained, model=resize.Enlarged(whole.trained.model, (32, 32)))
+    images = {
+        name: dataclasses.replace(one, pixels=one.pixels[:, : size[0], : size[1]])
+        for name, one in whole.data.splits.items()
+    }
+    preprocess = dataclasses.replace(whole.data.preprocess, image_size=size)
+    return dataclasses.replace(
+        whole, trained=teacher, data=dataclasses.replace(whole.data, splits=images, preprocess=preprocess)
+    )
+
+
+@pytest.mark.parametrize(
+    ("whole", "least", "found"),
+    [
+        ((120, 72), 0.65, [(96, 64), (80, 48)]),
+        ((120, 72), 2 / 3, [(96, 64), (80, 48)]),
+        ((224, 224), 0.5, [(184, 184), (152, 152), (112, 112)]),
+        ((32, 32), 0.9, []),
+        ((8, 8), 0.25, []),
+    ],
+)
+def test_smaller_sizes_are_multiples_of_eight_down_to_the_least(
+    whole: tuple[int, int], least: float, found: list[tuple[int, int]]
+) -> None:
+    assert resize.sizes(whole, least) == found
+
+
+def test_a_teacher_sees_its_own_size() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape == (2, 3, 32, 24)
+            return x.mean((1, 2, 3))
+
+    x = torch.full((2, 3, 16, 16), 0.25)
+    torch.testing.assert_close(resize.Enlarged(Asks(), (32, 24))(x), torch.full((2,), 0.25))
+
+
+def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -> None:
+    whole = adapted(net())
+    plan = fit.run(whole, recipe(), TARGET, Budget(size="0.6x"), IMAGE, tmp_path)
+    timer = Architectures(whole.trained.model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
+    share = timer.size_bytes(plan.surgery) / timer.size_bytes(Surgery())
+    assert 0.5 < share <= 0.6
+    assert plan.fitted is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget(size="2 kB"), r"budget of size cannot be met .* allows 1,960 of .* is the nearest"),
+        (Budget(macs="0.01x"), r"budget of macs cannot be met by pruning: it allows .* max_share"),
+        (Budget(parameters="10"), r"budget of parameters cannot be met by pruning: it allows 10 of"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=said):
+        fit.run(adapted(net()), recipe(), TARGET, budget, IMAGE, tmp_path)
+
+
+def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, trained = adapted(net()), []
+    scores = {32: 0.5, 24: 0.9, 16: 0.7}
+
+    def train(model: nn.Module, job: loop.Job, **_: bool) -> loop.Training:
+        side = job.data.preprocess.image_size[0]
+        trained.append((side, job.spec.epochs, surgery.macs(surgery.layers(model, torch.zeros(1, 3, side, side)))))
+        return loop.Training((), 0, scores[side], 0.0)
+
+    monkeypatch.setattr(planning.loop, "train", train)
+    limit = 0.45 * surgery.macs(surgery.layers(whole.trained.model, IMAGE))
+    asked = recipe(resolution=0.5)
+    plan = fit.run(
+        whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
+    )  # fmt: skip
+    assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
+    assert all(work <= limit for *_, work in trained)
+    assert trained[0][2] > 0.8 * limit
+    assert plan.resized == (24, 24)
+    assert plan.changes
+    assert [(one.size, one.reached, one.images) for one in plan.trials] == [
+        ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
+    ]  # fmt: skip
+    assert surgery.macs(plan.after) == trained[1][2]
+    again = fit.run(
+        whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
+    )  # fmt: skip
+    assert (again.resized, again.trials, again.surgery) == (plan.resized, plan.trials, plan.surgery)
+    assert len(trained) == 3
+
+
+def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = adapted(net(pooled=False))
+    plan = fit.run(
+        whole, recipe(resolution=0.5), TARGET, Budget(macs="0.6x"), IMAGE, tmp_path,
+        at=lambda size: smaller(whole, size),
+    )  # fmt: skip
+    assert (plan.resized, plan.trials) == (None, ())
+    assert "pictures of 32x32 only" in capsys.readouterr().out
+
+
+def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"resolution = 0\.5 is searched for a budget; .* --latency"):
+        fit.run(adapted(net()), recipe(resolution=0.5, ratio=0.3), TARGET, Budget(), IMAGE, tmp_path)

@@ -1,0 +1,242 @@
+"""How a plan is found: for a share of the multiply-accumulates, for budgets, or as a lock says.
+
+A latency is met by timing untrained architectures in the target's runtime: first in the form that the dense model would
+ship in, then, once a pruned model is known, in its own. Which size of pictures loses the least no weight tells: where
+the recipe lets it choose, a short training does.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from toolchain import fitting, loop, narrowed, progress, rounds, surgery, widths
+from toolchain.amounts import Amount, Quantity
+from toolchain.architectures import Architectures, Form
+from toolchain.errors import ToolchainError
+from toolchain.fitting import Fitted, OutOfReach
+from toolchain.gradients import Gradient
+from toolchain.locks import Lock
+from toolchain.stages import adapt, place, resize
+from toolchain.stages.adapt import Adapted
+from toolchain.stages.place import Placed
+from toolchain.values import Layer, Placement, Recipe, Surgery, Target
+
+USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
+SIZE_AIM = 0.98  # of a budget of bytes: scales and biases do not go with the parameters
+TRIAL_SHARE = 1 / 8  # of recover's epochs, to choose a size of pictures by
+
+At = Callable[[tuple[int, int]], Adapted]  # the job with pictures of another size
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a size of pictures came to in a short training."""
+
+    size: tuple[int, int]  # height, width
+    latency: float | None  # as a share of the dense model's as it would ship, measured
+    reached: float  # on validation, of what is aimed at
+    images: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a way of planning came to."""
+
+    surgery: Surgery
+    fitted: Fitted | None
+    resized: tuple[int, int] | None
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every way of planning needs."""
+
+    adapted: Adapted
+    recipe: Recipe
+    target: Target
+    image: Tensor
+    criterion: Callable[..., Tensor]
+    gradients: Mapping[str, Gradient] | None
+    work: Path
+    folder: Path
+
+    def locked(self, lock: Lock) -> Planned:
+        """The plan of a lock; its channels too where it ranked the same weights."""
+        if lock.weights == self.adapted.trained.key or lock.surgery == Surgery():
+            return Planned(lock.surgery, lock.fitted, lock.resized)
+        options = self.options(lock.surgery.dropped)
+        again = surgery.of(self.adapted.trained.model, options, rounds.same(options, lock.surgery))
+        return Planned(again, lock.fitted, lock.resized)
+
+    def ratio(self) -> Surgery:
+        """A plan that removes a share of the multiply-accumulates."""
+        spec = self.recipe.prune
+        spec = spec if spec.ratio is not None else replace(spec, ratio=USUAL_RATIO)
+        return surgery.plan(
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.target.alignment,
+            criterion=self.criterion, gradients=self.gradients,
+        )  # fmt: skip
+
+    def options(self, blocks: Sequence[str] = ()) -> widths.Options:
+        """What may be cut."""
+        return surgery.options(
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.recipe.prune,
+            alignment=self.target.alignment, criterion=self.criterion, gradients=self.gradients, blocks=blocks,
+        )  # fmt: skip
+
+    def budget(self, limits: Mapping[Quantity, Amount], placed: Placed | None, at: At | None) -> Planned:
+        """A plan that meets every limit, with the pictures' size that loses the least where the recipe lets it choose."""
+        latency = limits.get("latency")
+        form, dense_ms = shipped(placed, self.target, timed=latency is not None) if placed else (None, 0.0)
+        share = latency.share(dense_ms) if latency else None
+        if share is not None and share >= 1 and len(limits) == 1:
+            return Planned(Surgery(), None, None)
+        dense = self.adapted.trained.model
+        timer = Architectures(dense, self.image, self.target, form, self.folder) if form else None
+        asked = _Asked(limits, share, dense_ms, surgery.layers(dense, self.image), timer)
+        own = (self.image.shape[2], self.image.shape[3])
+        sizes, found, refused = self._sizes(own, at), list[Planned](), None
+        for size in (own, *sizes):
+            if sizes:
+                progress.say(f"fit: pictures of {size[0]}x{size[1]}")
+            try:
+                planned = self._at(size, asked)
+            except OutOfReach as reason:
+                refused = reason
+                continue
+            found.append(replace(planned, resized=None if size == own else size))
+        if timer:
+            timer.clear()
+        if not found:
+            assert refused is not None
+            raise refused
+        return found[0] if len(found) == 1 or at is None else self._best(found, own, at)
+
+    def _sizes(self, own: tuple[int, int], at: At | None) -> list[tuple[int, int]]:
+        """Smaller sizes of pictures to try, where the recipe allows and the model takes them."""
+        sizes = resize.sizes(own, self.recipe.prune.resolution) if at else []
+        try:
+            for size in sizes:
+                surgery.layers(self.adapted.trained.model, torch.zeros(1, 3, *size))
+        except (RuntimeError, AssertionError):  # a flatten or an embedding of positions
+            progress.say(f"fit: this model takes pictures of {own[0]}x{own[1]} only; smaller ones are not tried")
+            return []
+        return sizes
+
+    def _at(self, size: tuple[int, int], asked: "_Asked") -> Planned:
+        """A plan that meets every limit with pictures of one size."""
+        dense, here = self.adapted.trained.model, replace(self, image=torch.zeros(1, 3, *size))
+        timer = asked.timer and (asked.timer if size == tuple(self.image.shape[2:]) else asked.timer.at(here.image))
+        free = narrowed.droppable(timer.graph) if timer and asked.share is not None and self.recipe.prune.depth else ()
+        options = here.options(free)
+        rest = asked.rest(dense, options)
+        if asked.share is None or timer is None:
+            return Planned(surgery.of(dense, options, widths.narrowed(options, rest, 1.0)), None, None)
+        job = fitting.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
+        found, placement = here._latency(job, timer)
+        return Planned(
+            found.plan, Fitted(
+                asked.share, found.latency, found.predicted, found.model.error, found.timed, timer.form.precision,
+                asked.dense_ms, placement,
+            ), None,
+        )  # fmt: skip
+
+    def _latency(self, job: fitting.Job, timer: Architectures) -> tuple[fitting.Found, Placement | None]:
+        """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
+        found = fitting.search(job, timer)
+        dense, quantize = self.adapted.trained.model, self.recipe.quantize
+        pruned = surgery.apply(dense, found.plan)
+        placed = place.run(pruned, self.image, self.target, quantize.float_modules, quantize.search_seconds, self.work)
+        own, _ = shipped(placed, self.target)
+        if own == timer.form:
+            return found, None
+        final = fitting.again(job, timer.shipped_as(own), found)
+        return final, None if final.plan == found.plan else placed.placement
+
+    def _best(self, found: Sequence[Planned], own: tuple[int, int], at: At) -> Planned:
+        """The one that a short training brings furthest on validation: what is lost at another size no weight tells."""
+        recipe, trials = self.recipe, list[Trial]()
+        spec = replace(recipe.recover, epochs=math.ceil(recipe.recover.epochs * TRIAL_SHARE))
+        for one in found:
+            size = one.resized or own
+            view, model = at(size), surgery.apply(self.adapted.trained.model, one.surgery)
+            job = loop.Job(
+                data=view.data, spec=spec, augment=view.augment, seed=recipe.seed + 1,
+                label=f"fit: {size[0]}x{size[1]}", folder=self.folder / f"trial-{size[0]}x{size[1]}",
+                balance=recipe.balance, teacher=view.trained.model,
+            )  # fmt: skip
+            training = loop.train(model, job, keep_start=True)
+            reached = adapt.aim(vars(training), recipe.balance)
+            latency = one.fitted.latency if one.fitted else None
+            trials.append(Trial(size, latency, reached, len(view.data.splits["val"])))
+            progress.say(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
+        chosen = max(range(len(found)), key=lambda index: trials[index].reached)
+        return replace(found[chosen], trials=tuple(trials))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The limits, in the dense model's terms."""
+
+    limits: Mapping[Quantity, Amount]
+    share: float | None  # of the dense model's latency
+    dense_ms: float
+    whole: Sequence[Layer]  # of the dense model, with pictures of its own size
+    timer: Architectures | None
+
+    def rest(self, dense: nn.Module, options: widths.Options) -> widths.Cost:
+        """What is used of the limits other than latency, the largest share of all.
+
+        Raises:
+            OutOfReach: one of them cannot be met; says what can.
+        """
+        costs: dict[Quantity, widths.Cost] = {"macs": surgery.macs, "parameters": surgery.parameters}
+        if self.timer and "size" in self.limits:
+            costs["size"] = sized(self.timer, dense, options)
+        exact = {what: (costs[what], amount) for what, amount in self.limits.items() if what != "latency"}
+        used: dict[Quantity, widths.Cost] = {}
+        for what, (cost, amount) in exact.items():
+            limit = amount.share(cost(self.whole)) * cost(self.whole) * (SIZE_AIM if what == "size" else 1.0)
+            least = cost(options.layers(options.narrowest))
+            if least > limit:
+                raise OutOfReach(
+                    f"the budget of {what} cannot be met by pruning: it allows {limit:,.0f} of the dense model's "
+                    f"{cost(self.whole):,.0f}, and {least:,.0f} is the nearest that can be reached; raise [prune] "
+                    "max_share, protect less, or choose a smaller model"
+                )
+            used[what] = lambda layers, cost=cost, limit=limit: cost(layers) / limit  # type: ignore[misc]
+        return lambda layers: max((share(layers) for share in used.values()), default=0.0)
+
+
+def sized(timer: Architectures, dense: nn.Module, options: widths.Options) -> widths.Cost:
+    """Bytes of the files of an architecture: those of the whole and of the narrowest, and a straight line between."""
+    (large, most), (small, least) = (
+        (surgery.parameters(options.layers(choice)), timer.size_bytes(surgery.of(dense, options, choice)))
+        for choice in (options.whole, options.narrowest)
+    )
+    slope = (most - least) / (large - small) if large > small else 0.0
+    return lambda layers: most + (surgery.parameters(layers) - large) * slope
+
+
+def shipped(placed: Placed, target: Target, *, timed: bool = True) -> tuple[Form, float]:
+    """The form in which a model would be sent to the target, and its milliseconds there.
+
+    Raises:
+        ToolchainError: nothing was timed, because this machine cannot or the recipe says so, and it has to be.
+    """
+    floating, best = placed.fastest_float, placed.best
+    if floating is None or best is None:
+        if timed:
+            raise ToolchainError(
+                f"a latency budget needs the target {target.name} to be timed; this machine cannot, or search_seconds is "
+                "0: give [prune] ratio or a budget of macs instead"
+            )
+        return Form("int8" if "int8" in target.precisions else target.precisions[0], placed.placement), math.nan
+    if floating.speedup > best.speedup:
+        return Form(floating.precision, Placement()), floating.latency_ms
+    return Form("int8", placed.placement), best.latency_ms

@@ -1,0 +1,54 @@
+"""resize: job, input size -> the same job with smaller pictures, whose teacher goes on seeing them at its own size."""
+
+import dataclasses
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toolchain import data as images
+from toolchain.stages.adapt import Adapted
+
+SHARES = (5 / 6, 2 / 3, 1 / 2)  # of each side
+STEP = 8  # sides are multiples of it
+
+
+class Enlarged(nn.Module):
+    """A model that is given smaller pictures than it was trained on."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures of any size -> logits."""
+        answer: Tensor = self.model(F.interpolate(x, self.size, mode="bilinear", antialias=True))
+        return answer
+
+
+def sizes(whole: tuple[int, int], least: float) -> list[tuple[int, int]]:
+    """Smaller input sizes, height and width, down to a share of each side; the largest first."""
+    found = []
+    for share in SHARES:
+        height, width = (round(side * share / STEP) * STEP for side in whole)
+        if share >= least - 1e-9 and 0 < height < whole[0] and 0 < width < whole[1]:
+            found.append((height, width))
+    return list(dict.fromkeys(found))
+
+
+def run(adapted: Adapted, size: tuple[int, int], cache: Path) -> Adapted:
+    """The job at another input size; the same job where the size is its own.
+
+    Args:
+        adapted: the dense model, which stays as it is and becomes the teacher.
+        size: height, width.
+        cache: folder of decoded pixels.
+
+    Raises:
+        ToolchainError: a picture cannot be read any more.
+    """
+    own = adapted.data.preprocess.image_size
+    if tuple(size) == tuple(own):
+        return adapted
+    teacher = dataclasses.replace(adapted.trained, model=Enlarged(adapted.trained.model, own))
+    return dataclasses.replace(adapted, trained=teacher, data=images.at_size(adapted.data, size, cache))
