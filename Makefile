@@ -1,4 +1,4 @@
-# make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/
+# make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/;  LATENCY=0.5x: pruned to that
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
 # make test                   all tests;  make check: format, lint, types, fast tests
 PYTHON ?= python3
@@ -10,6 +10,8 @@ SUBJECT = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)")
 FLAGS = $(SUBJECT) \
         $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
         $(if $(BALANCE),--balance $(BALANCE)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
+PRUNING = $(if $(RATIO),--ratio $(RATIO)) $(if $(LATENCY),--latency "$(LATENCY)") \
+        $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(LOCK),--lock "$(LOCK)")
 BIN = .venv/bin
 READY = .venv/.ready
 
@@ -17,7 +19,7 @@ READY = .venv/.ready
 .PHONY: export adapt check-data test check targets pretrain clean
 
 export: $(READY)
-	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)
+	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING)
 
 adapt: $(READY)
 	@$(BIN)/toolchain adapt --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)

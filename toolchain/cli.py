@@ -59,6 +59,9 @@ def export(
     latency: Annotated[
         str, typer.Option(help='Prune down to it: "0.5x" of the dense model as shipped, or "1.2 ms".')
     ] = "",
+    resolution: Annotated[
+        float, typer.Option(help="Least share of each side that pictures may shrink to for it; -1 keeps the recipe's.")
+    ] = -1.0,
     lock: Annotated[
         Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
     ] = None,
@@ -75,7 +78,8 @@ def export(
         recipe, target,
         overrides.Flags(
             data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
-            seeds=seeds, balance=balance, ratio=ratio, latency=latency, on_corrupt=on_corrupt,
+            seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
+            on_corrupt=on_corrupt,
         ),
     )  # fmt: skip
     from toolchain import discover, pipeline, report

@@ -24,6 +24,7 @@ class Flags:
     balance: float = -1.0
     ratio: float = -1.0
     latency: str = ""
+    resolution: float = -1.0
     on_corrupt: str = ""
 
 
@@ -63,6 +64,8 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
             prune=dataclasses.replace(recipe.prune, ratio=None),
             budget=dataclasses.replace(recipe.budget, latency=flags.latency),
         )
+    if flags.resolution != -1:
+        recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
     if flags.data:

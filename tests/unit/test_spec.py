@@ -181,6 +181,16 @@ def test_flags_change_recipe_and_domain() -> None:
     assert target.name == "cpu"
 
 
+def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
+    recipe, _ = overrides.job("solar", overrides.Flags(latency="0.5x", resolution=0.65))
+    assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
+    assert spec.recipe("solar").prune.ratio == 0.5
+    with pytest.raises(
+        ToolchainError, match=r"prune\.resolution = 2\.0: the least share of each side, from 0\.25 to 1"
+    ):
+        overrides.job("solar", overrides.Flags(resolution=2.0))
+
+
 def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> None:
     mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
     recipe, _ = overrides.job(mine, overrides.Flags(epochs=2))
