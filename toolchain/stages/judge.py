@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from toolchain import amounts, stats
 from toolchain.fitting import Fitted
-from toolchain.values import Accuracy, Budget, Interval, Measurement, Variant, Verdict
+from toolchain.values import Accuracy, Budget, Interval, Measurement, Parity, Variant, Verdict
 
 RATIOS = {"speedup": (-1, 1, "x"), "latency": (1, 1, "x")}  # sign, factor and unit; all others are shares
-TOP1_FLOOR = 0.985  # agreement of artefact and torch model; and at most the slack below the runtime's with itself
+# agreement of artefact and torch model; and at most the slack below the runtime's with itself, as far as the images tell
+TOP1_FLOOR = 0.985
 TOP1_SLACK = 0.003
 # rounding to eight bits of mantissa is a change of the model, as quantization is: it moves close calls to both sides
 # (2 % on a noisy real set, so 0.4 points on 2,000 images by chance alone), and the budgets hold what it costs
@@ -184,7 +185,8 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
     floor = BF16_TOP1_FLOOR if variant.precision == "bf16" else TOP1_FLOOR
     why = f"artefact against torch model over {parity.images} images"
     if parity.runtime_agreement is not None:
-        floor = max(floor, parity.runtime_agreement - TOP1_SLACK)
+        own_floor = parity.runtime_agreement - TOP1_SLACK - _by_chance(parity)
+        floor = max(floor, own_floor)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
     floor = min(floor, 1 - SMALL_SET_IMAGES / parity.images)
     gap = BF16_ACCURACY_GAP if variant.precision == "bf16" else ACCURACY_GAP
@@ -209,6 +211,12 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
         share = cover.integer / max(cover.planned, 1)
         found.append(_exact("integer_coverage", share, 1.0, full, why))
     return found
+
+
+def _by_chance(parity: Parity) -> float:
+    """How far two agreements over the same images are apart by chance: 1.96 standard errors of their difference."""
+    apart = (1 - parity.top1_agreement) + (1 - (parity.runtime_agreement or 0.0))
+    return 1.96 * math.sqrt(apart / parity.images)
 
 
 def _notes(
