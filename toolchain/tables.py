@@ -87,13 +87,12 @@ def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
 def costs(report: Report) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
     footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
-    columns = ("Variant", "Method", "Pictures", "Threads", "MACs", "Parameters", *footprint)
+    columns = ("Variant", "Method", "Pictures", "MACs", "Parameters", *footprint)
     rows = tuple(
         (
             v["name"],
             v.get("method") or figures.NONE,
             figures.sides(v.get("image_size")),
-            str(v.get("threads") or figures.NONE),
             figures.count(v.get("macs")),
             figures.count(v.get("parameters")),
             figures.size(v.get("peak_rss_bytes")),

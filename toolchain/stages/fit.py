@@ -21,7 +21,7 @@ from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
 from toolchain.values import Architecture, Budget, Layer, Placement, PruneSpec, Recipe, Surgery, Target
 
-VERSION = 6
+VERSION = 7
 PLAN = "surgery.json"
 GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 # of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported

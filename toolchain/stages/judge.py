@@ -12,7 +12,8 @@ from toolchain import amounts, stats
 from toolchain.fitting import Fitted
 from toolchain.values import Accuracy, Budget, Interval, Measurement, Parity, Variant, Verdict
 
-RATIOS = {"speedup": (-1, 1, "x"), "latency": (1, 1, "x")}  # sign, factor and unit; all others are shares
+# sign, factor, unit and format; all others are shares
+RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
 # agreement of artefact and torch model; and at most the slack below the runtime's with itself, as far as the images tell
 TOP1_FLOOR = 0.985
 TOP1_SLACK = 0.003
@@ -150,9 +151,9 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
-    sign, factor, unit = RATIOS.get(check, (1, 100, " points"))
+    sign, factor, unit, form = RATIOS.get(check, (1, 100, " points", "+.2f"))
     low, high = sorted((sign * factor * value.low, sign * factor * value.high))
-    why = f"95 % interval {low:+.2f} to {high:+.2f}{unit}, {value.samples} samples"
+    why = f"95 % interval {low:{form}} to {high:{form}}{unit}, {value.samples} samples"
     why += "; it crosses the limit, so this is not certain" if crossing else ""
     return Verdict(
         check=check, outcome="pass" if passed else "fail", measured=sign * value.estimate, limit=sign * limit, why=why
