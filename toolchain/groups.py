@@ -8,6 +8,7 @@ import copy
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -131,7 +132,8 @@ def find(
             found += _traced(part, head, gradients or {})
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met
             refused.append(reason)
-            pending += parts.below(part)
+            with suppress(Exception):  # a part that cannot be called again as it was called has no parts to be had
+                pending += parts.below(part)
     if refused and not found:
         first = refused[0]
         raise ToolchainError(

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from toolchain import amounts, progress, records, spec
 from toolchain.errors import ToolchainError
 from toolchain.fitting import Fitted
-from toolchain.values import Architecture, Budget, Layer, Placement, Recipe, Surgery, Target
+from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
 
 SCHEMA = 1
 SETTINGS = (
@@ -25,6 +25,8 @@ SETTINGS = (
     "max_share",
     "resolution",
 )  # of [prune], which decide what is cut
+
+SINCE: Mapping[str, Any] = {"prune.resolution": 1.0}  # settings that older locks do not name, as they were then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Lock:
     surgery: Surgery
     placements: Mapping[Architecture, Placement]
     resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
+    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
     fitted: Fitted | None = None  # how a latency was met
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -112,9 +115,10 @@ def difference(lock: Lock, recipe: Recipe, target: Target, budget: Budget) -> st
     if lock.target != target.name or lock.runtime != target.runtime:
         return f"it was made for the target {lock.target} ({lock.runtime}), this is {target.name} ({target.runtime})"
     now = asked(recipe, budget)
-    for name in sorted({*now, *lock.asked}):
-        if now.get(name) != lock.asked.get(name):
-            return f"it was made with {name} = {lock.asked.get(name)!r}, now it is {now.get(name)!r}"
+    then = {**SINCE, **lock.asked}
+    for name in sorted({*now, *then}):
+        if now.get(name) != then.get(name):
+            return f"it was made with {name} = {then.get(name)!r}, now it is {now.get(name)!r}"
     return ""
 
 

@@ -66,13 +66,13 @@ def _called(part: Part) -> tuple[Counter[nn.Module], dict[nn.Module, Tensor]]:
     """How often each module is called, and with which tensor where it is one tensor."""
     calls, inputs = Counter[nn.Module](), dict[nn.Module, Tensor]()
 
-    def note(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
+    def note(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], _: Any) -> None:
         calls[module] += 1
-        if len(given) == 1 and isinstance(given[0], Tensor):
+        if len(given) == 1 and not named and isinstance(given[0], Tensor):
             inputs[module] = given[0]
 
     hook: Callable[..., None] = note
-    handles = [module.register_forward_hook(hook) for module in part.module.modules()]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in part.module.modules()]
     with torch.no_grad():
         part.module(part.image)
     for handle in handles:

@@ -97,7 +97,7 @@ def build(
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
             measured, warnings = bench.run(variants, target, recipe.seed, work)
-        judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted)
+        judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense)
         findings = summary.Findings(
             recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, sparse=start, plan=plan, curves=curves,
             placed=placed, pruned=pruned, families=families, controlled=controlled, variants=variants,

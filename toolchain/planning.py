@@ -5,15 +5,18 @@ ship in, then, once a pruned model is known, in its own. Which size of pictures 
 the recipe lets it choose, a short training does.
 """
 
+import copy
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain import fitting, loop, narrowed, progress, rounds, surgery, widths
+from toolchain import fitting, loop, narrowed, progress, records, rounds, surgery, widths
 from toolchain.amounts import Amount, Quantity
 from toolchain.architectures import Architectures, Form
 from toolchain.errors import ToolchainError
@@ -23,10 +26,11 @@ from toolchain.locks import Lock
 from toolchain.stages import adapt, place, resize
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Layer, Placement, Recipe, Surgery, Target
+from toolchain.values import Layer, Placement, Precision, Recipe, Surgery, Target
 
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
-SIZE_AIM = 0.98  # of a budget of bytes: scales and biases do not go with the parameters
+SIZE_AIM = 0.98  # of a budget of bytes
+SIZE_SAMPLES = 8  # architectures whose files are made to learn what bytes go with
 TRIAL_SHARE = 1 / 8  # of recover's epochs, to choose a size of pictures by
 
 At = Callable[[tuple[int, int]], Adapted]  # the job with pictures of another size
@@ -50,6 +54,7 @@ class Planned:
     fitted: Fitted | None
     resized: tuple[int, int] | None
     trials: tuple[Trial, ...] = ()
+    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,10 @@ class Search:
     def locked(self, lock: Lock) -> Planned:
         """The plan of a lock; its channels too where it ranked the same weights."""
         if lock.weights == self.adapted.trained.key or lock.surgery == Surgery():
-            return Planned(lock.surgery, lock.fitted, lock.resized)
+            return Planned(lock.surgery, lock.fitted, lock.resized, dense=lock.dense)
         options = self.options(lock.surgery.dropped)
         again = surgery.of(self.adapted.trained.model, options, rounds.same(options, lock.surgery))
-        return Planned(again, lock.fitted, lock.resized)
+        return Planned(again, lock.fitted, lock.resized, dense=lock.dense)
 
     def ratio(self) -> Surgery:
         """A plan that removes a share of the multiply-accumulates."""
@@ -91,12 +96,11 @@ class Search:
 
     def budget(self, limits: Mapping[Quantity, Amount], placed: Placed | None, at: At | None) -> Planned:
         """A plan that meets every limit, with the pictures' size that loses the least where the recipe lets it choose."""
-        latency = limits.get("latency")
+        latency, dense = limits.get("latency"), self.adapted.trained.model
         form, dense_ms = shipped(placed, self.target, timed=latency is not None) if placed else (None, 0.0)
         share = latency.share(dense_ms) if latency else None
         if share is not None and share >= 1 and len(limits) == 1:
             return Planned(Surgery(), None, None)
-        dense = self.adapted.trained.model
         timer = Architectures(dense, self.image, self.target, form, self.folder) if form else None
         asked = _Asked(limits, share, dense_ms, surgery.layers(dense, self.image), timer)
         own = (self.image.shape[2], self.image.shape[3])
@@ -109,7 +113,9 @@ class Search:
             except OutOfReach as reason:
                 refused = reason
                 continue
-            found.append(replace(planned, resized=None if size == own else size))
+            found.append(
+                replace(planned, resized=None if size == own else size, dense=form.precision if form else None)
+            )
         if timer:
             timer.clear()
         if not found:
@@ -119,13 +125,10 @@ class Search:
 
     def _sizes(self, own: tuple[int, int], at: At | None) -> list[tuple[int, int]]:
         """Smaller sizes of pictures to try, where the recipe allows and the model takes them."""
-        sizes = resize.sizes(own, self.recipe.prune.resolution) if at else []
-        try:
-            for size in sizes:
-                surgery.layers(self.adapted.trained.model, torch.zeros(1, 3, *size))
-        except (RuntimeError, AssertionError):  # a flatten or an embedding of positions
-            progress.say(f"fit: this model takes pictures of {own[0]}x{own[1]} only; smaller ones are not tried")
-            return []
+        asked = resize.sizes(own, self.recipe.prune.resolution) if at else []
+        sizes = [size for size in asked if _takes(self.adapted.trained.model, size)]
+        if asked and not sizes:
+            progress.say(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
         return sizes
 
     def _at(self, size: tuple[int, int], asked: "_Asked") -> Planned:
@@ -134,11 +137,11 @@ class Search:
         timer = asked.timer and (asked.timer if size == tuple(self.image.shape[2:]) else asked.timer.at(here.image))
         free = narrowed.droppable(timer.graph) if timer and asked.share is not None and self.recipe.prune.depth else ()
         options = here.options(free)
-        rest = asked.rest(dense, options)
+        rest = asked.rest(dense, options, timer)
         if asked.share is None or timer is None:
             return Planned(surgery.of(dense, options, widths.narrowed(options, rest, 1.0)), None, None)
         job = fitting.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
-        found, placement = here._latency(job, timer)
+        found, placement = here._latency(job, timer, asked)
         return Planned(
             found.plan, Fitted(
                 asked.share, found.latency, found.predicted, found.model.error, found.timed, timer.form.precision,
@@ -146,7 +149,9 @@ class Search:
             ), None,
         )  # fmt: skip
 
-    def _latency(self, job: fitting.Job, timer: Architectures) -> tuple[fitting.Found, Placement | None]:
+    def _latency(
+        self, job: fitting.Job, timer: Architectures, asked: "_Asked"
+    ) -> tuple[fitting.Found, Placement | None]:
         """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
         found = fitting.search(job, timer)
         dense, quantize = self.adapted.trained.model, self.recipe.quantize
@@ -155,7 +160,8 @@ class Search:
         own, _ = shipped(placed, self.target)
         if own == timer.form:
             return found, None
-        final = fitting.again(job, timer.shipped_as(own), found)
+        other = timer.shipped_as(own)
+        final = fitting.again(replace(job, rest=asked.rest(dense, job.options, other)), other, found)
         return final, None if final.plan == found.plan else placed.placement
 
     def _best(self, found: Sequence[Planned], own: tuple[int, int], at: At) -> Planned:
@@ -165,18 +171,32 @@ class Search:
         for one in found:
             size = one.resized or own
             view, model = at(size), surgery.apply(self.adapted.trained.model, one.surgery)
+            # a search that is done again after it was cut may come to other widths
+            folder = self.folder / f"trial-{size[0]}x{size[1]}-{records.digest(one.surgery)}"
             job = loop.Job(
                 data=view.data, spec=spec, augment=view.augment, seed=recipe.seed + 1,
-                label=f"fit: {size[0]}x{size[1]}", folder=self.folder / f"trial-{size[0]}x{size[1]}",
-                balance=recipe.balance, teacher=view.trained.model,
+                label=f"fit: {size[0]}x{size[1]}", folder=folder, balance=recipe.balance, teacher=view.trained.model,
             )  # fmt: skip
-            training = loop.train(model, job, keep_start=True)
-            reached = adapt.aim(vars(training), recipe.balance)
+            reached = adapt.aim(vars(loop.train(model, job, keep_start=True)), recipe.balance)
             latency = one.fitted.latency if one.fitted else None
             trials.append(Trial(size, latency, reached, len(view.data.splits["val"])))
             progress.say(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
+        for leftover in self.folder.glob("trial-*"):
+            shutil.rmtree(leftover)
         chosen = max(range(len(found)), key=lambda index: trials[index].reached)
         return replace(found[chosen], trials=tuple(trials))
+
+
+def _takes(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether a model runs, and trains, on pictures of a size."""
+    training = copy.deepcopy(model).train()  # where auxiliary heads run too
+    try:
+        with torch.no_grad():
+            training(torch.zeros(2, 3, *size))
+            training.eval()(torch.zeros(1, 3, *size))
+    except (RuntimeError, AssertionError, ValueError):  # a flatten, an embedding of positions, one value a channel
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -187,40 +207,48 @@ class _Asked:
     share: float | None  # of the dense model's latency
     dense_ms: float
     whole: Sequence[Layer]  # of the dense model, with pictures of its own size
-    timer: Architectures | None
+    timer: Architectures | None  # of the dense model as it would ship
 
-    def rest(self, dense: nn.Module, options: widths.Options) -> widths.Cost:
-        """What is used of the limits other than latency, the largest share of all.
+    def rest(self, dense: nn.Module, options: widths.Options, timer: Architectures | None) -> widths.Cost:
+        """What is used of the limits other than latency, the largest share of all, in the form that `timer` ships.
 
         Raises:
             OutOfReach: one of them cannot be met; says what can.
         """
-        costs: dict[Quantity, widths.Cost] = {"macs": surgery.macs, "parameters": surgery.parameters}
-        if self.timer and "size" in self.limits:
-            costs["size"] = sized(self.timer, dense, options)
-        exact = {what: (costs[what], amount) for what, amount in self.limits.items() if what != "latency"}
-        used: dict[Quantity, widths.Cost] = {}
-        for what, (cost, amount) in exact.items():
-            limit = amount.share(cost(self.whole)) * cost(self.whole) * (SIZE_AIM if what == "size" else 1.0)
+        used: list[widths.Cost] = []
+        for what, amount in self.limits.items():
+            if what == "latency":
+                continue
+            if what == "size":
+                assert self.timer is not None
+                assert timer is not None
+                most, cost = float(self.timer.size_bytes(Surgery())), sized(timer, dense, options)
+            else:
+                cost = surgery.macs if what == "macs" else surgery.parameters
+                most = cost(self.whole)
+            limit = amount.share(most) * most
             least = cost(options.layers(options.narrowest))
+            limit *= SIZE_AIM if what == "size" else 1.0
             if least > limit:
                 raise OutOfReach(
                     f"the budget of {what} cannot be met by pruning: it allows {limit:,.0f} of the dense model's "
-                    f"{cost(self.whole):,.0f}, and {least:,.0f} is the nearest that can be reached; raise [prune] "
-                    "max_share, protect less, or choose a smaller model"
+                    f"{most:,.0f}, and {least:,.0f} is the nearest that can be reached; raise [prune] max_share, "
+                    "protect less, or choose a smaller model"
                 )
-            used[what] = lambda layers, cost=cost, limit=limit: cost(layers) / limit  # type: ignore[misc]
-        return lambda layers: max((share(layers) for share in used.values()), default=0.0)
+            used.append(lambda layers, cost=cost, limit=limit: cost(layers) / limit)  # type: ignore[misc]
+        return lambda layers: max((share(layers) for share in used), default=0.0)
 
 
 def sized(timer: Architectures, dense: nn.Module, options: widths.Options) -> widths.Cost:
-    """Bytes of the files of an architecture: those of the whole and of the narrowest, and a straight line between."""
-    (large, most), (small, least) = (
-        (surgery.parameters(options.layers(choice)), timer.size_bytes(surgery.of(dense, options, choice)))
-        for choice in (options.whole, options.narrowest)
-    )
-    slope = (most - least) / (large - small) if large > small else 0.0
-    return lambda layers: most + (surgery.parameters(layers) - large) * slope
+    """Bytes of the files of an architecture, from those of a few: by parameters, by channels and by layers."""
+    samples = [options.whole, options.narrowest, *fitting.drawn(options, SIZE_SAMPLES)]
+    bytes_of = [float(timer.size_bytes(surgery.of(dense, options, choice))) for choice in samples]
+
+    def features(layers: Sequence[Layer]) -> np.ndarray:
+        return np.array([surgery.parameters(layers), sum(layer.outputs for layer in layers), len(layers), 1.0])
+
+    rates, *_ = np.linalg.lstsq(np.stack([features(options.layers(choice)) for choice in samples]), bytes_of)
+    return lambda layers: float(features(layers) @ rates)
 
 
 def shipped(placed: Placed, target: Target, *, timed: bool = True) -> tuple[Form, float]:

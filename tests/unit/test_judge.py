@@ -190,3 +190,20 @@ def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit
 def test_a_latency_budget_on_another_machine_is_not_measured() -> None:
     found = judge.run(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
     assert outcome(found, "latency") == "not_measured"
+
+
+def test_a_latency_budget_of_a_form_that_cannot_run_here_is_not_measured() -> None:
+    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(latency="0.6x"), dataclasses.replace(FITTED, dense="bf16"))
+    verdict = next(one for one in found.verdicts if one.check == "latency")
+    assert (verdict.outcome, verdict.limit) == ("not_measured", FITTED.limit)
+    assert "the form that the dense model would ship in" in verdict.why
+
+
+@pytest.mark.parametrize(("dense", "limit", "outcome"), [("f32", 50.0, "pass"), ("int8", 20.0, "fail")])
+def test_a_budget_of_bytes_is_a_share_of_the_form_that_was_planned_for(dense: str, limit: float, outcome: str) -> None:
+    variants = [VARIANTS[0], variant("dense-int8", size=40), *VARIANTS[1:]]
+    accuracies = GOOD | {"dense-int8": accuracy(0.5)}  # the best dense form here is the float one
+    fast = FAST | {"dense-int8": timed({"dense-fp32": 0.1})}
+    found = judge.run(variants, accuracies, accuracies, fast, Budget(size="0.5x"), None, dense)  # type: ignore[arg-type]
+    verdict = next(one for one in found.verdicts if one.check == "size")
+    assert (verdict.limit, verdict.outcome) == (limit, outcome)

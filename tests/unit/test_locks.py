@@ -102,6 +102,16 @@ def test_other_settings_leave_it_aside_or_are_refused_where_it_was_named(
     assert said in capsys.readouterr().out
 
 
+def test_a_lock_from_before_a_setting_existed_is_one_for_its_default(written: Path) -> None:
+    content = json.loads(written.read_text())
+    del content["asked"]["prune.resolution"]
+    written.write_text(json.dumps(content))
+    assert locks.find(written, None, RECIPE, TARGET, Budget()) is not None
+    small = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, resolution=0.5))
+    with pytest.raises(ToolchainError, match=r"prune\.resolution = 1\.0, now it is 0\.5"):
+        locks.find(written, None, small, TARGET, Budget())
+
+
 def test_one_beside_the_recipe_is_found_by_recipe_and_target(written: Path) -> None:
     found = locks.find(None, written.parent, RECIPE, TARGET, Budget())
     assert found == locks.read(written)

@@ -98,6 +98,32 @@ def test_what_is_called_twice_is_no_part() -> None:
     assert [part.name for part in parts.below(Part("net", Twice(), IMAGE))] == ["net.once"]
 
 
+@pytest.mark.parametrize("needed", [False, True])
+def test_what_is_called_with_names_is_no_part(needed: bool) -> None:
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+            if needed and skip is None:
+                raise TypeError("skip is missing")
+            return self.b(self.a(x) if skip is None else self.a(x) + skip)
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.windows, self.block = Windows(3), Skips()
+            self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Linear(16, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(self.windows(x))
+            return self.head(self.block(x, skip=x).mean((2, 3)))
+
+    with pytest.raises(ToolchainError, match="cannot be traced"):
+        groups.find(Named().eval(), IMAGE, "head")
+
+
 def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
     with pytest.raises(
         ToolchainError, match=r"cannot be traced .*attention in windows \(.*relative_position.* ratio = 0"

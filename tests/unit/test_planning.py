@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import loop, planning, spec, surgery
+from toolchain import fitting, loop, models, narrowed, planning, spec, surgery
 from toolchain.architectures import Architectures, Form
+from toolchain.criteria import magnitude
 from toolchain.data import Dataset, Images
 from toolchain.errors import ToolchainError
 from toolchain.stages import fit, resize
@@ -79,6 +80,8 @@ def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
         ((224, 224), 0.5, [(184, 184), (152, 152), (112, 112)]),
         ((32, 32), 0.9, []),
         ((8, 8), 0.25, []),
+        ((28, 28), 0.65, [(24, 24)]),
+        ((64, 64), 0.65, [(56, 56)]),  # two thirds would be rounded to 40, which is less than was allowed
     ],
 )
 def test_smaller_sizes_are_multiples_of_eight_down_to_the_least(
@@ -106,6 +109,33 @@ def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -
     assert plan.fitted is None
 
 
+def test_bytes_are_known_of_architectures_that_were_not_made(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = models.architecture(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
+    timer = Architectures(model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
+    options = surgery.options(
+        model, IMAGE, head=models.head_of(model, 5), spec=PruneSpec(), alignment=8, criterion=magnitude.score,
+        blocks=narrowed.droppable(timer.graph),
+    )  # fmt: skip
+    cost, others = planning.sized(timer, model, options), fitting.drawn(options, 12)[planning.SIZE_SAMPLES :]
+    for choice in others:
+        real = timer.size_bytes(surgery.of(model, options, choice))
+        assert cost(options.layers(choice)) == pytest.approx(real, rel=0.01)
+
+
+def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
+    whole = adapted(net())
+    asked = dataclasses.replace(recipe(), quantize=QuantizeSpec(search_seconds=0, float_modules=("2",)))
+    in_float = dataclasses.replace(TARGET, precisions=("f32",))
+    plans = [
+        fit.run(whole, one, target, Budget(size="40 kB"), IMAGE, tmp_path)
+        for one, target in ((recipe(), in_float), (recipe(), TARGET), (asked, TARGET))
+    ]
+    assert len({plan.key for plan in plans}) == 3
+    assert [plan.dense for plan in plans] == ["f32", "int8", "int8"]
+    assert surgery.parameters(plans[0].after) < surgery.parameters(plans[2].after) < surgery.parameters(plans[1].after)
+
+
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
@@ -125,7 +155,11 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     whole, trained = adapted(net()), []
     scores = {32: 0.5, 24: 0.9, 16: 0.7}
 
+    folders = set()
+
     def train(model: nn.Module, job: loop.Job, **_: bool) -> loop.Training:
+        job.folder.mkdir()
+        folders.add(job.folder)
         side = job.data.preprocess.image_size[0]
         trained.append((side, job.spec.epochs, surgery.macs(surgery.layers(model, torch.zeros(1, 3, side, side)))))
         return loop.Training((), 0, scores[side], 0.0)
@@ -150,6 +184,36 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     )  # fmt: skip
     assert (again.resized, again.trials, again.surgery) == (plan.resized, plan.trials, plan.surgery)
     assert len(trained) == 3
+    assert not any(folder.exists() for folder in folders)
+    fit.run(whole, asked, TARGET, Budget(macs="0.4x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size))
+    names = {folder.name for folder in folders}  # another plan does not go on with this one's training
+    assert [sum(f"-{side}x" in name for name in names) for side in (32, 24, 16)] == [2, 2, 1]  # 16x16 cuts nothing
+
+
+def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Auxiliary(nn.Module):
+        """Has a branch in training that needs more than eight pixels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.branch = net(), nn.Conv2d(3, 2, 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.branch(x)
+            answer: Tensor = self.body(x)
+            return answer
+
+    whole, tried = dataclasses.replace(adapted(net()), head="body.8"), []
+    whole = dataclasses.replace(whole, trained=dataclasses.replace(whole.trained, model=Auxiliary().eval()))
+    monkeypatch.setattr(planning.loop, "train", lambda *_, **__: loop.Training((), 0, 0.5, 0.5))
+
+    def at(size: tuple[int, int]) -> Adapted:
+        tried.append(size)
+        return smaller(whole, size)
+
+    fit.run(whole, recipe(resolution=0.5), TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=at)
+    assert tried == [(32, 32), (24, 24)]
 
 
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +223,12 @@ def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixt
         at=lambda size: smaller(whole, size),
     )  # fmt: skip
     assert (plan.resized, plan.trials) == (None, ())
-    assert "pictures of 32x32 only" in capsys.readouterr().out
+    assert "no pictures smaller than 32x32" in capsys.readouterr().out
+
+
+def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"leave prune\.ratio = 0 out"):
+        fit.run(adapted(net()), recipe(resolution=0.5, ratio=0), TARGET, Budget(macs="0.5x"), IMAGE, tmp_path)
 
 
 def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:

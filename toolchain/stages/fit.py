@@ -19,7 +19,7 @@ from toolchain.planning import At, Planned, Search, Trial
 from toolchain.stages import place
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Budget, Layer, Placement, PruneSpec, Recipe, Surgery, Target
+from toolchain.values import Architecture, Budget, Layer, Placement, Precision, PruneSpec, Recipe, Surgery, Target
 
 VERSION = 7
 PLAN = "surgery.json"
@@ -40,6 +40,7 @@ class Fit:
     lock: Lock | None = None  # that all this comes from
     resized: tuple[int, int] | None = None  # the pruned model's pictures, height and width, where they are smaller
     trials: tuple[Trial, ...] = ()  # sizes of pictures among which a short training chose
+    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
 
     @property
     def placements(self) -> Mapping[Architecture, Placement]:
@@ -92,9 +93,8 @@ def run(
         )
     searched = bool(limits) and spec.ratio is None
     if spec.resolution < 1 and not (searched or lock):
-        raise ToolchainError(
-            f"prune.resolution = {spec.resolution} is searched for a budget; give one, as with --latency 0.5x"
-        )
+        instead = f"leave prune.ratio = {spec.ratio} out" if limits else "give one, as with --latency 0.5x"
+        raise ToolchainError(f"prune.resolution = {spec.resolution} is searched for a budget; {instead}")
     placed = None
     if lock:
         locks.check(lock, surgery.layers(dense.model, image), (image.shape[2], image.shape[3]))
@@ -109,7 +109,8 @@ def run(
         dense.key,
         asked,
         limits,
-        placed and placed.key,
+        # untimed, a placement has no key: what the sizes of files depend on
+        placed and (placed.key, placed.placement, target.runtime, target.scheme, target.precisions),
         *ranked_by(adapted, spec),
         target.alignment,
         lock and lock.key,
@@ -127,7 +128,9 @@ def run(
             else:
                 found = Planned(search.ratio(), None, None)
             records.write_json(stage.folder / PLAN, found.surgery)
-            figures = {"fitted": found.fitted, "resized": found.resized, "trials": found.trials}
+            figures = {
+                "fitted": found.fitted, "resized": found.resized, "trials": found.trials, "dense": found.dense
+            }  # fmt: skip
             stage = records.finish(stage, started, figures)
         assert stage.figures is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
@@ -145,7 +148,7 @@ def run(
         + (f", pictures of {resized[0]}x{resized[1]}" if resized else "")
         + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
     )
-    return Fit(planned, key, before, after, fitted, lock, resized, trials)
+    return Fit(planned, key, before, after, fitted, lock, resized, trials, stage.figures["dense"])
 
 
 def lock(
@@ -158,7 +161,7 @@ def lock(
         Lock(
             schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
             image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
-            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized,
+            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
             placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
         ),
     )  # fmt: skip

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from toolchain import amounts, stats
 from toolchain.fitting import Fitted
-from toolchain.values import Accuracy, Budget, Interval, Measurement, Parity, Variant, Verdict
+from toolchain.values import Accuracy, Budget, Interval, Measurement, Parity, Precision, Variant, Verdict
 
 # sign, factor, unit and format; all others are shares
 RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
@@ -41,7 +41,7 @@ class Limit:
     """A latency budget, as a share of what a dense variant takes."""
 
     share: float
-    of: str
+    of: str  # its name; "" where it cannot run on this machine
 
 
 def merged(recipe: Budget, target: Budget) -> Budget:
@@ -52,7 +52,7 @@ def merged(recipe: Budget, target: Budget) -> Budget:
 
 def run(
     variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
-    measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None,
+    measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None, dense: Precision | None = None,
 ) -> Judged:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
 
@@ -63,11 +63,13 @@ def run(
         measured: latency of each.
         budget: of recipe and target.
         fitted: how the latency budget was met untrained: the trained model is held to it.
+        dense: the form that the dense model would ship in, of which budgets are shares; None: the best of them here.
     """
     baseline, usual = variants[0].name, _usual(variants, validation, measured, budget)
-    as_fitted = next((v for v in variants if fitted and v.family == "dense" and v.precision == fitted.dense), None)
-    limit = Limit(fitted.limit, as_fitted.name) if fitted and as_fitted else None
-    most = _bytes(budget, as_fitted or next(v for v in variants if v.name == usual))
+    form = dense or (fitted.dense if fitted else None)
+    shipping = next((v for v in variants if v.family == "dense" and v.precision == form), None)
+    limit = Limit(fitted.limit, shipping.name if shipping else "") if fitted else None
+    most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
@@ -133,8 +135,9 @@ def verdicts_of(
         speed = faster(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
         found.append(_below("speedup", slower, -budget.speedup))
-    if limit is not None and not measured:
-        found.append(_unmeasured("latency", limit.share, "latency was not measured on this machine"))
+    if limit is not None and not (measured and limit.of):
+        why = "the form that the dense model would ship in" if measured else "latency"
+        found.append(_unmeasured("latency", limit.share, f"{why} was not measured on this machine"))
     elif limit is not None:
         speed = faster(measured, variant.name, limit.of)
         share = Interval(estimate=1 / speed.estimate, low=1 / speed.high, high=1 / speed.low, samples=speed.samples)

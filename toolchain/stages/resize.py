@@ -31,7 +31,7 @@ def sizes(whole: tuple[int, int], least: float) -> list[tuple[int, int]]:
     found = []
     for share in SHARES:
         height, width = (round(side * share / STEP) * STEP for side in whole)
-        if share >= least - 1e-9 and 0 < height < whole[0] and 0 < width < whole[1]:
+        if all(least * side <= small < side for small, side in zip((height, width), whole, strict=True)):
             found.append((height, width))
     return list(dict.fromkeys(found))
 
