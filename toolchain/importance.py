@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from toolchain.errors import ToolchainError
 from toolchain.groups import Group
 
 Criterion = Callable[[Group], Tensor]  # importance of each channel, not negative, [channels]
@@ -24,8 +25,16 @@ def shares(found: Sequence[Group], criterion: Criterion, ranking: Literal["globa
     scale decides, as in a row of equal blocks where one block does little; between structures, which are not
     comparable, only shares are (Isomorphic Pruning, Fang et al., arXiv 2407.04616; they cut the same share from each
     structure, here all meet again where importance is weighed against the multiply-accumulates saved).
+
+    Raises:
+        ToolchainError: the criterion gives 0 to every channel of every group.
     """
     scores = [criterion(group).double() for group in found]
+    if scores and not any(bool(score.any()) for score in scores):
+        raise ToolchainError(
+            "the pruning criterion finds no channel worth anything, so it cannot choose: on images that a model answers "
+            'without any doubt gradients vanish; choose one that looks at weights only ([prune] criterion = "magnitude")'
+        )
     classes = [structure(group) if ranking == "isomorphic" else index for index, group in enumerate(found)]
     totals: dict[Hashable, list[Tensor]] = defaultdict(list)
     for score, name in zip(scores, classes, strict=True):

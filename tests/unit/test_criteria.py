@@ -286,3 +286,15 @@ def test_isomorphic_shares_keep_the_criterions_scale_among_groups_of_one_structu
     assert given["left"].sum().item() != pytest.approx(1, rel=0.01)
     for alone in ("stem", "inner", "after"):
         torch.testing.assert_close(given[alone], scores[alone] / scores[alone].sum())
+
+
+def test_where_gradients_vanish_nothing_is_chosen(net: nn.Module) -> None:
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.bias.copy_(torch.tensor([200.0, 0.0, 0.0]))  # without any doubt
+    nothing = gradients.collect(net, [(torch.randn(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64))])
+    found = groups.find(net, torch.zeros(1, 3, 4, 4), "head", nothing)
+    for criterion in (taylor.score, fisher.score):
+        with pytest.raises(ToolchainError, match=r"no channel worth anything.*criterion = .magnitude."):
+            importance.shares(found, criterion, "global")
+    importance.shares(found, magnitude.score, "global")
