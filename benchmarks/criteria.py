@@ -68,8 +68,7 @@ def main(
 
 def recovered(adapted: Adapted, recipe: Recipe, macs: str, work: Path) -> loop.Trained:
     """The dense model cut to the budget and trained."""
-    image, target = quantization.example(adapted), spec.target("cpu")
-    plan = fit.run(adapted, recipe, target, Budget(macs=macs), image, work)
+    plan = fit.run(adapted, recipe, spec.target("cpu"), Budget(macs=macs), adapted.data.example, work)
     return recover.run(prune.at_once(adapted.trained, plan), adapted, recipe, work)
 
 

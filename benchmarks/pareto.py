@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime.quantization as ort
 import peers
 import torch_pruning
 import typer
@@ -82,8 +81,8 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     runtime = discover.module("runtimes", target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}
 
-    def compiled(name: str, precision: Precision, ratio: float) -> None:
-        path = runtime.compile(folder / f"{name}.onnx", folder / name).path
+    def compiled(name: str, precision: Precision, ratio: float, source: Path | None = None) -> None:
+        path = runtime.compile(source or folder / f"{name}.onnx", folder / name).path
         made[name] = (path, precision, ratio)
 
     onnx_export.to_onnx(copy.deepcopy(adapted.trained.model), image, folder / "dense.onnx")
@@ -93,8 +92,12 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
         onnx_export.to_onnx(pruned(adapted, job, ratio, out / "work"), image, folder / f"{name}.onnx")
         compiled(name, "f32", ratio)
         if target.runtime == "onnxruntime":
-            quantized(folder / f"{name}.onnx", folder / f"{name}-int8.onnx", adapted)
-            compiled(f"{name}-int8", "int8", ratio)
+            images = loader.batches(data.calibration_images, data.preprocess, 1)
+            (folder / f"{name}-static").mkdir(parents=True, exist_ok=True)
+            peers.static(
+                folder / f"{name}.onnx", folder / f"{name}-static", peers.LAYERS, (x.numpy() for x, _ in images)
+            )
+            compiled(f"{name}-int8", "int8", ratio, folder / f"{name}-static" / "model.onnx")
     sides = [
         Side(name=name, runtime=target.runtime, path=str(path), precision=precision, threads=1, shape=tuple(image.shape))
         for name, (path, precision, _) in made.items()
@@ -134,28 +137,6 @@ def pruned(adapted: Adapted, job: Recipe, ratio: float, work: Path) -> nn.Module
             folder=stage.folder,
         )  # fmt: skip
         return loop.store(stage, 0.0, model, loop.train(model, settings), {}).model
-
-
-def quantized(source: Path, path: Path, adapted: Adapted) -> None:
-    """ONNX Runtime's own post-training quantization, as its documentation has it for convolutional networks."""
-
-    class Reader(ort.CalibrationDataReader):
-        rows = iter([image[None].numpy() for batch, _ in _calibration(adapted) for image in batch.contiguous()])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.rows, None)
-            return None if image is None else {"input": image}
-
-    prepared = path.with_suffix(".prepared.onnx")
-    ort.shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    ort.quantize_static(
-        str(prepared), str(path), Reader(), quant_format=ort.QuantFormat.QDQ, op_types_to_quantize=peers.LAYERS,
-        per_channel=True, activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
-    )  # fmt: skip
-
-
-def _calibration(adapted: Adapted) -> Any:
-    return loader.batches(adapted.data.calibration_images, adapted.data.preprocess, 64)
 
 
 def answers(runtime: Any, path: Path, precision: Precision, adapted: Adapted) -> np.ndarray:

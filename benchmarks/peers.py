@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,15 +85,20 @@ def installed(peer: str) -> bool:
     return not peer.startswith("nncf") or find_spec("nncf") is not None
 
 
-def _static(source: Path, folder: Path, operations: list[str] | None) -> None:
+def static(source: Path, folder: Path, operations: list[str] | None, rows: Iterable[np.ndarray]) -> None:
+    """ONNX Runtime's `quantize_static` as it documents it for x86: `folder/model.onnx`, calibrated on `rows`.
+
+    Args:
+        rows: inputs, float32 [1, 3, height, width] each.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
-        rows: Iterator[np.ndarray] = iter(images())
+        rest: Iterator[np.ndarray] = iter(rows)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.rows, None)
+            image = next(self.rest, None)
             return None if image is None else {"input": image}
 
     quant_pre_process(str(source), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
@@ -105,12 +110,12 @@ def _static(source: Path, folder: Path, operations: list[str] | None) -> None:
 
 def quantize_static_all(source: Path, name: str, folder: Path) -> None:
     """ONNX Runtime's own, every operation that it knows in integers."""
-    _static(source, folder, None)
+    static(source, folder, None, images())
 
 
 def quantize_static_layers(source: Path, name: str, folder: Path) -> None:
     """ONNX Runtime's own, convolutions, matrix products and additions only."""
-    _static(source, folder, LAYERS)
+    static(source, folder, LAYERS, images())
 
 
 def nncf_onnx(source: Path, name: str, folder: Path) -> None:

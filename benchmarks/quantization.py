@@ -97,7 +97,7 @@ def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, ser
     """What one model in integers answers, in all of its forms."""
     made, built = exported(adapted, method, recipe, target, work)
     answers = verify.run(built, target, adapted.data, "test", served, work)
-    converted = quantizer.convert(made.graph, example(adapted))
+    converted = quantizer.convert(made.graph, adapted.data.example)
     return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
 
 
@@ -105,17 +105,12 @@ def exported(
     adapted: Adapted, method: str, recipe: Recipe, target: Target, work: Path
 ) -> tuple[quantize.Quantized, export.Built]:
     """One model in integers, placed, trained and exported as `toolchain export` does it."""
-    dense, image = adapted.trained, example(adapted)
+    dense, image = adapted.trained, adapted.data.example
     placed = place.run(dense.model, image, target, (), recipe.quantize.search_seconds, work)
     teacher = dense.model if method == "qat" else None
     made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
     both = dataclasses.replace(target, precisions=("f32", "int8"))
     return made, export.variants([quantize.Family("dense", dense, made, adapted.data)], both, work)[1]
-
-
-def example(adapted: Adapted) -> torch.Tensor:
-    """One input."""
-    return torch.zeros(1, 3, *adapted.data.preprocess.image_size)
 
 
 def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:

@@ -94,8 +94,9 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     count = min(domain.calibration_images, len(splits["train"]))
     drawn = np.random.default_rng(domain.calibration_seed).permutation(len(splits["train"]))[:count]
     rows = sorted(int(i) for i in drawn)
-    drawn_digest = hashlib.sha256(splits["train"].pixels[rows].numpy().tobytes()).hexdigest()
-    return Dataset(found.classes, splits, preprocess, key, tuple(rows), drawn_digest, tuple(skipped))
+    return Dataset(
+        found.classes, splits, preprocess, key, tuple(rows), _drawn(splits["train"], rows), tuple(skipped)
+    )  # fmt: skip
 
 
 def at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
@@ -105,17 +106,19 @@ def at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
         ToolchainError: a file cannot be read any more.
     """
     preprocess = dataclasses.replace(data.preprocess, image_size=size)
-    key = records.digest(data.digest, pixels_key(data.digest, preprocess, "fail"))
+    key = pixels_key(data.digest, preprocess, "fail")
     splits = {}
     with records.locked(cache / "pixels" / key, wait=True):
         for split, images in data.splits.items():
             pixels, _ = decoded(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
             splits[split] = dataclasses.replace(images, pixels=torch.from_numpy(pixels))
-    drawn = splits["train"].pixels[list(data.calibration)].numpy()
-    return dataclasses.replace(
-        data, splits=splits, preprocess=preprocess, digest=key,
-        calibration_digest=hashlib.sha256(drawn.tobytes()).hexdigest(),
-    )  # fmt: skip
+    drawn = _drawn(splits["train"], data.calibration)
+    return dataclasses.replace(data, splits=splits, preprocess=preprocess, digest=key, calibration_digest=drawn)
+
+
+def _drawn(train: Images, rows: Sequence[int]) -> str:
+    """Digest of the pixels of the calibration images."""
+    return hashlib.sha256(train.pixels[list(rows)].numpy().tobytes()).hexdigest()
 
 
 def decoded(

@@ -95,8 +95,7 @@ def again(job: Job, timer: Timer, found: Found) -> Found:
     """
     with progress.bar("fit: architectures timed in the pruned model's own form", 1 + ATTEMPTS) as bar:
         measured = timer.latencies([found.plan], bar, rounds=ROUNDS)[0]
-        least = 0 if found.plan == job.plan_of(job.options.whole) else NEAREST * job.limit
-        if least <= measured <= SAFE * job.limit:
+        if _good(job, found.plan, measured):
             return replace(found, latency=measured, predicted=measured)
         return _met(job, timer, found.model.times(measured / found.latency), found.timed + 1, bar)
 
@@ -111,13 +110,18 @@ def _met(job: Job, timer: Timer, model: LatencyModel, timed: int, bar: progress.
         model = model.times(measured / predicted)
         known = best is not None and best.plan == plan  # another limit is the tighter one: no more can be had
         best = _better(best, Found(plan, measured, predicted, model, timed + attempt), job.limit)
-        least = 0 if choice == job.options.whole else NEAREST * job.limit  # of the whole model more cannot be had
-        if least <= measured <= SAFE * job.limit or (known and measured <= job.limit):
+        if _good(job, plan, measured) or (known and measured <= job.limit):
             break
     assert best is not None
     if best.latency > job.limit:
         raise OutOfReach(_unreachable(job.limit, best.latency))
     return best
+
+
+def _good(job: Job, plan: Surgery, measured: float) -> bool:
+    """Whether a latency is safely within the limit and makes use of it; of the whole model more cannot be had."""
+    least = 0 if plan == job.plan_of(job.options.whole) else NEAREST * job.limit
+    return least <= measured <= SAFE * job.limit
 
 
 def _chosen(job: Job, latency: widths.Cost) -> Choice:

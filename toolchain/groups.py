@@ -24,7 +24,7 @@ from toolchain.parts import Part
 Side = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
 # in the names of what windows of attention hold (Swin, MaxViT): Torch-Pruning 1.6.1 follows single channels through every
-# shift and partition of the windows and does not end in an hour
+# shift and partition of the windows and had not ended after 200 s
 WINDOWS = "relative_position"
 SIDES: Mapping[str, Side] = {
     "prune_out_channels": "out",

@@ -16,16 +16,8 @@ from toolchain.fitting import Fitted
 from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
 
 SCHEMA = 1
-SETTINGS = (
-    "ratio",
-    "criterion",
-    "ranking",
-    "protect",
-    "depth",
-    "max_share",
-    "resolution",
-)  # of [prune], which decide what is cut
-
+# of [prune], which decide what is cut
+SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share", "resolution")
 SINCE: Mapping[str, Any] = {"prune.resolution": 1.0}  # settings that older locks do not name, as they were then
 
 

@@ -106,15 +106,8 @@ def build(
         if judged.shipped is None:
             bundle.remove(folder)  # an older one must not look like the result of this run
         else:
-            index = [variant.name for variant in variants].index(judged.shipped)
-            bundle.run(
-                variants[index],
-                answers[index],
-                pruned.surgery,
-                summary.facts(findings),
-                pictures[variants[index].family],
-                folder,
-            )
+            one, answer = next((v, a) for v, a in zip(variants, answers, strict=True) if v.name == judged.shipped)
+            bundle.run(one, answer, pruned.surgery, summary.facts(findings), pictures[one.family], folder)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

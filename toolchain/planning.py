@@ -51,8 +51,8 @@ class Planned:
     """What a way of planning came to."""
 
     surgery: Surgery
-    fitted: Fitted | None
-    resized: tuple[int, int] | None
+    fitted: Fitted | None = None
+    resized: tuple[int, int] | None = None
     trials: tuple[Trial, ...] = ()
     dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
 
@@ -100,7 +100,7 @@ class Search:
         form, dense_ms = shipped(placed, self.target, timed=latency is not None) if placed else (None, 0.0)
         share = latency.share(dense_ms) if latency else None
         if share is not None and share >= 1 and len(limits) == 1:
-            return Planned(Surgery(), None, None)
+            return Planned(Surgery())
         timer = Architectures(dense, self.image, self.target, form, self.folder) if form else None
         asked = _Asked(limits, share, dense_ms, surgery.layers(dense, self.image), timer)
         own = (self.image.shape[2], self.image.shape[3])
@@ -139,14 +139,14 @@ class Search:
         options = here.options(free)
         rest = asked.rest(dense, options, timer)
         if asked.share is None or timer is None:
-            return Planned(surgery.of(dense, options, widths.narrowed(options, rest, 1.0)), None, None)
+            return Planned(surgery.of(dense, options, widths.narrowed(options, rest, 1.0)))
         job = fitting.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
         found, placement = here._latency(job, timer, asked)
         return Planned(
             found.plan, Fitted(
                 asked.share, found.latency, found.predicted, found.model.error, found.timed, timer.form.precision,
                 asked.dense_ms, placement,
-            ), None,
+            ),
         )  # fmt: skip
 
     def _latency(

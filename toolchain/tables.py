@@ -118,10 +118,7 @@ def image_sizes(report: Report) -> Table:
         )
         for one in report.get("image_sizes") or ()
     )
-    own: Mapping[str, Any] = next(
-        (v for v in report.get("variants") or () if v["name"] == headline.subject(report).get("name")), {}
-    )
-    taken = figures.sides(own.get("image_size"))
+    taken = figures.sides(headline.subject(report).get("image_size"))
     marked = next((index for index, row in enumerate(rows) if row[0] == taken), None)
     columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
     return Table(columns=columns, rows=rows, marked=marked)

@@ -58,7 +58,7 @@ def recipe(**prune: float) -> Recipe:
 
 
 def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
-    """`resize.run` without files: every other pixel will do."""
+    """`resize.run` without files: a corner of each picture will do."""
     if size == whole.data.preprocess.image_size:
         return whole
     teacher = dataclasses.replace(whole.trained, model=resize.Enlarged(whole.trained.model, (32, 32)))
@@ -152,10 +152,8 @@ def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str
 def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, trained = adapted(net()), []
+    whole, trained, folders = adapted(net()), [], set()
     scores = {32: 0.5, 24: 0.9, 16: 0.7}
-
-    folders = set()
 
     def train(model: nn.Module, job: loop.Job, **_: bool) -> loop.Training:
         job.folder.mkdir()

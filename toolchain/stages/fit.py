@@ -126,7 +126,7 @@ def run(
             elif searched:
                 found = search.budget(limits, placed, at)
             else:
-                found = Planned(search.ratio(), None, None)
+                found = Planned(search.ratio())
             records.write_json(stage.folder / PLAN, found.surgery)
             figures = {
                 "fitted": found.fitted, "resized": found.resized, "trials": found.trials, "dense": found.dense

@@ -189,7 +189,7 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
     floor = BF16_TOP1_FLOOR if variant.precision == "bf16" else TOP1_FLOOR
     why = f"artefact against torch model over {parity.images} images"
     if parity.runtime_agreement is not None:
-        own_floor = parity.runtime_agreement - TOP1_SLACK - _by_chance(parity)
+        own_floor = parity.runtime_agreement - TOP1_SLACK - _by_chance(parity, parity.runtime_agreement)
         floor = max(floor, own_floor)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
     floor = min(floor, 1 - SMALL_SET_IMAGES / parity.images)
@@ -217,9 +217,9 @@ def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
     return found
 
 
-def _by_chance(parity: Parity) -> float:
+def _by_chance(parity: Parity, own: float) -> float:
     """How far two agreements over the same images are apart by chance: 1.96 standard errors of their difference."""
-    apart = (1 - parity.top1_agreement) + (1 - (parity.runtime_agreement or 0.0))
+    apart = (1 - parity.top1_agreement) + (1 - own)
     return 1.96 * math.sqrt(apart / parity.images)
 
 

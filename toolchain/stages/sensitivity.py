@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, gradients, loader, loop, narrowed, onnx_export, progress, records, stats, surgery
+from toolchain import discover, loop, narrowed, onnx_export, progress, records, stats, surgery
 from toolchain.data import Images
 from toolchain.errors import ToolchainError
 from toolchain.groups import Group
+from toolchain.stages import fit
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.fit import Fit
 from toolchain.values import Interval, Recipe, Surgery, Target
@@ -162,13 +163,12 @@ class _Survey:
     @cached_property
     def options(self) -> Options:
         """What may be cut, what is protected included: how channels rank within a group does not depend on it."""
-        spec, data = self.recipe.prune, self.adapted.data
+        spec = self.recipe.prune
         room = discover.module("criteria", spec.criterion)
-        batches = loader.batches(data.calibration_images, data.preprocess, BATCH) if room.NEEDS else ()
         return surgery.options(
             self.dense, self.image, head=self.adapted.head, spec=dataclasses.replace(spec, protect=()),
             alignment=self.target.alignment, criterion=room.score,
-            gradients=gradients.collect(self.dense, list(batches)) if room.NEEDS else None,
+            gradients=fit.collected(self.adapted) if room.NEEDS else None,
             blocks=_blocks(self.dense, self.image) if spec.depth else (),
         )  # fmt: skip
 
