@@ -3,11 +3,11 @@
     python benchmarks/pareto.py --recipe solar --data <folder> --weights <file> [--target cpu] [--epochs 8]
         [--budgets 0.9x,0.7x,0.5x,0.35x] [--ratios 0.2,0.35,0.5,0.65] [--resolution 1.0] [--out out/pareto]
 
-The script is what Torch-Pruning's own examples do: group magnitude, one share of the channels in every layer, then plain
-training; its result runs in float and, in ONNX Runtime, after `quantize_static` with the same calibration images. Both start
-from the same dense model and are trained for the same epochs; ours then trains with quantization for the recipe's own
-epochs. Accuracy is that of the artefact in its runtime on the test images; "faster" is against the dense float model in
-the same runtime, from paired rounds. Trainings and rounds are kept in --out, where the plot goes too.
+The script is what Torch-Pruning's own examples do: group magnitude, one share of the channels in every layer, in multiples
+that the target likes, then plain training; its result runs in float and, in ONNX Runtime, after `quantize_static` with the
+same calibration images. Both start from the same dense model and are trained for the same epochs; ours then trains with
+quantization for the recipe's own epochs. Accuracy is that of the artefact in its runtime on the test images; "faster" is
+against the dense float model in the same runtime, from paired rounds. Trainings are kept in --out, where the plot goes too.
 """
 
 import copy
@@ -89,7 +89,7 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     compiled("dense", "f32", 0.0)
     for ratio in ratios:
         name = f"script-{ratio:g}"
-        onnx_export.to_onnx(pruned(adapted, job, ratio, out / "work"), image, folder / f"{name}.onnx")
+        onnx_export.to_onnx(pruned(adapted, job, target, ratio, out / "work"), image, folder / f"{name}.onnx")
         compiled(name, "f32", ratio)
         if target.runtime == "onnxruntime":
             images = loader.batches(data.calibration_images, data.preprocess, 1)
@@ -120,16 +120,18 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     return found
 
 
-def pruned(adapted: Adapted, job: Recipe, ratio: float, work: Path) -> nn.Module:
+def pruned(adapted: Adapted, job: Recipe, target: Target, ratio: float, work: Path) -> nn.Module:
     """Cut as in Torch-Pruning's examples, then trained without a teacher."""
     train = dataclasses.replace(job.recover, distill=0.0, average=0.0)
     model = copy.deepcopy(adapted.trained.model)
     pruner = torch_pruning.pruner.BasePruner(
         model, adapted.data.example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=ratio, ignored_layers=[model.get_submodule(adapted.head)],
+        pruning_ratio=ratio, round_to=target.alignment, ignored_layers=[model.get_submodule(adapted.head)],
     )  # fmt: skip
     pruner.step()
-    with records.stage(work, "script", records.digest(adapted.trained.key, ratio, train, job.seed)) as stage:
+    with records.stage(
+        work, "script", records.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
+    ) as stage:
         if stage.figures is not None:
             return loop.restored(stage, model).model
         settings = loop.Job(

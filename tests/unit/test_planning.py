@@ -109,6 +109,14 @@ def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -
     assert plan.fitted is None
 
 
+def test_smaller_pictures_are_timed_as_such_beside_the_dense_model_at_its_own(tmp_path: Path) -> None:
+    timer = Architectures(net(), IMAGE, TARGET, Form("int8", Placement()), tmp_path)
+    small = timer.at(torch.zeros(1, 3, 24, 16))
+    assert list(small.graph.graph.inputs[0].shape) == [1, 3, 24, 16]
+    assert (small.whole.shape, tuple(small.image.shape)) == ((1, 3, 32, 32), (1, 3, 24, 16))
+    assert list(timer.graph.graph.inputs[0].shape) == [1, 3, 32, 32]
+
+
 def test_bytes_are_known_of_architectures_that_were_not_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = models.architecture(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
