@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"amounts", "values", "errors", "stats", "runner"},
+    0: {"allowances", "amounts", "values", "errors", "stats", "runner"},
     1: {
         "spec",
         "discover",
@@ -34,6 +34,7 @@ RANKS = {
         "latency_model",
         "protocols",
         "gradients",
+        "archives",
     },
     2: {
         "surgery",
@@ -60,6 +61,10 @@ RANKS = {
         "taps",
         "reference",
         "timing",
+        "timed",
+        "subjects",
+        "gating",
+        "baselines",
         "criteria",
         "runtimes",
     },
@@ -82,8 +87,10 @@ RANKS = {
         "readings",
         "parity",
         "agreement",
+        "gate",
+        "gate_report",
     },
-    5: {"cli", "__main__"},
+    5: {"cli", "cli_measure", "__main__"},
 }
 FENCED = {
     "torch_pruning": {"groups"},

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from toolchain import records, timing
+from toolchain.timed import Effort
 
-SHORT = timing.Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
+SHORT = Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
 FILE = "batches.json"
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from toolchain import cli_measure
 from toolchain.errors import ToolchainError
 
 app = typer.Typer(
@@ -241,6 +242,10 @@ def parity(
     typer.echo(f"figures: {run / parities.FILE}")
     if not written["agree"]:
         raise typer.Exit(1)
+
+
+app.command()(cli_measure.gate)
+app.command()(cli_measure.accept)
 
 
 def _table(kind: Any, what: str) -> None:

@@ -163,7 +163,13 @@ def duration(seconds: Number) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def growth(value: Number) -> str:
+    """A relative change with its sign: 0.031 is `+3.1 %`."""
+    return NONE if missing(value) else f"{_signed(value)} %"
+
+
 UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
+    ("growth", growth, "≤"),
     ("drop", lost, "≤"),
     ("gap", points, "±"),
     ("speedup", times, "≥"),

@@ -21,11 +21,11 @@ from toolchain.amounts import Amount, Quantity
 from toolchain.architectures import Architectures, Form
 from toolchain.errors import ToolchainError
 from toolchain.fitting import Fitted, OutOfReach
-from toolchain.gradients import Gradient
 from toolchain.locks import Lock
 from toolchain.stages import adapt, place, resize
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
+from toolchain.stages.rank import Ranking
 from toolchain.values import Layer, Placement, Precision, Recipe, Surgery, Target
 
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
@@ -65,8 +65,7 @@ class Search:
     recipe: Recipe
     target: Target
     image: Tensor
-    criterion: Callable[..., Tensor]
-    gradients: Mapping[str, Gradient] | None
+    ranking: Ranking
     work: Path
     folder: Path
 
@@ -84,14 +83,14 @@ class Search:
         spec = spec if spec.ratio is not None else replace(spec, ratio=USUAL_RATIO)
         return surgery.plan(
             self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.target.alignment,
-            criterion=self.criterion, gradients=self.gradients,
+            criterion=self.ranking.criterion, gradients=self.ranking.gradients,
         )  # fmt: skip
 
     def options(self, blocks: Sequence[str] = ()) -> widths.Options:
         """What may be cut."""
         return surgery.options(
             self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.recipe.prune,
-            alignment=self.target.alignment, criterion=self.criterion, gradients=self.gradients, blocks=blocks,
+            alignment=self.target.alignment, criterion=self.ranking.criterion, gradients=self.ranking.gradients, blocks=blocks,
         )  # fmt: skip
 
     def budget(self, limits: Mapping[Quantity, Amount], placed: Placed | None, at: At | None) -> Planned:

@@ -56,10 +56,10 @@ def markdown(report: Report) -> str:
     answers = tuple((a.question, a.figure, "; ".join(a.details)) for a in headline.answers(report))
     said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
     parts = [
-        f"# {_inline(headline.title(report))}",
-        f"**{_inline(headline.outcome(report))}**",
-        _grid(Table(columns=("", "", ""), rows=answers, prose=(0, 1, 2))),
-        "\n".join(f"- {_inline(sentence)}" for sentence in said),
+        f"# {inline(headline.title(report))}",
+        f"**{inline(headline.outcome(report))}**",
+        grid(Table(columns=("", "", ""), rows=answers, prose=(0, 1, 2))),
+        "\n".join(f"- {inline(sentence)}" for sentence in said),
         _part("Verdicts", tables.verdicts(report)),
         _part("Variants", tables.variants(report)),
         _part("What each variant needs", tables.costs(report)),
@@ -80,16 +80,16 @@ def markdown(report: Report) -> str:
 
 
 def _part(title: str, table: Table) -> str:
-    return f"## {title}\n\n{_grid(table)}" if table.rows else ""
+    return f"## {title}\n\n{grid(table)}" if table.rows else ""
 
 
-def _grid(table: Table) -> str:
+def grid(table: Table) -> str:
     """A Markdown table; the row that ships is bold."""
     rule = ("---" if i in table.prose else "---:" for i in range(len(table.columns)))
     lines = [_line(table.columns), _line(rule)]
     for number, row in enumerate(table.rows):
-        first = f"**{_inline(row[0])}** (ships)" if number == table.marked else _inline(row[0])
-        lines.append(_line((first, *(_inline(cell) for cell in row[1:]))))
+        first = f"**{inline(row[0])}** (ships)" if number == table.marked else inline(row[0])
+        lines.append(_line((first, *(inline(cell) for cell in row[1:]))))
     return "\n".join(lines)
 
 
@@ -97,7 +97,7 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _inline(text: object) -> str:
+def inline(text: object) -> str:
     """Text that Markdown shows as it is, in one line."""
     shown = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + c if c in "\\`*|" else c for c in shown)

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from toolchain import amounts, discover
+from toolchain.allowances import Allowance
 from toolchain.errors import ToolchainError
 from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
 
@@ -286,6 +287,19 @@ def _target_rules(value: Target) -> Rules:
         (value.precisions[:1] == ("f32",), "precisions must begin with f32, which everything is compared with"),
         (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),
         *_budget_rules(value.budget),
+        *_gate_rules(value.gate),
+    ]
+
+
+def _gate_rules(value: Allowance) -> Rules:
+    threshold = value.regression_threshold
+    return [
+        (0.01 <= threshold <= 1, f"gate.regression_threshold = {threshold}: from 0.01 (one percent) to 1"),
+        *(
+            (0 <= limit < 1, f"gate.{name} = {limit}: a fraction from 0 to below 1; 0.02 is two percent or points")
+            for name, limit in vars(value).items()
+            if name != "regression_threshold" and limit is not None
+        ),
     ]
 
 

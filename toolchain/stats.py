@@ -8,6 +8,7 @@ and McLaughlin 1963), since rounds are independent and single inferences are not
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize as scipy_optimize
@@ -117,8 +118,13 @@ def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float
     return (lost - won) / images, centre, math.sqrt(variance)
 
 
+def quantile(probability: float) -> float:
+    """Of the standard normal distribution."""
+    return float(scipy_stats.norm.ppf(probability))
+
+
 def _z() -> float:
-    return float(scipy_stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return quantile((1 + CONFIDENCE) / 2)
 
 
 def _normal(estimate: float, error: float, samples: int, lowest: float, highest: float) -> Interval:
@@ -153,3 +159,58 @@ def speedup(round_logs: Sequence[float]) -> Interval:
 def spread(round_logs: Sequence[float]) -> float:
     """Standard deviation of the round values, the machine's noise; a share."""
     return float(np.std(round_logs, ddof=1)) if len(round_logs) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Centre:
+    """20 %-trimmed mean of round values, its standard error and degrees of freedom (Yuen, Biometrika 61, 1974)."""
+
+    estimate: float
+    error: float
+    freedom: int
+
+    def p_above(self, value: float) -> float:
+        """How likely round values this high are where the true one is `value`; one-sided."""
+        return self._tail(self.estimate - value)
+
+    def p_apart(self, value: float) -> float:
+        """The same for values this far from it on either side."""
+        return min(1.0, 2 * self._tail(abs(self.estimate - value)))
+
+    def bound(self, confidence: float) -> float:
+        """What the true value is below with that confidence; one-sided."""
+        return self.estimate + float(scipy_stats.t.ppf(confidence, self.freedom)) * self.error
+
+    def _tail(self, distance: float) -> float:
+        if self.error == 0:
+            return float(distance <= 0)
+        return float(scipy_stats.t.sf(distance / self.error, self.freedom))
+
+
+def centre(values: Sequence[float]) -> Centre:
+    """The trimmed mean of at least three round values."""
+    ordered = np.sort(np.asarray(values, float))
+    cut = int(TRIM * len(ordered))
+    kept = len(ordered) - 2 * cut
+    clipped = np.clip(ordered, ordered[cut], ordered[-1 - cut])  # winsorized
+    squares = float(((clipped - clipped.mean()) ** 2).sum())
+    return Centre(float(ordered[cut : len(ordered) - cut].mean()), math.sqrt(squares / (kept * (kept - 1))), kept - 1)
+
+
+def lost_by_chance(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """How likely a loss of accuracy this large is where both are as good: McNemar's exact test, one-sided.
+
+    Args:
+        reference, candidate: bool [images] over the same images.
+    """
+    lost, won = int((reference & ~candidate).sum()), int((~reference & candidate).sum())
+    return float(scipy_stats.binomtest(lost, lost + won, 0.5, alternative="greater").pvalue) if lost + won else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The same tests' p-values where any of them may be the one that errs (Holm, Scand. J. Statist. 6, 1979)."""
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[int(index)] = highest
+    return adjusted

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from toolchain.allowances import Allowance
+
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
 
 Mode = Literal["gray", "rgb"]
@@ -194,6 +196,7 @@ class Target:
     precisions: tuple[Precision, ...] = ("f32", "int8")  # what may ship, and what is measured
     scheme: QuantScheme = field(default_factory=QuantScheme)
     budget: Budget = field(default_factory=Budget)
+    gate: Allowance = field(default_factory=Allowance, compare=False)  # decides nothing that is made here
 
 
 @dataclass(frozen=True, kw_only=True)

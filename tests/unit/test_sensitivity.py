@@ -108,7 +108,7 @@ def masked(net: nn.Module, group: Group, gone: list[int]) -> nn.Module:
 
 
 def test_cutting_answers_as_silencing_the_same_channels_does(adapted: Adapted, tmp_path: Path) -> None:
-    survey = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE)
+    survey = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path)
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     apart = 0
     for index, group in enumerate(survey.options.groups):
@@ -189,7 +189,7 @@ def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: Adapted, tm
 def test_channels_go_in_the_order_in_which_the_plan_took_them(name: str, adapted: Adapted, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
-    options = sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE).options
+    options = sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE, tmp_path).options
     for group, ranked in zip(options.groups, options.ranked, strict=True):
         gone = round(sensitivity.cut(group, plan) * group.channels)
         kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
@@ -198,7 +198,7 @@ def test_channels_go_in_the_order_in_which_the_plan_took_them(name: str, adapted
 
 def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: Adapted, tmp_path: Path) -> None:
     fine = dataclasses.replace(TARGET, alignment=1)
-    options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE).options
+    options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
     plan = Fit(surgery.of(adapted.trained.model, options, widths.Choice(kept)), "fine", (), (), None)
     curves = sensitivity.run(adapted, plan, RECIPE, fine, IMAGE, tmp_path)
@@ -273,9 +273,9 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
     assert not [curve for curve in found(adapted, tmp_path, shallow).curves if curve.kind == "block"]
 
 
-def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not() -> None:
+def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not(tmp_path: Path) -> None:
     adapted = made(Block())
-    options = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE).options
+    options = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path).options
     stream = next(g for g in options.groups if any(m.module == "stem" for m in g.members))
     inside = dataclasses.replace(stream, members=tuple(m for m in stream.members if m.module == "block.body"))
     kept = tuple(12 if group is stream else group.channels for group in options.groups)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import stats, timing
+from toolchain import stats, timed, timing
 from toolchain.errors import ToolchainError
 
 SHAPE = (1, 3, 16, 16)
@@ -37,8 +37,8 @@ def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
     assert [one.seed for one in found] == [7, 8]
     for one in found:
         assert {name: np.shape(blocks) for name, blocks in one.blocks.items()} == {
-            "small": (timing.BLOCKS, timing.RUNS_A_BLOCK),
-            "large": (timing.BLOCKS, timing.RUNS_A_BLOCK),
+            "small": (timed.BLOCKS, timed.RUNS_A_BLOCK),
+            "large": (timed.BLOCKS, timed.RUNS_A_BLOCK),
         }
         assert stats.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
 
@@ -51,12 +51,12 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(timing, "_load", lambda s: lambda: order.append(s["name"]))
+    monkeypatch.setattr(timed, "_load", lambda s: lambda: order.append(s["name"]))
     request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(timing.REPORTED)}
-    timing._run_round(request)
-    turn = timing.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
-    timed = order[-2 * timing.BLOCKS * turn :]  # what comes before is warm-up
-    turns = ["".join(timed[i : i + turn]) for i in range(0, len(timed), turn)]
+    timed._run_round(request)
+    turn = timed.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
+    counted = order[-2 * timed.BLOCKS * turn :]  # what comes before is warm-up
+    turns = ["".join(counted[i : i + turn]) for i in range(0, len(counted), turn)]
     assert set(turns) == {"aaaaaa", "bbbbbb"}
     assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaaabbbbbb", "bbbbbbaaaaaa"}
 
@@ -81,14 +81,14 @@ def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("once", "effort", "wanted"),
     [
-        (0.001, timing.Effort(), (25, 5)),
-        (0.1, timing.Effort(), (8, 5)),
-        (3.0, timing.Effort(), (5, 5)),  # what is reported is never cut short
-        (0.1, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
-        (0.5, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
-        (1.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
-        (4.0, timing.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
+        (0.001, timed.Effort(), (25, 5)),
+        (0.1, timed.Effort(), (8, 5)),
+        (3.0, timed.Effort(), (5, 5)),  # what is reported is never cut short
+        (0.1, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
+        (0.5, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
+        (1.0, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
+        (4.0, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
     ],
 )
-def test_a_search_spends_little_on_slow_models(once: float, effort: timing.Effort, wanted: tuple[int, int]) -> None:
-    assert timing._extent(once, effort) == wanted
+def test_a_search_spends_little_on_slow_models(once: float, effort: timed.Effort, wanted: tuple[int, int]) -> None:
+    assert timed.extent(once, effort) == wanted

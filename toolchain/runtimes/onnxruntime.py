@@ -123,6 +123,28 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
     return Coverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
 
 
+def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
+    """Shape and type of an ONNX file's only input, open sides None, and whether it is quantized; weights are not read.
+
+    Raises:
+        ToolchainError: it is no ONNX file, or has another number of inputs.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as reason:  # protobuf's and the file system's
+        raise ToolchainError(f"{path} is not a readable ONNX file: {brief(reason)}") from reason
+    weights = {one.name for one in graph.initializer}
+    inputs = [one for one in graph.input if one.name not in weights]
+    if len(inputs) != 1:
+        raise ToolchainError(f"{path} has {len(inputs)} inputs; a model of pictures has one")
+    kind = inputs[0].type.tensor_type
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return shape, dtype, any(node.op_type in {"DequantizeLinear", *INTEGER_KERNELS} for node in graph.node)
+
+
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision."""
     return precision in PRECISIONS

@@ -142,6 +142,24 @@ def _text(info: Any, key: str) -> str:
     return str(value.astype(str) if hasattr(value, "astype") else value)
 
 
+def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
+    """Shape and type of a model's only input, open sides None, and whether it is quantized.
+
+    Raises:
+        ToolchainError: OpenVINO is missing or cannot read the file, or it has another number of inputs.
+    """
+    ov = library()
+    try:
+        model = ov.Core().read_model(str(path))
+    except Exception as reason:
+        raise ToolchainError(f"{path} is not a readable OpenVINO model: {brief(reason)}") from reason
+    if len(model.inputs) != 1:
+        raise ToolchainError(f"{path} has {len(model.inputs)} inputs; a model of pictures has one")
+    source = model.input()
+    shape = tuple(dim.get_length() if dim.is_static else None for dim in source.partial_shape)
+    return shape, str(source.element_type.to_dtype()), any(n.get_type_name() == "FakeQuantize" for n in model.get_ops())
+
+
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
     return precision != "bf16" or "BF16" in library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

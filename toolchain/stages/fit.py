@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolchain import amounts, discover, gradients, loader, locks, machine, progress, records, surgery
+from toolchain import amounts, locks, machine, progress, records, surgery
 from toolchain.errors import ToolchainError
 from toolchain.fitting import Fitted
-from toolchain.gradients import Gradient
 from toolchain.locks import Lock
 from toolchain.loop import Trained
 from toolchain.planning import At, Planned, Search, Trial
-from toolchain.stages import place
+from toolchain.stages import place, rank
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Budget, Layer, Placement, Precision, PruneSpec, Recipe, Surgery, Target
+from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
 
 VERSION = 7
 PLAN = "surgery.json"
-GRADIENT_BATCH = 64  # images prepared together; gradients are taken one by one
 # of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
 LATER = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
 
@@ -102,7 +100,6 @@ def run(
         placed = place.run(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
-    room = discover.module("criteria", spec.criterion)
     asked = {name: value for name, value in vars(spec).items() if name not in LATER}
     key = records.digest(
         VERSION,
@@ -111,7 +108,7 @@ def run(
         limits,
         # untimed, a placement has no key: what the sizes of files depend on
         placed and (placed.key, placed.placement, target.runtime, target.scheme, target.precisions),
-        *ranked_by(adapted, spec),
+        *rank.depends_on(adapted, spec),
         target.alignment,
         lock and lock.key,
         *((recipe.recover, recipe.balance, recipe.seed, adapted.augment) if spec.resolution < 1 else ()),
@@ -119,8 +116,7 @@ def run(
     with records.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            needed = collected(adapted) if room.NEEDS else None
-            search = Search(adapted, recipe, target, image, room.score, needed, work, stage.folder)
+            search = Search(adapted, recipe, target, image, rank.run(adapted, spec, work), work, stage.folder)
             if lock:
                 found = search.locked(lock)
             elif searched:
@@ -172,17 +168,3 @@ def read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:
     if row is None:
         return None
     return Fitted(**{**row, "placement": row["placement"] and place.read(row["placement"])})
-
-
-def ranked_by(adapted: Adapted, spec: PruneSpec) -> tuple[str, str]:
-    """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
-    room = discover.module("criteria", spec.criterion)
-    seen = adapted.data.calibration_digest if room.NEEDS else ""
-    return records.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
-
-
-def collected(adapted: Adapted) -> Mapping[str, Gradient]:
-    """Gradients of the model on the calibration images, which are training images and keep validation out of the choice."""
-    data = adapted.data
-    batches = loader.batches(data.calibration_images, data.preprocess, GRADIENT_BATCH)
-    return gradients.collect(adapted.trained.model, list(batches))

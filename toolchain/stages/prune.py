@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain import discover, groups, loop, progress, records, rounds, surgery
+from toolchain import groups, loop, progress, records, rounds, surgery
 from toolchain.groups import Group
-from toolchain.stages import fit
+from toolchain.stages import rank
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.fit import Fit
 from toolchain.values import Recipe, Surgery, Target, TrainSpec
@@ -105,7 +105,7 @@ class _Way:
         asked = self.recipe.prune
         return records.digest(
             VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect,
-            *fit.ranked_by(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
+            *rank.depends_on(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
             list(self.image.shape),
         )  # fmt: skip
 
@@ -124,11 +124,11 @@ class _Way:
     def _cut(self, number: int, before: Pruned, path: Path) -> Surgery:
         """What goes in this round; written down, so that a run that goes on cuts what it has begun to train."""
         if not path.exists():
-            spec, room = self.recipe.prune, discover.module("criteria", self.recipe.prune.criterion)
-            here = dataclasses.replace(self.adapted, trained=dataclasses.replace(self.start, model=before.model))
+            spec, own = self.recipe.prune, dataclasses.replace(self.start, model=before.model, key=before.key)
+            ranking = rank.run(dataclasses.replace(self.adapted, trained=own), spec, self.work)
             found = surgery.options(
                 before.model, self.image, head=self.adapted.head, spec=spec, alignment=self.alignment,
-                criterion=room.score, gradients=fit.collected(here) if room.NEEDS else None,
+                criterion=ranking.criterion, gradients=ranking.gradients,
             )  # fmt: skip
             choice = rounds.choice(found, self.whole, self.plan, before.surgery, number / spec.rounds)
             left = surgery.macs(found.layers(choice)) / sum(layer.macs for layer in found.sizes)

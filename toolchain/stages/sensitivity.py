@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, loop, narrowed, onnx_export, progress, records, stats, surgery
+from toolchain import loop, narrowed, onnx_export, progress, records, stats, surgery
 from toolchain.data import Images
 from toolchain.errors import ToolchainError
 from toolchain.groups import Group
-from toolchain.stages import fit
+from toolchain.stages import rank
 from toolchain.stages.adapt import Adapted
 from toolchain.stages.fit import Fit
 from toolchain.values import Interval, Recipe, Surgery, Target
@@ -101,7 +101,7 @@ def run(adapted: Adapted, plan: Fit, recipe: Recipe, target: Target, image: Tens
     with records.stage(work, "sensitivity", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found = _Survey(adapted, plan.surgery, recipe, target, image).run(stage.folder / POINTS)
+            found = _Survey(adapted, plan.surgery, recipe, target, image, work).run(stage.folder / POINTS)
             stage = records.finish(stage, started, {"found": found})
             (stage.folder / POINTS).unlink(missing_ok=True)
         assert stage.figures is not None
@@ -149,6 +149,7 @@ class _Survey:
     recipe: Recipe
     target: Target
     image: Tensor
+    work: Path
 
     @property
     def dense(self) -> nn.Module:
@@ -164,11 +165,10 @@ class _Survey:
     def options(self) -> Options:
         """What may be cut, what is protected included: how channels rank within a group does not depend on it."""
         spec = self.recipe.prune
-        room = discover.module("criteria", spec.criterion)
+        ranking = rank.run(self.adapted, spec, self.work)
         return surgery.options(
             self.dense, self.image, head=self.adapted.head, spec=dataclasses.replace(spec, protect=()),
-            alignment=self.target.alignment, criterion=room.score,
-            gradients=fit.collected(self.adapted) if room.NEEDS else None,
+            alignment=self.target.alignment, criterion=ranking.criterion, gradients=ranking.gradients,
             blocks=_blocks(self.dense, self.image) if spec.depth else (),
         )  # fmt: skip
 

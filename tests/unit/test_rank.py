@@ -1,0 +1,48 @@
+"""rank: gradients are collected once a model and set of images, and come back from disk as they were."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_fit import IMAGE, TARGET, adapted, recipe
+from torch import nn
+
+from toolchain import gradients
+from toolchain.stages import fit, rank
+from toolchain.stages.adapt import Adapted
+from toolchain.values import Budget, PruneSpec
+
+__all__ = ["adapted"]
+FISHER = PruneSpec(criterion="fisher")
+
+
+@pytest.fixture
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    seen, collect = list[nn.Module](), gradients.collect
+    monkeypatch.setattr(gradients, "collect", lambda model, batches: seen.append(model) or collect(model, batches))
+    return seen
+
+
+def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
+    first, again = (rank.run(adapted, FISHER, tmp_path).gradients for _ in range(2))
+    assert len(collected) == 1
+    assert first is not None
+    assert again is not None
+    assert set(first) == set(again) == {name for name, _ in adapted.trained.model.named_parameters()}
+    for name, one in first.items():
+        assert torch.equal(one.mean, again[name].mean)
+        assert torch.equal(one.mean_square, again[name].mean_square)
+        assert not torch.equal(one.mean, one.mean_square)
+
+
+def test_two_plans_of_one_model_share_them(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
+    fit.run(adapted, recipe("fisher"), TARGET, Budget(), IMAGE, tmp_path)
+    fit.run(adapted, recipe("taylor"), TARGET, Budget(), IMAGE, tmp_path)
+    assert len(collected) == 1
+
+
+def test_a_criterion_that_reads_weights_alone_costs_none(
+    adapted: Adapted, tmp_path: Path, collected: list[nn.Module]
+) -> None:
+    assert rank.run(adapted, PruneSpec(criterion="magnitude"), tmp_path).gradients is None
+    assert collected == []

@@ -1,0 +1,161 @@
+"""The accepted reference of a target and recipe: which archive it is, by hash, and where it lies.
+
+What is kept in the repository is a small JSON with the manifest; the archive itself may lie beside it, in a shared
+folder or behind an http address. Whatever comes from there is compared with the hash before it is opened.
+"""
+
+import dataclasses
+import datetime
+import http.client
+import shutil
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolchain import archives, discover, machine, progress, records
+from toolchain.errors import ToolchainError
+from toolchain.values import Target
+
+SCHEMA = 1
+REMOTE = {"http", "https"}
+TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What `toolchain accept` wrote."""
+
+    schema: int
+    recipe: str
+    target: str
+    isa: str  # class of machine that the target is for
+    sha256: str  # of the archive
+    size_bytes: int  # of the archive
+    uri: str  # of the archive: relative to this file, absolute, or http
+    accepted_at: str
+    accepted_on: Mapping[str, Any]  # machine and runtime version
+    manifest: Mapping[str, Any]
+
+
+def path_of(target: str, recipe: str) -> Path:
+    """Where the reference of a recipe on a target is kept: in the user's own repository."""
+    return Path("targets") / "baselines" / target / f"{recipe}.json"
+
+
+def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, Baseline]:
+    """Records a bundle's archive as the reference from now on.
+
+    Args:
+        archive: `bundle.tar` of a finished run.
+        uri: folder that the archive is copied to, or the http address of a folder that it will be uploaded to; empty:
+            beside the record.
+
+    Returns:
+        the record's path and the record.
+
+    Raises:
+        ToolchainError: the archive is missing or damaged, or is another target's.
+    """
+    if not archive.is_file():
+        raise ToolchainError(
+            f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"
+        )
+    where, digest = path_of(target.name, recipe), records.sha256_file(archive)
+    found = archives.unpacked(archive, where.parent / f".{digest[:16]}.checked")
+    try:
+        manifest = archives.manifest(found)
+    finally:
+        shutil.rmtree(found, ignore_errors=True)
+    if manifest.get("target") != target.name:
+        raise ToolchainError(f"{archive} was built for {manifest.get('target')!r}, not for {target.name!r}")
+    name = f"{recipe}-{digest[:16]}.tar"
+    if urllib.parse.urlparse(uri).scheme in REMOTE:
+        uri = f"{uri.rstrip('/')}/{name}"
+        progress.say(f"upload {archive} to {uri}")
+    else:
+        kept = (Path(uri) if uri else where.parent) / name
+        with records.writing(kept) as out, archive.open("rb") as source:
+            shutil.copyfileobj(source, out)
+        uri = str(kept.resolve()) if uri else name
+    runtime = discover.module("runtimes", target.runtime)
+    found_on = {"machine": machine.describe(), "runtime": dict(runtime.fingerprint())}
+    baseline = Baseline(
+        schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
+        size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
+        accepted_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+    records.write_json(where, baseline)
+    return where, baseline
+
+
+def read(target: Target, recipe: str) -> tuple[Path, Baseline]:
+    """The accepted reference.
+
+    Raises:
+        ToolchainError: there is none, or it is damaged, of another version, target or class of machine.
+    """
+    path = path_of(target.name, recipe)
+    if not path.is_file():
+        raise ToolchainError(
+            f"there is no accepted reference for {recipe} on {target.name} ({path}); record the present bundle with "
+            f"`toolchain accept --target {target.name} --recipe {recipe}` and commit that file, or name one with --reference"
+        )
+    row = records.read_json(path)
+    names = {field.name for field in dataclasses.fields(Baseline)}
+    if not isinstance(row, dict) or row.get("schema") != SCHEMA or set(row) != names:
+        raise ToolchainError(
+            f"{path} is not a reference that this version reads (schema {SCHEMA}); record it anew: toolchain accept"
+        )
+    found = Baseline(**row)
+    if (found.target, found.recipe) != (target.name, recipe):
+        raise ToolchainError(
+            f"{path} is the reference of {found.recipe} on {found.target}, not of {recipe} on {target.name}"
+        )
+    if found.isa != target.isa:
+        raise ToolchainError(
+            f"{path} was accepted for {found.isa} machines, {target.name} is {target.isa} now; record it anew: toolchain accept"
+        )
+    return path, found
+
+
+def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
+    """The reference's archive, its hash checked; what comes over the network is kept in `cache`.
+
+    Raises:
+        ToolchainError: it is not where the record says, or is not what was accepted.
+    """
+    if urllib.parse.urlparse(baseline.uri).scheme in REMOTE:
+        archive = cache / f"{baseline.sha256}.tar"
+        if not archive.exists():
+            _download(baseline, archive)
+    else:
+        archive = record.parent / baseline.uri  # an absolute path stays one
+        if not archive.is_file():
+            raise ToolchainError(
+                f"the reference's archive is not at {archive}; bring it there, or record another: toolchain accept"
+            )
+    if (given := records.sha256_file(archive)) != baseline.sha256:
+        raise ToolchainError(
+            f"{archive} is not the archive that was accepted: its SHA-256 is {given[:16]}..., {record} wants "
+            f"{baseline.sha256[:16]}...; nothing of it was opened"
+        )
+    return archive
+
+
+def _download(baseline: Baseline, archive: Path) -> None:
+    progress.say(f"fetching the reference from {baseline.uri}")
+    with records.writing(archive) as out:
+        try:  # in here, so that a broken network is not taken for a full disk
+            with urllib.request.urlopen(baseline.uri, timeout=TIMEOUT_SECONDS) as source:  # noqa: S310  http only
+                body = source.read(baseline.size_bytes + 1)
+        except (OSError, http.client.HTTPException) as reason:
+            raise ToolchainError(f"cannot fetch the reference from {baseline.uri}: {reason}") from reason
+        if len(body) != baseline.size_bytes:
+            raise ToolchainError(
+                f"{baseline.uri} is not the archive that was accepted: it has another length than the "
+                f"{baseline.size_bytes} bytes of the record; nothing of it was opened"
+            )
+        out.write(body)

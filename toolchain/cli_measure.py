@@ -1,0 +1,94 @@
+"""Verbs that measure what was made: the gate against the accepted reference, and accepting one."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.errors import ToolchainError
+
+TargetName = Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")]
+
+
+def gate(
+    target: TargetName = "cpu",
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", "-r", help="Recipe whose bundle is the candidate; may be given often."),
+    ] = None,
+    candidate: Annotated[
+        Path | None, typer.Option(help="Bundle or archive instead of the last run's of that recipe.")
+    ] = None,
+    reference: Annotated[Path | None, typer.Option(help="Bundle or archive instead of the accepted reference.")] = None,
+    reference_python: Annotated[
+        Path | None,
+        typer.Option(
+            help="Virtual environment whose runtime runs the reference: the same artefact under two versions."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="Folder of the test pictures, as for export.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the order in which rounds are timed.", min=0)] = 0,
+    out: Out = Path("out"),
+) -> None:
+    """Compare the candidate with the accepted reference in this very job: latency, accuracy, size, memory, coverage.
+
+    Exit status: 0 pass, 1 regression, 3 cannot tell (the machine is too noisy, the pictures too few), 2 wrong input.
+    """
+    from toolchain import gate as gates
+    from toolchain import gate_report, overrides, report, spec
+
+    chosen, recipes = spec.target(target), recipe or ["digits"]
+    if len(recipes) > 1 and (candidate or reference):
+        raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")
+    gates.check(chosen)
+    python = gates.interpreter(reference_python) if reference_python else ""
+    gated = []
+    for name in recipes:
+        job, domain = overrides.job(name, overrides.Flags(data=data))
+        pair = gates.pair(job, chosen, out, candidate=candidate, reference=reference, python=python)
+        pictures = domain if domain.path or domain.source != "folder" else None
+        gated.append(gates.run(pair, chosen, pictures, seed, out / "data"))
+    gated = gates.holm(gated)
+    found = gate_report.of(gated, chosen, gates.versions(gated[0].pair))
+    folder = out / "gate" / chosen.name
+    gate_report.write(found, folder)
+    report.show([gate_report.table(found), gate_report.times(found)])
+    for row in found["gates"]:
+        for verdict in row["verdicts"]:
+            if verdict["outcome"] != "pass":
+                typer.echo(f"{row['recipe']}: {verdict['check']}: {verdict['why']}")
+    typer.echo(gate_report.sentence(found))
+    typer.echo(f"figures: {folder / 'gate.json'}, gate.md, gate.xml (JUnit), gate.codequality.json (GitLab)")
+    _announce(gate_report.annotations(found), folder / "gate.md")
+    if found["exit_status"]:
+        raise typer.Exit(found["exit_status"])
+
+
+def _announce(lines: list[str], summary: Path) -> None:
+    """Annotations and summary where GitHub looks for them."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in lines:
+            typer.echo(line)
+    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(page).open("a") as file:
+            file.write(summary.read_text())
+
+
+def accept(
+    target: TargetName = "cpu",
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe whose bundle is accepted.")] = "digits",
+    bundle: Annotated[Path | None, typer.Option(help="Archive instead of the last run's bundle.tar.")] = None,
+    uri: Annotated[
+        str, typer.Option(help="Folder to keep the archive in, or http address of the folder it will be uploaded to.")
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("out"),
+) -> None:
+    """Make a bundle the reference that `gate` compares with from now on; commit the file that this writes."""
+    from toolchain import baselines, spec
+
+    chosen, name = spec.target(target), spec.recipe(recipe).name
+    archive = bundle or out / name / chosen.name / "bundle.tar"
+    record, kept = baselines.accept(archive, chosen, name, uri)
+    typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")

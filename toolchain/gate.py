@@ -1,0 +1,316 @@
+"""gate: candidate against the accepted reference, in the same job -> pass, regression or cannot tell.
+
+Nothing is compared with stored milliseconds: both artefacts are loaded into one process, round by round, with the
+reference a second time as control. Accuracy is compared over the same pictures, size and coverage exactly.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain import baselines, discover, gating, listing, machine, progress, runner, stats, subjects, timing
+from toolchain.allowances import Allowance
+from toolchain.errors import ToolchainError
+from toolchain.gating import Found
+from toolchain.subjects import Subject
+from toolchain.timed import Effort
+from toolchain.timing import Round
+from toolchain.values import Domain, Recipe, Target, Verdict
+
+CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
+EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
+FOOTPRINTS = 3  # processes a side; the least counts
+RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What is compared with what."""
+
+    recipe: str
+    candidate: Subject
+    reference: Subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated:
+    """What came out for one recipe."""
+
+    pair: Pair
+    verdicts: tuple[Verdict, ...]
+    latency: Found
+    control: Found
+    confirmation: Found | None  # of a regression
+    rounds: tuple[Round, ...]  # raw, the confirming ones at the end
+    images: int = 0  # that accuracy was compared over
+    notes: tuple[str, ...] = field(default=())
+
+
+def check(target: Target) -> None:
+    """Refuses where this machine's times say nothing of the target.
+
+    Raises:
+        ToolchainError: it lacks the target's instructions, or the runtime.
+    """
+    discover.module("runtimes", target.runtime).fingerprint()
+    if machine.kind() != target.isa:
+        raise ToolchainError(
+            f"{target.name} is {target.isa} and this machine is {machine.kind()}: its times say nothing of that target; "
+            "run the gate on such a machine"
+        )
+
+
+def run(pair: Pair, target: Target, domain: Domain | None, seed: int, cache: Path) -> Gated:
+    """Compares one candidate with its reference.
+
+    Args:
+        domain: whose test pictures accuracy is compared on; None: not compared.
+        seed: of the order of rounds.
+        cache: where the domain's pictures are prepared.
+
+    Raises:
+        ToolchainError: the two cannot be compared, or one does not load.
+    """
+    for one in (pair.candidate, pair.reference):
+        if one.manifest is not None and one.manifest["target"] != target.name:
+            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
+    sides = [
+        replace(pair.reference.side, name=REFERENCE, threads=target.threads),
+        replace(pair.candidate.side, name=CANDIDATE, threads=target.threads),
+        replace(pair.reference.side, name=CONTROL, threads=target.threads),
+    ]
+    threshold = target.gate.regression_threshold
+    measured, again = _timed(sides, threshold, seed, pair.recipe)
+    latency, decision = _latency(measured, again, threshold)
+    footprints = {
+        name: min(timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
+        for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
+    }
+    answers = None if domain is None or pair.reference.side.python else _answers(pair, domain, cache)
+    exact = [
+        _grown("size", pair.candidate.size_bytes, pair.reference.size_bytes, target.gate.size_growth, "model files"),
+        _grown(
+            "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
+            f"peak resident memory, the least of {FOOTPRINTS} processes each",
+        ),
+        _covered(pair),
+    ]  # fmt: skip
+    return Gated(
+        pair=pair, verdicts=tuple(v for v in (decision, _accuracy(answers, target.gate), *exact) if v is not None),
+        latency=latency, control=gating.found(_logs(measured, CONTROL)),
+        confirmation=gating.found(_logs(again, CANDIDATE)) if again else None, rounds=(*measured, *again),
+        images=0 if answers is None else len(answers[0]),
+    )  # fmt: skip
+
+
+def _timed(sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str) -> tuple[list[Round], list[Round]]:
+    """Rounds until they decide or are enough, then those that confirm a regression."""
+    measured, again = list[Round](), list[Round]()
+    with progress.bar(f"gate {recipe}: paired rounds", gating.FIRST) as bar:
+
+        def more(kept: list[Round], count: int, seed: int) -> None:
+            def keep(one: Round) -> None:
+                kept.append(one)
+                bar.step(
+                    f"{math.expm1(stats.centre(logs).estimate):+.1%}" if len(logs := _logs(kept, CANDIDATE)) > 2 else ""
+                )
+
+            bar.total = max(bar.total, bar.done + count)
+            timing.rounds(sides, len(kept) + count, seed, keep, skip=len(kept), effort=EFFORT)
+
+        more(measured, gating.FIRST, seed)
+        while (decision := gating.decide(_logs(measured, CANDIDATE), threshold)) == "undecided":
+            if len(measured) >= gating.MOST:
+                break
+            more(measured, gating.STEP, seed)
+        if decision == "regression" and not gating.unfit(_logs(measured, CONTROL), threshold):
+            more(again, gating.CONFIRMING, seed + gating.MOST)
+    return measured, again
+
+
+def _logs(measured: Sequence[Round], side: str) -> list[float]:
+    """By round, the logarithm of how many times longer a side takes than the reference."""
+    return [stats.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for one in measured]
+
+
+def _latency(measured: Sequence[Round], again: Sequence[Round], threshold: float) -> tuple[Found, Verdict]:
+    logs = _logs(measured, CANDIDATE)
+    read, decision, why = gating.found(logs), gating.decide(logs, threshold), ""
+    outcome: Any = {"pass": "pass", "regression": "fail", "undecided": "cannot_tell"}[decision]
+    if decision == "undecided":
+        why = f"undecided after {len(measured)} rounds; "
+    if reason := gating.unfit(_logs(measured, CONTROL), threshold):
+        outcome, why = "cannot_tell", f"{reason}; "
+    elif again and not gating.confirmed(logs, _logs(again, CANDIDATE), threshold):
+        outcome, why = "cannot_tell", f"seen in {len(measured)} rounds, not in {len(again)} further ones; "
+    elif again:
+        why = f"confirmed by {len(again)} further rounds; "
+    slower = read.slower
+    why += (
+        f"95 % interval {slower.low - 1:+.1%} to {slower.high - 1:+.1%}, {slower.samples} paired rounds; with their noise "
+        f"{read.detectable:.1%} is the least that is found"
+    )
+    return read, Verdict(
+        check="latency_growth", outcome=outcome, measured=slower.estimate - 1, limit=threshold, why=why
+    )
+
+
+def _grown(what: str, candidate: int, reference: int, allowed: float | None, where: str) -> Verdict | None:
+    if allowed is None:
+        return None
+    growth = candidate / reference - 1
+    return Verdict(
+        check=f"{what}_growth", outcome="pass" if growth <= allowed else "fail", measured=growth, limit=allowed,
+        why=f"{where}: {candidate:,} bytes, the reference {reference:,}",
+    )  # fmt: skip
+
+
+def _covered(pair: Pair) -> Verdict | None:
+    """Whether as large a share of the layers that should runs in integers, by the runtime's own executed graph."""
+    shares, said = [], []
+    for one in (pair.candidate, pair.reference):
+        if one.manifest is None or one.side.precision != "int8":
+            return None
+        room = discover.module("runtimes", one.side.runtime)
+        found = room.coverage(Path(one.side.path), precision=one.side.precision)
+        planned = len(one.manifest["placement"]["planned"])
+        shares.append(found.integer / max(planned, 1))
+        said.append(f"{found.integer} of {planned}")
+    return Verdict(
+        check="integer_coverage", outcome="pass" if shares[0] >= shares[1] else "fail", measured=shares[0],
+        limit=shares[1], why=f"{said[0]} planned layers run in integers, {said[1]} of the reference",
+    )  # fmt: skip
+
+
+def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance) -> Verdict | None:
+    """Fails on a loss that is larger than allowed and not by chance; where it may be chance, it cannot be told."""
+    if allowed.accuracy_drop is None:
+        return None
+    limit = allowed.accuracy_drop
+    if answers is None:
+        return Verdict(
+            check="accuracy_drop", outcome="not_measured", measured=None, limit=limit,
+            why="there are no test pictures (name their folder with --data), or the reference runs in another environment",
+        )  # fmt: skip
+    candidate, reference = answers
+    drop, chance = stats.drop(reference, candidate), stats.lost_by_chance(reference, candidate)
+    within = drop.estimate <= limit
+    outcome: Any = "pass" if within else "fail" if chance < 0.05 else "cannot_tell"
+    needed = stats.images_needed(max(limit, 1e-3), stats.disagreement(reference, candidate))
+    why = (
+        f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
+        f"{100 * drop.high:+.2f} points over {drop.samples} pictures, p = {chance:.2g} (McNemar, exact)"
+    )
+    why += "" if outcome != "cannot_tell" else f"; about {needed} pictures would tell"
+    return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
+
+
+def _answers(pair: Pair, domain: Domain, cache: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Which test pictures candidate and reference get right, bool [pictures] each."""
+    found = listing.find(domain, cache)
+    files, labels = found.files["test"], [found.classes[label] for label in found.labels["test"]]
+    sides = (pair.candidate, pair.reference)
+    with progress.bar(f"gate {pair.recipe}: test pictures", len(sides) * len(files)) as bar:
+        first, second = (_right(one, files, labels, bar.step) for one in sides)
+    return first, second
+
+
+def _right(subject: Subject, files: Sequence[Path], labels: Sequence[str], step: Callable[[], None]) -> np.ndarray:
+    assert subject.manifest is not None
+    side, classes = subject.side, subject.manifest["classes"]
+    if unknown := set(labels) - set(classes):
+        raise ToolchainError(
+            f"{subject.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
+        )
+    session = discover.module("runtimes", side.runtime).open(
+        Path(side.path), threads=side.threads, precision=side.precision
+    )
+    right = []
+    for file, label in zip(files, labels, strict=True):
+        try:
+            image = runner.prepare(file, subject.manifest["preprocess"])
+        except runner.Refused as reason:
+            raise ToolchainError(str(reason)) from reason
+        right.append(classes[int(session.run(image)[0].argmax())] == label)
+        step()
+    return np.array(right)
+
+
+def holm(gated: Sequence[Gated]) -> list[Gated]:
+    """Regressions that do not stand once it is counted how many models were looked at become "cannot tell"."""
+    adjusted = stats.holm([one.latency.p_value for one in gated])
+    result = []
+    for one, chance in zip(gated, adjusted, strict=True):
+        verdicts = [
+            replace(
+                v, outcome="cannot_tell", why=f"not certain among {len(gated)} models (Holm, p = {chance:.2g}); {v.why}"
+            )
+            if v.check == "latency_growth" and v.outcome == "fail" and chance >= gating.CHANCE
+            else v
+            for v in one.verdicts
+        ]
+        result.append(replace(one, verdicts=tuple(verdicts)))
+    return result
+
+
+def status(gated: Sequence[Gated]) -> int:
+    """Exit status: 1 where anything fails, else 3 where anything could not be told, else 0."""
+    outcomes = {verdict.outcome for one in gated for verdict in one.verdicts}
+    return next((code for outcome, code in RANKS.items() if outcome in outcomes), 0)
+
+
+def pair(
+    recipe: Recipe, target: Target, out: Path, *, candidate: Path | None, reference: Path | None, python: str
+) -> Pair:
+    """Finds what is to be compared.
+
+    Args:
+        out: folder of the runs: the candidate is the last one's bundle, where none is named.
+        reference: a bundle or archive; None: the accepted one, or, with `python`, the candidate itself.
+        python: interpreter that the reference runs in; empty: this one.
+
+    Raises:
+        ToolchainError: one is missing, was changed since it was built, or is no bundle.
+    """
+    scratch, own = out / "work" / "references", candidate or out / recipe.name / target.name / "bundle"
+    if candidate is None and not own.is_dir():
+        raise ToolchainError(
+            f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
+            "or name a bundle with --candidate"
+        )
+    tested = subjects.read(own, scratch, threads=target.threads)
+    if reference is None and python:
+        other = tested
+    else:
+        other = subjects.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
+    for one in (tested, other):
+        if one.manifest is None:
+            raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
+    return Pair(recipe=recipe.name, candidate=tested, reference=other.run_by(python))
+
+
+def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
+    record, baseline = baselines.read(target, recipe.name)
+    return baselines.fetched(record, baseline, cache)
+
+
+def interpreter(environment: Path) -> str:
+    """The Python of a virtual environment, or the file itself.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    for path in (environment / "bin" / "python", environment / "Scripts" / "python.exe", environment):
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path.absolute())  # not resolved: a link tells Python which environment it is in
+    raise ToolchainError(f"{environment} has no Python; name a virtual environment in which numpy and the runtime are")
+
+
+def versions(compared: Pair) -> Mapping[str, str]:
+    """Of the runtime that runs the reference."""
+    return timing.versions(compared.reference.side)

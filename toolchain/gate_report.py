@@ -1,0 +1,199 @@
+"""What a gate says, in the forms that pipelines read: JSON, Markdown, JUnit XML, GitHub's and GitLab's annotations.
+
+All are made from one plain dict, so that they cannot disagree.
+"""
+
+import hashlib
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain import discover, figures, gate, headline, machine, records, report, stats
+from toolchain.gate import CANDIDATE, REFERENCE, Gated
+from toolchain.tables import Table
+from toolchain.timing import Round
+from toolchain.values import Interval, Target
+
+SCHEMA = 1
+OUTCOMES = {0: "pass", 1: "fail", 3: "cannot_tell"}
+SAID = {
+    "pass": "no regression",
+    "fail": "regression",
+    "cannot_tell": "cannot tell: neither a regression nor the absence of one is certain",
+}
+SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
+Report = Mapping[str, Any]
+
+
+def of(gated: Sequence[Gated], target: Target, reference_versions: Mapping[str, str]) -> dict[str, Any]:
+    """The whole result as plain data: what `gate.json` holds."""
+    status = gate.status(gated)
+    versions = dict(discover.module("runtimes", target.runtime).fingerprint())
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "target": target.name,
+        "outcome": OUTCOMES[status],
+        "exit_status": status,
+        "machine": machine.describe(),
+        "versions": {CANDIDATE: versions, REFERENCE: dict(reference_versions) or versions},
+        "threads": target.threads,
+        "allowed": records.plain(target.gate),
+        "gates": [_row(one) for one in gated],
+    }
+    return found
+
+
+def _row(one: Gated) -> dict[str, Any]:
+    sides = {CANDIDATE: one.pair.candidate, REFERENCE: one.pair.reference}
+    identities = {
+        name: {"sha256": s.sha256, "size_bytes": s.size_bytes, "precision": s.side.precision}
+        for name, s in sides.items()
+    }
+    return {
+        "recipe": one.pair.recipe,
+        **identities,
+        "verdicts": records.plain(one.verdicts),
+        "latency": records.plain(one.latency),
+        "p50_ms": {name: records.plain(_p50(one.rounds, name)) for name in sides},
+        "control": records.plain(one.control),
+        "confirmation": records.plain(one.confirmation),
+        "images": one.images,
+        "rounds": records.plain(one.rounds),
+    }
+
+
+def _p50(measured: Sequence[Round], side: str) -> Interval:
+    samples = [sample for one in measured for block in one.blocks[side] for sample in block]
+    medians = [math.log(np.median([s for block in one.blocks[side] for s in block])) for one in measured]
+    found, p50 = stats.speedup(medians), float(np.median(samples))
+    return Interval(estimate=p50, low=min(found.low, p50), high=max(found.high, p50), samples=len(samples))
+
+
+def write(found: Report, folder: Path) -> None:
+    """Writes gate.json, gate.md, gate.xml (JUnit) and gate.codequality.json (GitLab)."""
+    records.write_json(folder / "gate.json", found)
+    records.write_text(folder / "gate.md", markdown(found))
+    records.write_text(folder / "gate.xml", junit(found))
+    records.write_json(folder / "gate.codequality.json", code_quality(found))
+
+
+def sentence(found: Report) -> str:
+    """The result in one line."""
+    failed = [f"{row['recipe']} {headline.words(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"]
+    return f"{found['target']}: {SAID[found['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
+
+
+def _verdicts(found: Report) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(row, verdict) for row in found["gates"] for verdict in row["verdicts"]]
+
+
+def table(found: Report) -> Table:
+    """Every check of every recipe."""
+    rows = tuple(
+        (
+            row["recipe"], headline.words(v["check"]), headline.words(v["outcome"]),
+            figures.checked(v["check"], v["measured"]), figures.checked(v["check"], v["limit"], limit=True), v["why"],
+        )
+        for row, v in _verdicts(found)
+    )  # fmt: skip
+    return Table(
+        columns=("Recipe", "Check", "Outcome", "Measured", "Allowed", "Why"), rows=rows, prose=(0, 1, 2, 5), spare=(5,)
+    )
+
+
+def times(found: Report) -> Table:
+    """What both take; shown for scale, never compared with another job's."""
+    rows = tuple(
+        (
+            row["recipe"], *(_milliseconds(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            f"{row['latency']['slower']['estimate']:.3f} [{row['latency']['slower']['low']:.3f}, "
+            f"{row['latency']['slower']['high']:.3f}]",
+            str(len(row["rounds"])), figures.growth(row["control"]["slower"]["estimate"] - 1),
+        )
+        for row in found["gates"]
+    )  # fmt: skip
+    columns = ("Recipe", "Candidate p50", "Reference p50", "Candidate / reference", "Rounds", "Reference / itself")
+    return Table(columns=columns, rows=rows)
+
+
+def _milliseconds(value: Mapping[str, Any]) -> str:
+    return f"{value['estimate']:.3g} ms [{value['low']:.3g}, {value['high']:.3g}], n = {value['samples']}"
+
+
+def markdown(found: Report) -> str:
+    """A summary for a job's page."""
+    computer, versions = found["machine"], found["versions"]
+    runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, REFERENCE))
+    where = f"{computer['cpu']} ({computer['isa']}), {found['threads']} thread(s), {' against '.join(runtimes)}"
+    parts = [
+        f"# Gate: {report.inline(sentence(found))}",
+        report.grid(table(found)),
+        report.grid(times(found)),
+        f"Candidate and reference were timed in the same processes, in turns. {report.inline(where)}.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def junit(found: Report) -> str:
+    """A test suite a recipe, a test case a check: what Jenkins, GitLab and GitHub's actions show."""
+    suites = ElementTree.Element("testsuites", name=f"gate {found['target']}")
+    for row in found["gates"]:
+        verdicts = row["verdicts"]
+        suite = ElementTree.SubElement(suites, "testsuite", name=f"{row['recipe']} on {found['target']}")
+        counts = {"tests": len(verdicts), "failures": 0, "errors": 0, "skipped": 0}
+        for verdict in verdicts:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"gate.{found['target']}.{row['recipe']}", name=verdict["check"]
+            )
+            kind = {"fail": "failure", "cannot_tell": "error", "not_measured": "skipped"}.get(verdict["outcome"])
+            if kind:
+                counts[{"failure": "failures", "error": "errors", "skipped": "skipped"}[kind]] += 1
+                ElementTree.SubElement(case, kind, message=_message(row, verdict)).text = verdict["why"]
+        for name, count in counts.items():
+            suite.set(name, str(count))
+    ElementTree.indent(suites)
+    return ElementTree.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    check = verdict["check"]
+    measured, limit = figures.checked(check, verdict["measured"]), figures.checked(check, verdict["limit"], limit=True)
+    return f"{row['recipe']}: {headline.words(check)} {measured}, allowed {limit}"
+
+
+def annotations(found: Report) -> list[str]:
+    """GitHub's workflow commands: one line for each check that is not passed."""
+    lines = []
+    for row, verdict in _verdicts(found):
+        if verdict["outcome"] in SEVERITY:
+            title = f"{row['recipe']} on {found['target']}: {headline.words(verdict['check'])}"
+            text = f"{_message(row, verdict)}; {verdict['why']}"
+            lines.append(f"::{SEVERITY[verdict['outcome']]} title={_escaped(title, ',:')}::{_escaped(text)}")
+    return lines
+
+
+def _escaped(text: str, more: str = "") -> str:
+    """As GitHub's toolkit escapes data and, with `more`, properties."""
+    for character in f"%\r\n{more}":
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
+
+
+def code_quality(found: Report) -> list[dict[str, Any]]:
+    """GitLab's code quality report, which it shows on a merge request."""
+    entries = []
+    for row, verdict in _verdicts(found):
+        if verdict["outcome"] in SEVERITY:
+            name = f"{found['target']}/{row['recipe']}/{verdict['check']}"
+            entries.append({
+                "description": f"{_message(row, verdict)}; {verdict['why']}",
+                "check_name": verdict["check"],
+                "fingerprint": hashlib.sha256(name.encode()).hexdigest(),
+                "severity": {"error": "critical", "warning": "minor"}[SEVERITY[verdict["outcome"]]],
+                "location": {"path": f"targets/baselines/{found['target']}/{row['recipe']}.json", "lines": {"begin": 1}},
+            })  # fmt: skip
+    return entries

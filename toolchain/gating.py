@@ -1,0 +1,73 @@
+"""Whether a candidate is slower than the reference: decisions from paired rounds, without a clock or a file.
+
+Rounds are the samples, because inferences of one process are not independent. A round's value is the logarithm of how
+many times longer the candidate takes. Three answers are possible; "cannot tell" is one of them, because a gate that
+must decide on a machine that cannot decide cries wolf. "At least as slow as the threshold" is what a regression is;
+half of it, seen with certainty, is called one too, so that one of exactly the threshold is never missed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from toolchain import stats
+from toolchain.values import Interval
+
+Decision = Literal["pass", "regression", "undecided"]
+FIRST, STEP, MOST = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
+CONFIRMING = 10  # further rounds before a regression is called one
+CHANCE = 0.005  # of each of the two errors, at most
+POWER = 0.99  # of finding the smallest difference that is named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a series of rounds says."""
+
+    slower: Interval  # how many times longer the candidate takes
+    p_value: float  # of rounds like these where it is not slower
+    upper: float  # what it is below, with all but `CHANCE` of certainty
+    detectable: float  # smallest slowdown that as many rounds with this noise find; a fraction
+    rounds: int
+
+
+def found(logs: Sequence[float]) -> Found:
+    """Reads round values: logarithms of the candidate's time over the reference's; at least three."""
+    middle, shown = stats.centre(logs), stats.speedup(logs)
+    reach = stats.centre(logs).error * (stats.quantile(1 - CHANCE) + stats.quantile(POWER))
+    return Found(
+        slower=shown, p_value=middle.p_above(0.0), upper=math.exp(middle.bound(1 - CHANCE)),
+        detectable=math.expm1(reach), rounds=len(logs),
+    )  # fmt: skip
+
+
+def decide(logs: Sequence[float], threshold: float) -> Decision:
+    """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold.
+
+    Args:
+        threshold: a fraction; 0.05 = 5 % slower.
+    """
+    read = found(logs)
+    if read.slower.estimate > 1 + threshold / 2 and read.p_value < CHANCE:
+        return "regression"
+    return "pass" if read.upper < 1 + threshold else "undecided"
+
+
+def confirmed(first: Sequence[float], again: Sequence[float], threshold: float) -> bool:
+    """Whether rounds of their own say so too, and all together still are above half the threshold."""
+    both = stats.speedup([*first, *again]).estimate
+    return found(again).p_value < CHANCE and both > 1 + threshold / 2
+
+
+def unfit(control: Sequence[float], threshold: float) -> str:
+    """Why a machine cannot compare, from rounds of the reference against itself; empty where it can."""
+    middle, read = stats.centre(control), found(control)
+    if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_apart(0.0) < CHANCE:
+        return (
+            f"the reference against itself came out {math.expm1(middle.estimate):+.1%}: this machine favours one of two "
+            "equal models"
+        )
+    if read.detectable > 2 * threshold:
+        return f"the reference against itself varies so much that {read.detectable:.0%} is the least that could be seen"
+    return ""

@@ -1,0 +1,64 @@
+"""rank: model, its calibration images -> what a criterion ranks channels by; gradients are collected once a model."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from toolchain import discover, gradients, loader, records
+from toolchain.gradients import Gradient
+from toolchain.stages.adapt import Adapted
+from toolchain.values import PruneSpec
+
+VERSION = 1
+BATCH = 64  # images prepared together; gradients are taken one by one
+FILE = "gradients.safetensors"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A criterion and what it reads beside the weights."""
+
+    criterion: Callable[..., Tensor]
+    gradients: Mapping[str, Gradient] | None  # None where it reads weights alone
+
+
+def run(adapted: Adapted, spec: PruneSpec, work: Path) -> Ranking:
+    """The recipe's criterion, with gradients on the calibration images where it asks for them.
+
+    They are training images, which keeps validation out of the choice.
+
+    Args:
+        adapted: the model that is ranked, by its key, and its images.
+    """
+    room = discover.module("criteria", spec.criterion)
+    return Ranking(room.score, _collected(adapted, work) if room.NEEDS else None)
+
+
+def depends_on(adapted: Adapted, spec: PruneSpec) -> tuple[str, str]:
+    """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
+    room = discover.module("criteria", spec.criterion)
+    seen = adapted.data.calibration_digest if room.NEEDS else ""
+    return records.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
+
+
+def _collected(adapted: Adapted, work: Path) -> Mapping[str, Gradient]:
+    data = adapted.data
+    key = records.digest(VERSION, adapted.trained.key, data.calibration_digest, data.preprocess)
+    with records.stage(work, "gradients", key) as stage:
+        path = stage.folder / FILE
+        if stage.figures is None:
+            started = time.monotonic()
+            batches = loader.batches(data.calibration_images, data.preprocess, BATCH)
+            found = gradients.collect(adapted.trained.model, list(batches))
+            tensors = {f"mean.{name}": one.mean.contiguous() for name, one in found.items()}
+            tensors |= {f"square.{name}": one.mean_square.contiguous() for name, one in found.items()}
+            with records.writing(path) as out:
+                out.write(save(tensors))
+            records.finish(stage, started, {"images": len(data.calibration)})
+        read = load_file(path)
+    names = [name.removeprefix("mean.") for name in read if name.startswith("mean.")]
+    return {name: Gradient(read[f"mean.{name}"], read[f"square.{name}"]) for name in names}

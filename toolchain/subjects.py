@@ -1,0 +1,131 @@
+"""What can be timed: a bundle, its archive, or a bare model file; checked before any runtime sees it."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolchain import archives, discover, records
+from toolchain.errors import ToolchainError
+from toolchain.timing import Side
+from toolchain.values import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model file as it is to be timed, and what is known of it."""
+
+    side: Side
+    files: tuple[Path, ...]  # of the model
+    sha256: str  # of the model files
+    manifest: Mapping[str, Any] | None  # None: a bare file
+    folder: Path | None  # of the bundle
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return self.side.name
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the model files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def run_by(self, python: str) -> "Subject":
+        """The same in another interpreter."""
+        return replace(self, side=replace(self.side, python=python))
+
+    def named(self, name: str) -> "Subject":
+        """The same under another name."""
+        return replace(self, side=replace(self.side, name=name))
+
+
+def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, precision: str = "") -> Subject:
+    """A bundle's folder or archive, an ONNX file or an OpenVINO IR.
+
+    Args:
+        scratch: where an archive is unpacked; named by content, so once.
+        runtime: for an ONNX file that is not for ONNX Runtime; a bundle has its own.
+        threads: 0: as the manifest says, 1 for a bare file.
+        precision: of a bare file; empty: f32, int8 where the file is quantized.
+
+    Raises:
+        ToolchainError: not there, of no known kind, changed since it was built, or with an input that cannot be made up.
+    """
+    if path.is_dir():
+        return _bundle(path, threads)
+    if not path.is_file():
+        raise ToolchainError(f"{path} is not there; a bundle's folder or .tar, an .onnx or an OpenVINO .xml is wanted")
+    if path.suffix == ".tar":
+        return _bundle(archives.unpacked(path, scratch / records.sha256_file(path)[:16]), threads).named(path.stem)
+    return _bare(path, runtime, threads or 1, precision)
+
+
+def _bundle(folder: Path, threads: int) -> Subject:
+    found = archives.manifest(folder)
+    known = discover.modules("runtimes")
+    try:
+        names, size = found["model"]["files"], tuple(found["input"]["shape"])
+        runtime, precision = found["runtime"], found["precision"]
+        threads, dtype = threads or int(found["threads"]), found["input"]["dtype"]
+    except (KeyError, TypeError, ValueError) as reason:
+        raise ToolchainError(
+            f"{folder}: the manifest lacks {reason}; it is not one that this toolchain wrote"
+        ) from reason
+    if runtime not in known:
+        raise ToolchainError(f"{folder} is for {runtime!r}; {discover.nearest(str(runtime), known)}")
+    files = tuple(folder / name for name in names)
+    resolved = folder.resolve()
+    name = resolved.parent.name if resolved.name == "bundle" else resolved.name
+    side = Side(
+        name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
+    )  # fmt: skip
+    return Subject(side=side, files=files, sha256=_digest(files), manifest=found, folder=folder)
+
+
+def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
+    kinds = {str(Path(discover.module("runtimes", n).FILE_NAMES[0]).suffix): n for n in discover.modules("runtimes")}
+    if path.suffix not in kinds:
+        raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
+    chosen = runtime or kinds[path.suffix]
+    room = discover.module("runtimes", chosen)
+    shape, dtype, integer = discover.module("runtimes", kinds[path.suffix]).signature(path)
+    shape = fixed(shape, path)
+    given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
+    if precision and given != precision:
+        raise ToolchainError(f"{path}: {chosen} has no {precision!r}; possible are {', '.join(room.PRECISIONS)}")
+    files = (path, *(other for other in (path.with_suffix(".bin"),) if path.suffix == ".xml" and other.is_file()))
+    side = Side(
+        name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
+    )  # fmt: skip
+    return Subject(side=side, files=files, sha256=_digest(files), manifest=None, folder=None)
+
+
+def _digest(files: tuple[Path, ...]) -> str:
+    digests = [records.sha256_file(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def fixed(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:
+    """An input's shape with one picture where the number is open.
+
+    Raises:
+        ToolchainError: another side is open.
+    """
+    sides = [size for size in shape[1:] if size is not None]
+    if not sides or len(sides) < len(shape) - 1:
+        shown = ", ".join("?" if size is None else str(size) for size in shape)
+        raise ToolchainError(f"{path}: its input's shape [{shown}] is open; export it with a fixed height and width")
+    return (shape[0] or 1, *sides)
+
+
+def distinct(found: Sequence[Subject]) -> list[Subject]:
+    """The same with names that differ."""
+    names = [one.name for one in found]
+    width = math.ceil(math.log10(len(found) + 1))
+    return [
+        one.named(f"{one.name} ({number:0{width}d})") if names.count(one.name) > 1 else one
+        for number, one in enumerate(found, 1)
+    ]
