@@ -1,5 +1,6 @@
 # make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/;  LATENCY=0.5x: pruned to that
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
+# make gate TARGET=cpu        candidate against the accepted reference;  make accept TARGET=cpu: the candidate becomes it
 # make test                   all tests;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
@@ -16,7 +17,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: export adapt check-data test check targets pretrain clean
+.PHONY: export adapt check-data bench gate accept test check targets pretrain clean
 
 export: $(READY)
 	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING)
@@ -26,6 +27,16 @@ adapt: $(READY)
 
 check-data: $(READY)
 	@$(BIN)/toolchain check-data --recipe "$(RECIPE)" --out "$(OUT)" $(SUBJECT) $(if $(SOURCE),--source "$(SOURCE)")
+
+bench: $(READY)
+	@$(BIN)/toolchain bench --out "$(OUT)" $(if $(BUNDLES),$(BUNDLES),$(OUT)/$(RECIPE)/$(TARGET)/bundle)
+
+gate: $(READY)
+	@$(BIN)/toolchain gate --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(if $(DATA),--data "$(DATA)") \
+        $(if $(REFERENCE),--reference "$(REFERENCE)")
+
+accept: $(READY)
+	@$(BIN)/toolchain accept --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(if $(URI),--uri "$(URI)")
 
 targets: $(READY)
 	@$(BIN)/toolchain targets

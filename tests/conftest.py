@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolchain import pipeline, spec
+from toolchain import peak, pipeline, spec
 from toolchain.stages import bench
 from toolchain.values import Budget, Domain, ModelSpec, PruneSpec, QuantizeSpec, Recipe, Target, TrainSpec
 
@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:  # three rounds show that timing works; they are no figures
         patch.setattr(bench, "ROUNDS", 3)
-        patch.setattr(bench, "PEAK_ROUNDS", 1)
+        patch.setattr(peak, "ROUNDS", 1)
         return build(folder / "out", draw(folder / "pictures", {"ant": 40, "bee": 40, "cat": 40}))
 
 

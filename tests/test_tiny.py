@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, Run
 from safetensors.torch import load_file
 
-from toolchain import loop, machine, models, pipeline, planning, records, spec, surgery
+from toolchain import loop, machine, models, peak, pipeline, planning, records, spec, surgery
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle, place
 from toolchain.stages.place import Placed
@@ -119,7 +119,7 @@ def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: 
     before = {stage: len(list((run.out / "work" / stage).iterdir())) for stage in STAGES}
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    monkeypatch.setattr(peak, "ROUNDS", 1)
     other = dataclasses.replace(run.target, name="openvino", runtime="openvino", precisions=("f32", "bf16", "int8"))
     written = pipeline.build(run.recipe, other, run.domain, run.out)
     assert {one["precision"] for one in written["variants"]} == {"f32", "bf16", "int8"}
@@ -169,7 +169,7 @@ def test_rounds_and_sparse_training_go_through_the_whole_job(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    monkeypatch.setattr(peak, "ROUNDS", 1)
     out = tmp_path / "out"  # the dense model is kept: only what comes after it is trained
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny"))
     asked = dataclasses.replace(run.recipe.prune, rounds=3, sparsity=1e-3, sparse_epochs=2)
@@ -343,7 +343,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(bench, "PEAK_ROUNDS", 1)
+    monkeypatch.setattr(peak, "ROUNDS", 1)
     turns = itertools.count()  # the last size is taken for the best
     monkeypatch.setattr(planning.adapt, "aim", lambda figures, balance: float(next(turns)))
     out = tmp_path / "out"

@@ -83,12 +83,14 @@ def export(
             on_corrupt=on_corrupt,
         ),
     )  # fmt: skip
-    from toolchain import discover, pipeline, report
+    from toolchain import discover, history, pipeline, records, report
 
     beside = discover.find("recipes", recipe).parent
     written = pipeline.build(*chosen, out, lock=lock, beside=beside)
     report.terminal(written)
     folder = out / written["recipe"] / written["target"]
+    archive = records.sha256_file(folder / "bundle.tar") if written["shipped"] else ""
+    history.append(out / history.FILE, history.of_export(written, archive))
     _where(folder, written)
     if written["shipped"] is None:
         raise typer.Exit(1)
@@ -209,12 +211,29 @@ def schema(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, such as out/digits/cpu.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, such as out/digits/cpu; with --history the folder of all.")
+    ] = None,
+    history: Annotated[bool, typer.Option(help="Latency and accuracy over time instead, from history.jsonl.")] = False,
 ) -> None:
-    """Show a finished run's report again and rewrite its HTML and Markdown."""
+    """Show a finished run's report again and rewrite its HTML and Markdown; or how a target has moved over time."""
+    from toolchain import history as histories
     from toolchain import records
     from toolchain import report as reports
 
+    if history:
+        from toolchain import history_report
+
+        folder = run or Path("out")
+        entries, odd = histories.read(folder / histories.FILE)
+        history_report.write(entries, odd, folder / "history.html")
+        reports.show([history_report.table(name, own) for name, own in history_report.targets(entries).items()])
+        if odd:
+            typer.echo(f"Warning: {history_report.skipped(odd)}", err=True)
+        typer.echo(f"plots: {folder / 'history.html'}")
+        return
+    if run is None:
+        raise ToolchainError("name the folder of a run, such as out/digits/cpu, or ask for --history")
     written = records.read_json(run / "report.json")
     reports.write(written, run)
     reports.terminal(written)
@@ -244,6 +263,7 @@ def parity(
         raise typer.Exit(1)
 
 
+app.command()(cli_measure.bench)
 app.command()(cli_measure.gate)
 app.command()(cli_measure.accept)
 

@@ -7,7 +7,7 @@ reference a second time as control. Accuracy is compared over the same pictures,
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 from toolchain import baselines, discover, gating, listing, machine, progress, runner, stats, subjects, timing
 from toolchain.allowances import Allowance
 from toolchain.errors import ToolchainError
-from toolchain.gating import Found
+from toolchain.gating import Conducted, Sample
 from toolchain.subjects import Subject
 from toolchain.timed import Effort
 from toolchain.timing import Round
-from toolchain.values import Domain, Recipe, Target, Verdict
+from toolchain.values import Domain, Interval, Recipe, Target, Verdict
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
 EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
@@ -43,12 +43,9 @@ class Gated:
 
     pair: Pair
     verdicts: tuple[Verdict, ...]
-    latency: Found
-    control: Found
-    confirmation: Found | None  # of a regression
-    rounds: tuple[Round, ...]  # raw, the confirming ones at the end
-    images: int = 0  # that accuracy was compared over
-    notes: tuple[str, ...] = field(default=())
+    latency: Conducted
+    rounds: tuple[Round, ...]  # raw, those that confirm a regression at the end
+    accuracy: Interval | None = None  # the candidate's on the test pictures
 
 
 def check(target: Target) -> None:
@@ -84,9 +81,8 @@ def run(pair: Pair, target: Target, domain: Domain | None, seed: int, cache: Pat
         replace(pair.candidate.side, name=CANDIDATE, threads=target.threads),
         replace(pair.reference.side, name=CONTROL, threads=target.threads),
     ]
-    threshold = target.gate.regression_threshold
-    measured, again = _timed(sides, threshold, seed, pair.recipe)
-    latency, decision = _latency(measured, again, threshold)
+    measured = list[Round]()
+    conducted = _conducted(sides, target.gate.regression_threshold, seed, pair.recipe, measured)
     footprints = {
         name: min(timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
         for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
@@ -101,63 +97,47 @@ def run(pair: Pair, target: Target, domain: Domain | None, seed: int, cache: Pat
         _covered(pair),
     ]  # fmt: skip
     return Gated(
-        pair=pair, verdicts=tuple(v for v in (decision, _accuracy(answers, target.gate), *exact) if v is not None),
-        latency=latency, control=gating.found(_logs(measured, CONTROL)),
-        confirmation=gating.found(_logs(again, CANDIDATE)) if again else None, rounds=(*measured, *again),
-        images=0 if answers is None else len(answers[0]),
+        pair=pair,
+        verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
+        latency=conducted, rounds=tuple(measured),
+        accuracy=None if answers is None else stats.accuracy(answers[0]),
     )  # fmt: skip
 
 
-def _timed(sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str) -> tuple[list[Round], list[Round]]:
-    """Rounds until they decide or are enough, then those that confirm a regression."""
-    measured, again = list[Round](), list[Round]()
+def _conducted(
+    sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str, measured: list[Round]
+) -> Conducted:
+    """Rounds until they decide; all are put into `measured`."""
     with progress.bar(f"gate {recipe}: paired rounds", gating.FIRST) as bar:
 
-        def more(kept: list[Round], count: int, seed: int) -> None:
-            def keep(one: Round) -> None:
-                kept.append(one)
-                bar.step(
-                    f"{math.expm1(stats.centre(logs).estimate):+.1%}" if len(logs := _logs(kept, CANDIDATE)) > 2 else ""
-                )
+        def keep(one: Round) -> None:
+            measured.append(one)
+            bar.step(f"{math.expm1(sample(one).candidate):+.1%}")
 
-            bar.total = max(bar.total, bar.done + count)
-            timing.rounds(sides, len(kept) + count, seed, keep, skip=len(kept), effort=EFFORT)
+        def draw(count: int) -> list[Sample]:
+            bar.total = max(bar.total, len(measured) + count)
+            timing.rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=EFFORT)
+            return [sample(one) for one in measured[-count:]]
 
-        more(measured, gating.FIRST, seed)
-        while (decision := gating.decide(_logs(measured, CANDIDATE), threshold)) == "undecided":
-            if len(measured) >= gating.MOST:
-                break
-            more(measured, gating.STEP, seed)
-        if decision == "regression" and not gating.unfit(_logs(measured, CONTROL), threshold):
-            more(again, gating.CONFIRMING, seed + gating.MOST)
-    return measured, again
+        return gating.conduct(draw, threshold)
 
 
-def _logs(measured: Sequence[Round], side: str) -> list[float]:
-    """By round, the logarithm of how many times longer a side takes than the reference."""
-    return [stats.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for one in measured]
+def sample(one: Round) -> Sample:
+    """What a round says of both sides."""
+    candidate, control = (stats.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL))
+    return Sample(candidate, control)
 
 
-def _latency(measured: Sequence[Round], again: Sequence[Round], threshold: float) -> tuple[Found, Verdict]:
-    logs = _logs(measured, CANDIDATE)
-    read, decision, why = gating.found(logs), gating.decide(logs, threshold), ""
-    outcome: Any = {"pass": "pass", "regression": "fail", "undecided": "cannot_tell"}[decision]
-    if decision == "undecided":
-        why = f"undecided after {len(measured)} rounds; "
-    if reason := gating.unfit(_logs(measured, CONTROL), threshold):
-        outcome, why = "cannot_tell", f"{reason}; "
-    elif again and not gating.confirmed(logs, _logs(again, CANDIDATE), threshold):
-        outcome, why = "cannot_tell", f"seen in {len(measured)} rounds, not in {len(again)} further ones; "
-    elif again:
-        why = f"confirmed by {len(again)} further rounds; "
-    slower = read.slower
-    why += (
-        f"95 % interval {slower.low - 1:+.1%} to {slower.high - 1:+.1%}, {slower.samples} paired rounds; with their noise "
-        f"{read.detectable:.1%} is the least that is found"
+def _slower(conducted: Conducted, allowed: Allowance) -> Verdict:
+    slower, found = conducted.candidate.slower, conducted.candidate
+    why = (
+        f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds, "
+        f"whose noise lets {100 * found.detectable:.1f} % be found"
     )
-    return read, Verdict(
-        check="latency_growth", outcome=outcome, measured=slower.estimate - 1, limit=threshold, why=why
-    )
+    return Verdict(
+        check="latency_growth", outcome=conducted.outcome, measured=slower.estimate - 1, limit=allowed.regression_threshold,
+        why="; ".join(part for part in (conducted.why, why) if part),
+    )  # fmt: skip
 
 
 def _grown(what: str, candidate: int, reference: int, allowed: float | None, where: str) -> Verdict | None:
@@ -243,7 +223,7 @@ def _right(subject: Subject, files: Sequence[Path], labels: Sequence[str], step:
 
 def holm(gated: Sequence[Gated]) -> list[Gated]:
     """Regressions that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    adjusted = stats.holm([one.latency.p_value for one in gated])
+    adjusted = stats.holm([one.latency.candidate.p_value for one in gated])
     result = []
     for one, chance in zip(gated, adjusted, strict=True):
         verdicts = [

@@ -4,19 +4,15 @@ All are made from one plain dict, so that they cannot disagree.
 """
 
 import hashlib
-import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from toolchain import discover, figures, gate, headline, machine, records, report, stats
+from toolchain import discover, figures, gate, headline, machine, records, report, series
 from toolchain.gate import CANDIDATE, REFERENCE, Gated
 from toolchain.tables import Table
-from toolchain.timing import Round
-from toolchain.values import Interval, Target
+from toolchain.values import Target
 
 SCHEMA = 1
 OUTCOMES = {0: "pass", 1: "fail", 3: "cannot_tell"}
@@ -56,21 +52,13 @@ def _row(one: Gated) -> dict[str, Any]:
     return {
         "recipe": one.pair.recipe,
         **identities,
+        "outcome": OUTCOMES[gate.status([one])],
+        "accuracy": records.plain(one.accuracy),
         "verdicts": records.plain(one.verdicts),
         "latency": records.plain(one.latency),
-        "p50_ms": {name: records.plain(_p50(one.rounds, name)) for name in sides},
-        "control": records.plain(one.control),
-        "confirmation": records.plain(one.confirmation),
-        "images": one.images,
+        "p50_ms": {name: records.plain(series.p50(one.rounds, name)) for name in sides},
         "rounds": records.plain(one.rounds),
     }
-
-
-def _p50(measured: Sequence[Round], side: str) -> Interval:
-    samples = [sample for one in measured for block in one.blocks[side] for sample in block]
-    medians = [math.log(np.median([s for block in one.blocks[side] for s in block])) for one in measured]
-    found, p50 = stats.speedup(medians), float(np.median(samples))
-    return Interval(estimate=p50, low=min(found.low, p50), high=max(found.high, p50), samples=len(samples))
 
 
 def write(found: Report, folder: Path) -> None:
@@ -110,18 +98,21 @@ def times(found: Report) -> Table:
     rows = tuple(
         (
             row["recipe"], *(_milliseconds(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
-            f"{row['latency']['slower']['estimate']:.3f} [{row['latency']['slower']['low']:.3f}, "
-            f"{row['latency']['slower']['high']:.3f}]",
-            str(len(row["rounds"])), figures.growth(row["control"]["slower"]["estimate"] - 1),
+            _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
+            str(len(row["rounds"])),
         )
         for row in found["gates"]
     )  # fmt: skip
-    columns = ("Recipe", "Candidate p50", "Reference p50", "Candidate / reference", "Rounds", "Reference / itself")
-    return Table(columns=columns, rows=rows)
+    columns = ("Recipe", "Candidate, ms", "Reference, ms", "Candidate / reference", "Reference / itself", "Rounds")
+    return Table(columns=columns, rows=rows, spare=(1, 2, 5))
+
+
+def _ratio(value: Mapping[str, float]) -> str:
+    return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def _milliseconds(value: Mapping[str, Any]) -> str:
-    return f"{value['estimate']:.3g} ms [{value['low']:.3g}, {value['high']:.3g}], n = {value['samples']}"
+    return f"{value['estimate']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
 
 
 def markdown(found: Report) -> str:
@@ -133,7 +124,8 @@ def markdown(found: Report) -> str:
         f"# Gate: {report.inline(sentence(found))}",
         report.grid(table(found)),
         report.grid(times(found)),
-        f"Candidate and reference were timed in the same processes, in turns. {report.inline(where)}.",
+        "Candidate and reference took turns in the same processes; milliseconds (p50) are for scale and are not compared "
+        f"with those of any other job. {report.inline(where)}.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -2,17 +2,17 @@
 
 Rounds are the samples, because inferences of one process are not independent. A round's value is the logarithm of how
 many times longer the candidate takes. Three answers are possible; "cannot tell" is one of them, because a gate that
-must decide on a machine that cannot decide cries wolf. "At least as slow as the threshold" is what a regression is;
-half of it, seen with certainty, is called one too, so that one of exactly the threshold is never missed.
+must decide on a machine that cannot decide cries wolf. At least as slow as the threshold is what a regression is; half
+of it, seen with certainty, is called one too, so that one of exactly the threshold is not missed.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from toolchain import stats
-from toolchain.values import Interval
+from toolchain.values import Interval, Outcome
 
 Decision = Literal["pass", "regression", "undecided"]
 FIRST, STEP, MOST = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
@@ -21,33 +21,80 @@ CHANCE = 0.005  # of each of the two errors, at most
 POWER = 0.99  # of finding the smallest difference that is named
 
 
+@dataclass(frozen=True)
+class Sample:
+    """What a round came to: logarithms of how many times longer than the reference a side took."""
+
+    candidate: float
+    control: float  # the reference once more
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What a series of rounds says."""
 
-    slower: Interval  # how many times longer the candidate takes
+    slower: Interval  # how many times longer
     p_value: float  # of rounds like these where it is not slower
     upper: float  # what it is below, with all but `CHANCE` of certainty
     detectable: float  # smallest slowdown that as many rounds with this noise find; a fraction
     rounds: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conducted:
+    """A gate's rounds and its answer."""
+
+    outcome: Outcome
+    why: str
+    candidate: Found
+    control: Found
+    confirmation: Found | None  # of a regression
+
+
+def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conducted:
+    """Asks for rounds until they decide, and for further ones before a regression is called one.
+
+    Args:
+        draw: measures so many more rounds.
+        threshold: of a regression; 0.05 = 5 % slower.
+    """
+    first = list(draw(FIRST))
+    while (decision := decide(_candidates(first), threshold)) == "undecided" and len(first) < MOST:
+        first += draw(STEP)
+    reason = unfit([one.control for one in first], threshold)
+    again = list(draw(CONFIRMING)) if decision == "regression" and not reason else []
+    outcome: Outcome = "cannot_tell"
+    if reason:
+        why = reason
+    elif decision == "undecided":
+        why = f"undecided after {len(first)} rounds"
+    elif decision == "pass":
+        outcome, why = "pass", ""
+    elif confirmed(_candidates(first), _candidates(again), threshold):
+        outcome, why = "fail", f"confirmed by {len(again)} further rounds"
+    else:
+        why = f"seen in {len(first)} rounds, not in {len(again)} further ones"
+    return Conducted(
+        outcome=outcome, why=why, candidate=found(_candidates(first)), control=found([one.control for one in first]),
+        confirmation=found(_candidates(again)) if again else None,
+    )  # fmt: skip
+
+
+def _candidates(samples: Sequence[Sample]) -> list[float]:
+    return [one.candidate for one in samples]
+
+
 def found(logs: Sequence[float]) -> Found:
-    """Reads round values: logarithms of the candidate's time over the reference's; at least three."""
-    middle, shown = stats.centre(logs), stats.speedup(logs)
-    reach = stats.centre(logs).error * (stats.quantile(1 - CHANCE) + stats.quantile(POWER))
+    """Reads round values; at least three."""
+    middle = stats.centre(logs)
     return Found(
-        slower=shown, p_value=middle.p_above(0.0), upper=math.exp(middle.bound(1 - CHANCE)),
-        detectable=math.expm1(reach), rounds=len(logs),
+        slower=stats.speedup(logs), p_value=middle.p_above(0.0), upper=math.exp(middle.bound(1 - CHANCE)),
+        detectable=math.expm1(middle.detectable(CHANCE, POWER)), rounds=len(logs),
     )  # fmt: skip
 
 
 def decide(logs: Sequence[float], threshold: float) -> Decision:
-    """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold.
-
-    Args:
-        threshold: a fraction; 0.05 = 5 % slower.
-    """
+    """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold."""
     read = found(logs)
     if read.slower.estimate > 1 + threshold / 2 and read.p_value < CHANCE:
         return "regression"

@@ -206,7 +206,7 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
 
 def _recipe_rules(value: Recipe) -> Rules:
     return [
-        _name_rule(value.name, "work", "data"),
+        _name_rule(value.name, "work", "data", "bench", "gate"),
         *_train_rules("adapt", value.adapt),
         *_train_rules("recover", value.recover),
         *_train_rules("quantize.train", value.quantize.train),

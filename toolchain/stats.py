@@ -118,13 +118,8 @@ def _matched(reference: np.ndarray, candidate: np.ndarray) -> tuple[float, float
     return (lost - won) / images, centre, math.sqrt(variance)
 
 
-def quantile(probability: float) -> float:
-    """Of the standard normal distribution."""
-    return float(scipy_stats.norm.ppf(probability))
-
-
 def _z() -> float:
-    return quantile((1 + CONFIDENCE) / 2)
+    return float(scipy_stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
 def _normal(estimate: float, error: float, samples: int, lowest: float, highest: float) -> Interval:
@@ -180,6 +175,11 @@ class Centre:
     def bound(self, confidence: float) -> float:
         """What the true value is below with that confidence; one-sided."""
         return self.estimate + float(scipy_stats.t.ppf(confidence, self.freedom)) * self.error
+
+    def detectable(self, chance: float, power: float) -> float:
+        """The smallest difference that values with this noise find with that power, at that chance of a false alarm."""
+        found = scipy_stats.t.ppf(1 - chance, self.freedom) + scipy_stats.t.ppf(power, self.freedom)
+        return float(found) * self.error
 
     def _tail(self, distance: float) -> float:
         if self.error == 0:

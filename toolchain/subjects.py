@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolchain import archives, discover, records
-from toolchain.errors import ToolchainError
+import numpy as np
+
+from toolchain import archives, discover, onnx_macs, records
+from toolchain.errors import ToolchainError, brief
 from toolchain.timing import Side
 from toolchain.values import Precision
 
@@ -22,6 +24,7 @@ class Subject:
     sha256: str  # of the model files
     manifest: Mapping[str, Any] | None  # None: a bare file
     folder: Path | None  # of the bundle
+    open_batch: bool = False  # a bare file that takes any number of pictures
 
     @property
     def name(self) -> str:
@@ -32,6 +35,30 @@ class Subject:
     def size_bytes(self) -> int:
         """Of the model files."""
         return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of one picture; None where neither a manifest nor an ONNX graph tells."""
+        if self.manifest is not None and "macs" in self.manifest["model"]:
+            return int(self.manifest["model"]["macs"])
+        return onnx_macs.count(self.files[0]) if self.files[0].suffix == ".onnx" else None
+
+    def batch(self, count: int, folder: Path) -> "Subject":
+        """The same for so many pictures at once, as a copy in `folder`.
+
+        Raises:
+            ToolchainError: its graph does not bear that.
+        """
+        room = discover.module("runtimes", self.side.runtime)
+        made = room.batched(self.files[0], count, folder / self.sha256[:16])
+        shape = (count, *self.side.shape[1:])
+        try:
+            answer = room.open(made, threads=1, precision=self.side.precision).run(np.zeros(shape, self.side.dtype))
+        except Exception as reason:  # the runtimes' own kinds
+            raise ToolchainError(f"{self.name} does not run with {count} pictures at once: {brief(reason)}") from reason
+        if len(answer) != count:
+            raise ToolchainError(f"{self.name} answers {len(answer)} times for {count} pictures: its graph is fixed")
+        return replace(self, side=replace(self.side, path=str(made), shape=shape), files=(made,), open_batch=False)
 
     def run_by(self, python: str) -> "Subject":
         """The same in another interpreter."""
@@ -91,8 +118,8 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
     room = discover.module("runtimes", chosen)
-    shape, dtype, integer = discover.module("runtimes", kinds[path.suffix]).signature(path)
-    shape = fixed(shape, path)
+    given_shape, dtype, integer = discover.module("runtimes", kinds[path.suffix]).signature(path)
+    shape = fixed(given_shape, path)
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:
         raise ToolchainError(f"{path}: {chosen} has no {precision!r}; possible are {', '.join(room.PRECISIONS)}")
@@ -100,7 +127,9 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
     side = Side(
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip
-    return Subject(side=side, files=files, sha256=_digest(files), manifest=None, folder=None)
+    return Subject(
+        side=side, files=files, sha256=_digest(files), manifest=None, folder=None, open_batch=given_shape[0] is None
+    )  # fmt: skip
 
 
 def _digest(files: tuple[Path, ...]) -> str:

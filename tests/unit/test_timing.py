@@ -1,13 +1,15 @@
 """Timing: rounds in processes of their own, sides interleaved, raw samples kept, failures told."""
 
+import ast
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import stats, timed, timing
+from toolchain import discover, stats, timed, timing
 from toolchain.errors import ToolchainError
 
 SHAPE = (1, 3, 16, 16)
@@ -92,3 +94,20 @@ def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
 )
 def test_a_search_spends_little_on_slow_models(once: float, effort: timed.Effort, wanted: tuple[int, int]) -> None:
     assert timed.extent(once, effort) == wanted
+
+
+def test_what_another_interpreter_gets_needs_nothing_more_of_the_package() -> None:
+    given = timed.files(discover.modules("runtimes"))
+    for name in given:
+        tree = ast.parse((discover.PACKAGE / name).read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in top:  # what a function imports is for exporting, which happens here
+            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            names = [alias.name for alias in node.names]
+            for module in modules:
+                if module == "toolchain":
+                    assert {f"{one}.py" for one in names} <= set(given), name
+                elif module.startswith("toolchain."):
+                    assert f"{module.removeprefix('toolchain.').replace('.', '/')}.py" in given, name
+                else:
+                    assert module.partition(".")[0] in {*sys.stdlib_module_names, "numpy"}, (name, module)

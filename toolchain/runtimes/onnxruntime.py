@@ -145,6 +145,30 @@ def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
     return shape, dtype, any(node.op_type in {"DequantizeLinear", *INTEGER_KERNELS} for node in graph.node)
 
 
+def batched(path: Path, batch: int, folder: Path) -> Path:
+    """A copy of an ONNX file for so many pictures at once; whether its graph bears that shows when it runs."""
+    import onnx
+
+    model = onnx.load(path)
+    constants = {one.name: one for one in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in constants and len(dims) and dims[0].dim_value in {0, 1}:
+            dims[0].dim_value = batch
+    del model.graph.value_info[:]
+    for number, node in enumerate(node for node in model.graph.node if node.op_type == "Reshape"):
+        shape = onnx.numpy_helper.to_array(constants[node.input[1]]) if node.input[1] in constants else np.zeros(0)
+        if shape.size and shape[0] == 1:  # one picture; 0 takes the number over from the input
+            name = f"{node.input[1]}_batched_{number}"
+            free = np.array([0, *shape[1:]], np.int64)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(free, name))
+            node.input[1] = name
+    made = folder / f"{path.stem}-batch{batch}.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, made)
+    return made
+
+
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision."""
     return precision in PRECISIONS

@@ -160,6 +160,25 @@ def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
     return shape, str(source.element_type.to_dtype()), any(n.get_type_name() == "FakeQuantize" for n in model.get_ops())
 
 
+def batched(path: Path, batch: int, folder: Path) -> Path:
+    """A copy of a model for so many pictures at once.
+
+    Raises:
+        ToolchainError: its graph is fixed to another number.
+    """
+    ov = library()
+    made = folder / f"{path.stem}-batch{batch}.xml"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        model = ov.Core().read_model(str(path))
+        shape = model.input().partial_shape
+        model.reshape([batch, *(shape[i] for i in range(1, len(shape)))])
+        ov.save_model(model, str(made), compress_to_fp16=False)
+    except Exception as reason:
+        raise ToolchainError(f"{path} cannot take {batch} pictures at once: {brief(reason)}") from reason
+    return made
+
+
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
     return precision != "bf16" or "BF16" in library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -115,6 +115,8 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
             "files": [_shipped_name(file) for file in files],
             "sha256": {_shipped_name(file): records.sha256_file(file) for file in files},
             "size_bytes": variant.artefact.size_bytes,
+            "macs": variant.macs,
+            "parameters": variant.parameters,
         },
         "input": {"name": "input", "dtype": "float32", "layout": "NCHW", "shape": [1, 3, *preprocess.image_size]},
         "output": {"name": "logits", "dtype": "float32", "shape": [1, len(data.classes)]},

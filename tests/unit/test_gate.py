@@ -1,0 +1,426 @@
+"""gate: bundles that are made here, compared; times are made up but for one test that runs the real thing."""
+
+import dataclasses
+import http.server
+import json
+import re
+import sys
+import tarfile
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import draw
+from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
+
+from toolchain import baselines, cli, gate, gate_report, gating, machine, records, spec, stats, subjects, timing
+from toolchain.errors import ToolchainError
+from toolchain.timing import Round
+from toolchain.values import Domain, ModelSpec, Recipe
+
+SIZE = (12, 10)
+CLASSES = ("ant", "bee", "cat")
+RECIPE = Recipe(name="digits", domain="tiny", model=ModelSpec(name="m"))
+TARGET = spec.target("cpu")
+VERBS = CliRunner()
+
+
+def network(path: Path, mistakes: int = 0, ballast: int = 0) -> None:
+    """Matches each class's bright row; with mistakes, the first classes answer for one another."""
+    weights = np.zeros((len(CLASSES), 3, *SIZE), np.float32)
+    for index in range(len(CLASSES)):
+        shown = (index + (1 if index < mistakes else 0)) % len(CLASSES)
+        weights[index, :, 2 + 3 * shown : 4 + 3 * shown] = 1.0
+    tensors = [
+        numpy_helper.from_array(weights.reshape(len(CLASSES), -1), "w"),
+        numpy_helper.from_array(np.ones(ballast, np.float32), "ballast"),
+    ]
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, (1, 3, *SIZE))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, len(CLASSES)))], tensors if ballast else tensors[:1],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+def seal(folder: Path) -> None:
+    names = sorted(file.name for file in folder.iterdir() if file.name != "SHA256SUMS")
+    (folder / "SHA256SUMS").write_text("".join(f"{records.sha256_file(folder / n)}  {n}\n" for n in names))
+
+
+def bundled(folder: Path, target: str = "cpu", mistakes: int = 0, ballast: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    network(folder / "model.onnx", mistakes, ballast)
+    manifest = {
+        "schema": 1, "target": target, "runtime": "onnxruntime", "precision": "f32", "threads": 1,
+        "model": {"files": ["model.onnx"]}, "input": {"shape": [1, 3, *SIZE], "dtype": "float32"},
+        "preprocess": {"image_size": SIZE, "mode": "gray", "mean": [0.5] * 3, "std": [0.5] * 3},
+        "classes": CLASSES, "placement": {"planned": []},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "golden.npz").write_bytes(b"")
+    seal(folder)
+    return folder
+
+
+def archived(folder: Path, path: Path) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for file in sorted(folder.iterdir()):
+            tar.add(file, f"bundle/{file.name}")
+    return path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of a user's with a finished run in it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "out" / "digits" / "cpu"
+    archived(bundled(folder / "bundle"), folder / "bundle.tar")
+    monkeypatch.setattr(machine, "kind", lambda: TARGET.isa)
+    return tmp_path
+
+
+@pytest.fixture
+def slower(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
+    """Makes rounds up in which the candidate takes so many times longer; returns the seeds that were asked for."""
+
+    def use(factor: float) -> list[int]:
+        seeds: list[int] = []
+
+        def rounds(
+            sides: Sequence[timing.Side],
+            count: int,
+            seed: int,
+            keep: Callable[[Round], None],
+            *,
+            skip: int = 0,
+            effort: object,
+        ) -> None:
+            for index in range(skip, count):
+                random = np.random.default_rng(seed + index)
+                seeds.append(seed + index)
+                took = {gate.CANDIDATE: factor, gate.REFERENCE: 1.0, gate.CONTROL: 1.0}
+                keep(Round(seed=seed + index, blocks={
+                    side.name: [[took[side.name] * float(np.exp(random.normal(0, 0.002)))] * 2 for _ in range(5)] for side in sides
+                }))  # fmt: skip
+
+        monkeypatch.setattr(timing, "rounds", rounds)
+        monkeypatch.setattr(
+            timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
+        )
+        return seeds
+
+    return use
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Domain:
+    path = draw(tmp_path / "pictures", dict.fromkeys(CLASSES, 60), size=SIZE)
+    return Domain(name="tiny", path=str(path), mode="gray", image_size=SIZE, test_share=0.5)
+
+
+def verdicts(found: gate.Gated) -> dict[str, str]:
+    return {verdict.check: verdict.outcome for verdict in found.verdicts}
+
+
+def compared(home: Path, candidate: Path, reference: Path) -> gate.Pair:
+    return gate.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
+
+
+# --- what is decided ----------------------------------------------------------------------------------------
+
+
+def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], list[int]], pictures: Domain) -> None:
+    seeds, own = slower(1.0), home / "out/digits/cpu"
+    found = gate.run(compared(home, own / "bundle", own / "bundle.tar"), TARGET, pictures, 7, home / "out/data")
+    assert verdicts(found) == dict.fromkeys(("latency_growth", "accuracy_drop", "size_growth", "memory_growth"), "pass")
+    assert found.accuracy is not None
+    assert (found.accuracy.samples, found.accuracy.estimate) == (90, 1.0)
+    assert seeds == list(range(7, 7 + gating.FIRST))
+    assert gate.status([found]) == 0
+
+
+def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Callable[[float], list[int]]) -> None:
+    seeds, own = slower(1.06), home / "out/digits/cpu/bundle"
+    found = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
+    assert verdicts(found)["latency_growth"] == "fail"
+    assert verdicts(found)["accuracy_drop"] == "not_measured"
+    assert len(set(seeds)) == len(seeds) == gating.FIRST + gating.CONFIRMING == len(found.rounds)
+    assert found.latency.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
+    assert gate.status([found]) == 1
+
+
+def test_a_model_that_answers_worse_fails_by_an_exact_test(
+    home: Path, slower: Callable[[float], list[int]], pictures: Domain
+) -> None:
+    slower(1.0)
+    worse = bundled(home / "worse", mistakes=2)
+    found = gate.run(compared(home, worse, home / "out/digits/cpu/bundle"), TARGET, pictures, 0, home / "out/data")
+    verdict = next(v for v in found.verdicts if v.check == "accuracy_drop")
+    assert verdict.outcome == "fail"
+    assert verdict.measured == pytest.approx(2 / 3, abs=0.15)
+    assert "McNemar" in verdict.why
+    better = gate.run(compared(home, home / "out/digits/cpu/bundle", worse), TARGET, pictures, 0, home / "out/data")
+    assert verdicts(better)["accuracy_drop"] == "pass"
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "outcome"), [(0, 0, "pass"), (2, 1, "cannot_tell"), (9, 1, "fail"), (1, 9, "pass")]
+)
+def test_a_loss_that_may_be_chance_is_no_alarm(lost: int, won: int, outcome: str) -> None:
+    reference, candidate = np.ones(120, bool), np.ones(120, bool)
+    candidate[:lost] = False
+    reference[lost : lost + won] = False
+    verdict = gate._accuracy((candidate, reference), TARGET.gate)
+    assert verdict is not None
+    assert verdict.outcome == outcome
+    assert ("pictures would tell" in verdict.why) == (outcome == "cannot_tell")
+
+
+def test_a_larger_file_and_more_memory_fail_exactly(
+    home: Path, slower: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower(1.0)
+    sizes = {gate.CANDIDATE: 12 * 10**6, gate.REFERENCE: 10**7}
+    monkeypatch.setattr(
+        timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name])
+    )
+    large = bundled(home / "large", ballast=1000)
+    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0, home / "out/data")
+    assert {name for name, outcome in verdicts(found).items() if outcome == "fail"} == {"size_growth", "memory_growth"}
+    roomy = dataclasses.replace(TARGET, gate=dataclasses.replace(TARGET.gate, size_growth=0.9, memory_growth=None))
+    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0, home / "out/data")
+    assert verdicts(found)["size_growth"] == "pass"
+    assert "memory_growth" not in verdicts(found)
+
+
+def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[float], list[int]]) -> None:
+    slower(1.06)
+    own = home / "out/digits/cpu/bundle"
+    one = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
+    likely = dataclasses.replace(one, latency=dataclasses.replace(
+        one.latency, candidate=dataclasses.replace(one.latency.candidate, p_value=0.004)))  # fmt: skip
+    assert [verdicts(found)["latency_growth"] for found in gate.holm([likely])] == ["fail"]
+    assert [verdicts(found)["latency_growth"] for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
+    assert gate.status(gate.holm([likely, likely])) == 3
+
+
+def test_real_times_of_one_file_pass_and_those_of_a_longer_one_do_not(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gating, "FIRST", 4)
+    own = home / "out/digits/cpu/bundle"
+    found = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
+    assert verdicts(found)["memory_growth"] == "pass"
+    assert set(found.rounds[0].blocks) == {gate.CANDIDATE, gate.REFERENCE, gate.CONTROL}
+    assert found.latency.control.slower.estimate == pytest.approx(1.0, abs=0.5)
+
+
+# --- another interpreter ------------------------------------------------------------------------------------
+
+
+def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
+    own = subjects.read(home / "out/digits/cpu/bundle", home)
+    sides = [own.side, own.named("other").run_by(sys.executable).side]
+    found: list[Round] = []
+    timing.rounds(sides, 1, 3, found.append)
+    assert {name: np.shape(blocks) for name, blocks in found[0].blocks.items()} == {own.name: (25, 5), "other": (25, 5)}
+    assert stats.round_ratio(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
+    assert timing.versions(sides[1]) == timing.versions(sides[0])
+
+
+def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
+    own = subjects.read(home / "out/digits/cpu/bundle", home)
+    broken = dataclasses.replace(own.named("other").run_by(sys.executable).side, path=str(home / "nothing.onnx"))
+    with pytest.raises(ToolchainError, match=r"a timing process failed: .*does not load"):
+        timing.rounds([own.side, broken], 1, 3, lambda one: None)
+    with pytest.raises(ToolchainError, match="has no Python"):
+        gate.interpreter(home)
+    assert gate.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
+
+
+def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
+    found = gate.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
+    assert found.candidate.sha256 == found.reference.sha256
+    assert (found.candidate.side.python, found.reference.side.python) == ("", sys.executable)
+
+
+# --- references ---------------------------------------------------------------------------------------------
+
+
+def gated(*arguments: str) -> tuple[int, str]:
+    result = VERBS.invoke(cli.app, ["gate", *arguments])
+    if isinstance(result.exception, ToolchainError):
+        return result.exception.exit_code, str(result.exception)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result.exit_code, result.output
+
+
+def accepted(*arguments: str) -> None:
+    result = VERBS.invoke(cli.app, ["accept", *arguments])
+    assert result.exit_code == 0, result.exception
+
+
+def test_a_first_run_says_what_to_do(home: Path) -> None:
+    code, text = gated()
+    assert code == 2
+    assert "toolchain accept --target cpu --recipe digits" in text
+
+
+def test_what_was_accepted_is_what_is_compared_with(home: Path, slower: Callable[[float], list[int]]) -> None:
+    slower(1.0)
+    accepted()
+    record = records.read_json(home / "targets/baselines/cpu/digits.json")
+    archive = home / "targets/baselines/cpu" / record["uri"]
+    assert record["sha256"] == records.sha256_file(archive) == records.sha256_file(home / "out/digits/cpu/bundle.tar")
+    assert (record["target"], record["isa"], record["manifest"]["classes"]) == ("cpu", TARGET.isa, list(CLASSES))
+    assert str(home) not in json.dumps(record)
+    code, text = gated("--data", str(draw(home / "pictures", {"0": 30, "1": 30})))
+    assert (code, "does not know the class '0'" in text) == (2, True)
+
+
+def test_an_archive_may_lie_in_any_folder(home: Path) -> None:
+    accepted("--uri", str(home / "shelf"))
+    _, record = baselines.read(TARGET, "digits")
+    assert Path(record.uri).parent == home / "shelf"
+    assert baselines.fetched(baselines.path_of("cpu", "digits"), record, home / "cache").is_file()
+    Path(record.uri).unlink()
+    with pytest.raises(ToolchainError, match="archive is not at"):
+        baselines.fetched(baselines.path_of("cpu", "digits"), record, home / "cache")
+
+
+@pytest.fixture
+def served(home: Path) -> Iterator[str]:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(home / "shelf"))
+    (home / "shelf").mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_an_archive_is_fetched_once_and_checked_always(home: Path, served: str) -> None:
+    accepted("--uri", served)
+    record, found = baselines.read(TARGET, "digits")
+    with pytest.raises(ToolchainError, match="cannot fetch the reference"):
+        baselines.fetched(record, found, home / "cache")
+    body = (home / "out/digits/cpu/bundle.tar").read_bytes()
+    uploaded = home / "shelf" / Path(found.uri).name
+    uploaded.write_bytes(body + b"x")
+    with pytest.raises(ToolchainError, match="another length"):
+        baselines.fetched(record, found, home / "cache")
+    uploaded.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    with pytest.raises(ToolchainError, match="not the archive that was accepted"):
+        baselines.fetched(record, found, home / "cache2")
+    uploaded.write_bytes(body)
+    kept = baselines.fetched(record, found, home / "cache")
+    uploaded.unlink()
+    assert baselines.fetched(record, found, home / "cache") == kept
+    assert kept.read_bytes() == body
+
+
+def broken(home: Path, **changes: object) -> None:
+    path = home / "targets/baselines/cpu/digits.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sha256": "0" * 64}, "is not the archive that was accepted"),
+        ({"target": "openvino"}, "is the reference of digits on openvino"),
+        ({"recipe": "solar"}, "is the reference of solar on cpu"),
+        ({"isa": "arm64"}, "was accepted for arm64 machines"),
+        ({"schema": 9}, "not a reference that this version reads"),
+        ({"more": 1}, "not a reference that this version reads"),
+    ],
+)
+def test_a_reference_that_is_not_what_it_should_be_is_refused(
+    home: Path, changes: dict[str, object], says: str
+) -> None:
+    accepted()
+    broken(home, **changes)
+    code, text = gated()
+    assert (code, says in text) == (2, True), text
+
+
+def test_a_model_that_was_changed_by_one_bit_is_refused_before_it_is_loaded(home: Path) -> None:
+    accepted()
+    model = home / "out/digits/cpu/bundle/model.onnx"
+    body = bytearray(model.read_bytes())
+    body[len(body) // 2] ^= 1
+    model.write_bytes(body)
+    code, text = gated()
+    assert (code, "model.onnx is missing or was changed" in text) == (2, True)
+
+
+def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
+    other = archived(bundled(home / "b", target="openvino"), home / "b.tar")
+    result = VERBS.invoke(cli.app, ["accept", "--bundle", str(other)])
+    assert "was built for 'openvino', not for 'cpu'" in str(result.exception)
+    result = VERBS.invoke(cli.app, ["accept", "--recipe", "solar"])
+    assert "is not there; run `toolchain export --target cpu --recipe solar`" in str(result.exception)
+    assert not list((home / "targets").rglob("*.json"))
+
+
+def test_a_machine_of_another_kind_refuses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "kind", lambda: "arm64")
+    code, text = gated()
+    assert (code, "its times say nothing of that target" in text) == (2, True)
+
+
+# --- what pipelines read ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, Path]:
+    slower(1.2)
+    accepted()
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
+    monkeypatch.setattr(gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
+    code, text = gated()
+    return code, text, home / "out/gate/cpu"
+
+
+def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) -> None:
+    code, text, folder = written
+    assert code == 1
+    found = records.read_json(folder / "gate.json")
+    assert (found["outcome"], found["exit_status"]) == ("fail", 1)
+    assert found["gates"][0]["latency"]["candidate"]["slower"]["estimate"] == pytest.approx(1.2, abs=0.01)
+    assert len(found["gates"][0]["rounds"]) == gating.FIRST + gating.CONFIRMING  # raw
+    assert "cpu: regression (digits latency growth)" in text
+    suite = ElementTree.parse(folder / "gate.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "0")
+    failure = suite.find("testcase[@name='latency_growth']/failure")
+    assert failure is not None
+    assert "+20.0 %" in str(failure.get("message"))
+    lines = [line for line in text.splitlines() if line.startswith("::")]
+    assert len(lines) == 1
+    assert re.match(r"::error title=digits on cpu%3A latency growth::digits: latency growth \+20\.\d %25", lines[0])
+    entries = records.read_json(folder / "gate.codequality.json")
+    assert [(one["check_name"], one["severity"]) for one in entries] == [("latency_growth", "critical")]
+    assert (home / "summary.md").read_text() == (folder / "gate.md").read_text()
+    assert "| digits | latency growth | fail |" in (folder / "gate.md").read_text()
+
+
+def test_what_cannot_be_told_is_an_error_to_junit_and_a_warning_to_github(written: tuple[int, str, Path]) -> None:
+    found = records.read_json(written[2] / "gate.json")
+    found["gates"][0]["verdicts"][0]["outcome"] = "cannot_tell"
+    assert "<error " in gate_report.junit(found)
+    assert gate_report.annotations(found)[0].startswith("::warning ")
+    assert gate_report.code_quality(found)[0]["severity"] == "minor"

@@ -1,0 +1,180 @@
+"""bench: bundles and bare model files, timed against one another, with everything a latency figure should come with.
+
+All subjects share every process, so their ratios hold on a machine that is busy; each is also loaded alone, several
+times, for its memory, load time and first inference. Other batch sizes and numbers of threads have rounds of their own.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain import conditions, machine, peak, records, series, stats, timing
+from toolchain.errors import ToolchainError
+from toolchain.subjects import Subject
+from toolchain.timing import Round, Side
+from toolchain.values import Interval
+
+SCHEMA = 1
+FOOTPRINTS = 3  # processes that load one subject alone
+SWEPT_ROUNDS = 3  # of each further batch size and number of threads
+DRAWS = 1000  # of whole rounds, for the interval of a percentile
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How to measure."""
+
+    rounds: int = 10
+    seed: int = 0
+    batches: tuple[int, ...] = ()  # further ones
+    threads: tuple[int, ...] = ()  # further numbers of them
+    cpus: tuple[int, ...] = ()  # cores to stay on; none: wherever the system puts it
+
+
+def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, Any]:
+    """Measures, and gives the report as plain data; raw rounds are written to `folder` as they come.
+
+    Raises:
+        ToolchainError: a subject does not load, or an input cannot be made for it.
+    """
+    sides = [_static(one, folder).side for one in subjects]
+    names = [side.name for side in sides]
+    with conditions.pinned(asked.cpus) as refused:
+        watch = conditions.Watch()
+        measured = series.run(sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds")
+        alone = {side.name: [timing.footprint(side) for _ in range(FOOTPRINTS)] for side in sides}
+        found = [*refused, *watch.seen(), *conditions.steadiness(measured, names)]
+        peaks = _peaks(sides, asked.seed, folder)
+        swept = _swept(subjects, sides, asked, folder)
+    return {
+        "schema": SCHEMA,
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "versions": {side.runtime: dict(timing.versions(side)) for side in sides},
+        "warnings": records.plain(found),
+        "subjects": [
+            _row(one, side, measured, alone[side.name], peaks, [row for row in swept if row["name"] == side.name])
+            for one, side in zip(subjects, sides, strict=True)
+        ],
+        "ratios": _ratios(measured, names),
+        "rounds": records.plain(measured),
+    }
+
+
+def _static(subject: Subject, folder: Path) -> Subject:
+    """With one picture where a bare file leaves their number open: that is slower, and nothing ships like that."""
+    return subject.batch(1, folder) if subject.open_batch else subject
+
+
+def _row(
+    subject: Subject, side: Side, measured: Sequence[Round], alone: Sequence[timing.Footprint],
+    peaks: Mapping[tuple[str, str, int], float], swept: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    p50, most = series.p50(measured, side.name), peaks.get((side.runtime, side.precision, side.threads))
+    macs = subject.macs
+    return {
+        "name": side.name,
+        "runtime": side.runtime,
+        "precision": side.precision,
+        "threads": side.threads,
+        "shape": list(side.shape),
+        "sha256": subject.sha256,
+        "size_bytes": subject.size_bytes,
+        "macs": macs,
+        "peak_share": macs / (p50.estimate * 1e-3) / most if macs and most else None,
+        "latency_ms": {f"p{which}": records.plain(percentile(measured, side.name, which)) for which in PERCENTILES},
+        "load_ms": _middle([one.load_ms for one in alone]),
+        "first_ms": _middle([one.first_ms for one in alone]),
+        "peak_rss_bytes": int(_middle([one.peak_rss_bytes for one in alone])),
+        "throughput": list(swept),
+        **(
+            {}
+            if subject.manifest is None
+            else {"recipe": subject.manifest["recipe"], "target": subject.manifest["target"]}
+        ),
+    }
+
+
+def _middle(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def percentile(measured: Sequence[Round], side: str, which: int) -> Interval | None:
+    """A percentile of all inferences, None where they are too few; its interval from rounds drawn anew.
+
+    Inferences of one round are alike, so whole rounds are drawn (cluster bootstrap).
+    """
+    samples = series.samples(measured, side)
+    middle = stats.percentile(samples, which)
+    if middle is None or len(measured) < 3:
+        return None
+    if which == 50:
+        return series.p50(measured, side)
+    own = [np.array(one.blocks[side]).ravel() for one in measured]
+    random = np.random.default_rng(0)
+    drawn = [
+        np.percentile(np.concatenate([own[i] for i in random.integers(0, len(own), len(own))]), which)
+        for _ in range(DRAWS)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(estimate=middle, low=min(float(low), middle), high=max(float(high), middle), samples=len(samples))
+
+
+def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, Any]]:
+    """How many times faster each is than each other."""
+    return [
+        {"name": other, "than": base, **records.plain(stats.speedup(series.logs(measured, base, other)))}
+        for base in names
+        for other in names
+        if base != other
+    ]
+
+
+def _peaks(sides: Sequence[Side], seed: int, folder: Path) -> dict[tuple[str, str, int], float]:
+    """What the core reaches, by runtime, precision and threads."""
+    kinds = sorted({(side.runtime, side.threads) for side in sides})
+    found = {}
+    for runtime, threads in kinds:
+        asked = {side.precision for side in sides if (side.runtime, side.threads) == (runtime, threads)}
+        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked)
+        found |= {(runtime, precision, threads): value for precision, value in reached.items()}
+    return found
+
+
+def _swept(subjects: Sequence[Subject], sides: Sequence[Side], asked: Asked, folder: Path) -> list[dict[str, Any]]:
+    """Pictures a second for every batch size and number of threads that was asked for."""
+    rows = []
+    for batch in sorted({1, *asked.batches}) if asked.batches or asked.threads else ():
+        for threads in sorted(set(asked.threads) or {0}):
+            own = list[Side]()
+            for subject, side in zip(subjects, sides, strict=True):
+                try:
+                    other = side if batch == side.shape[0] else subject.batch(batch, folder).side
+                except ToolchainError as reason:
+                    rows.append(_unswept(side.name, batch, threads or side.threads, str(reason)))
+                    continue
+                own.append(replace(other, name=side.name, threads=threads or side.threads))
+            if not own:
+                continue
+            label = f"bench: batch {batch}" + (f", {threads} threads" if threads else "")
+            path = folder / f"rounds-batch{batch}-threads{threads}.json"
+            measured = series.run(own, SWEPT_ROUNDS, asked.seed, path, label)
+            for side in own:
+                p50 = series.p50(measured, side.name)
+                rows.append({
+                    "name": side.name, "batch": batch, "threads": side.threads, "p50_ms": p50.estimate,
+                    "images_per_second": 1e3 * batch / p50.estimate, "samples": p50.samples, "why": "",
+                })  # fmt: skip
+    return rows
+
+
+def _unswept(name: str, batch: int, threads: int, why: str) -> dict[str, Any]:
+    return {
+        "name": name, "batch": batch, "threads": threads, "p50_ms": None, "images_per_second": None, "samples": 0,
+        "why": why,
+    }  # fmt: skip

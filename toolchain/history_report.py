@@ -1,0 +1,96 @@
+"""Latency and accuracy over time, target by target: tables for the terminal, and one HTML page with plots."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from toolchain import canvas, figures, page, records
+from toolchain.tables import Table
+
+Entry = Mapping[str, Any]
+SHOWN = 10  # entries of a target in a table, the latest
+COLOURS = (canvas.MAIN, canvas.WARM, canvas.COOL, canvas.INK, canvas.MUTED)
+QUANTITIES = (("p50_ms", 1.0, "p50, ms", "latency"), ("accuracy", 100.0, "accuracy, %", "accuracy"))
+
+
+def targets(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Entries by target."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(str(entry["target"]), []).append(entry)
+    return dict(sorted(found.items()))
+
+
+def table(target: str, entries: Sequence[Entry]) -> Table:
+    """The latest of a target."""
+    rows = tuple(
+        (
+            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], _value(entry["p50_ms"], 1, 3),
+            _value(entry["accuracy"], 100, 3), figures.size(entry["size_bytes"]), str(entry["version"] or ""),
+            str(entry["machine"]), str(entry["sha256"])[:12],
+        )
+        for entry in entries[-SHOWN:]
+    )  # fmt: skip
+    columns = (target, "From", "Recipe", "p50, ms", "Accuracy, %", "On disk", "Runtime", "Machine", "SHA-256")
+    return Table(columns=columns, rows=rows, prose=(0, 1, 2, 6, 7, 8), spare=(7, 8, 5, 6))
+
+
+def _value(value: Mapping[str, float] | None, factor: float, digits: int) -> str:
+    if value is None:
+        return figures.NONE
+    low, middle, high = (f"{factor * value[key]:.{digits}g}" for key in ("low", "estimate", "high"))
+    return f"{middle} [{low}, {high}]"
+
+
+def write(entries: Sequence[Entry], odd: Sequence[int], path: Path) -> None:
+    """The page."""
+    parts = [
+        '<p class="lead">Milliseconds of different days and machines; whether something became slower, the gate says.</p>'
+    ]
+    parts.append("<h1>Latency and accuracy over time</h1>")
+    if odd:
+        parts.append(f'<div class="said warned"><p>{escape(skipped(odd))}</p></div>')
+    for target, own in targets(entries).items():
+        plots = "".join(
+            f'<figure><div class="wide large">{drawing}</div></figure>'
+            for number, quantity in enumerate(QUANTITIES)
+            if (drawing := plot(own, quantity, f"{target}-{number}"))
+        )
+        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{page.table(table(target, own))}</section>")
+    body = "\n".join(parts)
+    records.write_text(path, page.PAGE.format(title="Latency and accuracy over time", css=page.CSS, body=body))
+
+
+def skipped(odd: Sequence[int]) -> str:
+    """What is to be said of lines that were cut or are of another version."""
+    return f"line {', '.join(map(str, odd))} of the history is not readable and was left out"
+
+
+def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: str) -> str:
+    """One quantity over time, a line a recipe and machine; nothing where it was never measured."""
+    key, factor, label, says = quantity
+    lines: dict[str, list[Entry]] = {}
+    machines = {entry["machine"] for entry in entries}
+    for entry in entries:
+        if entry[key] is not None:
+            where = f" on {entry['machine']}" if len(machines) > 1 else ""
+            lines.setdefault(f"{entry['recipe']}{where}", []).append(entry)
+    if not lines:
+        return ""
+    with canvas.figure(720, 240) as drawing:
+        axes = drawing.add_axes((0.08, 0.2, 0.62, 0.74))
+        for number, (recipe, own) in enumerate(sorted(lines.items())):
+            x = [datetime.datetime.fromisoformat(entry["at"]) for entry in own]
+            y = [factor * entry[key]["estimate"] for entry in own]
+            ends = [
+                [max(0.0, factor * (entry[key]["estimate"] - entry[key]["low"])) for entry in own],
+                [max(0.0, factor * (entry[key]["high"] - entry[key]["estimate"])) for entry in own],
+            ]
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=recipe)  # type: ignore[arg-type]
+        axes.set_ylabel(label)
+        axes.tick_params(axis="x", labelrotation=20)
+        drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
+        return canvas.svg(drawing, name, f"{says} over time")
