@@ -5,9 +5,10 @@
 
 The script is what Torch-Pruning's own examples do: group magnitude, one share of the channels in every layer, in multiples
 that the target likes, then plain training; its result runs in float and, in ONNX Runtime, after `quantize_static` with the
-same calibration images. Both start from the same dense model and are trained for the same epochs; ours then trains with
-quantization for the recipe's own epochs. Accuracy is that of the artefact in its runtime on the test images; "faster" is
-against the dense float model in the same runtime, from paired rounds. Trainings are kept in --out, where the plot goes too.
+same calibration images. Both start from the same dense model and are trained for the same number of epochs in all: what ours
+spends on quantization-aware training, the script spends on plain training. Accuracy is that of the artefact in its runtime
+on the test images; "faster" is against the dense float model in the same runtime, from paired rounds. Trainings are kept
+in --out, where the plot goes too.
 """
 
 import copy
@@ -122,7 +123,8 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
 
 def pruned(adapted: Adapted, job: Recipe, target: Target, ratio: float, work: Path) -> nn.Module:
     """Cut as in Torch-Pruning's examples, then trained without a teacher."""
-    train = dataclasses.replace(job.recover, distill=0.0, average=0.0)
+    epochs = job.recover.epochs + job.quantize.train.epochs
+    train = dataclasses.replace(job.recover, epochs=epochs, distill=0.0, average=0.0)
     model = copy.deepcopy(adapted.trained.model)
     pruner = torch_pruning.pruner.BasePruner(
         model, adapted.data.example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"allowances", "amounts", "values", "errors", "stats", "runner"},
+    0: {"allowances", "processor", "timed", "amounts", "values", "errors", "stats", "runner"},
     1: {
         "spec",
         "discover",
@@ -35,6 +35,7 @@ RANKS = {
         "protocols",
         "gradients",
         "archives",
+        "devices",
         "onnx_macs",
     },
     2: {
@@ -62,7 +63,6 @@ RANKS = {
         "taps",
         "reference",
         "timing",
-        "timed",
         "series",
         "conditions",
         "history",

@@ -96,7 +96,7 @@ class Architectures:
         name, made = self._made(plan)
         return Side(
             name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,
-            threads=self.target.threads, shape=tuple(self.image.shape),
+            threads=self.target.threads, shape=tuple(self.image.shape), device=self.target.device,
         )  # fmt: skip
 
     def _placement(self) -> Placement:

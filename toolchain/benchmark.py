@@ -48,13 +48,15 @@ def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, An
         watch = conditions.Watch()
         measured = series.run(sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds")
         alone = {side.name: [timing.footprint(side) for _ in range(FOOTPRINTS)] for side in sides}
-        found = [*refused, *watch.seen(), *conditions.steadiness(measured, names)]
+        seen = [] if sides[0].device else watch.seen()  # counters are this machine's
+        found = [*refused, *seen, *conditions.steadiness(measured, names)]
         peaks = _peaks(sides, asked.seed, folder)
         swept = _swept(subjects, sides, asked, folder)
     return {
         "schema": SCHEMA,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
+        "device": sides[0].device,
+        "machine": dict(machine.describe(sides[0].device)),
         "versions": {side.runtime: dict(timing.versions(side)) for side in sides},
         "warnings": records.plain(found),
         "subjects": [
@@ -137,11 +139,11 @@ def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, A
 
 def _peaks(sides: Sequence[Side], seed: int, folder: Path) -> dict[tuple[str, str, int], float]:
     """What the core reaches, by runtime, precision and threads."""
-    kinds = sorted({(side.runtime, side.threads) for side in sides})
-    found = {}
-    for runtime, threads in kinds:
+    kinds = sorted({(side.runtime, side.threads, side.device) for side in sides})
+    found = dict[tuple[str, str, int], float]()
+    for runtime, threads, device in kinds:
         asked = {side.precision for side in sides if (side.runtime, side.threads) == (runtime, threads)}
-        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked)
+        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, device)
         found |= {(runtime, precision, threads): value for precision, value in reached.items()}
     return found
 

@@ -66,6 +66,7 @@ def export(
     lock: Annotated[
         Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
     ] = None,
+    device: cli_measure.Device = "",
     on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
 ) -> None:
@@ -80,7 +81,7 @@ def export(
         overrides.Flags(
             data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
             seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
-            on_corrupt=on_corrupt,
+            on_corrupt=on_corrupt, device=device,
         ),
     )  # fmt: skip
     from toolchain import discover, history, pipeline, records, report

@@ -9,6 +9,7 @@ import typer
 from toolchain.errors import ToolchainError
 
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")]
+Device = Annotated[str, typer.Option(help="Board to time on, ssh:user@host[:port][#python]; without it, this machine.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")]
 
 
@@ -19,6 +20,7 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of threads for that, with commas.")] = "",
     runtime: Annotated[str, typer.Option(help="What runs bare .onnx files: onnxruntime or openvino.")] = "",
     precision: Annotated[str, typer.Option(help="Of bare files: f32, bf16 or int8, as the runtime has it.")] = "",
+    device: Device = "",
     pin: Annotated[str, typer.Option(help="Processor cores to stay on, with commas.")] = "",
     seed: Annotated[int, typer.Option(help="Of the order in which they take turns.", min=0)] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to bench/ in it.")] = Path("out"),
@@ -33,7 +35,7 @@ def bench(
 
     scratch, folder = out / "work" / "subjects", out / "bench"
     found = subjects.distinct([
-        subjects.read(path, scratch, runtime=runtime, precision=precision) for path in models
+        subjects.read(path, scratch, runtime=runtime, precision=precision).on(device) for path in models
     ])  # fmt: skip
     asked = benchmark.Asked(
         rounds=rounds, seed=seed, batches=_numbers("--batch", batch), threads=_numbers("--threads", threads),
@@ -78,6 +80,7 @@ def gate(
             help="Virtual environment whose runtime runs the reference: the same artefact under two versions."
         ),
     ] = None,
+    device: Device = "",
     data: Annotated[str, typer.Option(help="Folder of the test pictures, as for export.")] = "",
     seed: Annotated[int, typer.Option(help="Of the order in which rounds are timed.", min=0)] = 0,
     out: Out = Path("out"),
@@ -92,16 +95,18 @@ def gate(
     chosen, recipes = spec.target(target), recipe or ["digits"]
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")
-    gates.check(chosen)
+    if device and reference_python:
+        raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
+    gates.check(chosen, device)
     python = gates.interpreter(reference_python) if reference_python else ""
     gated = []
     for name in recipes:
         job, domain = overrides.job(name, overrides.Flags(data=data))
-        pair = gates.pair(job, chosen, out, candidate=candidate, reference=reference, python=python)
+        pair = gates.pair(job, chosen, out, candidate=candidate, reference=reference, python=python, device=device)
         pictures = domain if domain.path or domain.source != "folder" else None
         gated.append(gates.run(pair, chosen, pictures, seed, out / "data"))
     gated = gates.holm(gated)
-    found = gate_report.of(gated, chosen, gates.versions(gated[0].pair))
+    found = gate_report.of(gated, chosen)
     folder = out / "gate" / chosen.name
     gate_report.write(found, folder)
     history.append(out / history.FILE, history.of_gate(found, chosen.runtime))

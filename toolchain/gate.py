@@ -6,7 +6,7 @@ reference a second time as control. Accuracy is compared over the same pictures,
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,17 @@ class Gated:
     accuracy: Interval | None = None  # the candidate's on the test pictures
 
 
-def check(target: Target) -> None:
-    """Refuses where this machine's times say nothing of the target.
+def check(target: Target, device: str) -> None:
+    """Refuses where this machine's, or the board's, times say nothing of the target.
 
     Raises:
-        ToolchainError: it lacks the target's instructions, or the runtime.
+        ToolchainError: it lacks the target's instructions, or the runtime; or the board is not there.
     """
     discover.module("runtimes", target.runtime).fingerprint()
-    if machine.kind() != target.isa:
+    if (kind := machine.kind(device)) != target.isa:
         raise ToolchainError(
-            f"{target.name} is {target.isa} and this machine is {machine.kind()}: its times say nothing of that target; "
-            "run the gate on such a machine"
+            f"{target.name} is {target.isa} and {device or 'this machine'} is {kind}: its times say nothing of that target; "
+            "run the gate on such a machine, or name a board with --device"
         )
 
 
@@ -94,7 +94,7 @@ def run(pair: Pair, target: Target, domain: Domain | None, seed: int, cache: Pat
             "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
             f"peak resident memory, the least of {FOOTPRINTS} processes each",
         ),
-        _covered(pair),
+        _covered(pair) if machine.same_family(target.isa) else None,
     ]  # fmt: skip
     return Gated(
         pair=pair,
@@ -245,7 +245,14 @@ def status(gated: Sequence[Gated]) -> int:
 
 
 def pair(
-    recipe: Recipe, target: Target, out: Path, *, candidate: Path | None, reference: Path | None, python: str
+    recipe: Recipe,
+    target: Target,
+    out: Path,
+    *,
+    candidate: Path | None,
+    reference: Path | None,
+    python: str,
+    device: str = "",
 ) -> Pair:
     """Finds what is to be compared.
 
@@ -253,6 +260,7 @@ def pair(
         out: folder of the runs: the candidate is the last one's bundle, where none is named.
         reference: a bundle or archive; None: the accepted one, or, with `python`, the candidate itself.
         python: interpreter that the reference runs in; empty: this one.
+        device: board that both are timed on; empty: this machine.
 
     Raises:
         ToolchainError: one is missing, was changed since it was built, or is no bundle.
@@ -271,7 +279,7 @@ def pair(
     for one in (tested, other):
         if one.manifest is None:
             raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
-    return Pair(recipe=recipe.name, candidate=tested, reference=other.run_by(python))
+    return Pair(recipe=recipe.name, candidate=tested.on(device), reference=other.on(device).run_by(python))
 
 
 def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
@@ -289,8 +297,3 @@ def interpreter(environment: Path) -> str:
         if path.is_file() and os.access(path, os.X_OK):
             return str(path.absolute())  # not resolved: a link tells Python which environment it is in
     raise ToolchainError(f"{environment} has no Python; name a virtual environment in which numpy and the runtime are")
-
-
-def versions(compared: Pair) -> Mapping[str, str]:
-    """Of the runtime that runs the reference."""
-    return timing.versions(compared.reference.side)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolchain import discover, figures, gate, headline, machine, records, report, series
+from toolchain import figures, gate, headline, machine, records, report, series, timing
 from toolchain.gate import CANDIDATE, REFERENCE, Gated
 from toolchain.tables import Table
 from toolchain.values import Target
@@ -25,17 +25,21 @@ SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
 Report = Mapping[str, Any]
 
 
-def of(gated: Sequence[Gated], target: Target, reference_versions: Mapping[str, str]) -> dict[str, Any]:
+def of(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
     """The whole result as plain data: what `gate.json` holds."""
-    status = gate.status(gated)
-    versions = dict(discover.module("runtimes", target.runtime).fingerprint())
+    status, pair = gate.status(gated), gated[0].pair
+    device = pair.candidate.side.device
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "target": target.name,
         "outcome": OUTCOMES[status],
         "exit_status": status,
-        "machine": machine.describe(),
-        "versions": {CANDIDATE: versions, REFERENCE: dict(reference_versions) or versions},
+        "device": device,
+        "machine": dict(machine.describe(device)),
+        "versions": {
+            name: dict(timing.versions(one.side))
+            for name, one in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
+        },
         "threads": target.threads,
         "allowed": records.plain(target.gate),
         "gates": [_row(one) for one in gated],

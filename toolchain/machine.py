@@ -1,43 +1,39 @@
 """Which machine this is: what every figure that was measured on it depends on."""
 
 import importlib.metadata
-import platform
-from pathlib import Path
+from collections.abc import Mapping
 
-import psutil
-
-from toolchain import discover
+from toolchain import devices, discover, processor
 from toolchain.values import Isa, Target
 
-ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
-VNNI = {"avx512_vnni", "avx_vnni"}
 
 
-def describe() -> dict[str, str | int]:
-    """Processor, its vector instructions, cores and system; part of the key of everything timed."""
-    model = platform.processor() or platform.machine()
-    flags: set[str] = set()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        fields = {name.strip(): value.strip() for name, value in lines.items()}
-        model, flags = fields.get("model name", model), set(fields.get("flags", fields.get("Features", "")).split())
-    isa = " ".join(flag for flag in ISA_FLAGS if flag in flags)
-    system = f"{platform.system()} {platform.machine()}"
-    return {"cpu": model, "isa": isa, "cores": psutil.cpu_count() or 1, "system": system}
+def describe(device: str = "") -> Mapping[str, str | int]:
+    """Processor, its vector instructions, cores and system: this machine's, or a board's."""
+    return devices.board(device).machine if device else processor.describe()
 
 
-def isa() -> str:
+def isa(device: str = "") -> str:
     """The vector instructions that decide how integers are multiplied."""
-    return str(describe()["isa"])
+    return str(describe(device)["isa"])
 
 
-def kind() -> Isa:
-    """What a target file calls this machine's way of multiplying integers."""
-    if platform.machine().lower() in {"aarch64", "arm64"}:
+def runtime(target: Target) -> Mapping[str, str]:
+    """Version of the target's runtime where it is timed."""
+    if target.device:
+        found: Mapping[str, str] = devices.board(target.device).answer("versions", {"runtime": target.runtime})
+        return found
+    version: Mapping[str, str] = discover.module("runtimes", target.runtime).fingerprint()
+    return version
+
+
+def kind(device: str = "") -> Isa:
+    """What a target file calls this machine's, or a board's, way of multiplying integers."""
+    found = describe(device)
+    if str(found["system"]).split()[-1].lower() in {"aarch64", "arm64"}:
         return "arm64"
-    return "x86-64-vnni" if VNNI & set(isa().split()) else "x86-64-avx2"
+    return "x86-64-vnni" if processor.VNNI & set(isa(device).split()) else "x86-64-avx2"
 
 
 def same_family(wanted: Isa) -> bool:
@@ -48,4 +44,4 @@ def same_family(wanted: Isa) -> bool:
 def versions(target: Target) -> dict[str, str]:
     """Versions of everything that decides the result."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {**found, **discover.module("runtimes", target.runtime).fingerprint()}
+    return {**found, **runtime(target)}

@@ -26,6 +26,7 @@ class Flags:
     latency: str = ""
     resolution: float = -1.0
     on_corrupt: str = ""
+    device: str = ""
 
 
 def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Target, Domain]:
@@ -34,7 +35,7 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
     Raises:
         ToolchainError: as `spec`; or a flag's value makes no sense.
     """
-    target = spec.target(target_name)
+    target = dataclasses.replace(spec.target(target_name), device=flags.device)
     recipe, domain = job(recipe_name, flags)
     return recipe, target, domain
 

@@ -19,7 +19,9 @@ ROUNDS = 3
 CHANNELS, SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
 
 
-def reached(runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision]) -> dict[str, float]:
+def reached(
+    runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision], device: str = ""
+) -> dict[str, float]:
     """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
     room = discover.module("runtimes", runtime)
     shape = (1, CHANNELS, SIDE, SIDE)
@@ -35,7 +37,7 @@ def reached(runtime: str, threads: int, seed: int, folder: Path, precisions: set
         sides.append(
             Side(
                 name=f"peak-{precision}", runtime=runtime, path=str(compiled.path), precision=precision, threads=threads,
-                shape=shape,
+                shape=shape, device=device,
             )
         )  # fmt: skip
     measured = series.run(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, records, report, summary
+from toolchain import discover, locks, machine, records, report, summary
 from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
@@ -51,7 +51,8 @@ def build(
     budget = judge.merged(recipe.budget, target.budget)
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
     decided = locks.find(lock, beside, recipe, target, budget)
-    discover.module("runtimes", target.runtime).fingerprint()  # a runtime that is not installed is said before training
+    discover.module("runtimes", target.runtime).fingerprint()  # what is not installed is said before training
+    machine.runtime(target)  # and a board that is not there
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         with _timed(seconds, "data"):

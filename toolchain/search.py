@@ -232,5 +232,6 @@ class Search:
             self.files[chosen] = timing.Side(
                 name=name if layers else "float-f32", runtime=self.target.runtime, path=str(made.path),
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.shape,
+                device=self.target.device,
             )  # fmt: skip
         return self.files[chosen]

@@ -64,6 +64,10 @@ class Subject:
         """The same in another interpreter."""
         return replace(self, side=replace(self.side, python=python))
 
+    def on(self, device: str) -> "Subject":
+        """The same on a board; empty: here."""
+        return replace(self, side=replace(self.side, device=device))
+
     def named(self, name: str) -> "Subject":
         """The same under another name."""
         return replace(self, side=replace(self.side, name=name))

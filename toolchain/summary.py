@@ -58,7 +58,7 @@ def report(found: Findings) -> dict[str, Any]:
         "runtime": found.target.runtime,
         "domain": found.recipe.domain,
         "seed": found.recipe.seed,
-        "machine": machine.describe(),
+        "machine": dict(machine.describe(found.target.device)),
         "versions": machine.versions(found.target),
         "shipped": found.judged.shipped,
         "candidate": candidate,
@@ -272,7 +272,7 @@ def measurements(found: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
+        "machine": dict(machine.describe(found.target.device)),
         "versions": machine.versions(found.target),
         "threads": found.target.threads,
         "seconds": dict(found.seconds),

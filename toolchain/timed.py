@@ -7,9 +7,11 @@ neither torch nor scipy, and of the toolchain only what `files()` lists.
 import importlib
 import json
 import math
+import os
 import random
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from toolchain import processor
 
 WARMUP_RUNS = 10
 WARMUP_SECONDS = 0.05  # at least, for kernels so short that ten runs do not wake the core
@@ -42,7 +46,7 @@ class Effort:
 
 def files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
-    rooms = ("__init__", "allowances", "errors", "values", "records", "timed", "runtimes/__init__")
+    rooms = ("__init__", "allowances", "errors", "values", "records", "processor", "timed", "runtimes/__init__")
     return [f"{name}.py" for name in (*rooms, *(f"runtimes/{name}" for name in runtimes))]
 
 
@@ -152,6 +156,22 @@ def _run_versions(request: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _run_machine(request: Mapping[str, Any]) -> dict[str, str | int]:
+    """Which processor this is."""
+    return processor.describe()
+
+
+def _leash() -> None:
+    """Ends this process as soon as whoever asked is gone: a board must not be left computing for nobody."""
+
+    def watch() -> None:
+        while os.read(0, 4096):  # not through sys.stdin, whose lock a waiting thread would hold when the process ends
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _peak_rss() -> int:
     """Of this process image alone; `getrusage` would carry over the size of the parent it was forked from."""
     status = Path("/proc/self/status")
@@ -165,8 +185,12 @@ def main() -> None:
     """Entry of the process: a JSON request as the first line of standard input, a JSON answer as the last of output."""
     jobs: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "round": _run_round, "turns": _run_turns, "footprint": _run_footprint, "versions": _run_versions,
+        "machine": _run_machine,
     }  # fmt: skip
-    print(json.dumps(jobs[sys.argv[1]](json.loads(sys.stdin.readline()))))
+    request = json.loads(sys.stdin.readline())
+    if "--leash" in sys.argv:
+        _leash()
+    print(json.dumps(jobs[sys.argv[1]](request)), flush=True)
 
 
 if __name__ == "__main__":

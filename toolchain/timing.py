@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain import discover, timed
+from toolchain import devices, timed
 from toolchain.errors import ToolchainError
 from toolchain.timed import Effort
 from toolchain.values import Precision
@@ -42,6 +41,7 @@ class Side:
     shape: tuple[int, ...]  # of the input: [1, 3, height, width]
     dtype: str = "float32"
     python: str = ""  # interpreter with another version of the runtime; empty: this one
+    device: str = ""  # board that it is timed on, such as "ssh:user@host"; empty: this machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ def rounds(
     Raises:
         ToolchainError: a process ended without a result.
     """
+    if len({side.device for side in sides}) > 1:
+        raise ToolchainError("models that are compared must be timed on one device")
     alone = len({side.python for side in sides}) == 1
     for index in range(skip, count):
         measured = (_round if alone else _turns)(sides, seed + index, effort)
@@ -163,6 +165,8 @@ def _started(job: str, sides: Sequence[Side]) -> Iterator[_Process]:
 
 
 def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
+    if sides[0].device:
+        return devices.board(sides[0].device).answer(job, request)
     with _command(job, sides) as (command, environment):
         try:
             ended = subprocess.run(
@@ -193,8 +197,5 @@ def _command(job: str, sides: Sequence[Side]) -> Iterator[tuple[list[str], dict[
         yield [sys.executable, "-m", "toolchain.timed", job], None
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name in timed.files(sorted({side.runtime for side in sides})):
-            copy = Path(folder) / "toolchain" / name
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(discover.PACKAGE / name, copy)
+        devices.kit(Path(folder), sorted({side.runtime for side in sides}))
         yield [python, "-m", "toolchain.timed", job], {**os.environ, "PYTHONPATH": folder}

@@ -197,6 +197,9 @@ class Target:
     scheme: QuantScheme = field(default_factory=QuantScheme)
     budget: Budget = field(default_factory=Budget)
     gate: Allowance = field(default_factory=Allowance, compare=False)  # decides nothing that is made here
+    device: str = field(
+        default="", compare=False
+    )  # board to time on, "ssh:user@host"; what it is decides, not its name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 
-from toolchain import discover, machine, peak, records, series, stats, timing
+from toolchain import machine, peak, records, series, stats, timing
 from toolchain.values import Measurement, Precision, Target, Variant
 
 VERSION = 4
@@ -24,22 +24,26 @@ def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> t
         a Measurement by variant name, none where this machine lacks the target's instructions; and warnings in plain
         words.
     """
-    if machine.kind() != target.isa:
+    kind = machine.kind(target.device)
+    if kind != target.isa:
         return {}, [
-            f"latency was not measured: this machine is {machine.kind()}, {target.name} is {target.isa}; "
+            f"latency was not measured: {target.device or 'this machine'} is {kind}, {target.name} is {target.isa}; "
             "accuracy was measured with this machine's kernels"
         ]
     sides = [_side(v.name, v.artefact.path, v.precision, target, (1, 3, *v.image_size)) for v in variants]
-    runtime = discover.module("runtimes", target.runtime)
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
     shapes = [side.shape for side in sides]
-    key = records.digest(VERSION, hashes, target.threads, runtime.fingerprint(), machine.describe(), shapes, ROUNDS)
+    key = records.digest(
+        VERSION, hashes, target.threads, machine.runtime(target), machine.describe(target.device), shapes, ROUNDS
+    )
     with records.stage(work, "bench", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            load = _foreign_load()
+            load = 0.0 if target.device else _foreign_load()
             measured = series.run(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
-            peaks = peak.reached(target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants})
+            peaks = peak.reached(
+                target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants}, target.device
+            )
             prints = {side.name: records.plain(timing.footprint(side)) for side in sides}
             stage = records.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
         else:
@@ -52,8 +56,9 @@ def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> t
 
 def _side(name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]) -> timing.Side:
     return timing.Side(
-        name=name, runtime=target.runtime, path=str(path), precision=precision, threads=target.threads, shape=shape
-    )
+        name=name, runtime=target.runtime, path=str(path), precision=precision, threads=target.threads, shape=shape,
+        device=target.device,
+    )  # fmt: skip
 
 
 def _measurement(

@@ -6,7 +6,7 @@ Decided before anything is trained, kept as data, and not searched again for the
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,14 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def _measurable(target: Target) -> Target | None:
-    """The target itself where this machine has its instructions, else the one to borrow from, else none."""
-    if machine.kind() == target.isa:
+    """The target itself where this machine, or the board, has its instructions, else the one to borrow from, else none."""
+    kind = machine.kind(target.device)
+    if kind == target.isa:
         return target
     other = spec.target(target.fit_like) if target.fit_like else None
-    return other if other and machine.kind() == other.isa and other.runtime == target.runtime else None
+    if other is None or kind != other.isa or other.runtime != target.runtime:
+        return None
+    return replace(other, device=target.device)
 
 
 def run(
@@ -188,11 +191,10 @@ def speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, 
 
 def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str:
     """Of the model's structure and all that decides its latency; not of its weights."""
-    runtime = discover.module("runtimes", target.runtime)
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     return records.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
-        runtime.fingerprint(), machine.isa(), asked,
+        machine.runtime(target), machine.isa(target.device), asked,
     )  # fmt: skip
 
 

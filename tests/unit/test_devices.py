@@ -1,0 +1,219 @@
+"""Boards: a real sshd on loopback plays one. What was put there is gone afterwards, however it ended."""
+
+import contextlib
+import dataclasses
+import getpass
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from test_gate import bundled
+from typer.testing import CliRunner
+
+from toolchain import cli, devices, machine, processor, records, subjects, timing
+from toolchain.devices import Address
+from toolchain.errors import ToolchainError
+from toolchain.timed import Effort
+
+SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
+needs_sshd = pytest.mark.skipif(SSHD is None, reason="no sshd here (Debian: apt-get install openssh-server)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loopback:
+    device: str
+    server: "subprocess.Popen[bytes]"
+    temporary: Path  # where the board makes its folders
+
+    def gone(self) -> bool:
+        """Whether nothing of ours is left: no folder, no process."""
+        left = [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())]
+        return not left and not list(self.temporary.iterdir())
+
+
+def soon(happened: object) -> bool:
+    """Whether it is so within some seconds."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        if happened():  # type: ignore[operator]
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    assert SSHD is not None
+    home, temporary = tmp_path / "ssh", tmp_path / "board"
+    for folder in (home, temporary):
+        folder.mkdir(mode=0o700)
+    with contextlib.suppress(OSError):
+        Path("/run/sshd").mkdir(exist_ok=True)  # a root's sshd wants it
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)], check=True)
+    shutil.copyfile(home / "user.pub", home / "authorized")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (home / "server").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {home / 'host'}\nAuthorizedKeysFile {home / 'authorized'}\n"
+        f"PidFile none\nStrictModes no\nPasswordAuthentication no\nSetEnv TMPDIR={temporary}\n"
+        f"Subsystem sftp internal-sftp\n"
+    )
+    kind, key = (home / "host.pub").read_text().split()[:2]
+    (home / "known").write_text(f"[127.0.0.1]:{port} {kind} {key}\n")
+    (home / "client").write_text(
+        f"IdentityFile {home / 'user'}\nUserKnownHostsFile {home / 'known'}\nIdentitiesOnly yes\n"
+    )
+    for tool in ("ssh", "scp"):  # a user's own are told by ~/.ssh/config, which is none of ours
+        real = shutil.which(tool)
+        (home / tool).write_text(f'#!/bin/sh\nexec {real} -F {home / "client"} "$@"\n')
+        (home / tool).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{home}{os.pathsep}{os.environ['PATH']}")
+    server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(home / "server")], stderr=subprocess.DEVNULL)
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.05)
+    yield Loopback(f"ssh:{getpass.getuser()}@127.0.0.1:{port}#{sys.executable}", server, temporary)
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def board(loopback: Loopback) -> Iterator[devices.Board]:
+    found = devices.Board(loopback.device, devices.address(loopback.device))
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def side(tmp_path: Path) -> timing.Side:
+    return subjects.read(bundled(tmp_path / "bundle"), tmp_path).side
+
+
+def request(*sides: timing.Side, effort: Effort = Effort()) -> dict[str, object]:  # noqa: B008  frozen
+    return timing._request(sides, 1, effort)
+
+
+# --- what a device is ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ssh:pi@board", Address("pi@board")),
+        ("ssh:board:2222", Address("board", "2222")),
+        ("ssh:pi@board:22#/opt/v/bin/python", Address("pi@board", "22", "/opt/v/bin/python")),
+    ],
+)
+def test_a_device_is_an_address(text: str, wanted: Address) -> None:
+    assert devices.address(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "board", "adb:board", "ssh:", "ssh:pi@", "ssh:board:x", "ssh:-oProxyCommand=x", "ssh:a@-x"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(ToolchainError, match="ssh:user@host is wanted"):
+        devices.address(text)
+
+
+def test_models_are_compared_on_one_device_only(side: timing.Side) -> None:
+    other = dataclasses.replace(side, name="other", device="ssh:board")
+    with pytest.raises(ToolchainError, match="on one device"):
+        timing.rounds([side, other], 1, 0, lambda one: None)
+
+
+# --- on a board ---------------------------------------------------------------------------------------------
+
+
+@needs_sshd
+def test_a_board_times_as_this_machine_does_and_keeps_nothing(
+    board: devices.Board, side: timing.Side, loopback: Loopback
+) -> None:
+    assert board.machine == processor.describe()
+    found = board.answer("round", request(side, dataclasses.replace(side, name="again")))
+    assert {name: (len(blocks), len(blocks[0])) for name, blocks in found.items()} == {
+        "bundle": (25, 5),
+        "again": (25, 5),
+    }
+    assert board.answer("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
+    assert len(board._put) == 1  # a file is sent once
+    assert not loopback.gone()
+    board.close()
+    assert soon(loopback.gone)
+
+
+@needs_sshd
+def test_a_model_that_does_not_load_there_is_told(board: devices.Board, side: timing.Side, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"no model")
+    with pytest.raises(ToolchainError, match=r"a timing process on ssh:.* failed: .*does not load"):
+        board.answer("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
+
+
+@needs_sshd
+@pytest.mark.parametrize("how", ["connection", "server"])
+def test_a_board_that_goes_away_is_said_and_left_clean(
+    how: str, board: devices.Board, side: timing.Side, loopback: Loopback
+) -> None:
+    long = Effort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
+
+    def cut() -> None:
+        soon(lambda: [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())])
+        own = psutil.Process(loopback.server.pid)
+        for process in own.children(recursive=True):
+            if "sshd" in process.name():
+                process.send_signal(signal.SIGKILL)
+        if how == "server":
+            loopback.server.kill()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    with pytest.raises(ToolchainError, match="went away while it was timing"):
+        board.answer("round", request(side, effort=long))
+    thread.join()
+    assert soon(loopback.gone)
+
+
+@needs_sshd
+def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback) -> None:
+    for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "it needs Python 3.11, numpy and")):
+        device = f"{loopback.device.partition('#')[0]}#{python}"
+        with pytest.raises(ToolchainError, match=says):
+            devices.Board(device, devices.address(device))
+        assert soon(loopback.gone)
+    loopback.server.kill()
+    with pytest.raises(ToolchainError, match="must work without a question"):
+        devices.Board(loopback.device, devices.address(loopback.device))
+
+
+@needs_sshd
+def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        own = str(bundled(tmp_path / "out/digits/cpu/bundle"))
+        result = CliRunner().invoke(cli.app, ["bench", own, "--rounds", "3", "--device", loopback.device])
+        assert result.exit_code == 0, result.exception
+        found = records.read_json(tmp_path / "out/bench/bench.json")
+        assert (found["device"], found["machine"]) == (loopback.device, processor.describe())
+        target = machine.kind()
+        if target == "x86-64-vnni":
+            arguments = ["gate", "--reference", own, "--device", loopback.device]
+            monkeypatch.setattr("toolchain.gate._answers", lambda *_: None)
+            result = CliRunner().invoke(cli.app, arguments)
+            assert result.exit_code in {0, 3}, result.exception
+            assert records.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device
+    finally:
+        devices.board(loopback.device).close()
+        devices.board.cache_clear()
+    assert soon(loopback.gone)
