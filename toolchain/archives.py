@@ -4,7 +4,6 @@ The archive may come from anywhere, so nothing in it decides where something is 
 directly in `bundle/`, each is copied by its own plain name, and number and size are capped before a byte is read.
 """
 
-import hashlib
 import shutil
 import tarfile
 import tempfile
@@ -35,6 +34,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
             _unpack(archive, making)
+            manifest(making)
             making.rename(folder)
         except tarfile.TarError as reason:
             raise ToolchainError(f"{archive} is not a bundle's archive: {reason}") from reason
@@ -81,6 +81,7 @@ def manifest(folder: Path) -> Mapping[str, Any]:
     return found
 
 
-def content(folder: Path) -> str:
-    """Hex digest of a bundle, the same for the folder and what its archive unpacks to."""
-    return hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()
+def listed(folder: Path) -> set[str]:
+    """Names of the files that a bundle's sums vouch for, all directly in its folder."""
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    return {name for name in (line.partition("  ")[2] for line in lines) if name == Path(name).name}

@@ -4,10 +4,10 @@ What is kept in the repository is a small JSON with the manifest; the archive it
 folder or behind an http address. Whatever comes from there is compared with the hash before it is opened.
 """
 
-import dataclasses
-import datetime
+import hashlib
 import http.client
 import shutil
+import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain import archives, discover, machine, progress, records
+from pydantic import TypeAdapter, ValidationError
+
+from toolchain import archives, discover, history, machine, progress, records
 from toolchain.errors import ToolchainError
 from toolchain.values import Target
 
@@ -28,6 +30,7 @@ TIMEOUT_SECONDS = 60
 class Baseline:
     """What `toolchain accept` wrote."""
 
+    __pydantic_config__ = {"extra": "forbid"}
     schema: int
     recipe: str
     target: str
@@ -64,15 +67,18 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
             f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"
         )
     where, digest = path_of(target.name, recipe), records.sha256_file(archive)
-    found = archives.unpacked(archive, where.parent / f".{digest[:16]}.checked")
-    try:
-        manifest = archives.manifest(found)
-    finally:
-        shutil.rmtree(found, ignore_errors=True)
-    if manifest.get("target") != target.name:
-        raise ToolchainError(f"{archive} was built for {manifest.get('target')!r}, not for {target.name!r}")
-    name = f"{recipe}-{digest[:16]}.tar"
-    if urllib.parse.urlparse(uri).scheme in REMOTE:
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = archives.manifest(archives.unpacked(archive, Path(scratch) / "bundle"))
+    if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
+        raise ToolchainError(
+            f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"
+        )
+    name, scheme = f"{recipe}-{digest[:16]}.tar", _scheme(uri)
+    if scheme not in {"", *REMOTE}:
+        raise ToolchainError(
+            f"--uri {uri!r}: a folder or an http address is wanted; what {scheme} stores, serve by http"
+        )
+    if scheme in REMOTE:
         uri = f"{uri.rstrip('/')}/{name}"
         progress.say(f"upload {archive} to {uri}")
     else:
@@ -85,7 +91,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
         size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
-        accepted_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        accepted_at=history.now(),
     )  # fmt: skip
     records.write_json(where, baseline)
     return where, baseline
@@ -104,12 +110,12 @@ def read(target: Target, recipe: str) -> tuple[Path, Baseline]:
             f"`toolchain accept --target {target.name} --recipe {recipe}` and commit that file, or name one with --reference"
         )
     row = records.read_json(path)
-    names = {field.name for field in dataclasses.fields(Baseline)}
-    if not isinstance(row, dict) or row.get("schema") != SCHEMA or set(row) != names:
-        raise ToolchainError(
-            f"{path} is not a reference that this version reads (schema {SCHEMA}); record it anew: toolchain accept"
-        )
-    found = Baseline(**row)
+    try:
+        found: Baseline = TypeAdapter(Baseline).validate_python(row)
+    except ValidationError as reason:
+        raise _unreadable(path) from reason
+    if found.schema != SCHEMA:
+        raise _unreadable(path)
     if (found.target, found.recipe) != (target.name, recipe):
         raise ToolchainError(
             f"{path} is the reference of {found.recipe} on {found.target}, not of {recipe} on {target.name}"
@@ -121,16 +127,22 @@ def read(target: Target, recipe: str) -> tuple[Path, Baseline]:
     return path, found
 
 
+def _unreadable(path: Path) -> ToolchainError:
+    return ToolchainError(
+        f"{path} is not a reference that this version reads (schema {SCHEMA}); record it anew: toolchain accept"
+    )
+
+
 def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
     """The reference's archive, its hash checked; what comes over the network is kept in `cache`.
 
     Raises:
         ToolchainError: it is not where the record says, or is not what was accepted.
     """
-    if urllib.parse.urlparse(baseline.uri).scheme in REMOTE:
+    if _scheme(baseline.uri) in REMOTE:
         archive = cache / f"{baseline.sha256}.tar"
-        if not archive.exists():
-            _download(baseline, archive)
+        if not archive.exists() or records.sha256_file(archive) != baseline.sha256:
+            _download(record, baseline, archive)
     else:
         archive = record.parent / baseline.uri  # an absolute path stays one
         if not archive.is_file():
@@ -138,24 +150,32 @@ def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
                 f"the reference's archive is not at {archive}; bring it there, or record another: toolchain accept"
             )
     if (given := records.sha256_file(archive)) != baseline.sha256:
-        raise ToolchainError(
-            f"{archive} is not the archive that was accepted: its SHA-256 is {given[:16]}..., {record} wants "
-            f"{baseline.sha256[:16]}...; nothing of it was opened"
-        )
+        raise _another(str(archive), given, record, baseline)
     return archive
 
 
-def _download(baseline: Baseline, archive: Path) -> None:
+def _another(where: str, given: str, record: Path, baseline: Baseline) -> ToolchainError:
+    return ToolchainError(
+        f"{where} is not the archive that was accepted: its SHA-256 is {given[:16]}..., {record} wants "
+        f"{baseline.sha256[:16]}...; nothing of it was opened"
+    )
+
+
+def _scheme(uri: str) -> str:
+    try:
+        return urllib.parse.urlparse(uri).scheme
+    except ValueError as reason:
+        raise ToolchainError(f"{uri!r} is neither a folder nor an address: {reason}") from reason
+
+
+def _download(record: Path, baseline: Baseline, archive: Path) -> None:
     progress.say(f"fetching the reference from {baseline.uri}")
     with records.writing(archive) as out:
         try:  # in here, so that a broken network is not taken for a full disk
             with urllib.request.urlopen(baseline.uri, timeout=TIMEOUT_SECONDS) as source:  # noqa: S310  http only
                 body = source.read(baseline.size_bytes + 1)
-        except (OSError, http.client.HTTPException) as reason:
+        except (OSError, ValueError, http.client.HTTPException) as reason:
             raise ToolchainError(f"cannot fetch the reference from {baseline.uri}: {reason}") from reason
-        if len(body) != baseline.size_bytes:
-            raise ToolchainError(
-                f"{baseline.uri} is not the archive that was accepted: it has another length than the "
-                f"{baseline.size_bytes} bytes of the record; nothing of it was opened"
-            )
+        if (given := hashlib.sha256(body).hexdigest()) != baseline.sha256:
+            raise _another(baseline.uri, given, record, baseline)
         out.write(body)

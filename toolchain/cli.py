@@ -5,9 +5,10 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -299,6 +300,16 @@ def _polite() -> Iterator[None]:
     yield
 
 
+def _bug() -> NoReturn:
+    """Ends with a traceback, and with a status that no pipeline takes for the answer of a check."""
+    traceback.print_exc()
+    print(
+        "error: this is a bug of the toolchain and not of your input; please report it with the lines above",
+        file=sys.stderr,
+    )
+    sys.exit(os.EX_SOFTWARE)
+
+
 def main() -> None:
     """Runs a verb; every expected error is one message and an exit status."""
     try:
@@ -309,6 +320,8 @@ def main() -> None:
         sys.exit(reason.exit_code)
     except OSError as reason:
         if reason.errno not in WRITING_FAILED:
-            raise
+            _bug()
         print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {KEPT}", file=sys.stderr)
         sys.exit(ToolchainError.exit_code)
+    except Exception:
+        _bug()

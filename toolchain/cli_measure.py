@@ -82,6 +82,9 @@ def gate(
     ] = None,
     device: Device = "",
     data: Annotated[str, typer.Option(help="Folder of the test pictures, as for export.")] = "",
+    attempts: Annotated[
+        int, typer.Option(help="How often latency is tried where it cannot be told.", min=1, max=9)
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of the order in which rounds are timed.", min=0)] = 0,
     out: Out = Path("out"),
 ) -> None:
@@ -93,21 +96,23 @@ def gate(
     from toolchain import gate_report, history, overrides, report, spec
 
     chosen, recipes = spec.target(target), recipe or ["digits"]
+    device = device or chosen.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")
     if device and reference_python:
         raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
+    folder = out / "gate" / chosen.name
+    gate_report.remove(folder)
     gates.check(chosen, device)
     python = gates.interpreter(reference_python) if reference_python else ""
-    gated = []
-    for name in recipes:
+    tests = []
+    for name in recipes:  # whatever is wrong shows before anything is timed
         job, domain = overrides.job(name, overrides.Flags(data=data))
         pair = gates.pair(job, chosen, out, candidate=candidate, reference=reference, python=python, device=device)
-        pictures = domain if domain.path or domain.source != "folder" else None
-        gated.append(gates.run(pair, chosen, pictures, seed, out / "data"))
-    gated = gates.holm(gated)
+        shown = gates.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        tests.append((pair, shown))
+    gated = gates.holm([gates.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
     found = gate_report.of(gated, chosen)
-    folder = out / "gate" / chosen.name
     gate_report.write(found, folder)
     history.append(out / history.FILE, history.of_gate(found, chosen.runtime))
     report.show([gate_report.table(found), gate_report.times(found)])
@@ -128,8 +133,11 @@ def _announce(lines: list[str], summary: Path) -> None:
         for line in lines:
             typer.echo(line)
     if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(page).open("a") as file:
-            file.write(summary.read_text())
+        try:
+            with Path(page).open("a") as file:
+                file.write(summary.read_text())
+        except OSError as reason:
+            typer.echo(f"Warning: cannot add to the job's summary at {page}: {reason.strerror}", err=True)
 
 
 def accept(

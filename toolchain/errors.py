@@ -13,3 +13,8 @@ class ToolchainError(Exception):
 def brief(reason: BaseException) -> str:
     """The first line of what another library complains about, or at least the kind of complaint."""
     return next(iter(str(reason).strip().splitlines()), type(reason).__name__)
+
+
+def last_line(text: str, otherwise: str) -> str:
+    """What another process said last before it ended."""
+    return next(reversed([line for line in text.splitlines() if line.strip()]), otherwise).strip()

@@ -24,6 +24,7 @@ from toolchain.values import Domain, Interval, Recipe, Target, Verdict
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
 EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
+NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
 FOOTPRINTS = 3  # processes a side; the least counts
 RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
 
@@ -35,6 +36,14 @@ class Pair:
     recipe: str
     candidate: Subject
     reference: Subject
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Test pictures and their classes by name."""
+
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,39 +71,40 @@ def check(target: Target, device: str) -> None:
         )
 
 
-def run(pair: Pair, target: Target, domain: Domain | None, seed: int, cache: Path) -> Gated:
+def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attempts: int = 1) -> Gated:
     """Compares one candidate with its reference.
 
     Args:
-        domain: whose test pictures accuracy is compared on; None: not compared.
+        pictures: that accuracy is compared on; None: it is not.
         seed: of the order of rounds.
-        cache: where the domain's pictures are prepared.
+        attempts: how often latency is tried anew where it cannot be told.
 
     Raises:
-        ToolchainError: the two cannot be compared, or one does not load.
+        ToolchainError: one does not load.
     """
-    for one in (pair.candidate, pair.reference):
-        if one.manifest is not None and one.manifest["target"] != target.name:
-            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
     sides = [
         replace(pair.reference.side, name=REFERENCE, threads=target.threads),
         replace(pair.candidate.side, name=CANDIDATE, threads=target.threads),
         replace(pair.reference.side, name=CONTROL, threads=target.threads),
     ]
     measured = list[Round]()
-    conducted = _conducted(sides, target.gate.regression_threshold, seed, pair.recipe, measured)
+    for attempt in range(attempts):
+        measured.clear()
+        conducted = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe, measured)
+        if conducted.outcome != "cannot_tell":
+            break
     footprints = {
         name: min(timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
         for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
     }
-    answers = None if domain is None or pair.reference.side.python else _answers(pair, domain, cache)
+    answers = None if pictures is None or pair.reference.side.python else _answers(pair, pictures)
     exact = [
         _grown("size", pair.candidate.size_bytes, pair.reference.size_bytes, target.gate.size_growth, "model files"),
         _grown(
             "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
             f"peak resident memory, the least of {FOOTPRINTS} processes each",
         ),
-        _covered(pair) if machine.same_family(target.isa) else None,
+        _covered(pair) if machine.same_family(target.isa) and not pair.reference.side.python else None,
     ]  # fmt: skip
     return Gated(
         pair=pair,
@@ -129,10 +139,10 @@ def sample(one: Round) -> Sample:
 
 
 def _slower(conducted: Conducted, allowed: Allowance) -> Verdict:
-    slower, found = conducted.candidate.slower, conducted.candidate
+    slower = conducted.candidate.slower
     why = (
-        f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds, "
-        f"whose noise lets {100 * found.detectable:.1f} % be found"
+        f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds; "
+        f"a slowdown of {100 * conducted.candidate.detectable:.1f} % would have been called a regression"
     )
     return Verdict(
         check="latency_growth", outcome=conducted.outcome, measured=slower.estimate - 1, limit=allowed.regression_threshold,
@@ -168,7 +178,7 @@ def _covered(pair: Pair) -> Verdict | None:
 
 
 def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance) -> Verdict | None:
-    """Fails on a loss that is larger than allowed and not by chance; where it may be chance, it cannot be told."""
+    """Fails where more is lost than allowed and losing as such is not chance; where it may be chance, it cannot be told."""
     if allowed.accuracy_drop is None:
         return None
     limit = allowed.accuracy_drop
@@ -186,32 +196,46 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
         f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
         f"{100 * drop.high:+.2f} points over {drop.samples} pictures, p = {chance:.2g} (McNemar, exact)"
     )
-    why += "" if outcome != "cannot_tell" else f"; about {needed} pictures would tell"
+    if outcome == "cannot_tell":
+        why += f"; about {needed} pictures would tell"
+    elif outcome == "pass" and drop.high > limit:
+        why += f"; so few pictures do not rule out a loss of {100 * drop.high:.1f}"
     return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
 
 
-def _answers(pair: Pair, domain: Domain, cache: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Which test pictures candidate and reference get right, bool [pictures] each."""
+def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
+    """The domain's test pictures.
+
+    Raises:
+        ToolchainError: there are none, or a bundle does not know one of their classes.
+    """
     found = listing.find(domain, cache)
-    files, labels = found.files["test"], [found.classes[label] for label in found.labels["test"]]
+    labels = tuple(found.classes[label] for label in found.labels["test"])
+    for one in (compared.candidate, compared.reference):
+        classes = one.manifest["classes"] if one.manifest else ()
+        if unknown := set(labels) - set(classes):
+            raise ToolchainError(
+                f"{one.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
+            )
+    return Pictures(tuple(found.files["test"]), labels)
+
+
+def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
+    """Which test pictures candidate and reference get right, bool [pictures] each."""
     sides = (pair.candidate, pair.reference)
-    with progress.bar(f"gate {pair.recipe}: test pictures", len(sides) * len(files)) as bar:
-        first, second = (_right(one, files, labels, bar.step) for one in sides)
+    with progress.bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
+        first, second = (_right(one, shown, bar.step) for one in sides)
     return first, second
 
 
-def _right(subject: Subject, files: Sequence[Path], labels: Sequence[str], step: Callable[[], None]) -> np.ndarray:
+def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.ndarray:
     assert subject.manifest is not None
     side, classes = subject.side, subject.manifest["classes"]
-    if unknown := set(labels) - set(classes):
-        raise ToolchainError(
-            f"{subject.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
-        )
     session = discover.module("runtimes", side.runtime).open(
         Path(side.path), threads=side.threads, precision=side.precision
     )
     right = []
-    for file, label in zip(files, labels, strict=True):
+    for file, label in zip(shown.files, shown.labels, strict=True):
         try:
             image = runner.prepare(file, subject.manifest["preprocess"])
         except runner.Refused as reason:
@@ -222,8 +246,8 @@ def _right(subject: Subject, files: Sequence[Path], labels: Sequence[str], step:
 
 
 def holm(gated: Sequence[Gated]) -> list[Gated]:
-    """Regressions that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    adjusted = stats.holm([one.latency.candidate.p_value for one in gated])
+    """Slowdowns that do not stand once it is counted how many models were looked at become "cannot tell"."""
+    adjusted = stats.holm([one.latency.p_value for one in gated])
     result = []
     for one, chance in zip(gated, adjusted, strict=True):
         verdicts = [
@@ -279,6 +303,12 @@ def pair(
     for one in (tested, other):
         if one.manifest is None:
             raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
+        if lacking := [name for name in NEEDED if name not in one.manifest]:
+            raise ToolchainError(
+                f"{one.folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
+            )
+        if one.manifest["target"] != target.name:
+            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
     return Pair(recipe=recipe.name, candidate=tested.on(device), reference=other.on(device).run_by(python))
 
 

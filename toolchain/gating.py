@@ -18,7 +18,8 @@ Decision = Literal["pass", "regression", "undecided"]
 FIRST, STEP, MOST = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
 CONFIRMING = 10  # further rounds before a regression is called one
 CHANCE = 0.005  # of each of the two errors, at most
-POWER = 0.99  # of finding the smallest difference that is named
+LOOKS = 1 + (MOST - FIRST) // STEP  # how often rounds are read; each may pass by chance
+POWER = 0.99  # of finding the smallest slowdown that is named
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class Found:
     """What a series of rounds says."""
 
     slower: Interval  # how many times longer
-    p_value: float  # of rounds like these where it is not slower
-    upper: float  # what it is below, with all but `CHANCE` of certainty
-    detectable: float  # smallest slowdown that as many rounds with this noise find; a fraction
+    detectable: float  # smallest slowdown that as many rounds with this noise would call a regression; a fraction
     rounds: int
 
 
@@ -46,9 +45,9 @@ class Conducted:
 
     outcome: Outcome
     why: str
-    candidate: Found
-    control: Found
-    confirmation: Found | None  # of a regression
+    candidate: Found  # in all rounds
+    control: Found  # in all rounds
+    p_value: float  # of the rounds that decided
 
 
 def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conducted:
@@ -61,8 +60,10 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
     first = list(draw(FIRST))
     while (decision := decide(_candidates(first), threshold)) == "undecided" and len(first) < MOST:
         first += draw(STEP)
-    reason = unfit([one.control for one in first], threshold)
+    reason = unfit(_controls(first), threshold)
     again = list(draw(CONFIRMING)) if decision == "regression" and not reason else []
+    if again:
+        reason = unfit(_controls(again), threshold)
     outcome: Outcome = "cannot_tell"
     if reason:
         why = reason
@@ -71,45 +72,51 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
     elif decision == "pass":
         outcome, why = "pass", ""
     elif confirmed(_candidates(first), _candidates(again), threshold):
-        outcome, why = "fail", f"confirmed by {len(again)} further rounds"
+        outcome, why = (
+            "fail",
+            f"slower by more than half the threshold, not by chance, confirmed by {len(again)} rounds",
+        )
     else:
         why = f"seen in {len(first)} rounds, not in {len(again)} further ones"
+    every = [*first, *again]
     return Conducted(
-        outcome=outcome, why=why, candidate=found(_candidates(first)), control=found([one.control for one in first]),
-        confirmation=found(_candidates(again)) if again else None,
+        outcome=outcome, why=why, candidate=found(_candidates(every), threshold), control=found(_controls(every), threshold),
+        p_value=stats.centre(_candidates(first)).p_above(0.0),
     )  # fmt: skip
+
+
+def _controls(samples: Sequence[Sample]) -> list[float]:
+    return [one.control for one in samples]
 
 
 def _candidates(samples: Sequence[Sample]) -> list[float]:
     return [one.candidate for one in samples]
 
 
-def found(logs: Sequence[float]) -> Found:
+def found(logs: Sequence[float], threshold: float) -> Found:
     """Reads round values; at least three."""
     middle = stats.centre(logs)
-    return Found(
-        slower=stats.speedup(logs), p_value=middle.p_above(0.0), upper=math.exp(middle.bound(1 - CHANCE)),
-        detectable=math.expm1(middle.detectable(CHANCE, POWER)), rounds=len(logs),
-    )  # fmt: skip
+    seen = max(middle.detectable(CHANCE, POWER), math.log1p(threshold / 2) + middle.reach(POWER))
+    return Found(slower=stats.speedup(logs), detectable=math.expm1(seen), rounds=len(logs))
 
 
 def decide(logs: Sequence[float], threshold: float) -> Decision:
     """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold."""
-    read = found(logs)
-    if read.slower.estimate > 1 + threshold / 2 and read.p_value < CHANCE:
+    middle = stats.centre(logs)
+    if math.exp(middle.estimate) > 1 + threshold / 2 and middle.p_above(0.0) < CHANCE:
         return "regression"
-    return "pass" if read.upper < 1 + threshold else "undecided"
+    return "pass" if math.exp(middle.bound(1 - CHANCE / LOOKS)) < 1 + threshold else "undecided"
 
 
 def confirmed(first: Sequence[float], again: Sequence[float], threshold: float) -> bool:
     """Whether rounds of their own say so too, and all together still are above half the threshold."""
-    both = stats.speedup([*first, *again]).estimate
-    return found(again).p_value < CHANCE and both > 1 + threshold / 2
+    both = stats.centre([*first, *again]).estimate
+    return stats.centre(again).p_above(0.0) < CHANCE and math.exp(both) > 1 + threshold / 2
 
 
 def unfit(control: Sequence[float], threshold: float) -> str:
     """Why a machine cannot compare, from rounds of the reference against itself; empty where it can."""
-    middle, read = stats.centre(control), found(control)
+    middle, read = stats.centre(control), found(control, threshold)
     if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_apart(0.0) < CHANCE:
         return (
             f"the reference against itself came out {math.expm1(middle.estimate):+.1%}: this machine favours one of two "

@@ -15,6 +15,10 @@ from toolchain.errors import ToolchainError
 
 SCHEMA = 1
 FILE = "history.jsonl"
+WRITTEN = {  # in every line
+    "at", "kind", "machine", "version", "recipe", "target", "runtime", "name", "precision", "threads", "sha256", "size_bytes",
+    "outcome", "p50_ms", "accuracy",
+}  # fmt: skip
 Entry = Mapping[str, Any]
 
 
@@ -56,8 +60,11 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if entry["schema"] != SCHEMA or not isinstance(entry["at"], str):
+            if entry["schema"] != SCHEMA or not set(entry) >= WRITTEN:
                 raise ValueError
+            datetime.datetime.fromisoformat(entry["at"])
+            for name in ("p50_ms", "accuracy"):
+                _ = entry[name] and [float(entry[name][key]) for key in ("low", "estimate", "high")]
             found.append(entry)
         except (ValueError, KeyError, TypeError):
             odd.append(number)

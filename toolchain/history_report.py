@@ -76,7 +76,8 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
     for entry in entries:
         if entry[key] is not None:
             where = f" on {entry['machine']}" if len(machines) > 1 else ""
-            lines.setdefault(f"{entry['recipe']}{where}", []).append(entry)
+            how = f"{entry['recipe']}, {entry['precision']}, {entry['threads']} thread{'s' if entry['threads'] > 1 else ''}"
+            lines.setdefault(f"{how}{where}", []).append(entry)
     if not lines:
         return ""
     with canvas.figure(720, 240) as drawing:

@@ -4,7 +4,8 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from toolchain import devices, discover, processor
-from toolchain.values import Isa, Target
+from toolchain.errors import ToolchainError
+from toolchain.values import Isa, Precision, Target
 
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
 
@@ -31,14 +32,27 @@ def runtime(target: Target) -> Mapping[str, str]:
 def kind(device: str = "") -> Isa:
     """What a target file calls this machine's, or a board's, way of multiplying integers."""
     found = describe(device)
-    if str(found["system"]).split()[-1].lower() in {"aarch64", "arm64"}:
+    architecture = str(found["system"]).split()[-1].lower()
+    if architecture in {"aarch64", "arm64"}:
         return "arm64"
+    if architecture not in {"x86_64", "amd64"}:
+        raise ToolchainError(
+            f"{device or 'this machine'} is {architecture}; there are targets for x86-64 and arm64 only"
+        )
     return "x86-64-vnni" if processor.VNNI & set(isa(device).split()) else "x86-64-avx2"
 
 
 def same_family(wanted: Isa) -> bool:
     """Whether this machine at least executes the same kernels' code paths: what fuses, not how fast it is."""
     return wanted == kind() or (wanted.startswith("x86-64") and kind().startswith("x86-64"))
+
+
+def available(target: Target, precision: Precision) -> bool:
+    """Whether the processor that the target is timed on computes in that precision."""
+    if target.device:
+        asked = {"runtime": target.runtime, "precision": precision}
+        return bool(devices.board(target.device).answer("available", asked))
+    return bool(discover.module("runtimes", target.runtime).available(precision))
 
 
 def versions(target: Target) -> dict[str, str]:

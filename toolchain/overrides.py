@@ -35,7 +35,8 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
     Raises:
         ToolchainError: as `spec`; or a flag's value makes no sense.
     """
-    target = dataclasses.replace(spec.target(target_name), device=flags.device)
+    target = spec.target(target_name)
+    target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = job(recipe_name, flags)
     return recipe, target, domain
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from toolchain import batches, candidates, changes, discover, placement, progress, qdq, records, stats, timing
+from toolchain import batches, candidates, changes, discover, machine, placement, progress, qdq, records, stats, timing
 from toolchain.changes import OPERATIONS, Change
+from toolchain.devices import Gone
 from toolchain.errors import ToolchainError
 from toolchain.values import Placement, Precision, Target
 
@@ -186,6 +187,8 @@ class Search:
             sides = {label: self.side(chosen) for label, chosen in part.items()}
             every = (*self.floats, known, *sides.values())
             blocks = self.batches.run(list({side.name: side for side in every}.values()))
+        except Gone:
+            raise
         except ToolchainError as reason:
             if len(part) > 1:  # which one it was shows when each is alone
                 found = [self.together({label: chosen}, than) for label, chosen in part.items()]
@@ -218,7 +221,7 @@ class Search:
         """The model in each float precision of the target that this machine has; f32 first."""
         plain = self.side(placement.FLOAT)
         names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
-        able = [precision for precision in names if self.runtime.available(precision)]
+        able = [precision for precision in names if machine.available(self.target, precision)]
         return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]
 
     def side(self, chosen: Placement) -> timing.Side:

@@ -174,12 +174,15 @@ class Centre:
 
     def bound(self, confidence: float) -> float:
         """What the true value is below with that confidence; one-sided."""
-        return self.estimate + float(scipy_stats.t.ppf(confidence, self.freedom)) * self.error
+        return self.estimate + self.reach(confidence)
 
     def detectable(self, chance: float, power: float) -> float:
         """The smallest difference that values with this noise find with that power, at that chance of a false alarm."""
-        found = scipy_stats.t.ppf(1 - chance, self.freedom) + scipy_stats.t.ppf(power, self.freedom)
-        return float(found) * self.error
+        return self.reach(1 - chance) + self.reach(power)
+
+    def reach(self, probability: float) -> float:
+        """How far below the true value an estimate lies with no more than the rest of that probability."""
+        return float(scipy_stats.t.ppf(probability, self.freedom)) * self.error
 
     def _tail(self, distance: float) -> float:
         if self.error == 0:

@@ -1,7 +1,10 @@
 """What can be timed: a bundle, its archive, or a bare model file; checked before any runtime sees it."""
 
+import atexit
 import hashlib
 import math
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, discover, onnx_macs, records
+from toolchain import archives, discover, onnx_macs, records, timed
 from toolchain.errors import ToolchainError, brief
 from toolchain.timing import Side
 from toolchain.values import Precision
@@ -77,7 +80,7 @@ def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, prec
     """A bundle's folder or archive, an ONNX file or an OpenVINO IR.
 
     Args:
-        scratch: where an archive is unpacked; named by content, so once.
+        scratch: where an archive is unpacked, for as long as this process lives.
         runtime: for an ONNX file that is not for ONNX Runtime; a bundle has its own.
         threads: 0: as the manifest says, 1 for a bare file.
         precision: of a bare file; empty: f32, int8 where the file is quantized.
@@ -90,12 +93,12 @@ def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, prec
     if not path.is_file():
         raise ToolchainError(f"{path} is not there; a bundle's folder or .tar, an .onnx or an OpenVINO .xml is wanted")
     if path.suffix == ".tar":
-        return _bundle(archives.unpacked(path, scratch / records.sha256_file(path)[:16]), threads).named(path.stem)
+        return _bundle(archives.unpacked(path, _fresh(scratch)), threads).named(path.stem)
     return _bare(path, runtime, threads or 1, precision)
 
 
 def _bundle(folder: Path, threads: int) -> Subject:
-    found = archives.manifest(folder)
+    found, listed = archives.manifest(folder), archives.listed(folder)
     known = discover.modules("runtimes")
     try:
         names, size = found["model"]["files"], tuple(found["input"]["shape"])
@@ -107,13 +110,29 @@ def _bundle(folder: Path, threads: int) -> Subject:
         ) from reason
     if runtime not in known:
         raise ToolchainError(f"{folder} is for {runtime!r}; {discover.nearest(str(runtime), known)}")
+    if not names or not set(names) <= listed:  # the sums vouch for plain names only
+        raise ToolchainError(
+            f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
+        )
     files = tuple(folder / name for name in names)
+    if odd := [file.name for file in timed.beside(files[0]) if file.name not in names]:
+        raise ToolchainError(
+            f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
+        )
     resolved = folder.resolve()
     name = resolved.parent.name if resolved.name == "bundle" else resolved.name
     side = Side(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip
     return Subject(side=side, files=files, sha256=_digest(files), manifest=found, folder=folder)
+
+
+def _fresh(scratch: Path) -> Path:
+    """A folder that nobody else has written to, gone when this process ends: what is cached may have been changed."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=scratch)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder) / "bundle"
 
 
 def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
@@ -127,7 +146,7 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:
         raise ToolchainError(f"{path}: {chosen} has no {precision!r}; possible are {', '.join(room.PRECISIONS)}")
-    files = (path, *(other for other in (path.with_suffix(".bin"),) if path.suffix == ".xml" and other.is_file()))
+    files = (path, *timed.beside(path))
     side = Side(
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip

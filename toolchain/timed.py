@@ -10,6 +10,7 @@ import math
 import os
 import random
 import resource
+import select
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ RUNS_A_BLOCK = 5
 ROUND_SECONDS = 4.0  # slow models get fewer blocks rather than longer rounds
 FEWEST_BLOCKS = 5
 LEAST_BLOCKS = 3  # of models so slow that a round must be cut short
+SILENT_SECONDS = 60  # after which a process on a board takes it that nobody waits for it any more
 
 Call = Callable[[], object]
 
@@ -48,6 +50,12 @@ def files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
     rooms = ("__init__", "allowances", "errors", "values", "records", "processor", "timed", "runtimes/__init__")
     return [f"{name}.py" for name in (*rooms, *(f"runtimes/{name}" for name in runtimes))]
+
+
+def beside(path: Path) -> list[Path]:
+    """Further files that a model consists of: the weights of an OpenVINO IR."""
+    weights = path.with_suffix(".bin")
+    return [weights] if path.suffix == ".xml" and weights.is_file() else []
 
 
 def blocks(
@@ -156,6 +164,12 @@ def _run_versions(request: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def _run_available(request: Mapping[str, Any]) -> bool:
+    """Whether the processor computes in a precision."""
+    room = importlib.import_module(f"toolchain.runtimes.{request['runtime']}")
+    return bool(room.available(request["precision"]))
+
+
 def _run_machine(request: Mapping[str, Any]) -> dict[str, str | int]:
     """Which processor this is."""
     return processor.describe()
@@ -165,7 +179,8 @@ def _leash() -> None:
     """Ends this process as soon as whoever asked is gone: a board must not be left computing for nobody."""
 
     def watch() -> None:
-        while os.read(0, 4096):  # not through sys.stdin, whose lock a waiting thread would hold when the process ends
+        # not through sys.stdin, whose lock a waiting thread would hold when the process ends
+        while select.select([0], [], [], SILENT_SECONDS)[0] and os.read(0, 4096):
             pass
         os._exit(1)
 
@@ -185,7 +200,7 @@ def main() -> None:
     """Entry of the process: a JSON request as the first line of standard input, a JSON answer as the last of output."""
     jobs: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "round": _run_round, "turns": _run_turns, "footprint": _run_footprint, "versions": _run_versions,
-        "machine": _run_machine,
+        "machine": _run_machine, "available": _run_available,
     }  # fmt: skip
     request = json.loads(sys.stdin.readline())
     if "--leash" in sys.argv:

@@ -15,17 +15,19 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolchain import devices, timed
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, last_line
 from toolchain.timed import Effort
 from toolchain.values import Precision
 
 ROUND_TIMEOUT_SECONDS = 600
+STOP_SECONDS = 30  # that a process may take to end once it is told to
 REPORTED = Effort()
 
 
@@ -114,17 +116,19 @@ def _round(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any
 
 
 def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any]:
-    """Blocks of sides in a process for each interpreter; only one of them computes at a time."""
+    """Blocks of sides that have a process each; only one of them computes at a time.
+
+    Sides of one interpreter could share a process, but then what two processes differ in would look like a difference of
+    interpreters.
+    """
     order = random.Random(seed)
-    pythons = sorted({side.python for side in sides})
-    order.shuffle(pythons)
+    loading = list(sides)
+    order.shuffle(loading)
     with contextlib.ExitStack() as stack:
         owner, once = dict[str, _Process](), 0.0
-        for python in pythons:
-            own = [side for side in sides if side.python == python]
-            process = stack.enter_context(_started("turns", own))
-            owner |= {side.name: process for side in own}
-            once += process.ask(_request(own, seed, effort))
+        for side in loading:
+            process = owner[side.name] = stack.enter_context(_started("turns", [side]))
+            once += process.ask(_request([side], seed, effort))
         return timed.blocks(
             [side.name for side in sides], once, effort, order,
             lambda name, runs: owner[name].ask({"name": name, "runs": runs}),
@@ -143,12 +147,17 @@ class _Process:
         with contextlib.suppress(BrokenPipeError):  # said below, with the reason
             self._child.stdin.write(json.dumps(question) + "\n")
             self._child.stdin.flush()
-        line = self._child.stdout.readline()
+        late = threading.Timer(ROUND_TIMEOUT_SECONDS, self._child.kill)
+        late.start()
+        try:
+            line = self._child.stdout.readline()
+        finally:
+            late.cancel()
         if not line:
             self._child.wait()
             self._errors.seek(0)
             raise _failed(self._errors.read(), self._child.returncode)
-        return json.loads(line)
+        return _read(line)
 
 
 @contextlib.contextmanager
@@ -160,8 +169,11 @@ def _started(job: str, sides: Sequence[Side]) -> Iterator[_Process]:
         try:
             yield _Process(child, errors)
         finally:
-            with contextlib.suppress(BrokenPipeError):
-                child.communicate(timeout=ROUND_TIMEOUT_SECONDS)  # an end of input is its sign to stop
+            late = threading.Timer(STOP_SECONDS, child.kill)
+            late.start()
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                child.communicate()  # an end of input is its sign to stop
+            late.cancel()
 
 
 def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
@@ -177,12 +189,18 @@ def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
             raise ToolchainError(f"a timing process gave no result in {ROUND_TIMEOUT_SECONDS} s") from reason
     if ended.returncode != 0:
         raise _failed(ended.stderr, ended.returncode)
-    return json.loads(ended.stdout.splitlines()[-1])
+    return _read(last_line(ended.stdout, ""))
+
+
+def _read(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as reason:
+        raise ToolchainError(f"a timing process answered {line.strip()[:80]!r}, which is no result") from reason
 
 
 def _failed(errors: str, status: int) -> ToolchainError:
-    last = errors.strip().splitlines()[-1:] or [f"exit status {status}"]
-    return ToolchainError(f"a timing process failed: {last[0]}")
+    return ToolchainError(f"a timing process failed: {last_line(errors, f'exit status {status}')}")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def everything(folder: Path) -> set[Path]:
 def test_a_bundle_comes_out_as_it_went_in(tmp_path: Path) -> None:
     found = archives.unpacked(packed(tmp_path / "b.tar"), tmp_path / "out" / "b")
     assert {file.name: file.read_bytes() for file in found.iterdir() if file.name in BODIES} == BODIES
-    assert archives.content(found) == archives.content(tmp_path / "made")
+    assert archives.listed(found) == set(BODIES)
     assert archives.unpacked(tmp_path / "b.tar", tmp_path / "out" / "b") == found  # it stands there already
 
 

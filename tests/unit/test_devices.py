@@ -37,7 +37,7 @@ class Loopback:
     def gone(self) -> bool:
         """Whether nothing of ours is left: no folder, no process."""
         left = [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())]
-        return not left and not list(self.temporary.iterdir())
+        return not left and not list(self.temporary.glob("toolchain.*"))
 
 
 def soon(happened: object) -> bool:
@@ -98,7 +98,7 @@ def board(loopback: Loopback) -> Iterator[devices.Board]:
 
 @pytest.fixture
 def side(tmp_path: Path) -> timing.Side:
-    return subjects.read(bundled(tmp_path / "bundle"), tmp_path).side
+    return subjects.read(bundled(tmp_path / "bundle"), tmp_path).named("bundle").side
 
 
 def request(*sides: timing.Side, effort: Effort = Effort()) -> dict[str, object]:  # noqa: B008  frozen
@@ -148,7 +148,7 @@ def test_a_board_times_as_this_machine_does_and_keeps_nothing(
         "again": (25, 5),
     }
     assert board.answer("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
-    assert len(board._put) == 1  # a file is sent once
+    assert len(board._there) == 1  # a file is sent once
     assert not loopback.gone()
     board.close()
     assert soon(loopback.gone)
@@ -209,7 +209,7 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
         target = machine.kind()
         if target == "x86-64-vnni":
             arguments = ["gate", "--reference", own, "--device", loopback.device]
-            monkeypatch.setattr("toolchain.gate._answers", lambda *_: None)
+            monkeypatch.setattr("toolchain.gate.pictures", lambda *_: None)
             result = CliRunner().invoke(cli.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
             assert records.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device

@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.server
+import itertools
 import json
 import re
 import sys
@@ -137,12 +138,17 @@ def compared(home: Path, candidate: Path, reference: Path) -> gate.Pair:
     return gate.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
 
 
+def shown(domain: Domain, pair: gate.Pair) -> gate.Pictures:
+    return gate.pictures(domain, Path("out/data"), pair)
+
+
 # --- what is decided ----------------------------------------------------------------------------------------
 
 
 def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], list[int]], pictures: Domain) -> None:
     seeds, own = slower(1.0), home / "out/digits/cpu"
-    found = gate.run(compared(home, own / "bundle", own / "bundle.tar"), TARGET, pictures, 7, home / "out/data")
+    pair = compared(home, own / "bundle", own / "bundle.tar")
+    found = gate.run(pair, TARGET, shown(pictures, pair), 7)
     assert verdicts(found) == dict.fromkeys(("latency_growth", "accuracy_drop", "size_growth", "memory_growth"), "pass")
     assert found.accuracy is not None
     assert (found.accuracy.samples, found.accuracy.estimate) == (90, 1.0)
@@ -152,7 +158,7 @@ def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], lis
 
 def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Callable[[float], list[int]]) -> None:
     seeds, own = slower(1.06), home / "out/digits/cpu/bundle"
-    found = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
+    found = gate.run(compared(home, own, own), TARGET, None, 0)
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
     assert len(set(seeds)) == len(seeds) == gating.FIRST + gating.CONFIRMING == len(found.rounds)
@@ -165,13 +171,15 @@ def test_a_model_that_answers_worse_fails_by_an_exact_test(
 ) -> None:
     slower(1.0)
     worse = bundled(home / "worse", mistakes=2)
-    found = gate.run(compared(home, worse, home / "out/digits/cpu/bundle"), TARGET, pictures, 0, home / "out/data")
+    pair = compared(home, worse, home / "out/digits/cpu/bundle")
+    found = gate.run(pair, TARGET, shown(pictures, pair), 0)
     verdict = next(v for v in found.verdicts if v.check == "accuracy_drop")
     assert verdict.outcome == "fail"
     assert verdict.measured is not None
     assert 0.5 < verdict.measured < 1.0  # two of three classes, and some of the third
     assert "McNemar" in verdict.why
-    better = gate.run(compared(home, home / "out/digits/cpu/bundle", worse), TARGET, pictures, 0, home / "out/data")
+    pair = compared(home, home / "out/digits/cpu/bundle", worse)
+    better = gate.run(pair, TARGET, shown(pictures, pair), 0)
     assert verdicts(better)["accuracy_drop"] == "pass"
 
 
@@ -197,10 +205,10 @@ def test_a_larger_file_and_more_memory_fail_exactly(
         timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name])
     )
     large = bundled(home / "large", ballast=1000)
-    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0, home / "out/data")
+    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
     assert {name for name, outcome in verdicts(found).items() if outcome == "fail"} == {"size_growth", "memory_growth"}
     roomy = dataclasses.replace(TARGET, gate=dataclasses.replace(TARGET.gate, size_growth=0.9, memory_growth=None))
-    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0, home / "out/data")
+    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
     assert verdicts(found)["size_growth"] == "pass"
     assert "memory_growth" not in verdicts(found)
 
@@ -208,23 +216,71 @@ def test_a_larger_file_and_more_memory_fail_exactly(
 def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[float], list[int]]) -> None:
     slower(1.06)
     own = home / "out/digits/cpu/bundle"
-    one = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
-    likely = dataclasses.replace(one, latency=dataclasses.replace(
-        one.latency, candidate=dataclasses.replace(one.latency.candidate, p_value=0.004)))  # fmt: skip
+    one = gate.run(compared(home, own, own), TARGET, None, 0)
+    likely = dataclasses.replace(one, latency=dataclasses.replace(one.latency, p_value=0.004))
     assert [verdicts(found)["latency_growth"] for found in gate.holm([likely])] == ["fail"]
     assert [verdicts(found)["latency_growth"] for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
     assert gate.status(gate.holm([likely, likely])) == 3
 
 
-def test_real_times_of_one_file_pass_and_those_of_a_longer_one_do_not(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("longer", "outcomes"), [(8, {"pass", "cannot_tell"}), (24, {"fail", "cannot_tell"})])
+def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_pass(
+    home: Path, longer: int, outcomes: set[str]
 ) -> None:
-    monkeypatch.setattr(gating, "FIRST", 4)
-    own = home / "out/digits/cpu/bundle"
-    found = gate.run(compared(home, own, own), TARGET, None, 0, home / "out/data")
-    assert verdicts(found)["memory_growth"] == "pass"
+    for name, length in (("reference", 8), ("candidate", longer)):
+        chain(home / f"{name}.onnx", length)
+    pair = gate.Pair(
+        recipe="chain",
+        **{name: subjects.read(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
+    )
+    found = gate.run(pair, TARGET, None, 0)
+    assert verdicts(found)["latency_growth"] in outcomes
+    assert (found.latency.candidate.slower.estimate > 1.5) == (longer > 8)
     assert set(found.rounds[0].blocks) == {gate.CANDIDATE, gate.REFERENCE, gate.CONTROL}
-    assert found.latency.control.slower.estimate == pytest.approx(1.0, abs=0.5)
+
+
+def chain(path: Path, length: int) -> None:
+    """So many equal convolutions in a row."""
+    names = ["input", *(f"c{i}" for i in range(1, length)), "logits"]
+    nodes = [helper.make_node("Conv", [a, "w"], [b], pads=[1] * 4) for a, b in itertools.pairwise(names)]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 16, 24, 24)) for name in ("input", "logits")]
+    weights = numpy_helper.from_array(np.full((16, 16, 3, 3), 0.01, np.float32), "w")
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+
+
+def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def rounds(
+        sides: Sequence[timing.Side],
+        count: int,
+        seed: int,
+        keep: Callable[[Round], None],
+        *,
+        skip: int = 0,
+        effort: object,
+    ) -> None:
+        for index in range(skip, count):
+            asked.append(seed + index)
+            wild = 1.0 + (asked[0] == seed) * 0.9 * (index % 2)  # only the first attempt is noisy
+            keep(
+                Round(
+                    seed=seed,
+                    blocks={side.name: [[wild if side.name == gate.CANDIDATE else 1.0] * 2] * 5 for side in sides},
+                )
+            )
+
+    monkeypatch.setattr(timing, "rounds", rounds)
+    monkeypatch.setattr(timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=1))
+    own = home / "out/digits/cpu/bundle"
+    assert verdicts(gate.run(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
+    asked.clear()
+    found = gate.run(compared(home, own, own), TARGET, None, 0, attempts=3)
+    assert verdicts(found)["latency_growth"] == "pass"
+    assert len(found.rounds) == gating.FIRST  # those of the attempt that told
+    assert max(asked) < 2000
 
 
 # --- another interpreter ------------------------------------------------------------------------------------
@@ -287,7 +343,7 @@ def test_what_was_accepted_is_what_is_compared_with(home: Path, slower: Callable
     assert (record["target"], record["isa"], record["manifest"]["classes"]) == ("cpu", TARGET.isa, list(CLASSES))
     assert str(home) not in json.dumps(record)
     code, text = gated()
-    assert (code, "does not know the class '0' of the test pictures; it has ant, bee, cat" in text) == (2, True)
+    assert (code, "does not know the class 'eight' of the test pictures; it has ant, bee, cat" in text) == (2, True)
 
 
 def test_an_archive_may_lie_in_any_folder(home: Path) -> None:
@@ -321,16 +377,20 @@ def test_an_archive_is_fetched_once_and_checked_always(home: Path, served: str) 
     body = (home / "out/digits/cpu/bundle.tar").read_bytes()
     uploaded = home / "shelf" / Path(found.uri).name
     uploaded.write_bytes(body + b"x")
-    with pytest.raises(ToolchainError, match="another length"):
+    with pytest.raises(ToolchainError, match="not the archive that was accepted"):
         baselines.fetched(record, found, home / "cache")
     uploaded.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
     with pytest.raises(ToolchainError, match="not the archive that was accepted"):
-        baselines.fetched(record, found, home / "cache2")
+        baselines.fetched(record, found, home / "cache")
+    assert not list((home / "cache").iterdir())
     uploaded.write_bytes(body)
     kept = baselines.fetched(record, found, home / "cache")
     uploaded.unlink()
     assert baselines.fetched(record, found, home / "cache") == kept
     assert kept.read_bytes() == body
+    kept.write_bytes(body + b"x")  # a cache may come from anywhere
+    with pytest.raises(ToolchainError, match="cannot fetch"):
+        baselines.fetched(record, found, home / "cache")
 
 
 def broken(home: Path, **changes: object) -> None:
@@ -368,10 +428,44 @@ def test_a_model_that_was_changed_by_one_bit_is_refused_before_it_is_loaded(home
     assert (code, "model.onnx is missing or was changed" in text) == (2, True)
 
 
+def test_a_model_that_the_sums_do_not_vouch_for_is_refused(home: Path) -> None:
+    folder = home / "out/digits/cpu/bundle"
+    manifest = records.read_json(folder / "manifest.json")
+    network(home / "out/digits/cpu/outside.onnx")
+    for names in (["../outside.onnx"], [], [str(home / "out/digits/cpu/outside.onnx")]):
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "model": {"files": names}}))
+        seal(folder)
+        with pytest.raises(ToolchainError, match="does not vouch for"):
+            subjects.read(folder, home)
+
+
+@pytest.mark.parametrize("missing", ["target", "classes", "placement", "runtime", "model"])
+def test_a_manifest_that_lacks_something_is_one_message(home: Path, missing: str) -> None:
+    accepted()
+    folder = home / "out/digits/cpu/bundle"
+    manifest = records.read_json(folder / "manifest.json")
+    del manifest[missing]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    seal(folder)
+    code, text = gated()
+    assert (code, "the manifest lacks" in text) == (2, True)
+
+
+def test_what_an_earlier_gate_said_does_not_outlive_one_that_cannot_run(home: Path) -> None:
+    folder = home / "out/gate/cpu"
+    folder.mkdir(parents=True)
+    for name in gate_report.FILES:
+        (folder / name).write_text("passed")
+    assert gated()[0] == 2
+    assert not list(folder.iterdir())
+
+
 def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
     other = archived(bundled(home / "b", target="openvino"), home / "b.tar")
     result = VERBS.invoke(cli.app, ["accept", "--bundle", str(other)])
-    assert "was built for 'openvino', not for 'cpu'" in str(result.exception)
+    assert "is 'digits' for 'openvino', not 'digits' for 'cpu'" in str(result.exception)
+    result = VERBS.invoke(cli.app, ["accept", "--uri", "s3://bucket/models"])
+    assert "a folder or an http address is wanted" in str(result.exception)
     result = VERBS.invoke(cli.app, ["accept", "--recipe", "solar"])
     assert "is not there; run `toolchain export --target cpu --recipe solar`" in str(result.exception)
     assert not list((home / "targets").rglob("*.json"))
@@ -392,6 +486,7 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     accepted()
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
+    monkeypatch.setattr(gate, "pictures", lambda *_: gate.Pictures((), ()))
     monkeypatch.setattr(gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
     code, text = gated()
     return code, text, home / "out/gate/cpu"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from toolchain import discover, progress, quantizer, records
+from toolchain import discover, machine, progress, quantizer, records
 from toolchain.onnx_export import output_step, to_onnx
 from toolchain.stages.quantize import Family, Quantized
 from toolchain.surgery import layers
@@ -39,13 +39,12 @@ class Built:
 def variants(families: Sequence[Family], target: Target, work: Path) -> list[Built]:
     """Every family in every precision of the target; the first is dense-fp32, the baseline."""
     built = []
-    runtime = discover.module("runtimes", target.runtime)
     for family in families:
         image = family.data.example
         sizes = layers(family.trained.model, image)
         for precision in target.precisions:
-            if not runtime.available(precision):
-                progress.say(f"export: this machine has no {precision}; left out")
+            if not machine.available(target, precision):
+                progress.say(f"export: {target.device or 'this machine'} has no {precision}; left out")
                 continue
             quantized = family.quantized if precision == "int8" else None
             model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)

@@ -191,10 +191,11 @@ def speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, 
 
 def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str:
     """Of the model's structure and all that decides its latency; not of its weights."""
+    board = (machine.describe(target.device),) if target.device else ()  # what is timed here is this machine's alone
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     return records.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
-        machine.runtime(target), machine.isa(target.device), asked,
+        machine.runtime(target), machine.isa(target.device), (*asked, *board),
     )  # fmt: skip
 
 
