@@ -25,6 +25,7 @@ from toolchain.values import Domain, Interval, Recipe, Target, Verdict
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
 EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
 NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
+ACCURACY_CHANCE = 0.05  # that a loss which is called one is none
 FOOTPRINTS = 3  # processes a side; the least counts
 RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
 
@@ -55,6 +56,7 @@ class Gated:
     latency: Conducted
     rounds: tuple[Round, ...]  # raw, those that confirm a regression at the end
     accuracy: Interval | None = None  # the candidate's on the test pictures
+    p_accuracy: float = 1.0  # of answers like these where the candidate is as good
 
 
 def check(target: Target, device: str) -> None:
@@ -111,6 +113,7 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
         latency=conducted, rounds=tuple(measured),
         accuracy=None if answers is None else stats.accuracy(answers[0]),
+        p_accuracy=1.0 if answers is None else stats.lost_by_chance(answers[1], answers[0]),
     )  # fmt: skip
 
 
@@ -190,7 +193,7 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
     candidate, reference = answers
     drop, chance = stats.drop(reference, candidate), stats.lost_by_chance(reference, candidate)
     within = drop.estimate <= limit
-    outcome: Any = "pass" if within else "fail" if chance < 0.05 else "cannot_tell"
+    outcome: Any = "pass" if within else "fail" if chance < ACCURACY_CHANCE else "cannot_tell"
     needed = stats.images_needed(max(limit, 1e-3), stats.disagreement(reference, candidate))
     why = (
         f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
@@ -246,19 +249,27 @@ def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.nd
 
 
 def holm(gated: Sequence[Gated]) -> list[Gated]:
-    """Slowdowns that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    adjusted = stats.holm([one.latency.p_value for one in gated])
+    """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
+    slower = stats.holm([one.latency.p_value for one in gated])
+    worse = stats.holm([one.p_accuracy for one in gated])
     result = []
-    for one, chance in zip(gated, adjusted, strict=True):
-        verdicts = [
-            replace(
-                v, outcome="cannot_tell", why=f"not certain among {len(gated)} models (Holm, p = {chance:.2g}); {v.why}"
+    for one, slow, bad in zip(gated, slower, worse, strict=True):
+        doubted = {
+            check: f"not certain among {len(gated)} models (Holm, p = {chance:.2g})"
+            for check, chance, most in (
+                ("latency_growth", slow, gating.CHANCE),
+                ("accuracy_drop", bad, ACCURACY_CHANCE),
             )
-            if v.check == "latency_growth" and v.outcome == "fail" and chance >= gating.CHANCE
+            if chance >= most
+        }
+        verdicts = tuple(
+            replace(v, outcome="cannot_tell", why=f"{doubted[v.check]}; {v.why}")
+            if v.outcome == "fail" and v.check in doubted
             else v
             for v in one.verdicts
-        ]
-        result.append(replace(one, verdicts=tuple(verdicts)))
+        )
+        told = next(v.outcome for v in verdicts if v.check == "latency_growth")
+        result.append(replace(one, verdicts=verdicts, latency=replace(one.latency, outcome=told)))
     return result
 
 

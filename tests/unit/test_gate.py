@@ -221,6 +221,12 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
     assert [verdicts(found)["latency_growth"] for found in gate.holm([likely])] == ["fail"]
     assert [verdicts(found)["latency_growth"] for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
     assert gate.status(gate.holm([likely, likely])) == 3
+    assert [found.latency.outcome for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
+    lost = gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
+    assert lost is not None
+    worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), p_accuracy=0.03)
+    assert [verdicts(found)["accuracy_drop"] for found in gate.holm([worse])] == ["fail"]
+    assert [verdicts(found)["accuracy_drop"] for found in gate.holm([worse, worse])] == ["cannot_tell"] * 2
 
 
 @pytest.mark.parametrize(("longer", "outcomes"), [(8, {"pass", "cannot_tell"}), (24, {"fail", "cannot_tell"})])
