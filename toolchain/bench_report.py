@@ -12,7 +12,7 @@ from toolchain.tables import Table
 
 Report = Mapping[str, Any]
 COLOURS = (canvas.MAIN, canvas.WARM, canvas.COOL, canvas.INK, canvas.MUTED)
-TAIL = 99.5  # percent of the samples that the plot shows
+FAR = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
 
 
 def write(found: Report, folder: Path) -> None:
@@ -23,29 +23,28 @@ def write(found: Report, folder: Path) -> None:
 
 
 def latencies(found: Report) -> Table:
-    """One row a subject."""
+    """How long each takes."""
     rows = tuple(
         (
-            one["name"], f"{one['runtime']}, {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(_latency(one["latency_ms"][which]) for which in ("p50", "p90", "p99")),
-            f"{one['load_ms']:.0f}", f"{one['first_ms']:.3g}", figures.size(one["peak_rss_bytes"]),
-            figures.size(one["size_bytes"]), figures.percent(one["peak_share"]),
+            one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
+            *(_latency(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), figures.percent(one["peak_share"]),
         )
         for one in found["subjects"]
     )  # fmt: skip
-    columns = (
-        "Model",
-        "Runs as",
-        "p50, ms",
-        "p90, ms",
-        "p99, ms",
-        "Load, ms",
-        "First, ms",
-        "Memory",
-        "On disk",
-        "Of peak",
-    )
-    return Table(columns=columns, rows=rows, prose=(0, 1), spare=(1, 6, 5, 3, 9, 7))
+    columns = ("Model", "Runs as", "p50, ms", "p90, ms", "p99, ms", "Of peak")
+    return Table(columns=columns, rows=rows, spare=(3, 5, 1))
+
+
+def needs(found: Report) -> Table:
+    """What each takes before it answers, and the room it takes."""
+    rows = tuple(
+        (
+            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", figures.size(one["peak_rss_bytes"]),
+            figures.size(one["size_bytes"]), figures.NONE if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
+        )
+        for one in found["subjects"]
+    )  # fmt: skip
+    return Table(columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"), rows=rows, spare=(5,))
 
 
 def _latency(value: Mapping[str, float] | None) -> str:
@@ -78,6 +77,11 @@ def throughput(found: Report) -> Table:
     )
 
 
+def sections(found: Report) -> tuple[tuple[str, Table], ...]:
+    """What stands below the latencies."""
+    return ("Ratios", ratios(found)), ("What each needs", needs(found)), ("Throughput", throughput(found))
+
+
 def samples(found: Report) -> str:
     """How much stands behind the figures, on what machine."""
     computer = found["machine"]
@@ -93,7 +97,7 @@ def samples(found: Report) -> str:
 def markdown(found: Report) -> str:
     """The same for a pull request or a page of a wiki."""
     parts = ["# Latency", report.grid(latencies(found)), f"{report.inline(samples(found))}."]
-    for title, content in (("Ratios", ratios(found)), ("Throughput", throughput(found))):
+    for title, content in sections(found):
         parts += [f"## {title}", report.grid(content)] if content.rows else []
     if found["warnings"]:
         parts += ["## Warnings", "\n".join(f"- {w['kind']}: {report.inline(w['text'])}" for w in found["warnings"])]
@@ -103,25 +107,25 @@ def markdown(found: Report) -> str:
 def html(found: Report) -> str:
     """The page."""
     said = "".join(f"<p>Warning: {escape(w['text'])}</p>" for w in found["warnings"])
-    sections = [
+    parts = [
         f'<p class="lead">{escape(samples(found))}</p><h1>Latency</h1>',
         f'<div class="said warned">{said}</div>' if said else "",
         page.table(latencies(found)),
         f'<figure><div class="wide large">{plot(found)}</div><figcaption>Share of all inferences that took no longer; '
-        "the steeper, the steadier.</figcaption></figure>",
+        "the steeper, the steadier. Beyond two and a half medians nothing is drawn.</figcaption></figure>",
         *(
             f"<section><h2>{title}</h2>{page.table(content)}</section>"
-            for title, content in (("Ratios", ratios(found)), ("Throughput", throughput(found)))
+            for title, content in sections(found)
             if content.rows
         ),
     ]
-    return page.PAGE.format(title="Latency", css=page.CSS, body="\n".join(part for part in sections if part))
+    return page.PAGE.format(title="Latency", css=page.CSS, body="\n".join(part for part in parts if part))
 
 
 def plot(found: Report) -> str:
     """Distribution of each subject's latencies."""
     with canvas.figure(720, 300) as drawing:
-        axes = drawing.add_axes((0.08, 0.16, 0.66, 0.78))
+        axes = drawing.add_axes((0.08, 0.16, 0.6, 0.78))
         most = 0.0
         for number, one in enumerate(found["subjects"]):
             taken = np.sort([s for row in found["rounds"] for block in row["blocks"][one["name"]] for s in block])
@@ -129,7 +133,7 @@ def plot(found: Report) -> str:
             axes.step(
                 taken, 100 * np.arange(1, len(taken) + 1) / len(taken), color=colour, linestyle=style, label=one["name"]
             )
-            most = max(most, float(np.percentile(taken, TAIL)))
+            most = max(most, min(float(taken[-1]), FAR * float(np.median(taken))))
         axes.set(xlim=(0, 1.05 * most), ylim=(0, 101), xlabel="milliseconds", ylabel="% of inferences")
-        drawing.legend(loc="upper left", bbox_to_anchor=(0.75, 0.95), frameon=False)
+        drawing.legend(loc="upper left", bbox_to_anchor=(0.69, 0.95), frameon=False)
         return canvas.svg(drawing, "latency", "distribution of latencies")

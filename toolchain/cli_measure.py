@@ -47,7 +47,7 @@ def bench(
     bench_report.write(written, folder)
     shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
     history.append(out / history.FILE, history.of_bench(written))
-    report.show([bench_report.latencies(written), bench_report.ratios(written), bench_report.throughput(written)])
+    report.show([bench_report.latencies(written), *(content for _, content in bench_report.sections(written))])
     typer.echo(bench_report.samples(written))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning['text']}", err=True)

@@ -73,8 +73,8 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
     key, factor, label, says = quantity
     lines: dict[str, list[Entry]] = {}
     machines = {entry["machine"] for entry in entries}
-    for entry in entries:
-        if entry[key] is not None:
+    for entry in entries:  # `bench` times models of any age, in any order: they stand in the table
+        if entry[key] is not None and entry["kind"] != "bench":
             where = f" on {entry['machine']}" if len(machines) > 1 else ""
             how = f"{entry['recipe']}, {entry['precision']}, {entry['threads']} thread{'s' if entry['threads'] > 1 else ''}"
             lines.setdefault(f"{how}{where}", []).append(entry)

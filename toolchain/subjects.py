@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from toolchain import archives, discover, onnx_macs, records, timed
-from toolchain.errors import ToolchainError, brief
+from toolchain.errors import ToolchainError
 from toolchain.timing import Side
 from toolchain.values import Precision
 
@@ -58,9 +58,9 @@ class Subject:
         try:
             answer = room.open(made, threads=1, precision=self.side.precision).run(np.zeros(shape, self.side.dtype))
         except Exception as reason:  # the runtimes' own kinds
-            raise ToolchainError(f"{self.name} does not run with {count} pictures at once: {brief(reason)}") from reason
+            raise ToolchainError(f"fixed to another number than {count} pictures") from reason
         if len(answer) != count:
-            raise ToolchainError(f"{self.name} answers {len(answer)} times for {count} pictures: its graph is fixed")
+            raise ToolchainError(f"answers {len(answer)} times for {count} pictures")
         return replace(self, side=replace(self.side, path=str(made), shape=shape), files=(made,), open_batch=False)
 
     def run_by(self, python: str) -> "Subject":
@@ -119,8 +119,7 @@ def _bundle(folder: Path, threads: int) -> Subject:
         raise ToolchainError(
             f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
         )
-    resolved = folder.resolve()
-    name = resolved.parent.name if resolved.name == "bundle" else resolved.name
+    name = " ".join(str(found[key]) for key in ("recipe", "target") if key in found) or folder.resolve().name
     side = Side(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip

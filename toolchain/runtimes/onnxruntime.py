@@ -160,9 +160,9 @@ def batched(path: Path, batch: int, folder: Path) -> Path:
     del model.graph.value_info[:]
     for number, node in enumerate(node for node in model.graph.node if node.op_type == "Reshape"):
         shape = onnx.numpy_helper.to_array(constants[node.input[1]]) if node.input[1] in constants else np.zeros(0)
-        if shape.size and shape[0] == 1:  # one picture; 0 takes the number over from the input
+        if shape.size and shape[0] == 1:  # one picture
             name = f"{node.input[1]}_batched_{number}"
-            free = np.array([0, *shape[1:]], np.int64)
+            free = np.array([batch, *shape[1:]], np.int64)
             model.graph.initializer.append(onnx.numpy_helper.from_array(free, name))
             node.input[1] = name
     made = folder / f"{path.stem}-batch{batch}.onnx"

@@ -175,7 +175,7 @@ def batched(path: Path, batch: int, folder: Path) -> Path:
         model.reshape([batch, *(shape[i] for i in range(1, len(shape)))])
         ov.save_model(model, str(made), compress_to_fp16=False)
     except Exception as reason:
-        raise ToolchainError(f"{path} cannot take {batch} pictures at once: {brief(reason)}") from reason
+        raise ToolchainError(f"fixed to another number than {batch} pictures") from reason
     return made
 
 
