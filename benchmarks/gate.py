@@ -23,7 +23,7 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import gate, gating, progress, records, spec, stats, subjects
+from toolchain import contenders, gate, gating, progress, records, spec, stats, subjects
 from toolchain.gating import Sample
 
 CHANNELS, SIDE = 32, 32
@@ -63,7 +63,7 @@ def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dic
     reference, candidate = (subjects.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
     target, started = spec.target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
-        found = gate.run(gate.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed)
+        found = gate.run(contenders.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed)
     verdict = next(v for v in found.verdicts if v.check == "latency_growth")
     samples = [gate.sample(one) for one in found.rounds]
     return {

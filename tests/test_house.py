@@ -70,6 +70,7 @@ RANKS = {
         "subjects",
         "gating",
         "baselines",
+        "contenders",
         "criteria",
         "runtimes",
     },

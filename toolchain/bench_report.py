@@ -44,7 +44,9 @@ def needs(found: Report) -> Table:
         )
         for one in found["subjects"]
     )  # fmt: skip
-    return Table(columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"), rows=rows, spare=(5,))
+    return Table(
+        columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"), rows=rows, spare=(5,)
+    )
 
 
 def _latency(value: Mapping[str, float] | None) -> str:

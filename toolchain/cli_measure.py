@@ -92,8 +92,8 @@ def gate(
 
     Exit status: 0 pass, 1 regression, 3 cannot tell (the machine is too noisy, the pictures too few), 2 wrong input.
     """
+    from toolchain import contenders, gate_report, history, overrides, report, spec
     from toolchain import gate as gates
-    from toolchain import gate_report, history, overrides, report, spec
 
     chosen, recipes = spec.target(target), recipe or ["digits"]
     device = device or chosen.device
@@ -104,12 +104,12 @@ def gate(
     folder = out / "gate" / chosen.name
     gate_report.remove(folder)
     gates.check(chosen, device)
-    python = gates.interpreter(reference_python) if reference_python else ""
+    python = contenders.interpreter(reference_python) if reference_python else ""
     tests = []
     for name in recipes:  # whatever is wrong shows before anything is timed
         job, domain = overrides.job(name, overrides.Flags(data=data))
-        pair = gates.pair(job, chosen, out, candidate=candidate, reference=reference, python=python, device=device)
-        shown = gates.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        pair = contenders.pair(job, chosen, out, candidate=candidate, reference=reference, python=python, device=device)
+        shown = contenders.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
         tests.append((pair, shown))
     gated = gates.holm([gates.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
     found = gate_report.of(gated, chosen)

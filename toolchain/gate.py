@@ -5,7 +5,6 @@ reference a second time as control. Accuracy is compared over the same pictures,
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,38 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import baselines, discover, gating, listing, machine, progress, runner, stats, subjects, timing
+from toolchain import discover, gating, machine, progress, runner, stats, timing
 from toolchain.allowances import Allowance
+from toolchain.contenders import Pair, Pictures
 from toolchain.errors import ToolchainError
 from toolchain.gating import Conducted, Sample
 from toolchain.subjects import Subject
 from toolchain.timed import Effort
 from toolchain.timing import Round
-from toolchain.values import Domain, Interval, Recipe, Target, Verdict
+from toolchain.values import Interval, Target, Verdict
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
 EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
-NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
 ACCURACY_CHANCE = 0.05  # that a loss which is called one is none
 FOOTPRINTS = 3  # processes a side; the least counts
 RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What is compared with what."""
-
-    recipe: str
-    candidate: Subject
-    reference: Subject
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Test pictures and their classes by name."""
-
-    files: tuple[Path, ...]
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,23 +188,6 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
     return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
 
 
-def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
-    """The domain's test pictures.
-
-    Raises:
-        ToolchainError: there are none, or a bundle does not know one of their classes.
-    """
-    found = listing.find(domain, cache)
-    labels = tuple(found.classes[label] for label in found.labels["test"])
-    for one in (compared.candidate, compared.reference):
-        classes = one.manifest["classes"] if one.manifest else ()
-        if unknown := set(labels) - set(classes):
-            raise ToolchainError(
-                f"{one.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
-            )
-    return Pictures(tuple(found.files["test"]), labels)
-
-
 def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
     """Which test pictures candidate and reference get right, bool [pictures] each."""
     sides = (pair.candidate, pair.reference)
@@ -277,64 +242,3 @@ def status(gated: Sequence[Gated]) -> int:
     """Exit status: 1 where anything fails, else 3 where anything could not be told, else 0."""
     outcomes = {verdict.outcome for one in gated for verdict in one.verdicts}
     return next((code for outcome, code in RANKS.items() if outcome in outcomes), 0)
-
-
-def pair(
-    recipe: Recipe,
-    target: Target,
-    out: Path,
-    *,
-    candidate: Path | None,
-    reference: Path | None,
-    python: str,
-    device: str = "",
-) -> Pair:
-    """Finds what is to be compared.
-
-    Args:
-        out: folder of the runs: the candidate is the last one's bundle, where none is named.
-        reference: a bundle or archive; None: the accepted one, or, with `python`, the candidate itself.
-        python: interpreter that the reference runs in; empty: this one.
-        device: board that both are timed on; empty: this machine.
-
-    Raises:
-        ToolchainError: one is missing, was changed since it was built, or is no bundle.
-    """
-    scratch, own = out / "work" / "references", candidate or out / recipe.name / target.name / "bundle"
-    if candidate is None and not own.is_dir():
-        raise ToolchainError(
-            f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
-            "or name a bundle with --candidate"
-        )
-    tested = subjects.read(own, scratch, threads=target.threads)
-    if reference is None and python:
-        other = tested
-    else:
-        other = subjects.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
-    for one in (tested, other):
-        if one.manifest is None:
-            raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
-        if lacking := [name for name in NEEDED if name not in one.manifest]:
-            raise ToolchainError(
-                f"{one.folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
-            )
-        if one.manifest["target"] != target.name:
-            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
-    return Pair(recipe=recipe.name, candidate=tested.on(device), reference=other.on(device).run_by(python))
-
-
-def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
-    record, baseline = baselines.read(target, recipe.name)
-    return baselines.fetched(record, baseline, cache)
-
-
-def interpreter(environment: Path) -> str:
-    """The Python of a virtual environment, or the file itself.
-
-    Raises:
-        ToolchainError: there is none.
-    """
-    for path in (environment / "bin" / "python", environment / "Scripts" / "python.exe", environment):
-        if path.is_file() and os.access(path, os.X_OK):
-            return str(path.absolute())  # not resolved: a link tells Python which environment it is in
-    raise ToolchainError(f"{environment} has no Python; name a virtual environment in which numpy and the runtime are")

@@ -85,7 +85,7 @@ def test_everything_a_latency_needs_is_in_the_report(quick: Path) -> None:
     assert ([line["name"] for line in lines], odd) == (["a", "b"], [])
     page = (quick / "out/bench/bench.html").read_text()
     assert page.count("<svg") == 1
-    assert re.search(r"\| a \| onnxruntime, f32, 1 thread \| 0\.", (quick / "out/bench/bench.md").read_text())
+    assert re.search(r"\| a \| onnxruntime f32, 1 thread \| 0\.", (quick / "out/bench/bench.md").read_text())
 
 
 def test_batches_and_threads_give_pictures_a_second(quick: Path) -> None:

@@ -25,7 +25,10 @@ from toolchain.errors import ToolchainError
 from toolchain.timed import Effort
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
-needs_sshd = pytest.mark.skipif(SSHD is None, reason="no sshd here (Debian: apt-get install openssh-server)")
+needs_sshd = pytest.mark.skipif(
+    SSHD is None or not all(map(shutil.which, ("ssh", "ssh-keygen", "tar"))),
+    reason="no sshd here (Debian: apt-get install openssh-server openssh-client)",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +212,7 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
         target = machine.kind()
         if target == "x86-64-vnni":
             arguments = ["gate", "--reference", own, "--device", loopback.device]
-            monkeypatch.setattr("toolchain.gate.pictures", lambda *_: None)
+            monkeypatch.setattr("toolchain.contenders.pictures", lambda *_: None)
             result = CliRunner().invoke(cli.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
             assert records.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device

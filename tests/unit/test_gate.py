@@ -19,7 +19,20 @@ from conftest import draw
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from toolchain import baselines, cli, gate, gate_report, gating, machine, records, spec, stats, subjects, timing
+from toolchain import (
+    baselines,
+    cli,
+    contenders,
+    gate,
+    gate_report,
+    gating,
+    machine,
+    records,
+    spec,
+    stats,
+    subjects,
+    timing,
+)
 from toolchain.errors import ToolchainError
 from toolchain.timing import Round
 from toolchain.values import Domain, ModelSpec, Recipe
@@ -134,12 +147,12 @@ def verdicts(found: gate.Gated) -> dict[str, str]:
     return {verdict.check: verdict.outcome for verdict in found.verdicts}
 
 
-def compared(home: Path, candidate: Path, reference: Path) -> gate.Pair:
-    return gate.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
+def compared(home: Path, candidate: Path, reference: Path) -> contenders.Pair:
+    return contenders.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
 
 
-def shown(domain: Domain, pair: gate.Pair) -> gate.Pictures:
-    return gate.pictures(domain, Path("out/data"), pair)
+def shown(domain: Domain, pair: contenders.Pair) -> contenders.Pictures:
+    return contenders.pictures(domain, Path("out/data"), pair)
 
 
 # --- what is decided ----------------------------------------------------------------------------------------
@@ -235,7 +248,7 @@ def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_
 ) -> None:
     for name, length in (("reference", 8), ("candidate", longer)):
         chain(home / f"{name}.onnx", length)
-    pair = gate.Pair(
+    pair = contenders.Pair(
         recipe="chain",
         **{name: subjects.read(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
     )
@@ -308,12 +321,12 @@ def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
     with pytest.raises(ToolchainError, match=r"a timing process failed: .*does not load"):
         timing.rounds([own.side, broken], 1, 3, lambda one: None)
     with pytest.raises(ToolchainError, match="has no Python"):
-        gate.interpreter(home)
-    assert gate.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
+        contenders.interpreter(home)
+    assert contenders.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
 
 
 def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
-    found = gate.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
+    found = contenders.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
     assert found.candidate.sha256 == found.reference.sha256
     assert (found.candidate.side.python, found.reference.side.python) == ("", sys.executable)
 
@@ -492,7 +505,7 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     accepted()
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
-    monkeypatch.setattr(gate, "pictures", lambda *_: gate.Pictures((), ()))
+    monkeypatch.setattr(contenders, "pictures", lambda *_: contenders.Pictures((), ()))
     monkeypatch.setattr(gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
     code, text = gated()
     return code, text, home / "out/gate/cpu"

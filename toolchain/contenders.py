@@ -1,0 +1,107 @@
+"""What a gate compares: the candidate of the last run or a named one, the accepted reference or a named one, and pictures."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain import baselines, listing, subjects
+from toolchain.errors import ToolchainError
+from toolchain.subjects import Subject
+from toolchain.values import Domain, Recipe, Target
+
+NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What is compared with what."""
+
+    recipe: str
+    candidate: Subject
+    reference: Subject
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Test pictures and their classes by name."""
+
+    files: tuple[Path, ...]
+    labels: tuple[str, ...]
+
+
+def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
+    """The domain's test pictures.
+
+    Raises:
+        ToolchainError: there are none, or a bundle does not know one of their classes.
+    """
+    found = listing.find(domain, cache)
+    labels = tuple(found.classes[label] for label in found.labels["test"])
+    for one in (compared.candidate, compared.reference):
+        classes = one.manifest["classes"] if one.manifest else ()
+        if unknown := set(labels) - set(classes):
+            raise ToolchainError(
+                f"{one.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
+            )
+    return Pictures(tuple(found.files["test"]), labels)
+
+
+def pair(
+    recipe: Recipe,
+    target: Target,
+    out: Path,
+    *,
+    candidate: Path | None,
+    reference: Path | None,
+    python: str,
+    device: str = "",
+) -> Pair:
+    """Finds what is to be compared.
+
+    Args:
+        out: folder of the runs: the candidate is the last one's bundle, where none is named.
+        reference: a bundle or archive; None: the accepted one, or, with `python`, the candidate itself.
+        python: interpreter that the reference runs in; empty: this one.
+        device: board that both are timed on; empty: this machine.
+
+    Raises:
+        ToolchainError: one is missing, was changed since it was built, or is no bundle.
+    """
+    scratch, own = out / "work" / "references", candidate or out / recipe.name / target.name / "bundle"
+    if candidate is None and not own.is_dir():
+        raise ToolchainError(
+            f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
+            "or name a bundle with --candidate"
+        )
+    tested = subjects.read(own, scratch, threads=target.threads)
+    if reference is None and python:
+        other = tested
+    else:
+        other = subjects.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
+    for one in (tested, other):
+        if one.manifest is None:
+            raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
+        if lacking := [name for name in NEEDED if name not in one.manifest]:
+            raise ToolchainError(
+                f"{one.folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
+            )
+        if one.manifest["target"] != target.name:
+            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
+    return Pair(recipe=recipe.name, candidate=tested.on(device), reference=other.on(device).run_by(python))
+
+
+def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
+    record, baseline = baselines.read(target, recipe.name)
+    return baselines.fetched(record, baseline, cache)
+
+
+def interpreter(environment: Path) -> str:
+    """The Python of a virtual environment, or the file itself.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    for path in (environment / "bin" / "python", environment / "Scripts" / "python.exe", environment):
+        if path.is_file() and os.access(path, os.X_OK):
+            return str(path.absolute())  # not resolved: a link tells Python which environment it is in
+    raise ToolchainError(f"{environment} has no Python; name a virtual environment in which numpy and the runtime are")
