@@ -134,7 +134,7 @@ def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: 
 def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_latency(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "kind", lambda: "x86-64-vnni")
+    monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
     other = dataclasses.replace(spec.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
     written = pipeline.build(run.recipe, other, run.domain, run.out)
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest

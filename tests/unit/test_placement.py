@@ -196,7 +196,7 @@ def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from toolchain.stages import place
 
     target = spec.target("cpu")
-    monkeypatch.setattr(machine, "kind", lambda: target.isa)
+    monkeypatch.setattr(machine, "kind", lambda device="": target.isa)
 
     def run(clock: Clock, seconds: float = 100.0):
         monkeypatch.setattr(search.timing, "rounds", clock)
