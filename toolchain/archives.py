@@ -17,7 +17,7 @@ from toolchain.errors import ToolchainError
 MOST_FILES = 64
 MOST_BYTES = 4 << 30
 INSIDE = "bundle/"
-SCHEMA = 1  # of manifests that this version reads
+SCHEMA = 1  # of manifests, as this version writes and reads them
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
@@ -29,7 +29,9 @@ def unpacked(archive: Path, folder: Path) -> Path:
     Raises:
         ToolchainError: it is no bundle, or not as it was when it was built.
     """
-    if not folder.exists():
+    if folder.exists():
+        manifest(folder)
+    else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
@@ -42,7 +44,6 @@ def unpacked(archive: Path, folder: Path) -> Path:
             raise records.disk_error(folder, reason) from reason
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    manifest(folder)
     return folder
 
 

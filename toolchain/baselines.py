@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain import archives, discover, history, machine, progress, records
+from toolchain import archives, discover, machine, progress, records
 from toolchain.errors import ToolchainError
 from toolchain.values import Target
 
@@ -91,7 +91,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
         size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
-        accepted_at=history.now(),
+        accepted_at=records.now(),
     )  # fmt: skip
     records.write_json(where, baseline)
     return where, baseline

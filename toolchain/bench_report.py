@@ -11,7 +11,6 @@ from toolchain import canvas, figures, page, records, report
 from toolchain.tables import Table
 
 Report = Mapping[str, Any]
-COLOURS = (canvas.MAIN, canvas.WARM, canvas.COOL, canvas.INK, canvas.MUTED)
 FAR = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
 
 
@@ -27,7 +26,7 @@ def latencies(found: Report) -> Table:
     rows = tuple(
         (
             one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(_latency(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), figures.percent(one["peak_share"]),
+            *(figures.bounded(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), figures.percent(one["peak_share"]),
         )
         for one in found["subjects"]
     )  # fmt: skip
@@ -47,10 +46,6 @@ def needs(found: Report) -> Table:
     return Table(
         columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"), rows=rows, spare=(5,)
     )
-
-
-def _latency(value: Mapping[str, float] | None) -> str:
-    return figures.NONE if value is None else f"{value['estimate']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
 
 
 def ratios(found: Report) -> Table:
@@ -131,7 +126,7 @@ def plot(found: Report) -> str:
         most = 0.0
         for number, one in enumerate(found["subjects"]):
             taken = np.sort([s for row in found["rounds"] for block in row["blocks"][one["name"]] for s in block])
-            colour, style = COLOURS[number % len(COLOURS)], ("-", "--", ":")[number // len(COLOURS) % 3]
+            colour, style = canvas.LINES[number % len(canvas.LINES)], ("-", "--", ":")[number // len(canvas.LINES) % 3]
             axes.step(
                 taken, 100 * np.arange(1, len(taken) + 1) / len(taken), color=colour, linestyle=style, label=one["name"]
             )

@@ -4,7 +4,6 @@ All subjects share every process, so their ratios hold on a machine that is busy
 times, for its memory, load time and first inference. Other batch sizes and numbers of threads have rounds of their own.
 """
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +53,7 @@ def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, An
         swept = _swept(subjects, sides, asked, folder)
     return {
         "schema": SCHEMA,
-        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "measured_at": records.now(),
         "device": sides[0].device,
         "machine": dict(machine.describe(sides[0].device)),
         "versions": {side.runtime: dict(timing.versions(side)) for side in sides},
@@ -85,8 +84,8 @@ def _row(
         "precision": side.precision,
         "threads": side.threads,
         "shape": list(side.shape),
-        "sha256": subject.sha256,
-        "size_bytes": subject.size_bytes,
+        "sha256": subject.artefact.sha256,
+        "size_bytes": subject.artefact.size_bytes,
         "macs": macs,
         "peak_share": macs / (p50.estimate * 1e-3) / most if macs and most else None,
         "latency_ms": {f"p{which}": records.plain(percentile(measured, side.name, which)) for which in PERCENTILES},
@@ -139,11 +138,10 @@ def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, A
 
 def _peaks(sides: Sequence[Side], seed: int, folder: Path) -> dict[tuple[str, str, int], float]:
     """What the core reaches, by runtime, precision and threads."""
-    kinds = sorted({(side.runtime, side.threads, side.device) for side in sides})
     found = dict[tuple[str, str, int], float]()
-    for runtime, threads, device in kinds:
+    for runtime, threads in sorted({(side.runtime, side.threads) for side in sides}):
         asked = {side.precision for side in sides if (side.runtime, side.threads) == (runtime, threads)}
-        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, device)
+        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, sides[0].device)
         found |= {(runtime, precision, threads): value for precision, value in reached.items()}
     return found
 

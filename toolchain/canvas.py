@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML need
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
+LINES = MAIN, WARM, COOL, INK, MUTED  # of curves that have no colour of their own
 VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
 SIZE = 11.0  # of text, in pixels
 GLYPH = 6.4  # mean width of a glyph at that size

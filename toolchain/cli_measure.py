@@ -1,6 +1,7 @@
-"""Verbs that measure what was made: the gate against the accepted reference, and accepting one."""
+"""Verbs that measure what was made: timing models, the gate against the accepted reference, and accepting one."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -29,8 +30,6 @@ def bench(
 
     Exit status: 0 done (whatever the warnings), 2 wrong input.
     """
-    import shutil
-
     from toolchain import bench_report, benchmark, history, report, subjects
 
     scratch, folder = out / "work" / "subjects", out / "bench"

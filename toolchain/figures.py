@@ -163,6 +163,14 @@ def duration(seconds: Number) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
+def bounded(value: Mapping[str, float] | None, factor: float = 1.0) -> str:
+    """A figure with its interval, three digits each: 0.132 [0.131, 0.133]."""
+    if value is None:
+        return NONE
+    middle, low, high = (f"{factor * value[key]:.3g}" for key in ("estimate", "low", "high"))
+    return f"{middle} [{low}, {high}]"
+
+
 def growth(value: Number) -> str:
     """A relative change with its sign: 0.031 is `+3.1 %`."""
     return NONE if missing(value) else f"{_signed(value)} %"

@@ -67,14 +67,12 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         ToolchainError: one does not load.
     """
     sides = [
-        replace(pair.reference.side, name=REFERENCE, threads=target.threads),
-        replace(pair.candidate.side, name=CANDIDATE, threads=target.threads),
-        replace(pair.reference.side, name=CONTROL, threads=target.threads),
+        pair.reference.named(REFERENCE).side,
+        pair.candidate.named(CANDIDATE).side,
+        pair.reference.named(CONTROL).side,
     ]
-    measured = list[Round]()
     for attempt in range(attempts):
-        measured.clear()
-        conducted = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe, measured)
+        conducted, measured = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe)
         if conducted.outcome != "cannot_tell":
             break
     footprints = {
@@ -83,7 +81,7 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
     }
     answers = None if pictures is None or pair.reference.side.python else _answers(pair, pictures)
     exact = [
-        _grown("size", pair.candidate.size_bytes, pair.reference.size_bytes, target.gate.size_growth, "model files"),
+        _grown("size", pair.candidate.artefact.size_bytes, pair.reference.artefact.size_bytes, target.gate.size_growth, "model files"),
         _grown(
             "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
             f"peak resident memory, the least of {FOOTPRINTS} processes each",
@@ -99,10 +97,9 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
     )  # fmt: skip
 
 
-def _conducted(
-    sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str, measured: list[Round]
-) -> Conducted:
-    """Rounds until they decide; all are put into `measured`."""
+def _conducted(sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str) -> tuple[Conducted, list[Round]]:
+    """Rounds until they decide, and all of them."""
+    measured = list[Round]()
     with progress.bar(f"gate {recipe}: paired rounds", gating.FIRST) as bar:
 
         def keep(one: Round) -> None:
@@ -114,7 +111,7 @@ def _conducted(
             timing.rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=EFFORT)
             return [sample(one) for one in measured[-count:]]
 
-        return gating.conduct(draw, threshold)
+        return gating.conduct(draw, threshold), measured
 
 
 def sample(one: Round) -> Sample:

@@ -50,7 +50,7 @@ def of(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
 def _row(one: Gated) -> dict[str, Any]:
     sides = {CANDIDATE: one.pair.candidate, REFERENCE: one.pair.reference}
     identities = {
-        name: {"sha256": s.sha256, "size_bytes": s.size_bytes, "precision": s.side.precision}
+        name: {"sha256": s.artefact.sha256, "size_bytes": s.artefact.size_bytes, "precision": s.side.precision}
         for name, s in sides.items()
     }
     return {
@@ -110,7 +110,7 @@ def times(found: Report) -> Table:
     """What both take; shown for scale, never compared with another job's."""
     rows = tuple(
         (
-            row["recipe"], *(_milliseconds(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            row["recipe"], *(figures.bounded(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
             str(len(row["rounds"])), figures.growth(row["latency"]["candidate"]["detectable"]),
         )
@@ -130,10 +130,6 @@ def times(found: Report) -> Table:
 
 def _ratio(value: Mapping[str, float]) -> str:
     return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-
-
-def _milliseconds(value: Mapping[str, Any]) -> str:
-    return f"{value['estimate']:.3g} [{value['low']:.3g}, {value['high']:.3g}]"
 
 
 def markdown(found: Report) -> str:

@@ -73,11 +73,6 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return sorted(found, key=lambda entry: entry["at"]), odd
 
 
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
 def of_export(report: Mapping[str, Any], archive: str) -> list[Entry]:
     """Of a finished run: the variant that ships, or would."""
     own = next(v for v in report["variants"] if v["name"] == report["candidate"])
@@ -123,4 +118,4 @@ def of_gate(report: Mapping[str, Any], runtime: str) -> list[Entry]:
 
 def _common(kind: str, machine: Mapping[str, Any], version: str | None) -> dict[str, Any]:
     where = f"{machine['cpu']}, {machine['cores']} cores"
-    return {"schema": SCHEMA, "at": now(), "kind": kind, "machine": where, "version": version}
+    return {"schema": SCHEMA, "at": records.now(), "kind": kind, "machine": where, "version": version}

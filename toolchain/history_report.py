@@ -11,7 +11,6 @@ from toolchain.tables import Table
 
 Entry = Mapping[str, Any]
 SHOWN = 10  # entries of a target in a table, the latest
-COLOURS = (canvas.MAIN, canvas.WARM, canvas.COOL, canvas.INK, canvas.MUTED)
 QUANTITIES = (("p50_ms", 1.0, "p50, ms", "latency"), ("accuracy", 100.0, "accuracy, %", "accuracy"))
 
 
@@ -27,21 +26,14 @@ def table(target: str, entries: Sequence[Entry]) -> Table:
     """The latest of a target."""
     rows = tuple(
         (
-            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], _value(entry["p50_ms"], 1, 3),
-            _value(entry["accuracy"], 100, 3), figures.size(entry["size_bytes"]), str(entry["version"] or ""),
+            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], figures.bounded(entry["p50_ms"]),
+            figures.bounded(entry["accuracy"], 100), figures.size(entry["size_bytes"]), str(entry["version"] or ""),
             str(entry["machine"]), str(entry["sha256"])[:12],
         )
         for entry in entries[-SHOWN:]
     )  # fmt: skip
     columns = (target, "From", "Recipe", "p50, ms", "Accuracy, %", "On disk", "Runtime", "Machine", "SHA-256")
     return Table(columns=columns, rows=rows, prose=(0, 1, 2, 6, 7, 8), spare=(7, 8, 5, 6))
-
-
-def _value(value: Mapping[str, float] | None, factor: float, digits: int) -> str:
-    if value is None:
-        return figures.NONE
-    low, middle, high = (f"{factor * value[key]:.{digits}g}" for key in ("low", "estimate", "high"))
-    return f"{middle} [{low}, {high}]"
 
 
 def write(entries: Sequence[Entry], odd: Sequence[int], path: Path) -> None:
@@ -89,7 +81,7 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
                 [max(0.0, factor * (entry[key]["estimate"] - entry[key]["low"])) for entry in own],
                 [max(0.0, factor * (entry[key]["high"] - entry[key]["estimate"])) for entry in own],
             ]
-            colour = COLOURS[number % len(COLOURS)]
+            colour = canvas.LINES[number % len(canvas.LINES)]
             axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=recipe)  # type: ignore[arg-type]
         axes.set_ylabel(label)
         axes.tick_params(axis="x", labelrotation=20)

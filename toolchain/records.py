@@ -7,6 +7,7 @@ it saved. Nothing here is a pickle.
 
 import contextlib
 import dataclasses
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -23,6 +24,11 @@ from toolchain.errors import ToolchainError
 from toolchain.values import Artefact
 
 RECORD = "record.json"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def sha256_file(path: Path) -> str:

@@ -1,7 +1,6 @@
 """What can be timed: a bundle, its archive, or a bare model file; checked before any runtime sees it."""
 
 import atexit
-import hashlib
 import math
 import shutil
 import tempfile
@@ -15,7 +14,7 @@ import numpy as np
 from toolchain import archives, discover, onnx_macs, records, timed
 from toolchain.errors import ToolchainError
 from toolchain.timing import Side
-from toolchain.values import Precision
+from toolchain.values import Artefact, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +22,7 @@ class Subject:
     """A model file as it is to be timed, and what is known of it."""
 
     side: Side
-    files: tuple[Path, ...]  # of the model
-    sha256: str  # of the model files
+    artefact: Artefact
     manifest: Mapping[str, Any] | None  # None: a bare file
     folder: Path | None  # of the bundle
     open_batch: bool = False  # a bare file that takes any number of pictures
@@ -35,16 +33,11 @@ class Subject:
         return self.side.name
 
     @property
-    def size_bytes(self) -> int:
-        """Of the model files."""
-        return sum(file.stat().st_size for file in self.files)
-
-    @property
     def macs(self) -> int | None:
         """Multiply-accumulates of one picture; None where neither a manifest nor an ONNX graph tells."""
         if self.manifest is not None and "macs" in self.manifest["model"]:
             return int(self.manifest["model"]["macs"])
-        return onnx_macs.count(self.files[0]) if self.files[0].suffix == ".onnx" else None
+        return onnx_macs.count(self.artefact.path) if self.artefact.path.suffix == ".onnx" else None
 
     def batch(self, count: int, folder: Path) -> "Subject":
         """The same for so many pictures at once, as a copy in `folder`.
@@ -53,7 +46,7 @@ class Subject:
             ToolchainError: its graph does not bear that.
         """
         room = discover.module("runtimes", self.side.runtime)
-        made = room.batched(self.files[0], count, folder / self.sha256[:16])
+        made = room.batched(self.artefact.path, count, folder / self.artefact.sha256[:16])
         shape = (count, *self.side.shape[1:])
         try:
             answer = room.open(made, threads=1, precision=self.side.precision).run(np.zeros(shape, self.side.dtype))
@@ -61,7 +54,7 @@ class Subject:
             raise ToolchainError(f"fixed to another number than {count} pictures") from reason
         if len(answer) != count:
             raise ToolchainError(f"answers {len(answer)} times for {count} pictures")
-        return replace(self, side=replace(self.side, path=str(made), shape=shape), files=(made,), open_batch=False)
+        return replace(self, side=replace(self.side, path=str(made), shape=shape), open_batch=False)
 
     def run_by(self, python: str) -> "Subject":
         """The same in another interpreter."""
@@ -123,7 +116,7 @@ def _bundle(folder: Path, threads: int) -> Subject:
     side = Side(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip
-    return Subject(side=side, files=files, sha256=_digest(files), manifest=found, folder=folder)
+    return Subject(side=side, artefact=records.artefact(*files), manifest=found, folder=folder)
 
 
 def _fresh(scratch: Path) -> Path:
@@ -145,18 +138,13 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:
         raise ToolchainError(f"{path}: {chosen} has no {precision!r}; possible are {', '.join(room.PRECISIONS)}")
-    files = (path, *timed.beside(path))
     side = Side(
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip
     return Subject(
-        side=side, files=files, sha256=_digest(files), manifest=None, folder=None, open_batch=given_shape[0] is None
+        side=side, artefact=records.artefact(path, *timed.beside(path)), manifest=None, folder=None,
+        open_batch=given_shape[0] is None,
     )  # fmt: skip
-
-
-def _digest(files: tuple[Path, ...]) -> str:
-    digests = [records.sha256_file(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def fixed(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """The report as plain data: what DESIGN calls `report.json`, an interface that CI and dashboards read."""
 
-import datetime
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -271,7 +270,7 @@ def measurements(found: Findings) -> dict[str, Any]:
     """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
     return {
         "schema": SCHEMA,
-        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "measured_at": records.now(),
         "machine": dict(machine.describe(found.target.device)),
         "versions": machine.versions(found.target),
         "threads": found.target.threads,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain import devices, timed
+from toolchain import devices, discover, timed
 from toolchain.errors import ToolchainError, last_line
 from toolchain.timed import Effort
 from toolchain.values import Precision
@@ -100,7 +100,12 @@ def footprint(side: Side) -> Footprint:
 
 def versions(side: Side) -> Mapping[str, str]:
     """Which version of its runtime a side is timed with."""
-    found: Mapping[str, str] = _answer("versions", {"runtime": side.runtime}, [side])
+    here = not (side.python or side.device)
+    found: Mapping[str, str] = (
+        discover.module("runtimes", side.runtime).fingerprint()
+        if here
+        else _answer("versions", {"runtime": side.runtime}, [side])
+    )
     return found
 
 

@@ -197,9 +197,7 @@ class Target:
     scheme: QuantScheme = field(default_factory=QuantScheme)
     budget: Budget = field(default_factory=Budget)
     gate: Allowance = field(default_factory=Allowance, compare=False)  # decides nothing that is made here
-    device: str = field(
-        default="", compare=False
-    )  # board to time on, "ssh:user@host"; what it is decides, not its name
+    device: str = field(default="", compare=False)  # board to time on, "ssh:user@host"; its name decides nothing
 
 
 @dataclass(frozen=True, kw_only=True)

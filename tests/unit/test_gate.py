@@ -104,35 +104,35 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def made_up(patch: pytest.MonkeyPatch, took: Callable[[int, str], list[float]]) -> list[int]:
+    """Rounds in which a side's blocks take so many milliseconds; the seeds that were asked for are returned."""
+    seeds: list[int] = []
+
+    def rounds(
+        sides: Sequence[timing.Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int, effort: object
+    ) -> None:
+        for own in range(seed + skip, seed + count):
+            seeds.append(own)
+            blocks = {side.name: [[block] * 2 for block in took(own, side.name)] for side in sides}
+            keep(Round(seed=own, blocks=blocks))
+
+    patch.setattr(timing, "rounds", rounds)
+    alone = timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
+    patch.setattr(timing, "footprint", lambda side: alone)
+    return seeds
+
+
 @pytest.fixture
 def slower(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
-    """Makes rounds up in which the candidate takes so many times longer; returns the seeds that were asked for."""
+    """Makes the candidate take so many times longer; returns the seeds that were asked for."""
+    names = [gate.CANDIDATE, gate.REFERENCE, gate.CONTROL]
 
     def use(factor: float) -> list[int]:
-        seeds: list[int] = []
+        def took(seed: int, side: str) -> list[float]:
+            noise = np.random.default_rng([seed, names.index(side)]).normal(0, 0.0005, 5)
+            return [(factor if side == gate.CANDIDATE else 1.0) * float(np.exp(one)) for one in noise]
 
-        def rounds(
-            sides: Sequence[timing.Side],
-            count: int,
-            seed: int,
-            keep: Callable[[Round], None],
-            *,
-            skip: int = 0,
-            effort: object,
-        ) -> None:
-            for index in range(skip, count):
-                random = np.random.default_rng(seed + index)
-                seeds.append(seed + index)
-                took = {gate.CANDIDATE: factor, gate.REFERENCE: 1.0, gate.CONTROL: 1.0}
-                keep(Round(seed=seed + index, blocks={
-                    side.name: [[took[side.name] * float(np.exp(random.normal(0, 0.002)))] * 2 for _ in range(5)] for side in sides
-                }))  # fmt: skip
-
-        monkeypatch.setattr(timing, "rounds", rounds)
-        monkeypatch.setattr(
-            timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
-        )
-        return seeds
+        return made_up(monkeypatch, took)
 
     return use
 
@@ -270,29 +270,10 @@ def chain(path: Path, length: int) -> None:
 
 
 def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    def took(seed: int, side: str) -> list[float]:  # only the first attempt is noisy
+        return [1.0 + 0.9 * (seed % 2) * (seed < 1000) * (side == gate.CANDIDATE)] * 5
 
-    def rounds(
-        sides: Sequence[timing.Side],
-        count: int,
-        seed: int,
-        keep: Callable[[Round], None],
-        *,
-        skip: int = 0,
-        effort: object,
-    ) -> None:
-        for index in range(skip, count):
-            asked.append(seed + index)
-            wild = 1.0 + (asked[0] == seed) * 0.9 * (index % 2)  # only the first attempt is noisy
-            keep(
-                Round(
-                    seed=seed,
-                    blocks={side.name: [[wild if side.name == gate.CANDIDATE else 1.0] * 2] * 5 for side in sides},
-                )
-            )
-
-    monkeypatch.setattr(timing, "rounds", rounds)
-    monkeypatch.setattr(timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=1))
+    asked = made_up(monkeypatch, took)
     own = home / "out/digits/cpu/bundle"
     assert verdicts(gate.run(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
     asked.clear()
@@ -327,7 +308,7 @@ def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
 
 def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
     found = contenders.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
-    assert found.candidate.sha256 == found.reference.sha256
+    assert found.candidate.artefact.sha256 == found.reference.artefact.sha256
     assert (found.candidate.side.python, found.reference.side.python) == ("", sys.executable)
 
 

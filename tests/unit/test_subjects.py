@@ -23,7 +23,7 @@ def test_a_bare_file_is_timed_as_one_picture(tmp_path: Path) -> None:
     found = subjects.read(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
     assert (found.side.shape, found.side.dtype, found.side.runtime) == ((1, 3, 8, 9), "float32", "onnxruntime")
     assert (found.name, found.side.precision, found.manifest) == ("a", "f32", None)
-    assert found.size_bytes == (tmp_path / "a.onnx").stat().st_size
+    assert found.artefact.size_bytes == (tmp_path / "a.onnx").stat().st_size
     frames = subjects.read(model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2)
     assert (frames.side.shape, frames.side.dtype, frames.side.threads) == ((4, 8, 9, 3), "uint8", 2)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import psutil
 
-from toolchain import machine, peak, records, series, stats, timing
+from toolchain import conditions, machine, peak, records, series, stats, timing
 from toolchain.values import Measurement, Precision, Target, Variant
 
 VERSION = 4
 ROUNDS = 10
-BUSY = 0.25  # load by others that is worth a warning, in cores
 
 
 def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> tuple[dict[str, Measurement], list[str]]:
@@ -91,9 +90,9 @@ def _foreign_load() -> float:
 
 def _warnings(result: Mapping[str, Measurement], load: float) -> list[str]:
     found = []
-    if load > BUSY:
+    if load > conditions.BUSY:
         found.append(f"other work kept {load:.1f} cores busy when timing began; ratios hold, milliseconds are too high")
     noisy = max((stats.spread(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
-    if noisy > 0.05:
+    if noisy > conditions.NOISE:
         found.append(f"rounds differ by {noisy:.0%} (standard deviation); this machine is noisy, trust the intervals")
     return found

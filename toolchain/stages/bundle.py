@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import records, runner
+from toolchain import archives, records, runner
 from toolchain.data import Dataset
 from toolchain.stages.verify import Answers, step_of
 from toolchain.values import Artefact, Preprocess, Surgery, Variant
 
-SCHEMA = 1
 GOLDENS = 16
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
@@ -108,7 +107,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
     preprocess: Preprocess = data.preprocess
     files = variant.artefact.files
     return {
-        "schema": SCHEMA,
+        "schema": archives.SCHEMA,
         "precision": variant.precision,
         "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
         "model": {
@@ -152,7 +151,7 @@ def _archive(folder: Path, path: Path) -> Path:
     moment = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
     with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in sorted(folder.iterdir()):
-            entry = tarfile.TarInfo(f"bundle/{file.name}")
+            entry = tarfile.TarInfo(f"{archives.INSIDE}{file.name}")
             entry.size, entry.mtime, entry.mode = file.stat().st_size, moment, 0o644
             with file.open("rb") as body:
                 tar.addfile(entry, body)
