@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -39,8 +40,12 @@ class Loopback:
 
     def gone(self) -> bool:
         """Whether nothing of ours is left: no folder, no process."""
-        left = [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())]
-        return not left and not list(self.temporary.glob("toolchain.*"))
+        return not computing() and not list(self.temporary.glob("toolchain.*"))
+
+
+def computing() -> list[psutil.Process]:
+    """Timing processes that a board runs."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())]
 
 
 def soon(happened: object) -> bool:
@@ -172,7 +177,7 @@ def test_a_board_that_goes_away_is_said_and_left_clean(
     long = Effort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
 
     def cut() -> None:
-        soon(lambda: [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())])
+        assert soon(lambda: any(sum(p.cpu_times()[:2]) > 1.5 for p in computing()))  # well in its round, all read
         own = psutil.Process(loopback.server.pid)
         for process in own.children(recursive=True):
             if "sshd" in process.name():
@@ -186,6 +191,14 @@ def test_a_board_that_goes_away_is_said_and_left_clean(
         board.answer("round", request(side, effort=long))
     thread.join()
     assert soon(loopback.gone)
+
+
+def test_a_process_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "CONNECT_SECONDS", 0.2)
+    with tempfile.TemporaryFile("w+") as errors:
+        child = devices._started([sys.executable, "-c", "import time; time.sleep(60)"], errors)
+        devices._stopped(child)
+    assert child.returncode == -signal.SIGKILL
 
 
 @needs_sshd
