@@ -20,9 +20,10 @@ import pytest
 from test_gate import bundled
 from typer.testing import CliRunner
 
-from toolchain import cli, devices, machine, processor, records, subjects, timing
+from toolchain import cli, devices, machine, processor, records, spec, subjects, timing
 from toolchain.devices import Address
 from toolchain.errors import ToolchainError
+from toolchain.stages import bench
 from toolchain.timed import Effort
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
@@ -140,6 +141,11 @@ def test_models_are_compared_on_one_device_only(side: timing.Side) -> None:
     other = dataclasses.replace(side, name="other", device="ssh:board")
     with pytest.raises(ToolchainError, match="on one device"):
         timing.rounds([side, other], 1, 0, lambda one: None)
+
+
+def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
+    target = dataclasses.replace(spec.target("cpu"), device="ssh:board")
+    assert bench._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 
 # --- on a board ---------------------------------------------------------------------------------------------

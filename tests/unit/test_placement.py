@@ -1,5 +1,6 @@
 """Placement: one decision, the same Q/DQ pairs through torch and on the ONNX graph."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import candidates, changes, fxgraph, onnx_export, placement, qdq, quantizer, search
+from toolchain import candidates, changes, devices, fxgraph, onnx_export, placement, qdq, quantizer, search
+from toolchain.devices import Gone
 from toolchain.errors import ToolchainError
 from toolchain.placement import Op
 from toolchain.values import Placement, QuantScheme
@@ -198,9 +200,9 @@ def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     target = spec.target("cpu")
     monkeypatch.setattr(machine, "kind", lambda device="": target.isa)
 
-    def run(clock: Clock, seconds: float = 100.0):
+    def run(clock: Clock, seconds: float = 100.0, device: str = ""):
         monkeypatch.setattr(search.timing, "rounds", clock)
-        return place.run(model, IMAGE, target, (), seconds, tmp_path)
+        return place.run(model, IMAGE, dataclasses.replace(target, device=device), (), seconds, tmp_path)
 
     return run
 
@@ -217,6 +219,49 @@ def test_the_fastest_placement_is_found_and_kept(searching) -> None:
     before = clock.calls
     again = searching(clock)
     assert (again.placement, clock.calls) == (found.placement, before)
+
+
+class Board:
+    """Stands in for one over ssh."""
+
+    def __init__(self, name: str) -> None:
+        self.machine = {"cpu": name, "isa": "avx2 avx512_vnni", "cores": 1, "system": "Linux x86_64"}
+
+    def answer(self, job: str, request: Mapping[str, str]) -> object:
+        return {"versions": {request["runtime"]: "1.0"}, "available": True}[job]
+
+
+COSTS = {"Conv f32": 1.0, "Conv int8": 0.3}
+
+
+def test_what_one_machine_measured_is_not_taken_for_another(searching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "board", Board)
+    clock, seen = Clock(COSTS), []
+    took = clock.milliseconds
+    monkeypatch.setattr(clock, "milliseconds", lambda side: seen.append(side.device) or took(side))
+    for device in ("", "ssh:a", "ssh:b"):
+        seen.clear()
+        searching(clock, device=device)
+        assert set(seen) == {device}
+    seen.clear()
+    searching(clock, device="ssh:a")
+    assert seen == []
+
+
+def test_a_board_that_goes_away_ends_the_search_and_is_no_answer(searching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "board", Board)
+
+    class Leaving(Clock):
+        def milliseconds(self, side) -> float:
+            if self.calls > 1:
+                raise Gone("ssh:a went away")
+            return super().milliseconds(side)
+
+    with pytest.raises(Gone):
+        searching(Leaving(COSTS), device="ssh:a")
+    clock = Clock(COSTS)
+    assert searching(clock, device="ssh:a").tried
+    assert clock.calls > 1
 
 
 class Neighbours(Clock):
