@@ -35,6 +35,9 @@ RANKS = {
         "protocols",
         "gradients",
         "archives",
+        "manifests",
+        "signing",
+        "sbom",
         "devices",
         "onnx_macs",
     },
@@ -68,6 +71,7 @@ RANKS = {
         "history",
         "peak",
         "subjects",
+        "vouched",
         "gating",
         "baselines",
         "contenders",
@@ -99,7 +103,7 @@ RANKS = {
         "history_report",
         "gate_report",
     },
-    5: {"cli", "cli_measure", "__main__"},
+    5: {"cli", "cli_measure", "cli_ship", "__main__"},
 }
 FENCED = {
     "torch_pruning": {"groups"},

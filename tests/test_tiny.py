@@ -15,9 +15,11 @@ import onnx
 import pytest
 import torch
 from conftest import ROOT, Run
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import load_file
 
-from toolchain import loop, machine, models, peak, pipeline, planning, records, spec, surgery
+from toolchain import loop, machine, manifests, models, peak, pipeline, planning, records, sbom, spec, surgery
 from toolchain.errors import ToolchainError
 from toolchain.stages import bench, bundle, place
 from toolchain.stages.place import Placed
@@ -306,6 +308,10 @@ def test_the_bundle_names_no_path_of_this_machine(run: Run) -> None:
 
 def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
     manifest = records.read_json(run.bundle / "manifest.json")
+    manifests.checked(manifest, run.bundle)
+    bill = (run.bundle / sbom.FILE).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+    assert manifest["release"] == 0
     assert manifest["classes"] == ["ant", "bee", "cat"]
     assert manifest["input"]["shape"] == [1, 3, 32, 32]
     assert manifest["accuracy"]["accuracy"]["samples"] == 24

@@ -1,9 +1,12 @@
-"""A bundle's archive on its way in: only what a bundle consists of is unpacked, and every hash is checked.
+"""A bundle's archive on its way out and in.
 
-The archive may come from anywhere, so nothing in it decides where something is written: members are regular files
-directly in `bundle/`, each is copied by its own plain name, and number and size are capped before a byte is read.
+Out: the same files give the same bytes. In: the archive may come from anywhere, so nothing in it decides where something
+is written. Members are regular files directly in `bundle/`, each is copied by its own plain name, number and size are
+capped before a byte is read, and every hash is checked.
 """
 
+import io
+import os
 import shutil
 import tarfile
 import tempfile
@@ -11,17 +14,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolchain import records, runner
+from toolchain import manifests, records, runner
 from toolchain.errors import ToolchainError
 
 MOST_FILES = 64
 MOST_BYTES = 4 << 30
 INSIDE = "bundle/"
-SCHEMA = 1  # of manifests, as this version writes and reads them
+SUMS = "SHA256SUMS"
+LAST_MOMENT = 8**11  # that the tar format can hold
 
 
-def unpacked(archive: Path, folder: Path) -> Path:
+def seal(folder: Path) -> None:
+    """Writes SHA256SUMS over all that lies in a bundle's folder."""
+    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    lines = [f"{records.sha256_file(folder / name)}  {name}" for name in names]
+    records.write_text(folder / SUMS, "\n".join(lines) + "\n")
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """A tar with fixed order, owner, mode and time (SOURCE_DATE_EPOCH, else 0).
+
+    Raises:
+        ToolchainError: SOURCE_DATE_EPOCH is no time; or the archive cannot be written.
+    """
+    moment = _moment(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for file in sorted(folder.iterdir()):
+            entry = tarfile.TarInfo(f"{INSIDE}{file.name}")
+            entry.size, entry.mtime, entry.mode = file.stat().st_size, moment, 0o644
+            with file.open("rb") as body:
+                tar.addfile(entry, body)
+    return path
+
+
+def _moment(text: str) -> int:
+    if not text.isdecimal() or int(text) >= LAST_MOMENT:
+        raise ToolchainError(f"SOURCE_DATE_EPOCH = {text!r}: seconds since 1970 are wanted, a whole number")
+    return int(text)
+
+
+def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
     """Unpacks an archive to `folder`, checked; one that stands there already is checked again.
+
+    Args:
+        body: its bytes, where they were read and checked already.
 
     Returns:
         the bundle's folder.
@@ -35,7 +71,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
-            _unpack(archive, making)
+            _unpack(archive, making, body)
             manifest(making)
             making.rename(folder)
         except tarfile.TarError as reason:
@@ -47,8 +83,8 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _unpack(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive, "r:") as tar:
+def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
+    with tarfile.open(archive, "r:", fileobj=None if body is None else io.BytesIO(body)) as tar:
         total, seen = 0, set[str]()
         while (member := tar.next()) is not None:
             name = member.name.removeprefix(INSIDE)
@@ -76,13 +112,11 @@ def manifest(folder: Path) -> Mapping[str, Any]:
     except runner.Refused as reason:
         raise ToolchainError(f"{folder}: {reason}") from reason
     found: Mapping[str, Any] = records.read_json(folder / "manifest.json")
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
-        given = found.get("schema") if isinstance(found, dict) else None
-        raise ToolchainError(f"{folder}: manifest schema {given!r}; this version reads {SCHEMA}")
+    manifests.of_schema(found, folder)
     return found
 
 
 def listed(folder: Path) -> set[str]:
     """Names of the files that a bundle's sums vouch for, all directly in its folder."""
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    lines = (folder / SUMS).read_text().splitlines()
     return {name for name in (line.partition("  ")[2] for line in lines) if name == Path(name).name}

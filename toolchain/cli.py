@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolchain import cli_measure
+from toolchain import cli_measure, cli_ship
 from toolchain.errors import ToolchainError
 
 app = typer.Typer(
@@ -67,6 +67,7 @@ def export(
     lock: Annotated[
         Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
     ] = None,
+    release: Annotated[int, typer.Option(help="Number of this release in the manifest; -1 keeps the recipe's.")] = -1,
     device: cli_measure.Device = "",
     on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
@@ -82,7 +83,7 @@ def export(
         overrides.Flags(
             data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
             seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
-            on_corrupt=on_corrupt, device=device,
+            on_corrupt=on_corrupt, release=release, device=device,
         ),
     )  # fmt: skip
     from toolchain import discover, history, pipeline, records, report
@@ -198,17 +199,17 @@ def domains() -> None:
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="recipes, targets or calibration")],
+    kind: Annotated[str, typer.Argument(help="recipes, targets, calibration or manifest")],
 ) -> None:
     """Print the JSON schema of one kind of file, for editors."""
     import json
 
-    from toolchain import discover, spec
+    from toolchain import discover, manifests, spec
 
-    kinds = list(spec.SHAPES)
-    if kind not in kinds:
-        raise ToolchainError(f"there is no kind {kind!r}; {discover.nearest(kind, [str(k) for k in kinds])}")
-    typer.echo(json.dumps(spec.json_schema(next(k for k in kinds if k == kind)), indent=1))
+    shapes: dict[str, type] = {**{str(k): v for k, v in spec.SHAPES.items()}, "manifest": manifests.Manifest}
+    if kind not in shapes:
+        raise ToolchainError(f"there is no kind {kind!r}; {discover.nearest(kind, list(shapes))}")
+    typer.echo(json.dumps(spec.json_schema(shapes[kind]), indent=1))
 
 
 @app.command()
@@ -268,6 +269,8 @@ def parity(
 app.command()(cli_measure.bench)
 app.command()(cli_measure.gate)
 app.command()(cli_measure.accept)
+app.command()(cli_ship.sign)
+app.command()(cli_ship.verify)
 
 
 def _table(kind: Any, what: str) -> None:

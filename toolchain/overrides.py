@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from toolchain import records, spec
 from toolchain.errors import ToolchainError
@@ -23,6 +24,7 @@ class Flags:
     seeds: int = 0
     balance: float = -1.0
     ratio: float = -1.0
+    release: int = -1
     latency: str = ""
     resolution: float = -1.0
     on_corrupt: str = ""
@@ -58,6 +60,8 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, seeds=flags.seeds)
     if flags.balance != -1:
         recipe = dataclasses.replace(recipe, balance=flags.balance)
+    if flags.release >= 0:
+        recipe = dataclasses.replace(recipe, release=flags.release)
     if flags.ratio >= 0:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ratio=flags.ratio))
     if flags.latency:
@@ -81,7 +85,10 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
 def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
         model = ModelSpec(name=flags.model, weights="DEFAULT")
-    return dataclasses.replace(model, weights=flags.weights) if flags.weights else model
+    if not flags.weights:
+        return model
+    same = Path(flags.weights).name == Path(model.weights).name  # else the recipe's licence is of others
+    return dataclasses.replace(model, weights=flags.weights, licence=model.licence if same else "")
 
 
 def _size(text: str) -> tuple[int, int]:

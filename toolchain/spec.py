@@ -53,9 +53,9 @@ def domain(name: str) -> Domain:
     return value
 
 
-def json_schema(kind: discover.DataKind) -> dict[str, Any]:
-    """JSON schema of one kind of file, for editors."""
-    return TypeAdapter(SHAPES[kind]).json_schema()
+def json_schema(shape: Any) -> dict[str, Any]:
+    """JSON schema of a dataclass, for editors and readers in other languages."""
+    return TypeAdapter(shape).json_schema()
 
 
 def _read(kind: discover.DataKind, name: str) -> Any:
@@ -219,6 +219,7 @@ def _recipe_rules(value: Recipe) -> Rules:
         _size_rule("image_size", value.image_size),
         *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
+        (value.release >= 0, f"release = {value.release}: a whole number that only grows"),
         (value.seed >= 0, f"seed = {value.seed}: must not be negative"),
         (1 <= value.seeds <= 100, f"seeds = {value.seeds}: how often adapt is repeated, from 1 to 100"),
         (0 <= value.balance <= 1, f"balance = {value.balance}: from 0 (accuracy) to 1 (balanced accuracy)"),

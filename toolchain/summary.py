@@ -287,6 +287,7 @@ def facts(found: Findings) -> dict[str, Any]:
     weights = found.families[0].trained.figures["weights"]
     return {
         "variant": shipped,
+        "release": found.recipe.release,
         "recipe": found.recipe.name,
         "target": found.target.name,
         "runtime": found.target.runtime,
@@ -304,6 +305,7 @@ def facts(found: Findings) -> dict[str, Any]:
             "model": {**records.plain(found.recipe.model), "weights": weights["source"]},
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
+            "weights_licence": found.recipe.model.licence,
             "data_digest": found.data.digest,
             "calibration_digest": found.data.calibration_digest,
             "data_licence": found.domain.licence,

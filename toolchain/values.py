@@ -40,6 +40,7 @@ class ModelSpec:
     padding: Literal["torch", "tensorflow"] = "torch"  # of strided convolutions, as where the weights were trained
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    licence: str = field(default="", compare=False)  # of the weights, for the bundle's papers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,7 @@ class Recipe:
     description: str = ""
     domain: str
     model: ModelSpec
+    release: int = field(default=0, compare=False)  # counted up by whoever ships; boards refuse to go back
     seed: int = 0
     seeds: int = 1  # how often adapt is repeated, with the next seeds; the best on validation goes on
     balance: float = 0.0  # what to aim at: 0 accuracy, 1 balanced accuracy (every class counts the same), or between

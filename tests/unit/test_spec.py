@@ -227,4 +227,4 @@ def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
 
 
 def test_schemas_name_every_key() -> None:
-    assert "prune" in spec.json_schema("recipes")["properties"]
+    assert "prune" in spec.json_schema(spec.Recipe)["properties"]

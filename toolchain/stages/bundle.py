@@ -7,16 +7,14 @@ Nothing in here depends on the day, the folder or the user; what does (latencies
 import io
 import json
 import math
-import os
 import shutil
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolchain import archives, records, runner
+from toolchain import archives, manifests, records, runner, sbom, signing
 from toolchain.data import Dataset
 from toolchain.stages.verify import Answers, step_of
 from toolchain.values import Artefact, Preprocess, Surgery, Variant
@@ -39,6 +37,7 @@ def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, A
         the archive.
     """
     final, making = out / "bundle", out / ".bundle.tmp"
+    before = records.sha256_file(out / "bundle.tar") if (out / "bundle.tar").is_file() else ""
     shutil.rmtree(making, ignore_errors=True)
     try:
         making.mkdir(parents=True)
@@ -46,12 +45,14 @@ def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, A
         golden = _goldens(variant, answers, data, making / "golden.npz")
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
+        records.write_json(making / sbom.FILE, sbom.of(manifests.checked(records.plain(manifest), making)))
         records.write_text(making / "surgery.json", json.dumps(records.plain(plan), sort_keys=True) + "\n")
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")
-        _seal(making)
-        archive = _archive(making, out / "bundle.tar")
+        archives.seal(making)
+        archive = archives.pack(making, out / "bundle.tar")
+        _unsign(archive, before)
         shutil.rmtree(final, ignore_errors=True)
         making.replace(final)
         return archive
@@ -63,6 +64,13 @@ def remove(out: Path) -> None:
     """Takes away an older bundle, so that a missed budget does not leave one that looks current."""
     shutil.rmtree(out / "bundle", ignore_errors=True)
     (out / "bundle.tar").unlink(missing_ok=True)
+    signing.path_of(out / "bundle.tar").unlink(missing_ok=True)
+
+
+def _unsign(archive: Path, before: str) -> None:
+    """A signature over other bytes goes: it would look like one over these."""
+    if before != records.sha256_file(archive):
+        signing.path_of(archive).unlink(missing_ok=True)
 
 
 def _copy_model(artefact: Artefact, folder: Path) -> None:
@@ -107,7 +115,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
     preprocess: Preprocess = data.preprocess
     files = variant.artefact.files
     return {
-        "schema": archives.SCHEMA,
+        "schema": manifests.SCHEMA,
         "precision": variant.precision,
         "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
         "model": {
@@ -131,28 +139,11 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
 
 
 def _licences(facts: Mapping[str, Any]) -> str:
-    provenance = facts.get("provenance", {})
+    made_of = facts["provenance"]
+    unknown = "not stated; find out before you ship this"
     return (
         "# Licences\n\n"
-        f"- Images the model was tuned on: {provenance.get('data_licence') or 'not stated in the domain file'}\n"
-        f"- Pretrained weights: {provenance.get('weights')}; their licence is the source's, check it before shipping\n"
+        f"- Pretrained weights ({made_of['weights'] or 'none'}): {made_of['weights_licence'] or unknown}\n"
+        f"- Pictures that the model was tuned on: {made_of['data_licence'] or unknown}\n"
         "- run.py: as the toolchain it comes from\n"
     )
-
-
-def _seal(folder: Path) -> None:
-    names = sorted(path.name for path in folder.iterdir())
-    lines = [f"{records.sha256_file(folder / name)}  {name}" for name in names]
-    records.write_text(folder / "SHA256SUMS", "\n".join(lines) + "\n")
-
-
-def _archive(folder: Path, path: Path) -> Path:
-    """A tar with fixed order, owner, mode and time (SOURCE_DATE_EPOCH, else 0)."""
-    moment = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
-    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for file in sorted(folder.iterdir()):
-            entry = tarfile.TarInfo(f"{archives.INSIDE}{file.name}")
-            entry.size, entry.mtime, entry.mode = file.stat().st_size, moment, 0o644
-            with file.open("rb") as body:
-                tar.addfile(entry, body)
-    return path

@@ -1,0 +1,167 @@
+"""Detached signatures over a bundle's archive, of the kinds that `openssl` checks too, so a board needs nothing of ours.
+
+A signature is the raw bytes that `openssl dgst -sha256 -sign` writes: ECDSA in DER, RSA with PKCS #1 v1.5, or Ed25519. It
+covers the archive byte by byte, so it is checked before anything inside is read.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+
+from toolchain import records
+from toolchain.errors import ToolchainError
+
+SUFFIX = ".sig"
+PASSWORD = "TOOLCHAIN_KEY_PASSWORD"  # noqa: S105  of an environment variable
+ACCEPTED = "elliptic curve (P-256, P-384, P-521), Ed25519 or RSA of at least 3072 bits, as PEM"
+CURVES = {"secp256r1", "secp384r1", "secp521r1"}
+LEAST_RSA_BITS = 3072
+LARGEST_FILE = 1 << 16  # of a key or a signature
+Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+Public = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+
+
+def path_of(archive: Path) -> Path:
+    """Where an archive's signature lies."""
+    return archive.with_name(archive.name + SUFFIX)
+
+
+def sign(archive: Path, key: Path) -> Path:
+    """Writes a signature beside an archive.
+
+    Args:
+        archive: any file.
+        key: PEM of a private key; where it is encrypted, its password is in the environment (`TOOLCHAIN_KEY_PASSWORD`).
+
+    Raises:
+        ToolchainError: a file is missing, or the key is none that is accepted.
+    """
+    secret = _private(key)
+    body = _content(archive)
+    with records.writing(path_of(archive)) as out:
+        out.write(_signature(secret, body))
+    return path_of(archive)
+
+
+def check(body: bytes, signature: Path, key: Path) -> str:
+    """Makes sure that whoever holds the private half of `key` signed exactly these bytes.
+
+    Returns:
+        what kind of key it is, with its fingerprint.
+
+    Raises:
+        ToolchainError: unsigned, signed by another key, altered since, or the key is none that is accepted.
+    """
+    public = _public(key)
+    if not signature.is_file():
+        raise ToolchainError(
+            f"{signature} is not there: nobody signed this archive; `toolchain sign` writes it beside the archive"
+        )
+    try:
+        _verify(public, _small(signature, "a signature"), body)
+    except InvalidSignature as reason:
+        raise ToolchainError(
+            f"{signature} does not fit: the archive was altered or cut since it was signed, or it was signed with another "
+            f"key than that of {key} ({fingerprint(public)}); nothing of it was opened"
+        ) from reason
+    return fingerprint(public)
+
+
+def fingerprint(key: Public) -> str:
+    """Kind and first digits of the SHA-256 over the key's DER encoding."""
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    kind = "Ed25519"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        kind = f"EC {key.curve.name}"
+    elif isinstance(key, rsa.RSAPublicKey):
+        kind = f"RSA {key.key_size}"
+    return f"{kind}, sha256:{hashlib.sha256(der).hexdigest()[:16]}"
+
+
+def _hash_of(curve: ec.EllipticCurve) -> hashes.HashAlgorithm:
+    """As strong as the curve."""
+    return {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384()}.get(curve.name, hashes.SHA512())
+
+
+def _signature(key: Private, body: bytes) -> bytes:
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.sign(body, ec.ECDSA(_hash_of(key.curve)))
+    if isinstance(key, rsa.RSAPrivateKey):
+        return key.sign(body, padding.PKCS1v15(), hashes.SHA256())
+    return key.sign(body)
+
+
+def _verify(key: Public, signature: bytes, body: bytes) -> None:
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature, body, ec.ECDSA(_hash_of(key.curve)))
+    elif isinstance(key, rsa.RSAPublicKey):
+        key.verify(signature, body, padding.PKCS1v15(), hashes.SHA256())
+    else:
+        key.verify(signature, body)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
+
+
+def _small(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            body = file.read(LARGEST_FILE + 1)
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {path}: {reason.strerror}; {what} is wanted") from reason
+    if len(body) > LARGEST_FILE:
+        raise ToolchainError(f"{path} is larger than {what} can be")
+    return body
+
+
+def _private(path: Path) -> Private:
+    body, password = _small(path, "a private key"), os.environ.get(PASSWORD)
+    try:
+        key = serialization.load_pem_private_key(body, password.encode() if password else None)
+    except TypeError as reason:  # a password is missing, or one too many
+        wanted = "is not encrypted, unset" if password else "is encrypted, put its password into"
+        raise ToolchainError(f"{path} {wanted} {PASSWORD}") from reason
+    except (ValueError, UnsupportedAlgorithm) as reason:
+        if b"PUBLIC KEY" in body:
+            raise ToolchainError(f"{path} is a public key; signing takes the private one") from reason
+        cause = f" (or {PASSWORD} is wrong)" if b"ENCRYPTED" in body else ""
+        raise ToolchainError(f"{path} is not a private key that can be read{cause}; accepted: {ACCEPTED}") from reason
+    if not isinstance(key, Private) or not _accepted(key.public_key()):
+        raise _of_another_kind(path, key)
+    return key
+
+
+def _public(path: Path) -> Public:
+    body = _small(path, "a public key")
+    try:
+        key = serialization.load_pem_public_key(body)
+    except (ValueError, UnsupportedAlgorithm) as reason:
+        if b"PRIVATE KEY" in body:
+            raise ToolchainError(
+                f"{path} is a private key; checking takes the public one: openssl pkey -in {path} -pubout -out public.pem"
+            ) from reason
+        raise ToolchainError(f"{path} is not a public key that can be read; accepted: {ACCEPTED}") from reason
+    if not isinstance(key, Public) or not _accepted(key):
+        raise _of_another_kind(path, key)
+    return key
+
+
+def _accepted(key: Public) -> bool:
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return key.curve.name in CURVES
+    return not isinstance(key, rsa.RSAPublicKey) or key.key_size >= LEAST_RSA_BITS
+
+
+def _of_another_kind(path: Path, key: object) -> ToolchainError:
+    bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) else ""
+    curve = f" on {key.curve.name}" if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) else ""
+    given = type(key).__name__.strip("_").removesuffix("PrivateKey").removesuffix("PublicKey")
+    return ToolchainError(f"{path} holds a key of another kind ({given}{bits}{curve}); accepted: {ACCEPTED}")

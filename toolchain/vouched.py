@@ -1,0 +1,67 @@
+"""Is a bundle what its makers released? Signature first, then every hash, then the manifest; no parser sees the model."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolchain import archives, manifests, records, signing
+from toolchain.errors import ToolchainError
+from toolchain.manifests import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vouched:
+    """A bundle that is whole."""
+
+    manifest: Manifest
+    files: int
+    signer: str  # kind and fingerprint of the key; "" where no signature was asked for
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in one line."""
+        by = f"signed with {self.signer}" if self.signer else "nobody asked whether it is signed (--key)"
+        made = self.manifest
+        return f"{made.recipe} for {made.target}, release {made.release}: {self.files} files intact, {by}"
+
+
+def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
+    """Checks a bundle's archive, or without a key its folder.
+
+    Raises:
+        ToolchainError: not signed by that key, altered, truncated, of another schema or older than `least_release`.
+    """
+    if bundle.is_dir():
+        if key:
+            raise ToolchainError(f"{bundle} is a folder; a signature is over the archive, give {bundle.name}.tar")
+        return _found(bundle, "", least_release)
+    try:
+        body = bundle.read_bytes()  # once: what is checked is what is unpacked
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {bundle}: {reason.strerror}; a bundle's .tar is wanted") from reason
+    signer = signing.check(body, signing.path_of(bundle), key) if key else ""
+    with tempfile.TemporaryDirectory() as scratch:
+        return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), signer, least_release)
+
+
+def _found(folder: Path, signer: str, least_release: int) -> Vouched:
+    archives.manifest(folder)
+    manifest = manifests.checked(records.read_json(folder / "manifest.json"), folder)
+    if manifest.release < least_release:
+        raise ToolchainError(
+            f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "
+            f"the least that is wanted; build it with --release {least_release} or more"
+        )
+    return Vouched(manifest=manifest, files=len(archives.listed(folder)), signer=signer)
+
+
+def sign(archive: Path, key: Path) -> Path:
+    """Signs an archive that is whole.
+
+    Raises:
+        ToolchainError: it is a folder, or damaged; or the key is none that is accepted.
+    """
+    if archive.is_dir():
+        raise ToolchainError(f"{archive} is a folder; the archive is what is signed: {archive}.tar")
+    check(archive, None, 0)
+    return signing.sign(archive, key)
