@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"allowances", "processor", "timed", "amounts", "values", "errors", "stats", "runner"},
+    0: {"allowances", "processor", "timed", "amounts", "values", "errors", "stats", "runner", "watch"},
     1: {
         "spec",
         "discover",
@@ -72,6 +72,8 @@ RANKS = {
         "peak",
         "subjects",
         "vouched",
+        "watched",
+        "drift",
         "gating",
         "baselines",
         "contenders",
@@ -102,6 +104,7 @@ RANKS = {
         "bench_report",
         "history_report",
         "gate_report",
+        "drift_report",
     },
     5: {"cli", "cli_measure", "cli_ship", "__main__"},
 }

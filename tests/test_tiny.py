@@ -17,11 +17,26 @@ import torch
 from conftest import ROOT, Run
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from PIL import Image
 from safetensors.torch import load_file
 
-from toolchain import loop, machine, manifests, models, peak, pipeline, planning, records, sbom, spec, surgery
+from toolchain import (
+    archives,
+    loop,
+    machine,
+    manifests,
+    models,
+    peak,
+    pipeline,
+    planning,
+    records,
+    runner,
+    sbom,
+    spec,
+    surgery,
+)
 from toolchain.errors import ToolchainError
-from toolchain.stages import bench, bundle, place
+from toolchain.stages import bench, place
 from toolchain.stages.place import Placed
 from toolchain.values import Budget
 
@@ -277,7 +292,7 @@ def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
     assert len(ended.stdout.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "golden.npz", "labels.txt", "run.py", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["model.onnx", "manifest.json", "run.py", "SHA256SUMS"])
 def test_one_flipped_bit_anywhere_is_refused_by_name(flashed: Path, name: str) -> None:
     body = bytearray((flashed / name).read_bytes())
     place = body.index(b"Needs numpy") if name == "run.py" else len(body) // 2
@@ -294,10 +309,48 @@ def test_changed_golden_outputs_fail_even_with_new_hashes(flashed: Path) -> None
     golden["logits"] = golden["logits"] + 1
     np.savez(flashed / "golden.npz", **golden)
     (flashed / "SHA256SUMS").unlink()
-    bundle._seal(flashed)
+    archives.seal(flashed)
     ended = device(flashed, "--self-test")
     assert ended.returncode == 1
     assert "quantization steps" in ended.stdout
+
+
+def test_random_flips_and_cuts_of_any_file_are_refused_by_name(flashed: Path) -> None:
+    order, files = np.random.default_rng(0), sorted(flashed.iterdir())
+    assert len(runner.check_files(flashed)) == len(files) - 1
+    for number in range(500):
+        path = files[number % len(files)]
+        whole = path.read_bytes()
+        if number % 2:
+            path.write_bytes(whole[: order.integers(len(whole))])
+        else:
+            bits = np.unpackbits(np.frombuffer(whole, np.uint8))
+            bits[order.integers(len(bits))] ^= 1
+            path.write_bytes(np.packbits(bits).tobytes())
+        with pytest.raises(runner.Refused) as said:
+            runner.check_files(flashed)
+        assert path.name in str(said.value) or path.name == "SHA256SUMS"
+        path.write_bytes(whole)
+    runner.check_files(flashed)
+
+
+def test_a_board_counts_and_drift_reads_it(flashed: Path, run: Run, tmp_path: Path) -> None:
+    seen = flashed / "seen"
+    shutil.copytree(run.domain.path, seen)
+    for path in list(seen.rglob("*.png")):  # as dark as no picture it was tested on
+        Image.fromarray(np.asarray(Image.open(path)) // 3).save(path)
+    ended = device(flashed, "--watch", "counts.json", "seen")
+    assert (ended.returncode, len(ended.stdout.splitlines())) == (0, 120), ended.stderr
+    words = [sys.executable, "-m", "toolchain", "drift", run.bundle, flashed / "counts.json", "--out", tmp_path / "o"]
+    found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stderr
+    assert "brightness" in found.stdout
+    assert "RETRAIN" in found.stdout or "RECALIBRATE" in found.stdout
+    (flashed / "counts.json").write_text((flashed / "counts.json").read_text()[:100])
+    for ended in (device(flashed, "--watch", "counts.json", "seen"), subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)):  # fmt: skip
+        assert ended.returncode == 2
+        assert "cut or damaged" in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 def test_the_bundle_names_no_path_of_this_machine(run: Run) -> None:

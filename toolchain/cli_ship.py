@@ -1,4 +1,4 @@
-"""Verbs for what leaves the house: signing a bundle and checking one."""
+"""Verbs for what leaves the house: signing a bundle, checking one, and looking after it in the field."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,3 +37,28 @@ def verify(
     from toolchain import vouched
 
     typer.echo(f"OK: {vouched.check(bundle, key, min_release).sentence}")
+
+
+def drift(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that counted: its folder or archive.")],
+    counts: Annotated[list[Path], typer.Argument(help="Files that `run.py --watch` wrote, one or of many boards.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder; drift/drift.html and drift.json are written in it.")
+    ] = Path("out"),
+) -> None:
+    """Has the world moved away from what the model was tested on? fine, recalibrate or retrain, and what moved.
+
+    Exit status: 0 fine, 1 something moved, 2 wrong input, 3 too few pictures to tell.
+    """
+    from toolchain import drift as drifts
+    from toolchain import drift_report, report, watched
+
+    own = watched.bundle(bundle)
+    files = drifts.counters(counts, own.identity, own.reference.sizes(len(own.classes)))
+    found = drifts.run(own.name, own.reference, len(own.classes), files)
+    drift_report.write(found, own, out / "drift")
+    report.show(drift_report.tables(found))
+    typer.echo(drift_report.sentence(found))
+    typer.echo(f"plots: {out / 'drift' / 'drift.html'}")
+    if found.verdict != "fine":
+        raise typer.Exit(3 if found.verdict == "cannot_tell" else 1)

@@ -107,8 +107,10 @@ def build(
         if judged.shipped is None:
             bundle.remove(folder)  # an older one must not look like the result of this run
         else:
-            one, answer = next((v, a) for v, a in zip(variants, answers, strict=True) if v.name == judged.shipped)
-            bundle.run(one, answer, pruned.surgery, summary.facts(findings), pictures[one.family], folder)
+            number = next(i for i, one in enumerate(variants) if one.name == judged.shipped)
+            ships = variants[number]
+            seen: dict[Split, verify.Answers] = {"val": choosing[number], "test": answers[number]}
+            bundle.run(ships, seen, pruned.surgery, summary.facts(findings), pictures[ships.family], folder)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

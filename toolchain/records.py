@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from toolchain import progress
 from toolchain.errors import ToolchainError
 from toolchain.values import Artefact
 
@@ -147,11 +148,14 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         raise disk_error(folder, reason) from reason
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as reason:
-            raise ToolchainError(
-                f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
-            ) from reason
+            if not wait:
+                raise ToolchainError(
+                    f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
+                ) from reason
+            progress.say(f"{folder.parent.name}: another run is at it; waiting for its result")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Classifies pictures with the model in this bundle. Travels in the bundle as run.py.
 
-    python run.py picture.png frame.npy ...   one JSON line a picture
-    python run.py --self-test                 checks every file's hash and the golden outputs, exit 0 or 1
+    python run.py picture.png frame.npy ...     one JSON line a picture; a folder stands for all files in it
+    python run.py --self-test                   checks every file's hash and the golden outputs, exit 0 or 1
+    python run.py --watch counts.json camera/   counts what it sees as well; `toolchain drift` says what has moved
 
 Needs numpy and the bundle's runtime, and Pillow for picture files. A .npy file holds uint8 pixels
 [height, width] or [height, width, 3], or the finished float32 input [1, 3, height, width]. Before it classifies it
@@ -68,6 +69,13 @@ def normalise(pixels, mean, std):
     scale = np.float32(1 / 255) / np.asarray(std, np.float32)
     shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return np.ascontiguousarray(np.moveaxis(pixels * scale - shift, -1, -3), dtype=np.float32)
+
+
+def denormalise(image, mean, std, mode):
+    """The network's input, float32 [1, 3, height, width], as the uint8 pixels it was made of."""
+    unit = np.moveaxis(image[0], 0, -1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    pixels = np.rint(unit * 255).clip(0, 255).astype(np.uint8)
+    return pixels[..., 0] if mode == "gray" else pixels
 
 
 def prepare(path, preprocess):
@@ -178,20 +186,68 @@ def self_test(folder, manifest, model):
     return worst, len(golden["pixels"])
 
 
-def classify(image, manifest, model):
-    """Class, probability and the three best of one input."""
-    logits = model(image)[0].astype(np.float64)
+def classify(logits, manifest):
+    """Class, probability and the three best of one answer, [classes]."""
+    logits = logits.astype(np.float64)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     best = [(manifest["classes"][i], round(float(shares[i]), 4)) for i in shares.argsort()[::-1][:3]]
     return {"class": best[0][0], "probability": best[0][1], "best": dict(best)}
 
 
+def counters(path, folder, manifest, listed):
+    """What `--watch` counts into; None without it."""
+    if not path:
+        return None
+    try:
+        import watch
+    except ImportError as reason:
+        raise Refused("watch.py is not beside run.py; this bundle cannot watch") from reason
+    if not {watch.REFERENCE, "watch.py"} <= set(listed):
+        raise Refused("SHA256SUMS does not vouch for what --watch needs; this bundle cannot watch")
+    bundle = hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()
+    try:
+        return watch.Counters(path, bundle, watch.edges_in(folder / watch.REFERENCE), len(manifest["classes"]))
+    except watch.Unusable as reason:
+        raise Refused(str(reason)) from reason
+
+
+def listing(names):
+    """Files in the order given; a folder stands for all files below it, by name."""
+    for name in names:
+        if Path(name).is_dir():
+            found = sorted(path for path in Path(name).rglob("*") if path.is_file() and not path.name.startswith("."))
+            if not found:
+                raise Refused(f"{name} holds no files")
+            for path in found:
+                yield str(path)
+        else:
+            yield name
+
+
+def answer(names, manifest, model, counts):
+    """One JSON line a picture; returns the exit status: 2 where one of them could not be read."""
+    status, sees = 0, manifest["preprocess"]
+    for name in listing(names):
+        try:
+            image = prepare(name, sees)
+        except Refused as reason:
+            print(f"error: {reason}", file=sys.stderr)
+            status = 2
+            continue
+        logits = model(image)[0]
+        print(json.dumps({"file": name, **classify(logits, manifest)}))
+        if counts:
+            counts.add(denormalise(image, sees["mean"], sees["std"], sees["mode"]), logits)
+    return status
+
+
 def main(arguments=None):
     """Command line; returns the exit status: 0 fine, 1 self-test failed, 2 wrong input."""
     parser = argparse.ArgumentParser(description="Classify pictures with the model in this bundle; one JSON line each.")
-    parser.add_argument("files", nargs="*", help="pictures (need Pillow) or .npy files")
+    parser.add_argument("files", nargs="*", help="pictures (need Pillow), .npy files, or folders of them")
     parser.add_argument("--self-test", action="store_true", help="check hashes and golden outputs, say PASS or FAIL")
+    parser.add_argument("--watch", metavar="COUNTS", help="count what is seen and answered in this JSON file")
     options = parser.parse_args(arguments)
     if not options.files and not options.self_test:
         parser.error("name a picture, or ask for --self-test")
@@ -206,14 +262,16 @@ def main(arguments=None):
         return 1
     if options.self_test:
         print(f"PASS: {len(listed)} files intact, {images} golden images within {worst:.2f} quantization steps")
-    status = 0
-    for name in options.files:
-        try:
-            print(json.dumps({"file": name, **classify(prepare(name, manifest["preprocess"]), manifest, model)}))
-        except Refused as reason:
-            print(f"error: {reason}", file=sys.stderr)
-            status = 2
-    return status
+    counts = None
+    try:
+        counts = counters(options.watch, folder, manifest, listed)
+        return answer(options.files, manifest, model, counts)
+    except Refused as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    finally:
+        if counts:  # Ctrl-C ends here too
+            counts.close()
 
 
 if __name__ == "__main__":

@@ -217,3 +217,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[int(index)] = highest
     return adjusted
+
+
+def homogeneity(one: np.ndarray, other: np.ndarray) -> float:
+    """Probability of two rows of counts [bins] differing so if one distribution made both: Pearson's chi-square.
+
+    Bins that neither has anything in do not count; 1.0 where one bin is left.
+    """
+    used = (one + other) > 0
+    first, second = one[used].astype(float), other[used].astype(float)
+    if used.sum() < 2 or not first.sum() or not second.sum():
+        return 1.0
+    weight = math.sqrt(second.sum() / first.sum())
+    chi_square = float((((weight * first) - second / weight) ** 2 / (first + second)).sum())
+    return float(scipy_stats.chi2.sf(chi_square, int(used.sum()) - 1))

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, manifests, records, runner, sbom, signing
+from toolchain import archives, manifests, records, runner, sbom, signing, watch, watched
 from toolchain.data import Dataset
+from toolchain.listing import Split
 from toolchain.stages.verify import Answers, step_of
 from toolchain.values import Artefact, Preprocess, Surgery, Variant
 
@@ -24,12 +25,19 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
-def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, Any], data: Dataset, out: Path) -> Path:
+def run(
+    variant: Variant,
+    answers: Mapping[Split, Answers],
+    plan: Surgery,
+    facts: Mapping[str, Any],
+    data: Dataset,
+    out: Path,
+) -> Path:
     """Writes `out/bundle/` and `out/bundle.tar`.
 
     Args:
         variant: what ships.
-        answers: its logits on the test split; the golden outputs are among them.
+        answers: its logits on test, the golden outputs among them, and on validation.
         plan: the surgery that made the architecture.
         facts: runtime, accuracy, coverage, provenance: plain data for the manifest.
 
@@ -42,7 +50,8 @@ def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, A
     try:
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
-        golden = _goldens(variant, answers, data, making / "golden.npz")
+        golden = _goldens(variant, answers["test"], data, making / "golden.npz")
+        _reference(answers, data, making / watch.REFERENCE)
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
         records.write_json(making / sbom.FILE, sbom.of(manifests.checked(records.plain(manifest), making)))
@@ -50,6 +59,7 @@ def run(variant: Variant, answers: Answers, plan: Surgery, facts: Mapping[str, A
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")
+        shutil.copyfile(watch.__file__, making / "watch.py")
         archives.seal(making)
         archive = archives.pack(making, out / "bundle.tar")
         _unsign(archive, before)
@@ -100,6 +110,17 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     return {"step": step, "tolerance_steps": max(FEWEST_TOLERANCE_STEPS, math.ceil(2 * spread))}
 
 
+def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> None:
+    """Readings of the pictures that the model was tested on, for `run.py --watch` and `toolchain drift`."""
+    splits = {name: (data.splits[name], own.artefact) for name, own in sorted(answers.items())}
+    seen = [
+        watched.Seen(pixels=own.pixels.numpy(), logits=logits, labels=own.labels.numpy())
+        for own, logits in splits.values()
+    ]  # fmt: skip
+    with records.writing(path) as out:
+        _save_npz(out, watched.arrays(seen))
+
+
 def _save_npz(out: Any, arrays: Mapping[str, np.ndarray]) -> None:
     """`np.savez` stamps the time of day into the file; this does not."""
     import zipfile
@@ -133,6 +154,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
             "scale": "pixels / 255",
         },
         "classes": list(data.classes),
+        "watch": watch.REFERENCE,
         "golden": {"file": "golden.npz", **golden},
         **facts,
     }
@@ -145,5 +167,5 @@ def _licences(facts: Mapping[str, Any]) -> str:
         "# Licences\n\n"
         f"- Pretrained weights ({made_of['weights'] or 'none'}): {made_of['weights_licence'] or unknown}\n"
         f"- Pictures that the model was tuned on: {made_of['data_licence'] or unknown}\n"
-        "- run.py: as the toolchain it comes from\n"
+        "- run.py, watch.py: as the toolchain it comes from\n"
     )

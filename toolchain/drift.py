@@ -1,0 +1,176 @@
+"""Has the world moved away from the pictures that a model was tested on? From a bundle's counters, window by window.
+
+A window's counts of every reading are compared with those of the reference (Pearson's chi-square for two samples,
+Bonferroni over all that is compared, so that a call is by chance in one of a hundred). What a change costs is estimated
+from the confidence: the share of right answers that pictures of such confidence had on the reference; after Guillory et
+al., Predicting with Confidence on Unseen Distributions, 2021, it is a lower bound where the pictures are of another world.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from toolchain import stats, watch
+from toolchain.errors import ToolchainError
+from toolchain.values import Interval
+from toolchain.watched import Reference
+
+Verdict = Literal["fine", "recalibrate", "retrain", "cannot_tell"]
+CHANCE = 0.01  # that anything is called where nothing moved
+LEAST = 100  # pictures in a window that is judged
+RETRAIN_DROP = 0.02  # of the expected accuracy; from there on new ranges alone will not do
+DRAWS = 1000  # windows drawn from the reference, to count false alarms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """One reading of one window against the reference."""
+
+    reading: str
+    p: float
+    called: bool
+    share: float  # of the reference's pictures below the window's typical one; 0.5: nothing moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Pictures that were counted together."""
+
+    source: str  # of the counters
+    number: int  # in its file, the oldest first
+    pictures: int
+    moved: tuple[Moved, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    expected_drop: Interval  # of the accuracy, by confidence
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this window alone says. Another mix of classes alone is no call: it may be the season."""
+        if not any(one.called for one in self.moved if one.reading != "class"):
+            return "fine"
+        return "retrain" if self.expected_drop.estimate >= RETRAIN_DROP else "recalibrate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift:
+    """All windows, and what follows."""
+
+    bundle: str
+    verdict: Verdict
+    why: str
+    windows: tuple[Window, ...]
+    left_out: int  # windows with too few pictures
+    reference: int  # pictures
+    false_alarms: Interval  # share of windows drawn from the reference that would have been called
+    chance: float
+
+
+def run(
+    bundle: str, reference: Reference, classes: int, files: Mapping[str, Mapping[str, Any]], seed: int = 0
+) -> Drift:
+    """Judges counters.
+
+    Args:
+        bundle: its name.
+        classes: how many the model knows.
+        files: what `watch.read` gave, by name.
+    """
+    sizes = reference.sizes(classes)
+    found = [
+        (name, number, window) for name, own in files.items() for number, window in enumerate(own["windows"], 1)
+    ]  # fmt: skip
+    judged = [entry for entry in found if entry[2]["pictures"] >= LEAST]
+    level = CHANCE / max(1, len(judged) * len(watch.READINGS))
+    whole = reference.counts(sizes)
+    windows = tuple(
+        _window(name, number, {key: np.array(row) for key, row in window["counts"].items()}, whole, reference, level)
+        for name, number, window in judged
+    )
+    typical = int(np.median([window.pictures for window in windows])) if windows else watch.WINDOW
+    verdict, why = _verdict(windows)
+    return Drift(
+        bundle=bundle, verdict=verdict, why=why, windows=windows, left_out=len(found) - len(judged),
+        reference=len(reference.right), chance=CHANCE, false_alarms=false_alarms(reference, sizes, typical, level, seed),
+    )  # fmt: skip
+
+
+def _window(
+    source: str, number: int, counts: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray],
+    reference: Reference, level: float,
+) -> Window:  # fmt: skip
+    moved = []
+    for name, row in counts.items():
+        p = stats.homogeneity(row, whole[name])
+        moved.append(Moved(reading=name, p=p, called=p < level, share=_position(row, whole[name])))
+    return Window(
+        source=source, number=number, pictures=int(counts["class"].sum()),
+        moved=tuple(sorted(moved, key=lambda one: one.p)), counts={k: tuple(map(int, v)) for k, v in counts.items()},
+        expected_drop=expected_drop(counts["confidence"], reference),
+    )  # fmt: skip
+
+
+def _position(row: np.ndarray, whole: np.ndarray) -> float:
+    """Chance that a picture of the window reads higher than one of the reference; ties count half."""
+    below = np.cumsum(whole) - whole / 2
+    return float((row * below).sum() / (row.sum() * whole.sum()))
+
+
+def expected_drop(counts: np.ndarray, reference: Reference) -> Interval:
+    """Accuracy lost against the reference, as far as the confidence tells; counts [bins] of a window."""
+    bins, right = reference.bins["confidence"], reference.right
+    pictures = np.bincount(bins, minlength=len(counts))
+    rights = np.bincount(bins, weights=right, minlength=len(counts))
+    share = np.divide(rights, pictures, out=np.full(len(counts), right.mean()), where=pictures > 0)
+    total = counts.sum()
+    now = float((counts * share).sum() / total)
+    error = np.sqrt(max(float((counts * share**2).sum() / total) - now**2, 0) / total + right.var() / len(right))
+    drop = float(right.mean()) - now
+    return Interval(estimate=drop, low=drop - 1.96 * float(error), high=drop + 1.96 * float(error), samples=int(total))
+
+
+def false_alarms(reference: Reference, sizes: Mapping[str, int], pictures: int, level: float, seed: int) -> Interval:
+    """Share of windows that would be called although nothing moved: drawn from one half, compared with the other."""
+    order, called = np.random.default_rng(seed), np.zeros(DRAWS, bool)
+    for draw in range(DRAWS):
+        mixed = order.permutation(len(reference.right))
+        half = len(mixed) // 2
+        window, rest = mixed[:half], mixed[half:]
+        chosen = window[:pictures] if half >= pictures else order.choice(window, pictures)
+        for name in watch.READINGS:
+            rows = [np.bincount(reference.bins[name][part], minlength=sizes[name]) for part in (chosen, rest)]
+            if stats.homogeneity(*rows) < level:
+                called[draw] = True
+                break
+    return stats.accuracy(called)
+
+
+def _verdict(windows: Sequence[Window]) -> tuple[Verdict, str]:
+    if not windows:
+        return "cannot_tell", f"no window has {LEAST} pictures yet; watch on"
+    worst: Verdict = next((v for v in ("retrain", "recalibrate") if any(one.verdict == v for one in windows)), "fine")
+    called = [one for one in windows if one.verdict != "fine"]
+    if worst == "fine":
+        mixes = any(moved.called for one in windows for moved in one.moved)
+        return worst, "nothing moved beyond chance" + (", but for the mix of classes" if mixes else "")
+    names = dict.fromkeys(m.reading for one in called for m in one.moved if m.called and m.reading != "class")
+    drop = max(called, key=lambda one: one.expected_drop.estimate).expected_drop
+    lost = f"by its confidence the model loses {100 * drop.estimate:.1f} points [{100 * drop.low:.1f}, {100 * drop.high:.1f}]"
+    return worst, f"{', '.join(names)} moved in {len(called)} of {len(windows)} windows; {lost}"
+
+
+def counters(paths: Sequence[Path], bundle: str, sizes: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
+    """What several boards counted, by file.
+
+    Raises:
+        ToolchainError: a file is cut, damaged or another bundle's.
+    """
+    found = {}
+    for path in paths:
+        try:
+            found[str(path)] = watch.read(path, bundle, sizes)
+        except watch.Unusable as reason:
+            raise ToolchainError(str(reason)) from reason
+    return found

@@ -1,0 +1,139 @@
+"""What drift found: a table and a sentence for the terminal, JSON, and a page with every reading's distribution."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from toolchain import canvas, figures, page, records, watch
+from toolchain.drift import Drift, Window
+from toolchain.tables import Table
+from toolchain.watched import Watched
+
+SAYS = {
+    "brightness": "mean of the pixels",
+    "contrast": "spread of the pixels",
+    "detail": "differences of neighbours: less when blurred",
+    "noise": "what planes and edges do not explain",
+    "saturated": "pixels at 0 or 255",
+    "colour": "largest less smallest channel",
+    "confidence": "largest probability of the answer",
+    "class": "how often each class is answered",
+}
+ADVICE = {
+    "fine": "leave it as it is",
+    "recalibrate": (
+        "the pictures are others than those it was tested on, and it is about as sure as it was: look at the camera, "
+        "else collect new pictures and export again, so that ranges are drawn from them"
+    ),
+    "retrain": "the model is less sure than it was: label new pictures, check its accuracy on them, and train with them",
+    "cannot_tell": "too few pictures",
+}
+HIGHER, LOWER = 0.55, 0.45  # chance of reading higher than the reference, beyond which a direction is named
+SHOWN = 12  # windows in the terminal's table, the latest
+
+
+def sentence(found: Drift) -> str:
+    """The answer in a line."""
+    rate = found.false_alarms
+    return (
+        f"{found.bundle}: {found.verdict.upper().replace('_', ' ')}: {found.why}; {ADVICE[found.verdict]}. Of {rate.samples} "
+        f"windows drawn from its own {found.reference} pictures {100 * rate.estimate:.1f} % [{100 * rate.low:.1f}, "
+        f"{100 * rate.high:.1f}] would have been called"
+    )
+
+
+def tables(found: Drift) -> list[Table]:
+    """A row a window."""
+    rows = tuple(
+        (
+            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or figures.NONE,
+            f"{100 * one.expected_drop.estimate:+.1f} [{100 * one.expected_drop.low:+.1f}, "
+            f"{100 * one.expected_drop.high:+.1f}]",
+        )
+        for one in found.windows[-SHOWN:]
+    )  # fmt: skip
+    columns = ("Counters", "Window", "Pictures", "Verdict", "What moved", "Expected loss, points")
+    return [Table(columns=columns, rows=rows, prose=(0, 3, 4))] if rows else []
+
+
+def _words(window: Window) -> str:
+    """Readings that were called, the most certain first, with their direction."""
+    found = []
+    for one in window.moved:
+        if one.called:
+            way = " up" if one.share > HIGHER else " down" if one.share < LOWER else ""
+            found.append(one.reading + ("" if one.reading == "class" else way))
+    return ", ".join(found)
+
+
+def write(found: Drift, own: Watched, folder: Path) -> None:
+    """`drift.json` and `drift.html`."""
+    records.write_json(folder / "drift.json", {"schema": 1, **records.plain(found)})
+    hint = (
+        "Grey: the pictures that the model was tested on. Coloured: the window that moved the most, else the latest. "
+        "A bin holds a tenth of the grey pictures where their values allow it."
+    )
+    parts = [
+        f'<p class="lead">{escape(found.bundle)}</p>',
+        f"<h1>{escape(found.verdict.replace('_', ' ').capitalize())}</h1>",
+        f'<div class="said{"" if found.verdict == "fine" else " warned"}"><p>{escape(sentence(found))}.</p></div>',
+    ]
+    if found.windows:
+        shown = min(found.windows, key=lambda one: (one.verdict == "fine", one.moved[0].p))
+        where = f"{shown.source}, window {shown.number}, {shown.pictures} pictures"
+        parts.append(f'<h2>What moved</h2><p class="hint">{escape(hint)} Shown: {escape(where)}.</p>')
+        parts.append(f'<figure><div class="wide large">{distributions(shown, own)}</div></figure>')
+        parts.append(
+            f'<h2>Window by window</h2><figure><div class="wide large">{course(found.windows)}</div><figcaption>Accuracy '
+            "that is lost by what the confidence tells; a lower bound where pictures are of another world.</figcaption></figure>"
+        )
+        parts += [page.table(table) for table in tables(found)]
+    title = f"Drift of {found.bundle}"
+    records.write_text(
+        folder / "drift.html", page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(parts))
+    )
+
+
+def distributions(window: Window, own: Watched) -> str:
+    """Every reading's bins, reference and window side by side."""
+    names = (*watch.READINGS, "class")
+    whole = own.reference.counts(own.reference.sizes(len(own.classes)))
+    with canvas.figure(720, 340) as drawing:
+        for number, name in enumerate(names):
+            axes = drawing.add_subplot(2, 4, number + 1)
+            rows = np.array(window.counts[name]) / window.pictures, whole[name] / whole[name].sum()
+            moved = next(one for one in window.moved if one.reading == name)
+            places = np.arange(len(rows[0]))
+            axes.bar(places - 0.2, 100 * rows[1], 0.4, color=canvas.MUTED)
+            axes.bar(places + 0.2, 100 * rows[0], 0.4, color=canvas.WARM if moved.called else canvas.MAIN)
+            axes.set_title(f"{name}{' moved' if moved.called else ''}", fontsize=canvas.SIZE, color=canvas.INK)
+            axes.set_xticks([])
+            axes.grid(visible=False, axis="x")
+            if number % 4 == 0:
+                axes.set_ylabel("pictures, %")
+        drawing.tight_layout()
+        return canvas.svg(drawing, "distributions", "readings of the reference and of a window")
+
+
+def course(windows: Sequence[Window]) -> str:
+    """Expected loss of every window in order, a line a file of counters."""
+    with canvas.figure(720, 220) as drawing:
+        axes = drawing.add_axes((0.08, 0.2, 0.62, 0.7))
+        for number, source in enumerate(dict.fromkeys(one.source for one in windows)):
+            own = [one for one in windows if one.source == source]
+            y = [100 * one.expected_drop.estimate for one in own]
+            ends = [
+                [100 * (one.expected_drop.estimate - one.expected_drop.low) for one in own],
+                [100 * (one.expected_drop.high - one.expected_drop.estimate) for one in own],
+            ]
+            colour = canvas.LINES[number % len(canvas.LINES)]
+            x = [one.number for one in own]
+            axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=Path(source).name)
+        axes.axhline(0, color=canvas.MUTED, linewidth=0.8)
+        axes.set_ylabel("expected loss, points")
+        axes.set_xlabel("window")
+        axes.set_xticks(range(1, max(one.number for one in windows) + 1))
+        drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
+        return canvas.svg(drawing, "course", "expected loss of accuracy by window")
