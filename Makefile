@@ -12,7 +12,7 @@ FLAGS = $(SUBJECT) \
         $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
         $(if $(BALANCE),--balance $(BALANCE)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
 PRUNING = $(if $(RATIO),--ratio $(RATIO)) $(if $(LATENCY),--latency "$(LATENCY)") \
-        $(if $(RELEASE),--release $(RELEASE)) $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(LOCK),--lock "$(LOCK)")
+        $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(LOCK),--lock "$(LOCK)")$(if $(RELEASE), --release $(RELEASE))
 BIN = .venv/bin
 READY = .venv/.ready
 

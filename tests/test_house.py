@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"allowances", "processor", "timed", "amounts", "values", "errors", "stats", "runner", "watch"},
+    0: {"allowances", "packaging", "processor", "timed", "amounts", "values", "errors", "stats", "runner", "watch"},
     1: {
         "spec",
         "discover",
@@ -38,6 +38,9 @@ RANKS = {
         "manifests",
         "signing",
         "sbom",
+        "arrays",
+        "carray",
+        "frames",
         "devices",
         "onnx_macs",
     },

@@ -21,6 +21,7 @@ from toolchain.stages import (
     export,
     fit,
     judge,
+    package,
     place,
     prepare,
     prune,
@@ -108,9 +109,11 @@ def build(
             bundle.remove(folder)  # an older one must not look like the result of this run
         else:
             number = next(i for i, one in enumerate(variants) if one.name == judged.shipped)
-            ships = variants[number]
+            ships, own = variants[number], pictures[variants[number].family]
             seen: dict[Split, verify.Answers] = {"val": choosing[number], "test": answers[number]}
-            bundle.run(ships, seen, pruned.surgery, summary.facts(findings), pictures[ships.family], folder)
+            forms = package.run(ships, seen["test"], target, own, work)
+            contents = bundle.Contents(surgery=pruned.surgery, facts=summary.facts(findings), package=forms)
+            bundle.run(ships, seen, contents, own, folder)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

@@ -141,7 +141,12 @@ def _openvino(manifest, path):
         "INFERENCE_NUM_THREADS": manifest["threads"],
         "INFERENCE_PRECISION_HINT": manifest["precision_hint"],
     }
-    request = openvino.Core().compile_model(str(path), "CPU", hints).create_infer_request()
+    core = openvino.Core()
+    if path.suffix == ".blob":
+        compiled = core.import_model(path.read_bytes(), "CPU", hints)
+    else:
+        compiled = core.compile_model(str(path), "CPU", hints)
+    request = compiled.create_infer_request()
     source, result = request.get_input_tensor().data, request.get_output_tensor().data
 
     def model(image):
@@ -153,9 +158,9 @@ def _openvino(manifest, path):
     return model
 
 
-def open_model(folder, manifest, listed):
-    """The model as a function from float32 [1, 3, height, width] to logits [1, classes]."""
-    name = manifest["model"]["files"][0]
+def open_model(folder, manifest, listed, name=None):
+    """The model, or a form of it by its file, as a function from its input to logits [1, classes]."""
+    name = name or manifest["model"]["files"][0]
     if name not in listed:
         raise Refused(f"SHA256SUMS does not vouch for {name}; the bundle cannot be trusted")
     openers = {"onnxruntime": _onnxruntime, "openvino": _openvino}
@@ -167,23 +172,64 @@ def open_model(folder, manifest, listed):
         raise Refused(f"{manifest['runtime']} is not installed: pip install {manifest['runtime']}") from reason
     except Exception as reason:  # the runtimes raise many kinds
         wanted = manifest["runtime_version"]
-        raise Refused(
-            f"the installed {manifest['runtime']} refuses the model (built with {wanted}): {reason}"
-        ) from reason
+        raise Refused(f"the installed {manifest['runtime']} refuses {name} (built with {wanted}): {reason}") from reason
 
 
 def self_test(folder, manifest, model):
     """Largest difference to the golden outputs in quantization steps; refuses where it is too large."""
     golden = np.load(folder / "golden.npz", allow_pickle=False)
-    step, limit, worst = manifest["golden"]["step"], manifest["golden"]["tolerance_steps"], 0.0
-    for pixels, wanted in zip(golden["pixels"], golden["logits"]):
-        image = normalise(pixels, manifest["preprocess"]["mean"], manifest["preprocess"]["std"])[None]
-        logits = model(image)[0]
+    sees = manifest["preprocess"]
+    images = normalise(golden["pixels"], sees["mean"], sees["std"])
+    return compare(model, images, golden["logits"], manifest, 0.0), len(images)
+
+
+def compare(model, inputs, answers, manifest, more):
+    """Largest difference in quantization steps; refuses where the golden tolerance and `more` are exceeded."""
+    step, worst = manifest["golden"]["step"], 0.0
+    limit = manifest["golden"]["tolerance_steps"] + more
+    for image, wanted in zip(inputs, answers):
+        logits = model(image[None])[0]
         worst = float(np.maximum(worst, np.abs(logits - wanted).max() / step))  # keeps NaN, as max() would not
         margin = np.sort(wanted)[-1] - np.sort(wanted)[-2]
         if not worst <= limit or (logits.argmax() != wanted.argmax() and margin > limit * step):
-            raise Refused(f"golden outputs differ by {worst:.1f} quantization steps, allowed are {limit}")
-    return worst, len(golden["pixels"])
+            raise Refused(f"golden outputs differ by {worst:.1f} quantization steps, allowed are {limit:g}")
+    return worst
+
+
+def test_forms(folder, manifest, listed):
+    """Asks every further form that this runtime opens; says which, and which are for another version or another use."""
+    sees, fine, left = manifest["preprocess"], [], []
+    for form in manifest.get("forms", []):
+        name = form["files"][0]
+        if name.endswith(".c"):
+            left.append(f"{name} (to be linked)")
+            continue
+        bound = form["bound_to"].get(manifest["runtime"])
+        try:
+            model = open_model(folder, manifest, listed, name)
+        except Refused:
+            if not name.endswith(".blob") and bound in {None, _installed(manifest["runtime"])}:
+                raise  # a blob is also for one kind of processor only
+            left.append(f"{name} (for {form['bound_to']} only)")
+            continue
+        if form["input"]:
+            golden = np.load(folder / "golden_frames.npz", allow_pickle=False)
+            inputs = golden["frames"]
+        else:
+            golden = np.load(folder / "golden.npz", allow_pickle=False)
+            inputs = normalise(golden["pixels"], sees["mean"], sees["std"])
+        try:
+            compare(model, inputs, golden["logits"], manifest, form["max_steps"])
+        except Refused as reason:
+            raise Refused(f"{name}: {reason}") from reason
+        fine.append(name)
+    return fine, left
+
+
+def _installed(runtime):
+    import importlib
+
+    return importlib.import_module(runtime).__version__
 
 
 def classify(logits, manifest):
@@ -257,11 +303,16 @@ def main(arguments=None):
         manifest = json.loads((folder / "manifest.json").read_text())
         model = open_model(folder, manifest, listed)
         worst, images = self_test(folder, manifest, model)
+        fine, left = test_forms(folder, manifest, listed) if options.self_test else ([], [])
     except Refused as reason:
         print(f"FAIL: {reason}", file=sys.stdout if options.self_test else sys.stderr)
         return 1
     if options.self_test:
-        print(f"PASS: {len(listed)} files intact, {images} golden images within {worst:.2f} quantization steps")
+        print(
+            f"PASS: {len(listed)} files intact, {images} golden images within {worst:.2f} quantization steps"
+            + (f"; the same from {', '.join(fine)}" if fine else "")
+            + (f"; not run: {', '.join(left)}" if left else "")
+        )
     counts = None
     try:
         counts = counters(options.watch, folder, manifest, listed)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from toolchain import amounts, discover
 from toolchain.allowances import Allowance
 from toolchain.errors import ToolchainError
+from toolchain.packaging import C_ARRAY, Packaging
 from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
 
 SCHEMA = 1
@@ -289,6 +290,22 @@ def _target_rules(value: Target) -> Rules:
         (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),
         *_budget_rules(value.budget),
         *_gate_rules(value.gate),
+        *_package_rules(value.package, value.runtime),
+    ]
+
+
+def _package_rules(value: Packaging, runtime: str) -> Rules:
+    room = discover.module("runtimes", runtime)
+    possible = [*room.FORMS, *([C_ARRAY] if len(room.FILE_NAMES) == 1 else [])]
+    odd = next((form for form in value.forms if form not in possible), None)
+    return [
+        (odd is None, f"package.forms: {runtime} has no {odd!r}; {discover.nearest(str(odd), possible)}"),
+        (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is named twice"),
+        _size_rule("package.frame", value.frame),
+        (
+            value.frame is None or value.input == "uint8",
+            'package.frame: a camera\'s frames are taken with input = "uint8"',
+        ),
     ]
 
 

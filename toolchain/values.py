@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolchain.allowances import Allowance
+from toolchain.packaging import Packaging
 
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
 
@@ -198,6 +199,7 @@ class Target:
     precisions: tuple[Precision, ...] = ("f32", "int8")  # what may ship, and what is measured
     scheme: QuantScheme = field(default_factory=QuantScheme)
     budget: Budget = field(default_factory=Budget)
+    package: Packaging = field(default_factory=Packaging, compare=False)
     gate: Allowance = field(default_factory=Allowance, compare=False)  # decides nothing that is made here
     device: str = field(default="", compare=False)  # board to time on, "ssh:user@host"; its name decides nothing
 

@@ -98,9 +98,9 @@ def test_check_data_finds_a_leak_and_says_so_in_all_three_forms(tmp_path: Path) 
 
 def test_make_turns_variables_into_flags() -> None:
     command = ["make", "--dry-run", "export", "TARGET=openvino", "RECIPE=solar", "DATA=a b", "WEIGHTS=w.pth", "OUT=o"]
-    command += ["LATENCY=1.2 ms", "RESOLUTION=0.65", "LOCK=l.json"]
+    command += ["LATENCY=1.2 ms", "RESOLUTION=0.65", "LOCK=l.json", "RELEASE=7"]
     said = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, "MAKEFLAGS": ""}
     )
     assert '--target "openvino" --recipe "solar" --out "o" --data "a b" --weights "w.pth"' in said.stdout
-    assert '--latency "1.2 ms" --resolution 0.65 --lock "l.json"' in said.stdout
+    assert '--latency "1.2 ms" --resolution 0.65 --lock "l.json" --release 7' in said.stdout

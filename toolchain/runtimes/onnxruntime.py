@@ -1,20 +1,26 @@
 """ONNX Runtime on the CPU: takes Q/DQ ONNX as it is, and fuses it into integer kernels when it loads it."""
 
+import gc
+import logging
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from toolchain import processor
 from toolchain.errors import ToolchainError, brief
-from toolchain.records import artefact
+from toolchain.packaging import Packed
+from toolchain.records import artefact, write_text
 from toolchain.values import Artefact, Coverage, Precision
 
 INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
 HAS_UNOPTIMIZED = True  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.onnx",)
+FORMS = ("ort",)  # beside ONNX: for builds of the runtime that read nothing else
 # it would quantize the weights of a layer that was left in float between integer ones, without being asked to
 UNWANTED = ("WeightBiasQuantization",)
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
@@ -98,6 +104,40 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     except Exception as reason:  # its exceptions share no base class
         raise ToolchainError(f"ONNX Runtime does not load {path}: {brief(reason)}") from reason
     return OrtSession(session)
+
+
+def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
+    """A model as `.ort`, with the operators and types that a minimal build of the runtime has to have.
+
+    Args:
+        path: of the canonical form.
+        stem: of the files' names.
+        native: whether this machine has the target's instructions; else nothing that depends on them is written.
+
+    Raises:
+        ToolchainError: ONNX Runtime does not write it.
+    """
+    made, needs = stem.with_suffix(".ort"), stem.with_name("required_operators.config")
+    options, levels = _options(threads, True), library().GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if native else levels.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.optimized_model_filepath = str(made)
+    try:
+        _session(path, options)
+        from onnxruntime.tools.ort_format_model import create_config_from_models
+
+        logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file to the garbage collector
+            create_config_from_models([made], needs, enable_type_reduction=True)
+            gc.collect()
+    except Exception as reason:
+        raise ToolchainError(f"ONNX Runtime does not write {path} as {made.name}: {brief(reason)}") from reason
+    # no clock and no folder: the tool writes where the model lay into a comment
+    lines = [line for line in needs.read_text().splitlines() if not line.startswith("#")]
+    write_text(needs, "\n".join(lines) + "\n")
+    bound = {"isa": str(processor.describe()["isa"])} if native else {}
+    return Packed(files=(made, needs), deterministic=False, bound_to={**fingerprint(), **bound})
 
 
 def coverage(path: Path, *, precision: Precision) -> Coverage:

@@ -3,6 +3,9 @@
 Without a hint OpenVINO runs float models in bf16 on CPUs that have it, which would make "float" mean two things.
 """
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +13,26 @@ from typing import Any
 
 import numpy as np
 
+from toolchain import processor
 from toolchain.errors import ToolchainError, brief
-from toolchain.records import artefact
+from toolchain.packaging import Packed
+from toolchain.records import artefact, writing
 from toolchain.values import Artefact, Coverage, Precision
 
 INSTALL = "pip install 'edge-toolchain[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
 HAS_UNOPTIMIZED = False  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.xml", "model.bin")
+FORMS = ("blob",)  # beside IR: compiled, so that loading takes no time
 WEIGHTED = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 INTEGERS = {"u8", "i8"}
+COMPILER = """
+import io, json, sys
+import openvino
+asked, body = json.loads(sys.argv[1]), io.BytesIO()
+openvino.Core().compile_model(asked["path"], "CPU", asked["hints"]).export_model(body)
+sys.stdout.buffer.write(body.getvalue())
+"""
 
 
 def library() -> Any:
@@ -115,10 +128,38 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     """
     ov = library()
     try:
-        compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
+        if path.suffix == ".blob":
+            compiled = ov.Core().import_model(path.read_bytes(), "CPU", _properties(threads, precision))
+        else:
+            compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
     except Exception as reason:  # its exceptions share no base class
         raise ToolchainError(f"OpenVINO does not load {path}: {brief(reason)}") from reason
     return OpenVinoSession(compiled)
+
+
+def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
+    """A model as OpenVINO's compiled blob, which needs this very version and these instructions.
+
+    Raises:
+        ToolchainError: this machine lacks the target's instructions, or OpenVINO does not write it.
+    """
+    if not native:
+        raise ToolchainError(
+            f"a blob is compiled for the machine that writes it, and this one lacks the target's instructions; build it "
+            f"on such a machine, or leave {FORMS[0]!r} out of [package] forms"
+        )
+    made = stem.with_suffix(".blob")
+    # in a process of its own: names in a blob count what the process has compiled before
+    asked = json.dumps({"path": str(path), "hints": _properties(threads, precision)})
+    ended = subprocess.run([sys.executable, "-c", COMPILER, asked], capture_output=True, check=False)
+    if ended.returncode or not ended.stdout:
+        reason = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise ToolchainError(f"OpenVINO does not write {path} as {made.name}: {reason}")
+    with writing(made) as out:
+        out.write(ended.stdout)
+    return Packed(
+        files=(made,), deterministic=True, bound_to={**fingerprint(), "isa": str(processor.describe()["isa"])}
+    )
 
 
 def coverage(path: Path, *, precision: Precision) -> Coverage:

@@ -4,42 +4,43 @@ Nothing in here depends on the day, the folder or the user; what does (latencies
 `measurements.json`. The directory takes its final name only when it is complete.
 """
 
-import io
 import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from toolchain import archives, manifests, records, runner, sbom, signing, watch, watched
+from toolchain import archives, arrays, manifests, records, runner, sbom, signing, watch, watched
 from toolchain.data import Dataset
 from toolchain.listing import Split
+from toolchain.stages.package import Packaged
 from toolchain.stages.verify import Answers, step_of
 from toolchain.values import Artefact, Preprocess, Surgery, Variant
 
 GOLDENS = 16
-ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
-def run(
-    variant: Variant,
-    answers: Mapping[Split, Answers],
-    plan: Surgery,
-    facts: Mapping[str, Any],
-    data: Dataset,
-    out: Path,
-) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a bundle holds beside the model and its pictures."""
+
+    surgery: Surgery  # that made the architecture
+    facts: Mapping[str, Any]  # runtime, accuracy, coverage, provenance: plain data for the manifest
+    package: Packaged  # further forms
+
+
+def run(variant: Variant, answers: Mapping[Split, Answers], contents: Contents, data: Dataset, out: Path) -> Path:
     """Writes `out/bundle/` and `out/bundle.tar`.
 
     Args:
         variant: what ships.
         answers: its logits on test, the golden outputs among them, and on validation.
-        plan: the surgery that made the architecture.
-        facts: runtime, accuracy, coverage, provenance: plain data for the manifest.
+        contents: what else goes in.
 
     Returns:
         the archive.
@@ -52,10 +53,13 @@ def run(
         _copy_model(variant.artefact, making)
         golden = _goldens(variant, answers["test"], data, making / "golden.npz")
         _reference(answers, data, making / watch.REFERENCE)
+        for file in contents.package.files:
+            shutil.copyfile(file, making / file.name)
+        facts = {**contents.facts, "forms": records.plain(contents.package.forms)}
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
         records.write_json(making / sbom.FILE, sbom.of(manifests.checked(records.plain(manifest), making)))
-        records.write_text(making / "surgery.json", json.dumps(records.plain(plan), sort_keys=True) + "\n")
+        records.write_text(making / "surgery.json", json.dumps(records.plain(contents.surgery), sort_keys=True) + "\n")
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")
@@ -96,13 +100,13 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     """Test pictures whose answers the device must give again, spread over the classes."""
     test = data.splits["test"]
     chosen = np.linspace(0, len(test) - 1, min(GOLDENS, len(test))).astype(int)
-    arrays = {
+    golden = {
         "pixels": test.pixels.numpy()[chosen],
         "logits": answers.artefact[chosen],
         "labels": test.labels.numpy()[chosen],
     }
     with records.writing(path) as out:
-        _save_npz(out, arrays)
+        arrays.save(out, golden)
     step = step_of(variant, answers)
     spread = 0.0
     if answers.unoptimized is not None:
@@ -118,18 +122,7 @@ def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> N
         for own, logits in splits.values()
     ]  # fmt: skip
     with records.writing(path) as out:
-        _save_npz(out, watched.arrays(seen))
-
-
-def _save_npz(out: Any, arrays: Mapping[str, np.ndarray]) -> None:
-    """`np.savez` stamps the time of day into the file; this does not."""
-    import zipfile
-
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in sorted(arrays):
-            body = io.BytesIO()
-            np.lib.format.write_array(body, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_EPOCH), body.getvalue(), zipfile.ZIP_DEFLATED)
+        arrays.save(out, watched.arrays(seen))
 
 
 def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden: Mapping[str, float]) -> dict[str, Any]:

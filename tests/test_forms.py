@@ -1,0 +1,181 @@
+"""The model in every form that a target may ask for: each answers as the canonical one does, and says where it does not."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from conftest import Run
+from onnx import TensorProto, helper
+
+from toolchain import archives, carray, discover, frames, machine, pipeline, records, runner, spec
+from toolchain.errors import ToolchainError
+from toolchain.packaging import Packaging
+from toolchain.stages import bench, package
+from toolchain.values import Preprocess, Target
+
+SEES = Preprocess(image_size=(24, 40), mode="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def asking(run: Run, **how: object) -> Target:
+    return dataclasses.replace(run.target, package=Packaging(**how))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def packed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with all forms for a camera of another size, built from the stages of the plain one."""
+    folder = tmp_path_factory.mktemp("forms")
+    target = asking(run, forms=("ort", "c-array"), input="uint8", frame=(48, 40))
+    shutil.copytree(run.out / "work", folder / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "ROUNDS", 3)
+        assert pipeline.build(run.recipe, target, run.domain, folder)["shipped"]
+    return folder / "tiny" / "cpu" / "bundle"
+
+
+def self_test(folder: Path) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "run.py", "--self-test"]
+    clean = {"PATH": os.environ["PATH"]}
+    return subprocess.run(words, cwd=folder, env=clean, capture_output=True, text=True, check=False)
+
+
+def test_every_form_stands_in_the_manifest_with_its_agreement(packed: Path) -> None:
+    forms = {form["form"]: form for form in records.read_json(packed / "manifest.json")["forms"]}
+    assert list(forms) == ["frames", "ort", "c-array"]
+    assert forms["frames"]["input"] == {"name": "frame", "dtype": "uint8", "shape": [1, 48, 40, 1], "layout": "NHWC"}
+    assert all(form["top1_agreement"] >= 0.95 and form["images"] == 24 for form in forms.values())
+    assert (forms["frames"]["deterministic"], forms["ort"]["deterministic"]) == (True, False)
+    assert forms["ort"]["bound_to"]["onnxruntime"] == onnxruntime.__version__
+    assert {name for form in forms.values() for name in form["files"]} == {
+        "frames.onnx", "frames.ort", "required_operators.config", "model_data.c", "model_data.h"
+    }  # fmt: skip
+    archives.manifest(packed)
+
+
+def test_a_frame_through_the_graph_is_a_frame_through_the_runner(packed: Path) -> None:
+    made = records.read_json(packed / "manifest.json")
+    model = runner.open_model(packed, made, archives.listed(packed))
+    folded = runner.open_model(packed, made, archives.listed(packed), "frames.ort")
+    frame = np.random.default_rng(0).integers(0, 256, (48, 40), dtype=np.uint8)
+    sees = made["preprocess"]
+    small = runner.normalise(runner.fit_size(frame, sees["image_size"]), sees["mean"], sees["std"])[None]
+    assert np.abs(folded(frame[None, :, :, None]) - model(small)).max() <= 3 * made["golden"]["step"]
+
+
+def test_the_self_test_asks_every_form(packed: Path, tmp_path: Path) -> None:
+    ended = self_test(packed)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "the same from frames.onnx, frames.ort; not run: model_data.c (to be linked)" in ended.stdout
+    broken = tmp_path / "broken"
+    shutil.copytree(packed, broken)
+    model = onnx.load(broken / "frames.onnx")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5), "half"))
+    model.graph.node[0].output[0] = "whole"
+    model.graph.node.insert(1, helper.make_node("Mul", ["whole", "half"], ["frame_float"]))  # half as bright
+    onnx.save(model, broken / "frames.onnx")
+    archives.seal(broken)
+    ended = self_test(broken)
+    assert ended.returncode == 1
+    assert "frames.onnx: golden outputs differ" in ended.stdout
+
+
+def test_a_minimal_build_needs_these_operators(packed: Path) -> None:
+    needs = (packed / "required_operators.config").read_text()
+    assert str(Path.cwd()) not in needs
+    assert "#" not in needs
+    assert needs.startswith("ai.onnx;")
+    assert "Gather" in needs  # of the frames' resizing
+    assert "Conv" in needs
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler here")
+def test_the_c_array_links_and_holds_the_model(packed: Path, tmp_path: Path) -> None:
+    main = '#include <stdio.h>\n#include "model_data.h"\nint main(void) { return fwrite(model_data, 1, model_data_size, stdout) != model_data_size; }\n'
+    (tmp_path / "main.c").write_text(main)
+    build = ["cc", "-std=c99", "-Wall", "-Werror", f"-I{packed}", "main.c", str(packed / "model_data.c"), "-o", "main"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    body = subprocess.run([tmp_path / "main"], capture_output=True, check=True).stdout
+    assert body == (packed / "frames.ort").read_bytes()
+
+
+def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 3)
+    folder = tmp_path / "out"
+    shutil.copytree(run.out / "work", folder / "work")
+    fold = frames.fold
+    inverted = dataclasses.replace
+    monkeypatch.setattr(
+        package.frames, "fold", lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest)
+    )
+    with pytest.raises(ToolchainError, match="the form 'frames', names the canonical model's class for"):
+        pipeline.build(run.recipe, asking(run, input="uint8"), run.domain, folder)
+    assert not (folder / "tiny" / "cpu" / "bundle").exists()
+
+
+@pytest.mark.parametrize("mode", ["rgb", "gray"])
+@pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30)])
+@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], mode: str, tmp_path: Path) -> None:
+    sees = dataclasses.replace(SEES, mode=mode)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
+    body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    frames.fold(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
+    room = discover.module("runtimes", runtime)
+    session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
+    shape = (*frame, 3) if mode == "rgb" else frame
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    wanted = np.maximum(0, runner.normalise(runner.fit_size(pixels, (24, 40)), sees.mean, sees.std))
+    given = session.run(pixels.reshape(1, *frame, -1))[0]
+    off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
+    assert off.max() < 1.01
+    assert (off > 0.01).mean() < 0.05
+
+
+def test_a_blob_comes_back_as_it_was(tmp_path: Path) -> None:
+    room = discover.module("runtimes", "openvino")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
+    body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    made = room.compile(tmp_path / "m.onnx", tmp_path / "ir").path
+    packed = [room.pack(made, tmp_path / name, threads=1, precision="f32", native=True) for name in ("first", "second")]
+    assert packed[0].files[0].read_bytes() == packed[1].files[0].read_bytes()
+    assert packed[0].bound_to == {**room.fingerprint(), "isa": machine.isa()}
+    image = np.random.default_rng(0).standard_normal((1, 3, 4, 4), dtype=np.float32)
+    session = room.open(packed[0].files[0], threads=1, precision="f32")
+    assert np.array_equal(session.run(image), np.maximum(image, 0))
+    with pytest.raises(ToolchainError, match="a blob is compiled for the machine that writes it"):
+        room.pack(made, tmp_path / "third", threads=1, precision="f32", native=False)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "table", "said"),
+    [
+        ("onnxruntime", {"forms": ["blob"]}, "onnxruntime has no 'blob'.*There are: ort, c-array"),
+        ("openvino", {"forms": ["c-array"]}, "openvino has no 'c-array'.*There are: blob"),
+        ("onnxruntime", {"forms": ["ort", "ort"]}, "one is named twice"),
+        ("onnxruntime", {"frame": [480, 640]}, 'taken with input = "uint8"'),
+        ("onnxruntime", {"frame": [4, 640], "input": "uint8"}, "each between 8 and 4096"),
+        ("onnxruntime", {"input": "float16"}, "package.input = 'float16'"),
+        ("onnxruntime", {"form": ["ort"]}, "unknown key package.form"),
+    ],
+)
+def test_what_a_runtime_lacks_is_refused_with_the_file(runtime: str, table: dict[str, object], said: str) -> None:
+    with pytest.raises(ToolchainError, match=said):
+        spec.check("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
+
+
+def test_an_array_of_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(bytes(range(256)))
+    source, header = carray.write(tmp_path / "m.bin", tmp_path / "made")
+    rows = source.read_text().partition("{\n")[2].partition("}")[0]
+    assert bytes(json.loads(f"[{rows.strip().rstrip(',')}]")) == bytes(range(256))
+    assert "256 bytes" in header.read_text()

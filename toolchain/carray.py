@@ -1,0 +1,51 @@
+"""A model file as a C array, for firmware that links its model statically."""
+
+from pathlib import Path
+
+from toolchain import records
+
+FILES = ("model_data.c", "model_data.h")
+A_LINE = 20  # bytes
+HEADER = """\
+/* The model of this bundle, {name}: {size} bytes, SHA-256 {digest}. */
+#ifndef MODEL_DATA_H
+#define MODEL_DATA_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+extern const unsigned char model_data[];
+extern const size_t model_data_size;
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+BODY = """\
+#include "model_data.h"
+
+#if defined(__GNUC__)
+__attribute__((aligned(64))) /* flatbuffers and vector loads want it */
+#endif
+const unsigned char model_data[{size}] = {{
+{rows}
+}};
+const size_t model_data_size = {size};
+"""
+
+
+def write(model: Path, folder: Path) -> tuple[Path, ...]:
+    """Writes `model_data.c` and `model_data.h` with the bytes of a file."""
+    body = model.read_bytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [",".join(map(str, body[at : at + A_LINE])) + "," for at in range(0, len(body), A_LINE)]
+    source, header = (folder / name for name in FILES)
+    records.write_text(source, BODY.format(size=len(body), rows="\n".join(rows)))
+    digest = records.sha256_file(model)
+    records.write_text(header, HEADER.format(name=model.name, size=len(body), digest=digest))
+    return source, header

@@ -1,0 +1,146 @@
+"""package: what ships -> the same in the further forms that a target asks for, each asked the same pictures.
+
+The canonical model is what was verified and timed, so a form counts only beside it: how far its answers are from the
+canonical ones, on test pictures, goes into the manifest.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolchain import arrays, carray, discover, frames, machine, progress, records, runner
+from toolchain.data import Dataset
+from toolchain.errors import ToolchainError
+from toolchain.manifests import Form, Tensor
+from toolchain.packaging import C_ARRAY, FRAMES, Packed
+from toolchain.stages.verify import Answers, step_of
+from toolchain.values import Artefact, Preprocess, Target, Variant
+
+VERSION = 1
+PICTURES = 64  # of test, that every form is asked
+GOLDEN_FRAMES = 4  # that go into the bundle
+GOLDEN_FILE = "golden_frames.npz"
+LEAST_AGREEMENT = 0.95  # share of the pictures that a form must put into the canonical one's class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """All further forms, and the files that they consist of."""
+
+    forms: tuple[Form, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work: Path) -> Packaged:
+    """Makes the forms that the target asks for.
+
+    Args:
+        answers: the canonical model's logits on test.
+
+    Raises:
+        ToolchainError: a form cannot be made, or answers otherwise than the canonical model.
+    """
+    if not target.package.wanted:
+        return Packaged()
+    key = records.digest(
+        VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
+        discover.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
+    )  # fmt: skip
+    with records.stage(work, "package", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            forms = list(_made(variant, answers, target, data, stage.folder))
+            stage = records.finish(stage, started, {"forms": forms})
+        found = tuple(Form(**one) for one in stage.figures["forms"]) if stage.figures else ()
+        files = [stage.folder / name for form in found for name in form.files]
+        golden = [stage.folder / GOLDEN_FILE] if target.package.input == "uint8" else []
+        return Packaged(forms=found, files=(*files, *golden))
+
+
+def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:
+    """One form after the other, written to `folder` under the names that they ship by."""
+    asked, runtime = target.package, discover.module("runtimes", target.runtime)
+    judge = _Judge(variant, answers, target, data)
+    source, stem = variant.artefact, "model"
+    if asked.input == "uint8":
+        size = asked.frame or data.preprocess.image_size
+        progress.say(f"package: a form that takes frames of {size[0]}x{size[1]}")
+        source, stem = _framed(variant, runtime, data.preprocess, size, folder), FRAMES
+        judge.look(size, folder / GOLDEN_FILE)
+        yield judge.form(FRAMES, Packed(files=source.files, deterministic=True))
+    packed = Packed(files=source.files, deterministic=True)
+    for form in [name for name in asked.forms if name != C_ARRAY]:
+        progress.say(f"package: {form}")
+        packed = runtime.pack(
+            source.path, folder / stem, threads=target.threads, precision=variant.precision,
+            native=machine.kind() == target.isa,
+        )  # fmt: skip
+        yield judge.form(form, packed)
+    if C_ARRAY in asked.forms:  # of the last form made: what a static build would link
+        progress.say(f"package: {packed.files[0].name} as a C array")
+        written = carray.write(packed.files[0], folder)
+        alike = Packed(files=written, deterministic=packed.deterministic, bound_to=packed.bound_to)
+        yield judge.form(C_ARRAY, alike, opened=packed.files[0])
+
+
+def _framed(variant: Variant, runtime: Any, preprocess: Preprocess, size: tuple[int, int], folder: Path) -> Artefact:
+    """The model with resizing and normalising inside, under its own name."""
+    frames.fold(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
+    made = runtime.compile(folder / "folded" / "folded.onnx", folder / "folded")
+    return records.artefact(*(file.replace(folder / f"{FRAMES}{file.suffix}") for file in made.files))
+
+
+class _Judge:
+    """Asks forms the same pictures as the canonical model."""
+
+    def __init__(self, variant: Variant, answers: Answers, target: Target, data: Dataset) -> None:
+        test = data.splits["test"]
+        self.chosen = np.linspace(0, len(test) - 1, min(PICTURES, len(test))).astype(int)
+        self.variant, self.target, self.data = variant, target, data
+        self.step, self.wanted = step_of(variant, answers), answers.artefact[self.chosen]
+        self.inputs = runner.normalise(test.pixels.numpy()[self.chosen], data.preprocess.mean, data.preprocess.std)
+        self.tensor: Tensor | None = None  # the input where it is a frame
+
+    def look(self, size: tuple[int, int], golden: Path) -> None:
+        """From now on pictures come as a camera's frames would; some of them are written for the self-test."""
+        sees, files = self.data.preprocess, [self.data.splits["test"].files[i] for i in self.chosen]
+        shots = np.stack([runner.fit_size(runner.read_picture(file, sees.mode), size) for file in files])
+        room, shown = discover.module("runtimes", self.target.runtime), runner.normalise
+        session = room.open(self.variant.artefact.path, threads=1, precision=self.variant.precision)
+        small = [runner.fit_size(shot, sees.image_size) for shot in shots]
+        self.wanted = np.concatenate([session.run(shown(one, sees.mean, sees.std)[None]) for one in small])
+        self.inputs = shots.reshape(*shots.shape[:3], -1)
+        self.tensor = Tensor(name=frames.INPUT, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:]))
+        kept = slice(0, None, max(1, len(shots) // GOLDEN_FRAMES))
+        with records.writing(golden) as out:
+            arrays.save(out, {"frames": self.inputs[kept], "logits": self.wanted[kept]})
+
+    def form(self, name: str, packed: Packed, opened: Path | None = None) -> Form:
+        """What the manifest says of a form.
+
+        Args:
+            opened: what is asked in its place, where the form itself is none that the runtime opens.
+
+        Raises:
+            ToolchainError: it answers otherwise than the canonical model.
+        """
+        room = discover.module("runtimes", self.target.runtime)
+        path = opened or packed.files[0]
+        session = room.open(path, threads=self.target.threads, precision=self.variant.precision)
+        given = np.concatenate([session.run(one[None]) for one in self.inputs])
+        agreement = float((given.argmax(1) == self.wanted.argmax(1)).mean())
+        if not np.isfinite(given).all() or agreement < LEAST_AGREEMENT:
+            raise ToolchainError(
+                f"{path.name}, the form {name!r}, names the canonical model's class for {agreement:.0%} of "
+                f"{len(given)} test pictures only; leave it out of [package] forms, and report this"
+            )
+        return Form(
+            form=name, files=tuple(file.name for file in packed.files), deterministic=packed.deterministic,
+            sha256={file.name: records.sha256_file(file) for file in packed.files}, bound_to=packed.bound_to,
+            input=self.tensor, images=len(given), top1_agreement=agreement,
+            max_steps=round(float(np.abs(given - self.wanted).max() / self.step), 3),
+        )  # fmt: skip
