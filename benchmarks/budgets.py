@@ -106,7 +106,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
     target, work = spec.target(placement.TARGETS[runtime]), out / "work"
-    recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec())
+    recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     adapted = Adapted(Trained(dense, name, {}, 0.0), head, None, AugmentSpec(), (), ())  # type: ignore[arg-type]
     plan = fit.run(adapted, recipe, target, Budget(latency=f"{budget}x"), image, work)

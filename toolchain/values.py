@@ -109,7 +109,7 @@ class PruneSpec:
 
     __pydantic_config__ = STRICT
     ratio: float | None = None  # of the multiply-accumulates to remove, 0 for none; None: as the budget says, else half
-    criterion: str = "magnitude"
+    criterion: str = "fisher"  # why: docs/results.md, criteria at one budget
     ranking: Literal["global", "isomorphic"] = "global"  # importance as a share of its group, or of all groups alike
     protect: tuple[str, ...] = ()  # module name patterns (fnmatch) that keep every channel
     depth: bool = True  # whole residual blocks may go, where a budget is searched for
