@@ -41,6 +41,7 @@ RANKS = {
         "arrays",
         "carray",
         "frames",
+        "external",
         "devices",
         "onnx_macs",
     },

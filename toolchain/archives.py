@@ -84,15 +84,18 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
 
 
 def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
+    most = min(MOST_BYTES, archive.stat().st_size if body is None else len(body))  # nothing in it is compressed
     with tarfile.open(archive, "r:", fileobj=None if body is None else io.BytesIO(body)) as tar:
         total, seen = 0, set[str]()
         while (member := tar.next()) is not None:
             name = member.name.removeprefix(INSIDE)
             total += member.size
             plain = member.name.startswith(INSIDE) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
-            if not member.isreg() or not plain or name in seen:
+            # neither links nor devices, nor what tells sizes and names in another header
+            bare = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.pax_headers
+            if not bare or not plain or name in seen:
                 raise ToolchainError(f"{archive} is not a bundle's archive: {member.name!r} does not belong in one")
-            if len(seen) >= MOST_FILES or total > MOST_BYTES:
+            if len(seen) >= MOST_FILES or total > most:
                 raise ToolchainError(f"{archive} is larger than any bundle; refused")
             seen.add(name)
             source = tar.extractfile(member)

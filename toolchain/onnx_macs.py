@@ -12,7 +12,9 @@ Shape = tuple[int, ...]
 def count(path: Path) -> int | None:
     """Of convolutions and matrix products, for one picture; None where shapes cannot be told."""
     try:
-        model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=False, data_prop=True)
+        model = onnx.shape_inference.infer_shapes(
+            onnx.load(path, load_external_data=False), strict_mode=False, data_prop=True
+        )
     except Exception:  # a graph that onnx does not understand may run all the same
         return None
     graph = model.graph
