@@ -6,6 +6,7 @@ the network's size, keyed by the content of the files, so that every run after t
 
 import dataclasses
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from toolchain import listing, progress, records, runner
 from toolchain.errors import ToolchainError
 from toolchain.listing import SPLITS, Split
 from toolchain.values import Domain, Preprocess
+
+# of the runner what makes pixels, so that another message of it trains nothing anew
+DECODER = (
+    *(inspect.getsource(part) for part in (runner.read_picture, runner.fit_size, runner.normalise)),
+    PIL.__version__,
+)
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,7 @@ class Dataset:
 
 def pixels_key(files_digest: str, preprocess: Preprocess, on_corrupt: str) -> str:
     """Name of decoded pixels in the cache: the files, how they are decoded, and by what."""
-    decoder = records.sha256_file(Path(runner.__file__)), PIL.__version__
-    return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, decoder)
+    return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER)
 
 
 def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:

@@ -49,9 +49,12 @@ class Window:
     @property
     def verdict(self) -> Verdict:
         """What this window alone says. Another mix of classes alone is no call: it may be the season."""
-        if not any(one.called for one in self.moved if one.reading != "class"):
+        moved = {one.reading for one in self.moved if one.called} - {"class"}
+        if not moved:
             return "fine"
-        return "retrain" if self.expected_drop.estimate >= RETRAIN_DROP else "recalibrate"
+        # where its confidence has moved, its answers have; by how much they are worse, confidence tells too kindly
+        unsure = "confidence" in moved or self.expected_drop.estimate >= RETRAIN_DROP
+        return "retrain" if unsure else "recalibrate"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,10 +24,13 @@ SAYS = {
 ADVICE = {
     "fine": "leave it as it is",
     "recalibrate": (
-        "the pictures are others than those it was tested on, and it is about as sure as it was: look at the camera, "
-        "else collect new pictures and export again, so that ranges are drawn from them"
+        "the pictures are others than those it was tested on, and it answers about as surely: look at the camera, or collect "
+        "new pictures and export again, so that ranges are drawn from them"
     ),
-    "retrain": "the model is less sure than it was: label new pictures, check its accuracy on them, and train with them",
+    "retrain": (
+        "it answers otherwise than it did on the pictures it was tested on: label some new ones, see how accurate it still is, "
+        "and train with them"
+    ),
     "cannot_tell": "too few pictures",
 }
 HIGHER, LOWER = 0.55, 0.45  # chance of reading higher than the reference, beyond which a direction is named

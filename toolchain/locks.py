@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Lock:
     resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
     dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
     fitted: Fitted | None = None  # how a latency was met
+    ships: Precision | None = None  # the form that shipped: timed anew, two of one speed may change places
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -65,6 +66,11 @@ def asked(recipe: Recipe, budget: Budget) -> dict[str, Any]:
 def write(path: Path, lock: Lock) -> None:
     """Writes a lock, or nothing."""
     records.write_json(path, lock)
+
+
+def settle(path: Path, ships: Precision) -> None:
+    """Adds to a lock that was just written which form shipped."""
+    write(path, replace(read(path), ships=ships))
 
 
 def read(path: Path) -> Lock:

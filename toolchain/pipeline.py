@@ -99,7 +99,8 @@ def build(
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
             measured, warnings = bench.run(variants, target, recipe.seed, work)
-        judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense)
+        pinned = decided.ships if decided else None
+        judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense, pinned)
         findings = summary.Findings(
             recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, sparse=start, plan=plan, curves=curves,
             placed=placed, pruned=pruned, families=families, controlled=controlled, variants=variants,
@@ -114,6 +115,7 @@ def build(
             forms = package.run(ships, seen["test"], target, own, work)
             contents = bundle.Contents(surgery=pruned.surgery, facts=summary.facts(findings), package=forms)
             bundle.run(ships, seen, contents, own, folder)
+            locks.settle(folder / locks.file_name(recipe, target), ships.precision)
         written = summary.report(findings)
         records.write_json(folder / "measurements.json", summary.measurements(findings))
         report.write(written, folder)

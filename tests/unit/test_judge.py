@@ -85,6 +85,14 @@ def test_float_ships_where_integers_cost_too_much_accuracy_and_it_is_said() -> N
     assert judged.notes == ("pruned-int8 is faster than pruned-fp32 but misses accuracy_drop on validation",)
 
 
+def test_a_lock_says_which_form_ships_though_another_is_faster_today() -> None:
+    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
+    assert (found.shipped, found.notes[-1]) == ("pruned-fp32", "the lock says which form ships")
+    bad = GOOD | {"pruned-fp32": accuracy(0.05)}
+    assert judge.run(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
+    assert judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16").shipped == "pruned-int8"
+
+
 def test_nothing_ships_when_every_variant_misses_and_the_closest_is_named() -> None:
     judged = decide(Budget(accuracy_drop=0.001))
     assert judged.shipped is None

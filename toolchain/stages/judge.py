@@ -53,6 +53,7 @@ def merged(recipe: Budget, target: Budget) -> Budget:
 def run(
     variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
     measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None, dense: Precision | None = None,
+    ships: Precision | None = None,
 ) -> Judged:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
 
@@ -64,6 +65,7 @@ def run(
         budget: of recipe and target.
         fitted: how the latency budget was met untrained: the trained model is held to it.
         dense: the form that the dense model would ship in, of which budgets are shares; None: the best of them here.
+        ships: the form that is to be put forward, as a lock says it; None: the fastest that keeps every promise.
     """
     baseline, usual = variants[0].name, _usual(variants, validation, measured, budget)
     form = dense or (fitted.dense if fitted else None)
@@ -72,13 +74,14 @@ def run(
     most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
+    able = [v for v in able if v.precision == ships] or able
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
     chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit, most) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
     verdicts = verdicts_of(best, baseline, test, measured, budget, limit, most)
-    notes = _notes(best, ranked, chosen_by, measured)
+    notes = [*_notes(best, ranked, chosen_by, measured), *(["the lock says which form ships"] if ships else [])]
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
     shipped = None if missed else best.name

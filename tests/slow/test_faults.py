@@ -1,0 +1,128 @@
+"""Cut or out of room at any write: no bundle that is not whole, earlier results intact, and the same archive afterwards."""
+
+import dataclasses
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import Run, draw
+from test_kill import RECIPE
+
+from toolchain import archives, pipeline, records
+from toolchain.errors import ToolchainError
+from toolchain.packaging import Packaging
+from toolchain.stages import bench
+
+
+class Cut(BaseException):
+    """The process is gone: nothing may catch it."""
+
+
+@contextmanager
+def failing(at: int, reason: Callable[[], BaseException]) -> Iterator[list[int]]:
+    """The `at`-th write to the disk fails, counted over files that are synced, copied, renamed or made."""
+    count, real = [0], {}
+
+    def counted(name: str) -> Callable[..., object]:
+        def call(*given: object, **named: object) -> object:
+            count[0] += 1
+            if count[0] == at:
+                raise reason()
+            return real[name](*given, **named)
+
+        return call
+
+    places = {"fsync": os, "copyfile": shutil, "mkdir": os, "rename": os, "replace": os}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, room in places.items():
+            real[name] = getattr(room, name)
+            patch.setattr(room, name, counted(name))
+        yield count
+
+
+def again(run: Run, out: Path) -> bytes:
+    target = dataclasses.replace(run.target, package=Packaging(input="uint8"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "ROUNDS", 3)
+        assert pipeline.build(run.recipe, target, run.domain, out)["shipped"]
+    return (out / "tiny" / "cpu" / "bundle.tar").read_bytes()
+
+
+def ending(job: Callable[[], object]) -> BaseException | None:
+    """What a job ended with."""
+    try:
+        job()
+    except BaseException as reason:  # a cut is one
+        return reason
+    return None
+
+
+def whole(folder: Path) -> None:
+    """A bundle or archive that stands there is one."""
+    if (folder / "bundle").exists():
+        archives.manifest(folder / "bundle")
+    if (folder / "bundle.tar").exists():
+        shutil.rmtree(scratch := folder / "unpacked", ignore_errors=True)
+        archives.unpacked(folder / "bundle.tar", scratch)
+        shutil.rmtree(scratch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reason", ["full", "cut"])
+def test_any_write_may_fail(reason: str, run: Run, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(run.out / "work", first / "work", ignore=shutil.ignore_patterns("export", "package"))
+    wanted = again(run, first)
+    at = 0
+    while True:
+        at += 1
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(run.out / "work", out / "work", ignore=shutil.ignore_patterns("export", "package"))
+        kept = {p: p.read_bytes() for p in (out / "work").rglob("*") if p.is_file()}
+        error = (lambda: OSError(errno.ENOSPC, "No space left on device")) if reason == "full" else Cut
+        with failing(at, error) as count:
+            ended = ending(lambda: again(run, out))  # noqa: B023  called at once
+        full = isinstance(ended, ToolchainError) and "No space left on device" in str(ended)
+        bare = isinstance(ended, OSError) and ended.errno == errno.ENOSPC  # the command line words it
+        assert ended is None or full or bare or isinstance(ended, Cut), ended
+        whole(out / "tiny" / "cpu")
+        assert {p: p.read_bytes() for p in kept} == kept
+        if count[0] < at:
+            break
+        assert again(run, out) == wanted
+        assert not list(out.rglob("*.tmp"))
+    assert at > 15
+
+
+@pytest.mark.slow
+def test_rebuilds_from_nothing_are_the_same_bytes(tmp_path: Path) -> None:
+    lock, made = "", []
+    for number, (zone, locale, mask) in enumerate(
+        [("UTC", "C", 0o022), ("Asia/Tokyo", "C.UTF-8", 0o077), ("UTC+9", "POSIX", 0o002)]
+    ):
+        home = tmp_path / "somewhere" / ("x" * 30 * number) / "home"
+        home.mkdir(parents=True)
+        draw(home / "pictures", {"ant": 40, "bee": 40, "cat": 40})
+        (home / "own.toml").write_text(RECIPE.replace("epochs = 6", "epochs = 2"))
+        command = [sys.executable, "-m", "toolchain", "export", "--recipe", "own.toml", "--data", "pictures"]
+        if lock:
+            command += ["--lock", lock]
+        environment = {**os.environ, "TZ": zone, "LC_ALL": locale, "PYTHONHASHSEED": str(number + 1)}
+        ended = subprocess.run(
+            command, cwd=home, env=environment, umask=mask, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+        folder = home / "out" / "own" / "cpu"
+        lock = lock or str(shutil.copy(folder / "own.cpu.lock.json", tmp_path))
+        made.append(folder / "bundle.tar")
+    sums = [(path.parent / "bundle" / archives.SUMS).read_text() for path in made]
+    assert sums[1] == sums[0]  # the difference names the files
+    assert sums[2] == sums[0]
+    assert len({records.sha256_file(path) for path in made}) == 1
