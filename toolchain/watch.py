@@ -123,6 +123,7 @@ class Counters:
                 file.write(text + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(name, 0o644)
             os.replace(name, str(self.path))
             _settle(self.path.parent)
         except BaseException:
