@@ -56,6 +56,8 @@ def test_runtimes_compile_open_and_run(name: str, graph: Path, tmp_path: Path) -
         session.run(-image)  # an answer must not change when the session runs again
         np.testing.assert_allclose(first, np.maximum(image, 0), rtol=0.01, atol=1e-3)
     assert all(isinstance(version, str) for version in room.fingerprint().values())
+    least = [int(part) for part in room.least_version(made.path).split(".")]
+    assert least < [int(part) for part in room.library().__version__.split("-")[0].split(".")]
 
 
 @pytest.mark.parametrize("name", discover.modules("runtimes"))

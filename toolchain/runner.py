@@ -171,8 +171,10 @@ def open_model(folder, manifest, listed, name=None):
     except ImportError as reason:
         raise Refused(f"{manifest['runtime']} is not installed: pip install {manifest['runtime']}") from reason
     except Exception as reason:  # the runtimes raise many kinds
-        wanted = manifest["runtime_version"]
-        raise Refused(f"the installed {manifest['runtime']} refuses {name} (built with {wanted}): {reason}") from reason
+        built, least = manifest["runtime_version"][manifest["runtime"]], manifest.get("runtime_least")
+        wanted = f"built with {built}" + (f", needs {least} or newer" if least else "")
+        here = f"{manifest['runtime']} {_installed(manifest['runtime'])}"
+        raise Refused(f"the installed {here} refuses {name} ({wanted}): {reason}") from reason
 
 
 def self_test(folder, manifest, model):

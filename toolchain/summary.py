@@ -310,6 +310,9 @@ def facts(found: Findings) -> dict[str, Any]:
             "calibration_digest": found.data.calibration_digest,
             "data_licence": found.domain.licence,
             "seed": found.recipe.seed,
+            "lock": records.digest(
+                found.pruned.surgery, {name: one.placement for name, one in sorted(found.placed.items())}
+            ),
             "versions": machine.versions(found.target),
         },
     }

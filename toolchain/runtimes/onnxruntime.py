@@ -23,6 +23,8 @@ FILE_NAMES = ("model.onnx",)
 FORMS = ("ort",)  # beside ONNX: for builds of the runtime that read nothing else
 # it would quantize the weights of a layer that was left in float between integer ones, without being asked to
 UNWANTED = ("WeightBiasQuantization",)
+# what a release reads (its compatibility table; tried: 1.17.3 refuses format 10, 1.18.1 takes it)
+READS = ((10, 21, "1.18"), (9, 20, "1.17"), (9, 19, "1.16"))  # at most this format and operator set
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
@@ -212,6 +214,16 @@ def batched(path: Path, batch: int, folder: Path) -> Path:
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision."""
     return precision in PRECISIONS
+
+
+def least_version(path: Path) -> str:
+    """The oldest release that reads a model; "" where that is not known."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    operators = next((one.version for one in model.opset_import if not one.domain), 0)
+    able = [release for form, most, release in READS if model.ir_version <= form and operators <= most]
+    return able[-1] if able else ""
 
 
 def fingerprint() -> Mapping[str, str]:

@@ -4,6 +4,7 @@ Without a hint OpenVINO runs float models in bf16 on CPUs that have it, which wo
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
 HAS_UNOPTIMIZED = False  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.xml", "model.bin")
 FORMS = ("blob",)  # beside IR: compiled, so that loading takes no time
+# first release of each operation set, from OpenVINO's list of them; IR 11 came with the eighth
+SETS = {8: "2022.1", 9: "2022.2", 10: "2022.3", 11: "2023.0", 12: "2023.1", 13: "2023.2", 14: "2024.0", 15: "2024.5"}
 WEIGHTED = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
 INTEGERS = {"u8", "i8"}
 COMPILER = """
@@ -223,6 +226,12 @@ def batched(path: Path, batch: int, folder: Path) -> Path:
 def available(precision: Precision) -> bool:
     """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
     return precision != "bf16" or "BF16" in library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def least_version(path: Path) -> str:
+    """The oldest release that reads a model; "" where that is not known."""
+    newest = max(map(int, re.findall(r'version="opset(\d+)"', path.read_text())), default=0)
+    return SETS.get(max(newest, min(SETS)), "")
 
 
 def fingerprint() -> Mapping[str, str]:

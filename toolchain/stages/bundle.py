@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, arrays, manifests, records, runner, sbom, signing, watch, watched
+from toolchain import archives, arrays, discover, manifests, records, runner, sbom, signing, watch, watched
 from toolchain.data import Dataset
 from toolchain.listing import Split
 from toolchain.stages.package import Packaged
@@ -147,6 +147,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
             "scale": "pixels / 255",
         },
         "classes": list(data.classes),
+        "runtime_least": discover.module("runtimes", facts["runtime"]).least_version(variant.artefact.path),
         "watch": watch.REFERENCE,
         "golden": {"file": "golden.npz", **golden},
         **facts,
