@@ -48,7 +48,10 @@ class Effort:
 
 def files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
-    rooms = ("__init__", "allowances", "errors", "values", "records", "processor", "timed", "runtimes/__init__")
+    rooms = (
+        "__init__", "allowances", "errors", "packaging", "processor", "progress", "records", "timed", "values",
+        "runtimes/__init__",
+    )  # fmt: skip
     return [f"{name}.py" for name in (*rooms, *(f"runtimes/{name}" for name in runtimes))]
 
 

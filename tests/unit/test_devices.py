@@ -170,7 +170,7 @@ def test_a_board_times_as_this_machine_does_and_keeps_nothing(
 
 @needs_sshd
 def test_a_model_that_does_not_load_there_is_told(board: devices.Board, side: timing.Side, tmp_path: Path) -> None:
-    (tmp_path / "x.onnx").write_bytes(b"no model")
+    (tmp_path / "x.onnx").write_bytes(b"")  # an ONNX file without a graph
     with pytest.raises(ToolchainError, match=r"a timing process on ssh:.* failed: .*does not load"):
         board.answer("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
 
