@@ -285,9 +285,16 @@ def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
     np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
     (flashed / "bad.png").write_bytes(b"nothing")
     (flashed / "bad.npy").write_bytes(b"nothing")
-    ended = device(flashed, "gone.png", "bad.png", "bad.npy", "wide.npy", "good.npy")
+    np.savez(flashed / "zip", np.zeros(3))
+    (flashed / "zip.npz").rename(flashed / "zip.npy")
+    (flashed / "torn.npy").write_bytes(b"PK\3\4junk")
+    huge = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + b"\n"
+    (flashed / "huge.npy").write_bytes(b"\x93NUMPY\1\0" + len(huge).to_bytes(2, "little") + huge)
+    np.save(flashed / "nan.npy", np.full((1, 3, 32, 32), np.nan, np.float32))
+    odd = ["gone.png", "bad.png", "bad.npy", "wide.npy", "zip.npy", "torn.npy", "huge.npy", "nan.npy"]
+    ended = device(flashed, *odd, "good.npy")
     assert ended.returncode == 2
-    assert ended.stderr.count("error:") == 4
+    assert ended.stderr.count("error:") == len(odd)
     assert "Traceback" not in ended.stderr
     assert len(ended.stdout.splitlines()) == 1
 

@@ -74,7 +74,7 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
             _unpack(archive, making, body)
             manifest(making)
             making.rename(folder)
-        except tarfile.TarError as reason:
+        except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as reason:  # of broken headers
             raise ToolchainError(f"{archive} is not a bundle's archive: {reason}") from reason
         except OSError as reason:
             raise records.disk_error(folder, reason) from reason
@@ -95,7 +95,7 @@ def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
             bare = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.pax_headers
             if not bare or not plain or name in seen:
                 raise ToolchainError(f"{archive} is not a bundle's archive: {member.name!r} does not belong in one")
-            if len(seen) >= MOST_FILES or total > most:
+            if len(seen) >= MOST_FILES or member.size < 0 or total > most:
                 raise ToolchainError(f"{archive} is larger than any bundle; refused")
             seen.add(name)
             source = tar.extractfile(member)

@@ -21,7 +21,6 @@ from toolchain.watched import Reference
 Verdict = Literal["fine", "recalibrate", "retrain", "cannot_tell"]
 CHANCE = 0.01  # that anything is called where nothing moved
 LEAST = 100  # pictures in a window that is judged
-RETRAIN_DROP = 0.02  # of the expected accuracy; from there on new ranges alone will not do
 DRAWS = 1000  # windows drawn from the reference, to count false alarms
 
 
@@ -53,8 +52,7 @@ class Window:
         if not moved:
             return "fine"
         # where its confidence has moved, its answers have; by how much they are worse, confidence tells too kindly
-        unsure = "confidence" in moved or self.expected_drop.estimate >= RETRAIN_DROP
-        return "retrain" if unsure else "recalibrate"
+        return "retrain" if "confidence" in moved else "recalibrate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ def run(
         for name, number, window in judged
     )
     typical = int(np.median([window.pictures for window in windows])) if windows else watch.WINDOW
-    verdict, why = _verdict(windows)
+    verdict, why = _verdict(windows, reference)
     return Drift(
         bundle=bundle, verdict=verdict, why=why, windows=windows, left_out=len(found) - len(judged),
         reference=len(reference.right), chance=CHANCE, false_alarms=false_alarms(reference, sizes, typical, level, seed),
@@ -150,7 +148,7 @@ def false_alarms(reference: Reference, sizes: Mapping[str, int], pictures: int, 
     return stats.accuracy(called)
 
 
-def _verdict(windows: Sequence[Window]) -> tuple[Verdict, str]:
+def _verdict(windows: Sequence[Window], reference: Reference) -> tuple[Verdict, str]:
     if not windows:
         return "cannot_tell", f"no window has {LEAST} pictures yet; watch on"
     worst: Verdict = next((v for v in ("retrain", "recalibrate") if any(one.verdict == v for one in windows)), "fine")
@@ -159,7 +157,7 @@ def _verdict(windows: Sequence[Window]) -> tuple[Verdict, str]:
         mixes = any(moved.called for one in windows for moved in one.moved)
         return worst, "nothing moved beyond chance" + (", but for the mix of classes" if mixes else "")
     names = dict.fromkeys(m.reading for one in called for m in one.moved if m.called and m.reading != "class")
-    drop = max(called, key=lambda one: one.expected_drop.estimate).expected_drop
+    drop = expected_drop(np.sum([one.counts["confidence"] for one in called], axis=0), reference)
     lost = f"by its confidence the model loses {100 * drop.estimate:.1f} points [{100 * drop.low:.1f}, {100 * drop.high:.1f}]"
     return worst, f"{', '.join(names)} moved in {len(called)} of {len(windows)} windows; {lost}"
 

@@ -34,6 +34,7 @@ ADVICE = {
     "cannot_tell": "too few pictures",
 }
 HIGHER, LOWER = 0.55, 0.45  # chance of reading higher than the reference, beyond which a direction is named
+LONGEST = 40  # characters of a file's name in a legend, from its end
 SHOWN = 12  # windows in the terminal's table, the latest
 
 
@@ -84,7 +85,8 @@ def write(found: Drift, own: Watched, folder: Path) -> None:
         f'<div class="said{"" if found.verdict == "fine" else " warned"}"><p>{escape(sentence(found))}.</p></div>',
     ]
     if found.windows:
-        shown = min(found.windows, key=lambda one: (one.verdict == "fine", one.moved[0].p))
+        called = [one for one in found.windows if one.verdict != "fine"]
+        shown = min(called, key=lambda one: one.moved[0].p) if called else found.windows[-1]
         where = f"{shown.source}, window {shown.number}, {shown.pictures} pictures"
         parts.append(f'<h2>What moved</h2><p class="hint">{escape(hint)} Shown: {escape(where)}.</p>')
         parts.append(f'<figure><div class="wide large">{distributions(shown, own)}</div></figure>')
@@ -133,7 +135,7 @@ def course(windows: Sequence[Window]) -> str:
             ]
             colour = canvas.LINES[number % len(canvas.LINES)]
             x = [one.number for one in own]
-            axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=Path(source).name)
+            axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=source[-LONGEST:])
         axes.axhline(0, color=canvas.MUTED, linewidth=0.8)
         axes.set_ylabel("expected loss, points")
         axes.set_xlabel("window")

@@ -130,7 +130,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as reason:
         raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise ToolchainError(f"{path} is not valid JSON: {reason}; remove it and run again") from reason
 
 

@@ -16,11 +16,13 @@ same pixels here as it did there.
 import argparse
 import hashlib
 import json
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 
+LONGEST_NAME = 255
 LARGEST_PICTURE = 100_000_000  # pixels; more is taken for a decompression bomb
 
 
@@ -87,10 +89,15 @@ def prepare(path, preprocess):
         pixels = read_picture(path, preprocess["mode"])
     else:
         try:
-            pixels = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as reason:
+            given = np.load(path, mmap_mode="r", allow_pickle=False)  # its header is believed only as far as it is long
+            if not isinstance(given, np.ndarray) or given.size > 3 * LARGEST_PICTURE:
+                raise ValueError("one array of at most a picture's size is wanted")
+            pixels = np.array(given)
+        except Exception as reason:  # numpy raises many kinds for a broken file
             raise Refused(f"{path} is not a readable .npy file ({reason})") from reason
         if pixels.dtype == np.float32 and pixels.shape == (1, 3, *size):
+            if not np.isfinite(pixels).all():
+                raise Refused(f"{path} holds values that are not numbers, or not finite")
             return pixels
         shapes = {2: "gray", 3: "rgb"}
         wanted = (preprocess["mode"], np.uint8)
@@ -111,7 +118,7 @@ def check_files(folder):
         raise Refused(f"{folder / 'SHA256SUMS'} is missing or damaged; the bundle cannot be trusted") from reason
     for name in {"manifest.json", "golden.npz", *listed}:
         path = folder / name
-        if name not in listed or ".." in Path(name).parts or Path(name).is_absolute():
+        if name not in listed or name != Path(name).name or len(name) > LONGEST_NAME:
             raise Refused(f"SHA256SUMS does not vouch for {name}; the bundle cannot be trusted")
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != listed[name]:
             raise Refused(f"{name} is missing or was changed since the bundle was built; flash it again")
@@ -286,7 +293,11 @@ def answer(names, manifest, model, counts):
         logits = model(image)[0]
         print(json.dumps({"file": name, **classify(logits, manifest)}))
         if counts:
-            counts.add(denormalise(image, sees["mean"], sees["std"], sees["mode"]), logits)
+            try:
+                counts.add(denormalise(image, sees["mean"], sees["std"], sees["mode"]), logits)
+            except type(counts).unusable as reason:  # a full disk is no reason to stop seeing
+                print(f"error: {reason}", file=sys.stderr)
+                status = 2
     return status
 
 
@@ -318,13 +329,19 @@ def main(arguments=None):
     counts = None
     try:
         counts = counters(options.watch, folder, manifest, listed)
+        if counts:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         return answer(options.files, manifest, model, counts)
     except Refused as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     finally:
-        if counts:  # Ctrl-C ends here too
-            counts.close()
+        if counts:  # Ctrl-C and SIGTERM end here too
+            try:
+                counts.close()
+            except type(counts).unusable as reason:
+                print(f"error: {reason}", file=sys.stderr)
+                return 2
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ def of(manifest: Manifest) -> dict[str, Any]:
                 "bom-ref": "model",
                 "name": f"{manifest.recipe}-{manifest.target}",
                 "version": str(manifest.release),
-                "hashes": [
-                    {"alg": "SHA-256", "content": digest} for _, digest in sorted(manifest.model.sha256.items())
-                ],
+                "components": [_file(name, digest) for name, digest in sorted(_files(manifest).items())],
                 "modelCard": {
                     "modelParameters": {
                         "task": "image classification",
@@ -55,6 +53,15 @@ def of(manifest: Manifest) -> dict[str, Any]:
             *({"ref": part["bom-ref"]} for part in [*runtime, *sources]),
         ],
     }
+
+
+def _files(manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of every file that holds the model in one form or another."""
+    return {**manifest.model.sha256, **{name: one for form in manifest.forms for name, one in form.sha256.items()}}
+
+
+def _file(name: str, digest: str) -> dict[str, Any]:
+    return {"type": "file", "name": name, "hashes": [{"alg": "SHA-256", "content": digest}]}
 
 
 def _library(name: str, version: str, scope: str) -> dict[str, Any]:

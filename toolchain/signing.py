@@ -1,7 +1,8 @@
 """Detached signatures over a bundle's archive, of the kinds that `openssl` checks too, so a board needs nothing of ours.
 
-A signature is the raw bytes that `openssl dgst -sha256 -sign` writes: ECDSA in DER, RSA with PKCS #1 v1.5, or Ed25519. It
-covers the archive byte by byte, so it is checked before anything inside is read.
+A signature is the raw bytes that `openssl dgst -sha256 -sign` writes for P-256 and RSA (PKCS #1 v1.5), with `-sha384` for
+P-384 and `-sha512` for P-521; for Ed25519 those of `openssl pkeyutl -sign -rawin`. It covers the archive byte by byte, so it
+is checked before anything inside is read.
 """
 
 import hashlib
@@ -30,18 +31,17 @@ def path_of(archive: Path) -> Path:
     return archive.with_name(archive.name + SUFFIX)
 
 
-def sign(archive: Path, key: Path) -> Path:
+def sign(archive: Path, body: bytes, key: Path) -> Path:
     """Writes a signature beside an archive.
 
     Args:
-        archive: any file.
+        body: the archive's bytes, as they were read and checked.
         key: PEM of a private key; where it is encrypted, its password is in the environment (`TOOLCHAIN_KEY_PASSWORD`).
 
     Raises:
         ToolchainError: a file is missing, or the key is none that is accepted.
     """
     secret = _private(key)
-    body = _content(archive)
     with records.writing(path_of(archive)) as out:
         out.write(_signature(secret, body))
     return path_of(archive)
@@ -102,13 +102,6 @@ def _verify(key: Public, signature: bytes, body: bytes) -> None:
         key.verify(signature, body, padding.PKCS1v15(), hashes.SHA256())
     else:
         key.verify(signature, body)
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as reason:
-        raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
 
 
 def _small(path: Path, what: str) -> bytes:

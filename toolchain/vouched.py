@@ -35,10 +35,7 @@ def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
         if key:
             raise ToolchainError(f"{bundle} is a folder; a signature is over the archive, give {bundle.name}.tar")
         return _found(bundle, "", least_release)
-    try:
-        body = bundle.read_bytes()  # once: what is checked is what is unpacked
-    except OSError as reason:
-        raise ToolchainError(f"cannot read {bundle}: {reason.strerror}; a bundle's .tar is wanted") from reason
+    body = _read(bundle)  # once: what is checked is what is unpacked
     signer = signing.check(body, signing.path_of(bundle), key) if key else ""
     with tempfile.TemporaryDirectory() as scratch:
         return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), signer, least_release)
@@ -63,5 +60,18 @@ def sign(archive: Path, key: Path) -> Path:
     """
     if archive.is_dir():
         raise ToolchainError(f"{archive} is a folder; the archive is what is signed: {archive}.tar")
-    check(archive, None, 0)
-    return signing.sign(archive, key)
+    body = _read(archive)
+    with tempfile.TemporaryDirectory() as scratch:
+        _found(archives.unpacked(archive, Path(scratch) / "bundle", body), "", 0)
+    return signing.sign(archive, body, key)
+
+
+def _read(archive: Path) -> bytes:
+    try:
+        with archive.open("rb") as file:
+            body = file.read(archives.MOST_BYTES + 1)
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {archive}: {reason.strerror}; a bundle's .tar is wanted") from reason
+    if len(body) > archives.MOST_BYTES:
+        raise ToolchainError(f"{archive} is larger than any bundle; refused")
+    return body

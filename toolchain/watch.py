@@ -7,9 +7,9 @@ its place in one step, so that a lost supply leaves the counts of a moment befor
 Needs numpy only, and the Python that a board has.
 """
 
+import errno
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +68,8 @@ def edges_in(reference):
 class Counters:
     """Counts of one bundle in one file."""
 
+    unusable = Unusable
+
     def __init__(self, path, bundle, edges, classes):
         """Goes on from the file where there is one.
 
@@ -89,16 +91,25 @@ class Counters:
         self.waiting = 0
 
     def add(self, pixels, logits):
-        """Counts one picture, uint8 as the network sees it, and its answer [classes]."""
-        if not self.windows or self.windows[-1]["pictures"] >= WINDOW:
-            empty = {name: [0] * size for name, size in self.sizes.items()}
-            self.windows = [*self.windows, {"pictures": 0, "counts": empty}][-WINDOWS:]
-        now = self.windows[-1]
+        """Counts one picture, uint8 as the network sees it, and its answer [classes].
+
+        Raises:
+            Unusable: it was time to write, and that failed; the picture is counted all the same.
+        """
         found = dict(zip(INPUTS, inputs(pixels)), confidence=confidence(logits))
-        for name, value in found.items():
-            now["counts"][name][bin_of(value, self.edges[name])] += 1
-        now["counts"]["class"][min(int(np.argmax(logits)), self.sizes["class"] - 1)] += 1
-        now["pictures"] += 1
+        places = {name: bin_of(value, self.edges[name]) for name, value in found.items()}
+        places["class"] = min(int(np.argmax(logits)), self.sizes["class"] - 1)
+        full = not self.windows or self.windows[-1]["pictures"] >= WINDOW
+        if full:
+            now = {"pictures": 0, "counts": {name: [0] * size for name, size in self.sizes.items()}}
+        else:
+            now = self.windows[-1]
+        counts = {name: list(row) for name, row in now["counts"].items()}
+        for name, place in places.items():
+            counts[name][place] += 1
+        done = {"pictures": now["pictures"] + 1, "counts": counts}
+        # in one step: whatever interrupts, a window adds up
+        self.windows = [*(self.windows if full else self.windows[:-1]), done][-WINDOWS:]
         self.waiting += 1
         if self.waiting >= EVERY:
             self.save()
@@ -115,22 +126,27 @@ class Counters:
             self.held.close()
 
     def save(self):
-        """Writes the file in one step: a cut leaves the old one or the new one."""
+        """Writes the file in one step: a cut leaves the old one or the new one.
+
+        Raises:
+            Unusable: there is no room, or no permission; what stood there still stands.
+        """
+        self.waiting = 0
         text = json.dumps({"schema": SCHEMA, "bundle": self.bundle, "windows": self.windows}, sort_keys=True)
-        handle, name = tempfile.mkstemp(dir=str(self.path.parent), prefix=f".{self.path.name}.", suffix=".tmp")
+        made = _beside(self.path, "tmp")  # one name: what a cut leaves is written over
         try:
-            with os.fdopen(handle, "w") as file:
+            with open(str(made), "w") as file:
                 file.write(text + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, str(self.path))
+            os.replace(str(made), str(self.path))
             _settle(self.path.parent)
-        except BaseException:
-            if os.path.exists(name):
-                os.unlink(name)
-            raise
-        self.waiting = 0
+        except OSError as reason:
+            raise Unusable(f"cannot write {self.path}: {reason.strerror}") from reason
+
+
+def _beside(path, ending):
+    return path.with_name("." + path.name + "." + ending)
 
 
 def _hold(path):
@@ -140,13 +156,15 @@ def _hold(path):
     except ImportError:  # not a POSIX system
         return None
     try:
-        handle = open(str(path.with_name("." + path.name + ".lock")), "a")
+        handle = open(str(_beside(path, "lock")), "a")
     except OSError as reason:
         raise Unusable(f"cannot write beside {path}: {reason.strerror}") from reason
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as reason:
         handle.close()
+        if reason.errno not in {errno.EWOULDBLOCK, errno.EACCES}:
+            return None  # some network folders cannot lock
         raise Unusable(f"another process counts into {path}; give each its own file") from reason
     return handle
 
@@ -177,14 +195,17 @@ def read(path, bundle, sizes):
         found = json.loads(body.decode()) if len(body) <= MOST_BYTES else None
     except OSError as reason:
         raise Unusable(f"cannot read {path}: {reason.strerror}") from reason
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise Unusable(f"{path} is cut or damaged: {reason}") from reason
     if not isinstance(found, dict) or "bundle" not in found or not isinstance(found.get("windows"), list):
         raise Unusable(f"{path} holds no counters of a bundle")
     if found.get("schema") != SCHEMA:
         raise Unusable(f"{path}: counters of schema {found.get('schema')!r}; this version reads {SCHEMA}")
     if found["bundle"] != bundle:
-        raise Unusable(f"{path} counts for another bundle ({str(found['bundle'])[:16]}..., this is {bundle[:16]}...)")
+        raise Unusable(
+            f"{path} counts for another bundle ({str(found['bundle'])[:16]}..., this is {bundle[:16]}...); move it away, "
+            "or name another file"
+        )
     for number, window in enumerate(found["windows"], 1):
         if not _whole(window, sizes):
             raise Unusable(f"{path} is damaged: its window {number} does not add up")

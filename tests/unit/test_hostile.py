@@ -33,12 +33,21 @@ def honest(order: random.Random) -> Bodies:
     return bodies
 
 
+def test_a_manifest_of_nothing_but_brackets_is_one_message(tmp_path: Path) -> None:
+    bodies = {**honest(random.Random(0)), "manifest.json": b"[" * 200_000}
+    parts = [member(f"bundle/{name}", body) for name, body in {**bodies, "SHA256SUMS": sums(bodies)}.items()]
+    (tmp_path / "bundle.tar").write_bytes(b"".join(parts) + b"\0" * 1024)
+    with pytest.raises(ToolchainError, match="not valid JSON"):
+        vouched.check(tmp_path / "bundle.tar", None, 0)
+
+
 def member(name: str, body: bytes = b"x", kind: bytes = tarfile.REGTYPE, **fields: object) -> bytes:
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, len(body) if kind == tarfile.REGTYPE else 0
     for field, value in fields.items():
         setattr(info, field, value)
-    return info.tobuf(tarfile.PAX_FORMAT) + body + b"\0" * (-len(body) % 512)
+    form = tarfile.GNU_FORMAT if info.size < 0 else tarfile.PAX_FORMAT
+    return info.tobuf(form) + body + b"\0" * (-len(body) % 512)
 
 
 def away(order: random.Random) -> str:
@@ -63,6 +72,9 @@ HARM: dict[str, Callable[[random.Random], bytes]] = {
     "long name": lambda order: member("bundle/" + "n" * order.randint(120, 5000)),
     "unknown kind": lambda order: member("bundle/odd", kind=b"Z"),
     "pax path": lambda order: member("bundle/x", pax_headers={"path": "/tmp/evil"}),
+    "sparse numbers": lambda order: member("bundle/x", pax_headers={f"GNU.sparse.{order.choice(['size', 'realsize', 'map'])}": "a,b"}),
+    "names of names": lambda order: member("bundle/x", kind=tarfile.GNUTYPE_LONGNAME) * 3000,
+    "less than nothing": lambda order: member("bundle/x", b"", size=-order.randint(1, 1 << 20)),
     "unvouched model": lambda order: member("bundle/model.bin", order.randbytes(100)),
 }  # fmt: skip
 

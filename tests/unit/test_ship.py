@@ -243,3 +243,17 @@ def test_the_same_files_give_the_same_archive(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setenv("SOURCE_DATE_EPOCH", wrong)
         with pytest.raises(ToolchainError, match="seconds since 1970"):
             archives.pack(tmp_path / "a" / "bundle", first)
+
+
+def test_a_signature_stays_only_over_the_same_bytes(tmp_path: Path) -> None:
+    from toolchain.stages import bundle
+
+    private, public = keys(tmp_path, KINDS["p256"]())
+    archive = packed(tmp_path)
+    vouched.sign(archive, private)
+    bundle._packed(tmp_path / "bundle", archive)
+    vouched.check(archive, public, 0)
+    (tmp_path / "bundle" / "labels.txt").write_text("ant\nbee\n")
+    archives.seal(tmp_path / "bundle")
+    bundle._packed(tmp_path / "bundle", archive)
+    assert not signing.path_of(archive).exists()

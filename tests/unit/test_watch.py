@@ -164,6 +164,67 @@ while True:
         child.wait()
         child.stdout.close()
         watch.read(tmp_path / "c.json", "me", reference.sizes(3))
+    assert {one.name for one in tmp_path.iterdir()} <= {"c.json", ".c.json.lock", ".c.json.tmp", watch.REFERENCE}
+
+
+@pytest.mark.parametrize("where", ["inputs", "confidence", "bin_of"])
+@pytest.mark.parametrize("before", [0, 3, watch.WINDOW])
+def test_an_interrupted_picture_leaves_whole_counts(
+    where: str, before: int, tmp_path: Path, reference: watched.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters, sizes = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3), reference.sizes(3)
+    one, answer = np.full((24, 20), 90, np.uint8), np.zeros(3)
+    for _ in range(before):
+        counters.add(one, answer)
+    real, calls = getattr(watch, where), iter(range(4))
+
+    def cut(*given: Any) -> Any:
+        if next(calls) == (3 if where == "bin_of" else 0):
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watch, where, cut)
+        with pytest.raises(KeyboardInterrupt):
+            counters.add(one, answer)
+    counters.close()
+    assert sum(window["pictures"] for window in watch.read(tmp_path / "c.json", "me", sizes)["windows"]) == before
+
+
+def test_a_full_disk_is_one_message_and_counting_goes_on(
+    tmp_path: Path, reference: watched.Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(watch.os, "fsync", full)
+    for number in range(watch.EVERY):
+        if number == watch.EVERY - 1:
+            with pytest.raises(watch.Unusable, match="cannot write .*: No space left"):
+                counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
+        else:
+            counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
+    monkeypatch.undo()
+    counters.close()
+    found = watch.read(tmp_path / "c.json", "me", reference.sizes(3))
+    assert found["windows"][0]["pictures"] == watch.EVERY
+
+
+def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_sure(
+    tmp_path: Path, reference: watched.Reference
+) -> None:
+    names = []
+    for seed in range(20):
+        names.append(
+            counted(
+                tmp_path / f"{seed}.json", reference, pictures(100, seed + 50, offset=25), answers(100, seed + 50)[0]
+            )
+        )
+    files = drift.counters(names, "me", reference.sizes(len(CLASSES)))
+    found = drift.run("digits", reference, len(CLASSES), files)
+    assert (found.verdict, len(found.windows)) == ("recalibrate", 20)
 
 
 def test_two_do_not_count_into_one_file(tmp_path: Path, reference: watched.Reference) -> None:
@@ -178,6 +239,7 @@ def test_two_do_not_count_into_one_file(tmp_path: Path, reference: watched.Refer
     [
         (lambda text: text[: len(text) // 2], "cut or damaged"),
         (lambda text: "", "cut or damaged"),
+        (lambda text: "[" * 100_000, "cut or damaged"),
         (lambda text: "[1]", "holds no counters"),
         (lambda text: text.replace('"me"', '"somebody else"'), "counts for another bundle"),
         (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2; this version reads 1"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import processor
 from toolchain.errors import ToolchainError, brief
 from toolchain.packaging import Packed
 from toolchain.records import artefact, write_text
@@ -21,6 +20,7 @@ PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
 HAS_UNOPTIMIZED = True  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.onnx",)
 FORMS = ("ort",)  # beside ONNX: for builds of the runtime that read nothing else
+BLOCKED = "NchwcTransformer"  # its blocks are as wide as the registers of the machine that writes them
 # it would quantize the weights of a layer that was left in float between integer ones, without being asked to
 UNWANTED = ("WeightBiasQuantization",)
 # what a release reads (its compatibility table; tried: 1.17.3 refuses format 10, 1.18.1 takes it)
@@ -88,9 +88,10 @@ def _options(threads: int, optimized: bool) -> Any:
     return options
 
 
-def _session(path: Path, options: Any) -> Any:
+def _session(path: Path, options: Any, *unwanted: str) -> Any:
     providers = ["CPUExecutionProvider"]
-    return library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=list(UNWANTED))
+    left_out = [*UNWANTED, *unwanted]
+    return library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
 
 
 def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OrtSession:
@@ -114,7 +115,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     Args:
         path: of the canonical form.
         stem: of the files' names.
-        native: whether this machine has the target's instructions; else nothing that depends on them is written.
+        native: whether this machine has the target's kind of instructions; else none of their layouts are written.
 
     Raises:
         ToolchainError: ONNX Runtime does not write it.
@@ -125,7 +126,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.optimized_model_filepath = str(made)
     try:
-        _session(path, options)
+        _session(path, options, BLOCKED)
         from onnxruntime.tools.ort_format_model import create_config_from_models
 
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
@@ -138,8 +139,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     # no clock and no folder: the tool writes where the model lay into a comment
     lines = [line for line in needs.read_text().splitlines() if not line.startswith("#")]
     write_text(needs, "\n".join(lines) + "\n")
-    bound = {"isa": str(processor.describe()["isa"])} if native else {}
-    return Packed(files=(made, needs), deterministic=False, bound_to={**fingerprint(), **bound})
+    return Packed(files=(made, needs), deterministic=False, bound_to=fingerprint())
 
 
 def coverage(path: Path, *, precision: Precision) -> Coverage:

@@ -46,8 +46,9 @@ def run(variant: Variant, answers: Mapping[Split, Answers], contents: Contents, 
         the archive.
     """
     final, making = out / "bundle", out / ".bundle.tmp"
-    before = records.sha256_file(out / "bundle.tar") if (out / "bundle.tar").is_file() else ""
-    shutil.rmtree(making, ignore_errors=True)
+    old = out / ".bundle.old.tmp"
+    for left in (making, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
@@ -65,10 +66,11 @@ def run(variant: Variant, answers: Mapping[Split, Answers], contents: Contents, 
         shutil.copyfile(runner.__file__, making / "run.py")
         shutil.copyfile(watch.__file__, making / "watch.py")
         archives.seal(making)
-        archive = archives.pack(making, out / "bundle.tar")
-        _unsign(archive, before)
-        shutil.rmtree(final, ignore_errors=True)
+        archive = _packed(making, out / "bundle.tar")
+        if final.exists():
+            final.replace(old)  # never half gone under its own name
         making.replace(final)
+        shutil.rmtree(old, ignore_errors=True)
         return archive
     except OSError as reason:
         raise records.disk_error(making, reason) from reason
@@ -81,10 +83,16 @@ def remove(out: Path) -> None:
     signing.path_of(out / "bundle.tar").unlink(missing_ok=True)
 
 
-def _unsign(archive: Path, before: str) -> None:
-    """A signature over other bytes goes: it would look like one over these."""
-    if before != records.sha256_file(archive):
-        signing.path_of(archive).unlink(missing_ok=True)
+def _packed(folder: Path, archive: Path) -> Path:
+    """Writes the archive. A signature stays only over the same bytes: over others it would look like one over these."""
+    signature = signing.path_of(archive)
+    before = records.sha256_file(archive) if archive.is_file() else ""
+    kept = signature.read_bytes() if signature.is_file() else b""
+    signature.unlink(missing_ok=True)
+    if archives.pack(folder, archive) and kept and records.sha256_file(archive) == before:
+        with records.writing(signature) as out:
+            out.write(kept)
+    return archive
 
 
 def _copy_model(artefact: Artefact, folder: Path) -> None:

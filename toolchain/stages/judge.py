@@ -74,14 +74,15 @@ def run(
     most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
     family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.family == family]
-    able = [v for v in able if v.precision == ships] or able
+    pinned = [v for v in able if v.precision == ships]
+    able = pinned or able
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
     chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit, most) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
     verdicts = verdicts_of(best, baseline, test, measured, budget, limit, most)
-    notes = [*_notes(best, ranked, chosen_by, measured), *(["the lock says which form ships"] if ships else [])]
+    notes = [*_notes(best, ranked, chosen_by, measured), *(["the lock says which form ships"] if pinned else [])]
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
     shipped = None if missed else best.name
