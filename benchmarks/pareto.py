@@ -186,7 +186,7 @@ def draw(found: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     axes.set(xlabel="times as fast as the dense float model", ylabel="accuracy on test, %", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":
