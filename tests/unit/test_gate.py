@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import sys
-import tarfile
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from toolchain import (
+    archives,
     baselines,
     cli,
     contenders,
@@ -88,10 +88,7 @@ def bundled(folder: Path, target: str = "cpu", mistakes: int = 0, ballast: int =
 
 
 def archived(folder: Path, path: Path) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for file in sorted(folder.iterdir()):
-            tar.add(file, f"bundle/{file.name}")
-    return path
+    return archives.pack(folder, path)
 
 
 @pytest.fixture
