@@ -21,7 +21,7 @@ from toolchain.values import AugmentSpec, Budget, ModelSpec, Preprocess, PruneSp
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
-RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
+RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion="magnitude"))
 
 
 class Block(nn.Module):
