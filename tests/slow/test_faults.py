@@ -20,6 +20,7 @@ from toolchain.errors import ToolchainError
 from toolchain.packaging import Packaging
 from toolchain.stages import bench
 
+LONG = pytest.mark.skipif(not os.environ.get("FAULTS"), reason="takes ten minutes; FAULTS=1 runs it")
 PLACES = int(os.environ.get("PLACES", "6"))  # writes that fail, spread over all; more for the long experiment
 
 
@@ -76,6 +77,7 @@ def whole(folder: Path) -> None:
         shutil.rmtree(scratch)
 
 
+@LONG
 @pytest.mark.slow
 @pytest.mark.parametrize("reason", ["full", "cut"])
 def test_any_write_may_fail(reason: str, run: Run, tmp_path: Path) -> None:
@@ -102,6 +104,7 @@ def test_any_write_may_fail(reason: str, run: Run, tmp_path: Path) -> None:
         assert not list(out.rglob("*.tmp"))
 
 
+@LONG
 @pytest.mark.slow
 def test_rebuilds_from_nothing_are_the_same_bytes(tmp_path: Path) -> None:
     lock, made = "", []

