@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
+from toolchain import spec
 from toolchain.errors import ToolchainError
 from toolchain.values import Coverage, Interval, Precision, Preprocess, QuantScheme
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid")
-FREE = ConfigDict(extra="allow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +135,7 @@ def checked(content: Any, where: Path) -> Manifest:
         ToolchainError: of another schema, or not as this one is.
     """
     of_schema(content, where)
-    try:
-        found: Manifest = TypeAdapter(Manifest).validate_python(content)
-    except ValidationError as reason:
-        first = reason.errors()[0]
-        raise ToolchainError(
-            f"{where}: the manifest is not one that this toolchain wrote: {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from reason
+    found: Manifest = spec.validated(Manifest, content, f"{where}: the manifest is not one that this toolchain wrote")
     return found
 
 

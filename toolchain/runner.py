@@ -184,12 +184,12 @@ def open_model(folder, manifest, listed, name=None):
         raise Refused(f"the installed {here} refuses {name} ({wanted}): {reason}") from reason
 
 
-def self_test(folder, manifest, model):
-    """Largest difference to the golden outputs in quantization steps; refuses where it is too large."""
+def self_test(folder, manifest, model, more=0.0):
+    """Largest difference to the golden outputs in quantization steps, and of how many; refuses where it is too large."""
     golden = np.load(folder / "golden.npz", allow_pickle=False)
     sees = manifest["preprocess"]
     images = normalise(golden["pixels"], sees["mean"], sees["std"])
-    return compare(model, images, golden["logits"], manifest, 0.0), len(images)
+    return compare(model, images, golden["logits"], manifest, more), len(images)
 
 
 def compare(model, inputs, answers, manifest, more):
@@ -207,7 +207,7 @@ def compare(model, inputs, answers, manifest, more):
 
 def test_forms(folder, manifest, listed):
     """Asks every further form that this runtime opens; says which, and which are for another version or another use."""
-    sees, fine, left = manifest["preprocess"], [], []
+    fine, left = [], []
     for form in manifest.get("forms", []):
         name = form["files"][0]
         if name.endswith(".c"):
@@ -221,14 +221,12 @@ def test_forms(folder, manifest, listed):
                 raise  # a blob is also for one kind of processor only
             left.append(f"{name} (for {form['bound_to']} only)")
             continue
-        if form["input"]:
-            golden = np.load(folder / "golden_frames.npz", allow_pickle=False)
-            inputs = golden["frames"]
-        else:
-            golden = np.load(folder / "golden.npz", allow_pickle=False)
-            inputs = normalise(golden["pixels"], sees["mean"], sees["std"])
         try:
-            compare(model, inputs, golden["logits"], manifest, form["max_steps"])
+            if form["input"]:
+                golden = np.load(folder / "golden_frames.npz", allow_pickle=False)
+                compare(model, golden["frames"], golden["logits"], manifest, form["max_steps"])
+            else:
+                self_test(folder, manifest, model, form["max_steps"])
         except Refused as reason:
             raise Refused(f"{name}: {reason}") from reason
         fine.append(name)

@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import archives, manifests, records, signing
+from toolchain import archives, manifests, signing
 from toolchain.errors import ToolchainError
 from toolchain.manifests import Manifest
 
@@ -42,8 +42,7 @@ def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
 
 
 def _found(folder: Path, signer: str, least_release: int) -> Vouched:
-    archives.manifest(folder)
-    manifest = manifests.checked(records.read_json(folder / "manifest.json"), folder)
+    manifest = manifests.checked(archives.manifest(folder), folder)
     if manifest.release < least_release:
         raise ToolchainError(
             f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "

@@ -79,8 +79,7 @@ def bundle(path: Path) -> Watched:
             raise ToolchainError(f"{path} is not there; a bundle's folder or .tar is wanted")
         with tempfile.TemporaryDirectory() as scratch:
             return bundle(archives.unpacked(path, Path(scratch) / "bundle"))
-    archives.manifest(path)
-    made = manifests.checked(records.read_json(path / "manifest.json"), path)
+    made = manifests.checked(archives.manifest(path), path)
     if made.watch not in archives.listed(path):
         raise ToolchainError(f"{path} carries nothing to watch by; it was built by an older toolchain, export it again")
     return Watched(

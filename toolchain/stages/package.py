@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import arrays, carray, discover, frames, machine, progress, records, runner
+from toolchain import arrays, carray, discover, frames, machine, progress, records, runner, spec
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
 from toolchain.manifests import Form, Tensor
@@ -55,7 +55,11 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))
             stage = records.finish(stage, started, {"forms": forms})
-        found = tuple(Form(**one) for one in stage.figures["forms"]) if stage.figures else ()
+        found = (
+            tuple(spec.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
+            if stage.figures
+            else ()
+        )
         files = [stage.folder / name for form in found for name in form.files]
         golden = [stage.folder / GOLDEN_FILE] if target.package.input == "uint8" else []
         return Packaged(forms=found, files=(*files, *golden))
