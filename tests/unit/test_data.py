@@ -56,6 +56,13 @@ def test_the_cache_is_used_and_follows_the_content(
     assert load(domain, tmp_path).digest != first.digest
 
 
+def test_another_decoder_decodes_anew(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(domain, tmp_path)
+    assert any("def read_picture" in part for part in data.DECODER)
+    monkeypatch.setattr(data, "DECODER", ("another way to read pictures",))
+    assert load(domain, tmp_path).digest != first.digest
+
+
 def epoch(dataset: data.Dataset, seed: int, workers: int) -> torch.Tensor:
     spec = AugmentSpec(horizontal_flip=True, crop=0.3, rotate_degrees=5.0, brightness=0.1, erase=0.5, mixup=0.3)
     made = loader.training_batches(dataset, 16, seed=seed, augment=spec, workers=workers)

@@ -110,6 +110,18 @@ def test_a_hostile_member_is_refused_wherever_it_stands(kind: str, seed: int, tm
     assert not [one for one in (tmp_path / "out").rglob("*") if one.is_file()]
 
 
+def test_headers_before_a_member_and_sizes_beyond_the_archive_are_refused_as_such(tmp_path: Path) -> None:
+    bodies = honest(random.Random(0))
+    whole = b"".join(member(f"bundle/{name}", body) for name, body in {**bodies, "SHA256SUMS": sums(bodies)}.items())
+    path = tmp_path / "bundle.tar"
+    path.write_bytes(member("bundle/x", pax_headers={"comment": "harmless"}) + whole + b"\0" * 1024)
+    with pytest.raises(ToolchainError, match="'bundle/x' does not belong in one"):
+        archives.unpacked(path, tmp_path / "out" / "b")
+    path.write_bytes(whole + member("bundle/x", size=1 << 30) + b"\0" * 1024)  # less than the most, more than there is
+    with pytest.raises(ToolchainError, match="larger than any bundle"):
+        archives.unpacked(path, tmp_path / "out" / "b")
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_noise_in_an_archive_never_gets_through(seed: int, tmp_path: Path) -> None:
     order = random.Random(seed)
