@@ -206,7 +206,7 @@ class Board:
 
     def _sent(self, path: Path) -> str:
         """What a model's files are known by on the board, where they lie from now on."""
-        files = [path, *timed.beside(path), *external.files(path)]
+        files = [path, *external.companions(path)]
         key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         if key not in self._there:
             self._send(files, f"{self.folder}/{key}")

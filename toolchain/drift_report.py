@@ -11,16 +11,6 @@ from toolchain.drift import Drift, Window
 from toolchain.tables import Table
 from toolchain.watched import Watched
 
-SAYS = {
-    "brightness": "mean of the pixels",
-    "contrast": "spread of the pixels",
-    "detail": "differences of neighbours: less when blurred",
-    "noise": "what planes and edges do not explain",
-    "saturated": "pixels at 0 or 255",
-    "colour": "largest less smallest channel",
-    "confidence": "largest probability of the answer",
-    "class": "how often each class is answered",
-}
 ADVICE = {
     "fine": "leave it as it is",
     "recalibrate": (

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from toolchain import timed
 from toolchain.errors import ToolchainError, brief
+
+
+def companions(model: Path) -> list[Path]:
+    """Further files that a model of any kind consists of.
+
+    Raises:
+        ToolchainError: as `files` does.
+    """
+    return [*timed.beside(model), *files(model)]
 
 
 def files(model: Path) -> tuple[Path, ...]:

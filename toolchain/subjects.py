@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, discover, external, onnx_macs, records, timed
+from toolchain import archives, discover, external, onnx_macs, records
 from toolchain.errors import ToolchainError
 from toolchain.timing import Side
 from toolchain.values import Artefact, Precision
@@ -108,7 +108,7 @@ def _bundle(folder: Path, threads: int) -> Subject:
             f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
         )
     files = tuple(folder / name for name in names)
-    if odd := [file.name for file in _companions(files[0]) if file.name not in names]:
+    if odd := [file.name for file in external.companions(files[0]) if file.name not in names]:
         raise ToolchainError(
             f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
         )
@@ -132,7 +132,7 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
-    companions = _companions(path)  # before any runtime follows them
+    companions = external.companions(path)  # before any runtime follows them
     room = discover.module("runtimes", chosen)
     given_shape, dtype, integer = discover.module("runtimes", kinds[path.suffix]).signature(path)
     shape = fixed(given_shape, path)
@@ -146,11 +146,6 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
         side=side, artefact=records.artefact(path, *companions), manifest=None, folder=None,
         open_batch=given_shape[0] is None,
     )  # fmt: skip
-
-
-def _companions(path: Path) -> list[Path]:
-    """Further files that a model consists of."""
-    return [*timed.beside(path), *external.files(path)]
 
 
 def fixed(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:

@@ -124,11 +124,10 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
 
 def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> None:
     """Readings of the pictures that the model was tested on, for `run.py --watch` and `toolchain drift`."""
-    splits = {name: (data.splits[name], own.artefact) for name, own in sorted(answers.items())}
     seen = [
-        watched.Seen(pixels=own.pixels.numpy(), logits=logits, labels=own.labels.numpy())
-        for own, logits in splits.values()
-    ]  # fmt: skip
+        watched.Seen(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
+        for split, own in ((data.splits[name], answers[name]) for name in sorted(answers))
+    ]
     with records.writing(path) as out:
         arrays.save(out, watched.arrays(seen))
 
