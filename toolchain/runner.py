@@ -158,8 +158,7 @@ def _openvino(manifest, path):
 
     def model(image):
         np.copyto(source, image)
-        request.start_async()
-        request.wait()
+        request.infer()
         return result.copy()
 
     return model

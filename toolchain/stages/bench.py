@@ -9,7 +9,7 @@ import psutil
 from toolchain import conditions, machine, peak, records, series, stats, timing
 from toolchain.values import Measurement, Precision, Target, Variant
 
-VERSION = 4
+VERSION = 5
 ROUNDS = 10
 
 

@@ -20,7 +20,7 @@ from toolchain.stages.adapt import Adapted
 from toolchain.stages.place import Placed
 from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
 
-VERSION = 7
+VERSION = 8
 PLAN = "surgery.json"
 # of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
 LATER = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}

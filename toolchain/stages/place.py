@@ -25,7 +25,7 @@ from toolchain.errors import ToolchainError
 from toolchain.search import Search, Tried
 from toolchain.values import Architecture, Placement, Recipe, Target
 
-VERSION = 6
+VERSION = 7
 CLEARLY = math.log(1.03)
 
 
