@@ -9,14 +9,32 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 RANKS = {
-    0: {"allowances", "packaging", "processor", "timed", "amounts", "values", "errors", "stats", "runner", "watch"},
+    0: {
+        "allowances",
+        "packaging",
+        "reuse",
+        "seen",
+        "shortlist",
+        "processor",
+        "timed",
+        "amounts",
+        "values",
+        "errors",
+        "stats",
+        "runner",
+        "watch",
+    },
     1: {
         "spec",
+        "rules",
         "discover",
         "records",
         "data",
         "loop",
         "models",
+        "blocks",
+        "nominated",
+        "scores",
         "vision",
         "progress",
         "overrides",
@@ -104,20 +122,22 @@ RANKS = {
         "parity",
         "agreement",
         "gate",
+        "selection",
+        "select_report",
         "benchmark",
         "bench_report",
         "history_report",
         "gate_report",
         "drift_report",
     },
-    5: {"cli", "cli_measure", "cli_ship", "__main__"},
+    5: {"cli", "cli_choose", "cli_measure", "cli_ship", "__main__"},
 }
 FENCED = {
     "torch_pruning": {"groups"},
     "torchao": {"quantizer"},
     "onnxruntime": {"runtimes", "runner"},
     "openvino": {"runtimes", "runner"},
-    "sklearn": {"sources"},
+    "sklearn": {"sources", "scores"},
     "matplotlib": {"canvas", "charts", "sources"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -156,7 +176,7 @@ def test_imports_run_downward(path: Path) -> None:
 
 
 def test_drop_in_rooms_do_not_know_each_other() -> None:
-    for folder in ("criteria", "runtimes"):
+    for folder in ("criteria", "runtimes", "scores"):
         for path in (PACKAGE / folder).glob("*.py"):
             assert not [name for name in imported(path) if name.startswith(f"toolchain.{folder}")]
 

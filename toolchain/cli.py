@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolchain import cli_measure, cli_ship
+from toolchain import cli_choose, cli_measure, cli_ship
 from toolchain.errors import ToolchainError
 
 app = typer.Typer(
@@ -199,7 +199,7 @@ def domains() -> None:
 
 @app.command()
 def schema(
-    kind: Annotated[str, typer.Argument(help="recipes, targets, calibration or manifest")],
+    kind: Annotated[str, typer.Argument(help="recipes, targets, calibration, shortlists or manifest")],
 ) -> None:
     """Print the JSON schema of one kind of file, for editors."""
     import json
@@ -266,6 +266,7 @@ def parity(
         raise typer.Exit(1)
 
 
+app.command()(cli_choose.select)
 app.command()(cli_measure.bench)
 app.command()(cli_measure.gate)
 app.command()(cli_measure.accept)

@@ -12,8 +12,8 @@ from typing import Literal
 
 from toolchain.errors import ToolchainError
 
-DataKind = Literal["targets", "calibration", "recipes"]
-CodeKind = Literal["criteria", "runtimes", "sources"]
+DataKind = Literal["targets", "calibration", "recipes", "shortlists"]
+CodeKind = Literal["criteria", "runtimes", "scores", "sources"]
 PACKAGE = Path(__file__).resolve().parent
 
 

@@ -56,6 +56,7 @@ class Job:
     balance: float = 0.0  # 0 accuracy to 1 balanced accuracy
     teacher: nn.Module | None = None
     head: str = ""  # module that learns alone in the first `freeze_epochs`
+    frozen: tuple[str, ...] = ()  # modules that never learn
     switch: Hook = lambda model, epoch, training: None  # called before training and before validating
     penalty: Callable[[nn.Module], Tensor] | None = None  # added to each step's loss; the last epoch is then the best
 
@@ -148,9 +149,11 @@ def train_epoch(model: nn.Module, job: Job, state: State, prior: Tensor | None, 
     torch.manual_seed(seed)
     set_mode(model, training=True)
     frozen = _freeze(model, job, state.epoch)
-    for module in model.modules() if frozen or job.spec.freeze_norm else ():
+    for module in model.modules() if _head_alone(job, state.epoch) or job.spec.freeze_norm else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()  # its statistics belong to the frozen weights
+    for name in job.frozen:
+        model.get_submodule(name).eval()
     losses = []
     for batch in training_batches(job.data, job.spec.batch_size, seed=seed, augment=job.augment):
         for group in state.optimizer.param_groups:
@@ -192,10 +195,18 @@ def _loss(logits: Tensor, batch: Batch, job: Job, prior: Tensor | None) -> Tenso
     return (1 - job.spec.distill) * loss + job.spec.distill * soft
 
 
+def _head_alone(job: Job, epoch: int) -> bool:
+    return epoch < job.spec.freeze_epochs and bool(job.head)
+
+
 def _freeze(model: nn.Module, job: Job, epoch: int) -> list[nn.Parameter]:
-    if epoch >= job.spec.freeze_epochs or not job.head:
-        return []
-    rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(job.head + ".")]
+    """Parameters that do not learn in this epoch; they take no gradient until it is over."""
+    alone, frozen = _head_alone(job, epoch), tuple(f"{name}." for name in job.frozen)
+    rest = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (not name.startswith(job.head + ".") if alone else name.startswith(frozen))
+    ]
     for parameter in rest:
         parameter.requires_grad_(False)
     return rest

@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolchain import discover, records
+from toolchain import blocks, discover, records
 from toolchain.errors import ToolchainError, brief
+from toolchain.reuse import Reuse
 from toolchain.values import ModelSpec, Preprocess
 from toolchain.vision import torchvision
 
 LEAST_MATCH = 0.5  # share of the backbone's values that a checkpoint must bring
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+WHOLE = Reuse()
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ class Loaded:
             if names:
                 text += f"; {what}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
         return text
+
+
+def known() -> list[str]:
+    """Names of torchvision's classifiers."""
+    library = torchvision().models
+    names: list[str] = library.list_models(module=library)
+    return names
 
 
 def weights_digest(spec: ModelSpec) -> str:
@@ -64,18 +72,23 @@ def _present(path: Path) -> Path:
     return path
 
 
-def build(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded]:
+def build(spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE) -> tuple[nn.Module, str, Loaded]:
     """A model with a new head for `classes`, the head's module name, and what was loaded.
 
     Raises:
-        ToolchainError: unknown model, refused argument, unreadable, foreign or non-finite weights.
+        ToolchainError: unknown model, block or argument; unreadable, foreign or non-finite weights.
     """
     torch.manual_seed(seed)
-    model = architecture(spec, classes)
+    model = architecture(spec, classes, reuse)
     head = head_of(model, classes)
     state, source, digest = _read(spec)
-    loaded = _load(model, state, head, source, digest) if spec.weights else Loaded(source, digest, 0.0, (), (), ())
-    if loaded.share < LEAST_MATCH and spec.weights:
+    left = blocks.between(model, head, first=reuse.fresh) if reuse.fresh else ()
+    if reuse.keep:  # what was cut off is not missed
+        state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
+    loaded = (
+        _load(model, state, (head, *left), source, digest) if spec.weights else Loaded(source, digest, 0.0, (), (), ())
+    )
+    if spec.weights and loaded.share < LEAST_MATCH and not _only_architecture(model, head, reuse):
         raise ToolchainError(
             f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
             "check [model] name and arguments (width_mult, …) against the checkpoint"
@@ -83,19 +96,44 @@ def build(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, 
     return model, head, loaded
 
 
-def architecture(spec: ModelSpec, classes: int) -> nn.Module:
-    """The untrained torchvision model."""
+def pretrained(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded, bool]:
+    """As `build`, but with the head that the checkpoint brings; last, whether it brings one. Without one: for `classes`.
+
+    Raises:
+        ToolchainError: as `build`.
+    """
+    model, head, loaded = build(spec, classes, seed=seed)
+    state = _read(spec)[0] if spec.weights else {}
+    own, fresh = state.get(f"{head}.weight"), model.get_submodule(head).weight
+    assert isinstance(fresh, Tensor)
+    if own is None or own.shape[1:] != fresh.shape[1:]:
+        return model, head, loaded, False
+    whole = architecture(spec, len(own))
+    named = whole.state_dict()
+    whole.load_state_dict({k: v for k, v in state.items() if k in named and named[k].shape == v.shape}, strict=False)
+    return whole, head_of(whole, len(own)), loaded, True
+
+
+def _only_architecture(model: nn.Module, head: str, reuse: Reuse) -> bool:
+    return bool(reuse.fresh) and reuse.fresh == blocks.of(model, head)[0].name
+
+
+def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Module:
+    """The untrained torchvision model, cut where `reuse` says.
+
+    Raises:
+        ToolchainError: unknown model or block, or a refused argument.
+    """
     library = torchvision().models
-    known = library.list_models(module=library)
-    if spec.name not in known:
-        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {discover.nearest(spec.name, known)}")
+    if spec.name not in known():
+        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {discover.nearest(spec.name, known())}")
     try:
         model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
     except (TypeError, ValueError) as reason:
         raise ToolchainError(f"[model] arguments {dict(spec.arguments)} do not suit {spec.name}: {reason}") from reason
     if spec.norm_eps is not None:
         for module in model.modules():
-            if isinstance(module, NORMS):
+            if isinstance(module, blocks.NORMS):
                 module.eps = spec.norm_eps
     if spec.padding == "tensorflow":
         for parent in model.modules():
@@ -103,7 +141,7 @@ def architecture(spec: ModelSpec, classes: int) -> nn.Module:
                 if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.padding != (0, 0):
                     setattr(parent, name, _padded(child))
     assert isinstance(model, nn.Module)
-    return model
+    return blocks.cut(model, head_of(model, classes), reuse.keep, classes) if reuse.keep else model
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -213,9 +251,10 @@ def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
     return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name): t for name, t in state.items()}
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str, digest: str) -> Loaded:
+def _load(model: nn.Module, state: Mapping[str, Tensor], fresh: tuple[str, ...], source: str, digest: str) -> Loaded:
+    """Takes over all but the modules that start anew."""
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    backbone = {k for k in own if not k.startswith(head + ".")}
+    backbone = {k for k in own if not k.startswith(tuple(f"{name}." for name in fresh))}
     fits = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     # a head for as many other classes has the right shape by chance: only the backbone is taken over
     model.load_state_dict({k: v for k, v in fits.items() if k in backbone}, strict=False)

@@ -53,7 +53,7 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
     domain = spec.domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
     if flags.image_size:
-        recipe = dataclasses.replace(recipe, image_size=_size(flags.image_size))
+        recipe = dataclasses.replace(recipe, image_size=size(flags.image_size))
     if flags.seed >= 0:
         recipe = dataclasses.replace(recipe, seed=flags.seed)
     if flags.seeds:
@@ -91,7 +91,12 @@ def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
     return dataclasses.replace(model, weights=flags.weights, licence=model.licence if same else "")
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
+    """Height and width as `--image-size` gives them.
+
+    Raises:
+        ToolchainError: they are given in another form.
+    """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:
         raise ToolchainError(

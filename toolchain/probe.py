@@ -60,19 +60,28 @@ def fit(
     train, held = _with_mirrored(data.splits["train"], mirrors), data.splits["val"]
     known = features(model, head, train, data.preprocess)
     other = features(model, head, held, data.preprocess)
+    return best(known, train.labels, other, held.labels, len(data.classes), train.weights, balance)
+
+
+def best(
+    known: Tensor, labels: Tensor, other: Tensor, wanted: Tensor, classes: int, weights: Tensor | None = None,
+    balance: float = 0.0,
+) -> Probe:  # fmt: skip
+    """The same on features [images, features] that are there already, for training with `labels`, else with `wanted`.
+
+    Args:
+        weights: of training images, [images]; None: all alike.
+    """
+    weights = torch.ones(len(labels)) if weights is None else weights
     mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
-    counts = torch.bincount(train.labels, weights=train.weights, minlength=len(data.classes)).float().clamp_min(1)
-    shift = balance * (counts / counts.sum()).log()
-    best: Probe | None = None
+    counts = torch.bincount(labels, weights=weights, minlength=classes).float().clamp_min(1)
+    shift, found = balance * (counts / counts.sum()).log(), list[Probe]()
     for strength in STRENGTHS:
-        weight, bias = _regression((known - mean) / deviation, train, len(data.classes), shift, strength)
+        weight, bias = _regression((known - mean) / deviation, labels, weights, shift, strength)
         weight = weight / deviation  # on the features as they are
         bias = bias - weight @ mean
-        found = score(other @ weight.T + bias, held.labels, balance)
-        if best is None or found > best.validation:
-            best = Probe(weight, bias, found, strength)
-    assert best is not None
-    return best
+        found.append(Probe(weight, bias, score(other @ weight.T + bias, wanted, balance), strength))
+    return max(found, key=lambda one: one.validation)
 
 
 def _with_mirrored(images: Images, mirrors: Sequence[Sequence[int]]) -> Images:
@@ -83,15 +92,15 @@ def _with_mirrored(images: Images, mirrors: Sequence[Sequence[int]]) -> Images:
     return Images(torch.cat(copies), images.labels.repeat(count), images.files * count, images.weights.repeat(count))
 
 
-def _regression(x: Tensor, images: Images, classes: int, shift: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
+def _regression(x: Tensor, labels: Tensor, weights: Tensor, shift: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros(len(shift), x.shape[1], requires_grad=True)
+    bias = torch.zeros(len(shift), requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
-    shares = images.weights / images.weights.sum()
+    shares = weights / weights.sum()
 
     def closure() -> float:
         solver.zero_grad()
-        each = F.cross_entropy(x @ weight.T + bias + shift, images.labels, reduction="none")
+        each = F.cross_entropy(x @ weight.T + bias + shift, labels, reduction="none")
         loss = (each * shares).sum() + strength * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from toolchain import progress, records, stats, timing
+from toolchain.timed import Effort
 from toolchain.timing import Round, Side
 from toolchain.values import Interval
 
@@ -17,7 +18,9 @@ def read(path: Path) -> list[Round]:
     return [Round(seed=row["seed"], blocks=row["blocks"]) for row in rows]
 
 
-def run(sides: Sequence[Side], count: int, seed: int, path: Path, label: str) -> list[Round]:
+def run(
+    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: Effort = timing.REPORTED
+) -> list[Round]:
     """Measures what is missing of `count` rounds; each is written to `path` at once."""
     measured = read(path)
     with progress.bar(label, count - len(measured)) as bar:
@@ -27,7 +30,7 @@ def run(sides: Sequence[Side], count: int, seed: int, path: Path, label: str) ->
             records.write_json(path, measured)
             bar.step()
 
-        timing.rounds(sides, count, seed, skip=len(measured), keep=keep)
+        timing.rounds(sides, count, seed, skip=len(measured), keep=keep, effort=effort)
     return measured
 
 

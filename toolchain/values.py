@@ -11,6 +11,7 @@ from typing import Literal
 
 from toolchain.allowances import Allowance
 from toolchain.packaging import Packaging
+from toolchain.reuse import Reuse
 
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
 
@@ -144,9 +145,7 @@ class Budget:
     speedup: float | None = None  # at least this much faster than dense-fp32 in the same runtime
     size_bytes: int | None = None
     size: str | None = None  # of the model files, at most; "0.5x" of the dense model as it would ship, or "1.2 MB"
-    latency: str | None = (
-        None  # at most; "0.5x" of the dense model as it would ship, or "1.2 ms": pruning goes that far
-    )
+    latency: str | None = None  # the same, or "1.2 ms"; pruning goes that far
     macs: str | None = None  # of the pruned model, at most; "0.5x" of the dense one, or "150M"
     parameters: str | None = None  # the same, "0.5x" or "2.5M"
 
@@ -160,6 +159,7 @@ class Recipe:
     description: str = ""
     domain: str
     model: ModelSpec
+    reuse: Reuse | Literal["auto"] = field(default_factory=Reuse)  # of the pretrained network; "auto": as it is advised
     release: int = field(default=0, compare=False)  # counted up by whoever ships; boards refuse to go back
     seed: int = 0
     seeds: int = 1  # how often adapt is repeated, with the next seeds; the best on validation goes on

@@ -11,14 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from toolchain import augment, loop, models, probe, progress, records, stats
+from toolchain import augment, blocks, loop, models, probe, progress, records, stats
 from toolchain.data import Dataset
 from toolchain.join import Joined, mixed
+from toolchain.reuse import Reuse
 from toolchain.state import Epoch, Score
 from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
 
@@ -127,7 +128,7 @@ def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -
     repeats = []
     for number in range(recipe.seeds):
         one = dataclasses.replace(recipe, seed=recipe.seed + number)
-        trained, head = _trained(one, recipe.model, changes, data, teacher, work)
+        trained, head = _trained(one, recipe.model, changes, data, teacher, work, recipe.reuse)
         repeats.append(_balanced(one, trained, changes, data, work) if recipe.balance else trained)
     best = max(repeats, key=lambda trained: aim(trained.figures, recipe.balance))
     return Adapted(best, head, data, changes, tuple(repeats), ())
@@ -147,25 +148,28 @@ def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) ->
 
 
 def _trained(
-    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path
-) -> tuple[loop.Trained, str]:
+    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path,
+    reuse: Reuse | Literal["auto"] = models.WHOLE,
+) -> tuple[loop.Trained, str]:  # fmt: skip
     """One training of one model, or what an earlier run left of it; and the name of its head."""
+    assert reuse != "auto", "settled before training"
     key = records.digest(
         VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), models.weights_digest(spec),
-        recipe.adapt, changes, recipe.seed, teacher and teacher.key,
+        recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != models.WHOLE else ()),
     )  # fmt: skip
     with records.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            model = models.expecting(models.architecture(spec, len(data.classes)), data.preprocess, spec)
+            model = models.expecting(models.architecture(spec, len(data.classes), reuse), data.preprocess, spec)
             return loop.restored(stage, model), models.head_of(model, len(data.classes))
         started = time.monotonic()
-        model, head, loaded = models.build(spec, len(data.classes), seed=recipe.seed)
+        model, head, loaded = models.build(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
         models.expecting(model, data.preprocess, spec)
         progress.say(f"adapt: {loaded}")
         first = _probed(model, head, recipe, data, changes)
+        frozen = blocks.between(model, head, last=reuse.freeze) if reuse.freeze else ()
         job = loop.Job(
             data=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
-            head=head, teacher=teacher.model if teacher else None,
+            head=head, frozen=frozen, teacher=teacher.model if teacher else None,
         )  # fmt: skip
         training = loop.train(model, job, keep_start=first is not None, margin=_chance(first, recipe.adapt, data))
         figures = {"weights": loaded, "seed": recipe.seed, "probe": first}

@@ -1,0 +1,104 @@
+"""Blocks of networks, and the shallower networks that a cut leaves: they run, load the whole one's weights, and are pruned."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from toolchain import blocks, models, surgery
+from toolchain.criteria import magnitude
+from toolchain.errors import ToolchainError
+from toolchain.reuse import Reuse
+from toolchain.values import ModelSpec, PruneSpec
+
+NETS = {
+    "mobilenet_v2": ("features.0", "features.18", 19), "mobilenet_v3_small": ("features.0", "features.12", 13),
+    "resnet18": ("conv1", "layer4.1", 9), "squeezenet1_1": ("features.0", "features.12", 9),
+    "shufflenet_v2_x0_5": ("conv1", "conv5", 18), "efficientnet_b0": ("features.0", "features.8", 18),
+    "densenet121": ("features.conv0", "features.denseblock4", 8), "vgg11_bn": ("features.0", "features.25", 8),
+    "regnet_y_400mf": ("stem", "trunk_output.block4.block4-5", 17), "convnext_tiny": ("features.0", "features.7.2", 22),
+    "mnasnet0_5": ("layers.0", "layers.14", 20),
+}  # fmt: skip
+IMAGE = torch.zeros(2, 3, 96, 64)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks_are_cut_where_their_blocks_end(name: str) -> None:
+    model = models.architecture(ModelSpec(name=name), 7).eval()
+    head = models.head_of(model, 7)
+    found = blocks.of(model, head)
+    assert (found[0].name, found[-1].name, len(found)) == NETS[name]
+    shapes = {}
+    model.get_submodule(found[3].end).register_forward_hook(lambda *given: shapes.update(seen=given[2].mean((2, 3))))
+    with torch.inference_mode():
+        model(IMAGE)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    small = blocks.cut(model, head, found[3].name, 7)
+    given = []
+    small.get_submodule(models.head_of(small, 7)).register_forward_pre_hook(lambda _, seen: given.append(seen[0]))
+    with torch.inference_mode():
+        assert small(IMAGE).shape == (2, 7)
+    assert sum(parameter.numel() for parameter in small.parameters()) < whole
+    if not name.startswith("vgg"):  # its pooling leaves 7x7 places
+        torch.testing.assert_close(given[0].flatten(1), shapes["seen"])  # nothing runs in between
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "googlenet"])
+def test_networks_that_are_no_chain_have_no_blocks(name: str) -> None:
+    model = models.architecture(ModelSpec(name=name, arguments={"init_weights": False} if "goo" in name else {}), 3)
+    assert blocks.of(model, models.head_of(model, 3)) == ()
+    with pytest.raises(ToolchainError, match=r"\[reuse\] there is no block 'x'; this \w+ is no chain of blocks"):
+        blocks.cut(model, models.head_of(model, 3), "x", 3)
+
+
+def test_a_block_that_is_not_there_is_named_with_the_nearest() -> None:
+    with pytest.raises(ToolchainError, match=r"no block 'layer2.5'; did you mean 'layer2.\d'\?"):
+        models.architecture(ModelSpec(name="resnet18"), 3, Reuse(keep="layer2.5"))
+
+
+def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: object) -> None:
+    whole = models.architecture(ModelSpec(name="squeezenet1_1"), 9)
+    path = f"{tmp_path}/w.safetensors"
+    save_file(whole.state_dict(), path)
+    spec = ModelSpec(name="squeezenet1_1", weights=path)
+    model, head, loaded = models.build(spec, 4, seed=0, reuse=Reuse(keep="features.6"))
+    assert loaded.share == 1.0
+    assert str(loaded) == "w.safetensors: 100% of the backbone loaded"
+    assert isinstance(model.get_submodule("features.12"), nn.Identity)
+    torch.testing.assert_close(model.features[6].squeeze.weight, whole.features[6].squeeze.weight)
+    assert model.get_submodule(head).weight.shape == (4, 256)
+
+
+def test_blocks_that_start_anew_take_no_weights(tmp_path: object) -> None:
+    whole = models.architecture(ModelSpec(name="squeezenet1_1"), 9)
+    path = f"{tmp_path}/w.safetensors"
+    save_file(whole.state_dict(), path)
+    spec = ModelSpec(name="squeezenet1_1", weights=path)
+    model, _, loaded = models.build(spec, 4, seed=0, reuse=Reuse(fresh="features.9"))
+    assert loaded.share == 1.0
+    torch.testing.assert_close(model.features[7].squeeze.weight, whole.features[7].squeeze.weight)
+    for name in ("9", "12"):
+        assert not torch.equal(
+            model.get_submodule(f"features.{name}.squeeze").weight,
+            whole.get_submodule(f"features.{name}.squeeze").weight,
+        )
+    bare, _, loaded = models.build(spec, 4, seed=0, reuse=Reuse(fresh="features.0"))
+    assert loaded.share == 0.0
+    assert not torch.equal(bare.features[0].weight, whole.features[0].weight)
+
+
+def test_a_cut_network_can_be_pruned() -> None:
+    model = models.architecture(ModelSpec(name="mobilenet_v2"), 5, Reuse(keep="features.10")).eval()
+    image = torch.zeros(1, 3, 64, 64)
+    plan = surgery.plan(
+        model, image, head=models.head_of(model, 5), spec=PruneSpec(ratio=0.4), alignment=8, criterion=magnitude.score
+    )
+    small = surgery.apply(model, plan)
+    assert small(image).shape == (1, 5)
+    assert surgery.macs(surgery.layers(small, image)) < 0.65 * surgery.macs(surgery.layers(model, image))
+
+
+def test_modules_between_two_blocks() -> None:
+    model = models.architecture(ModelSpec(name="resnet18"), 3)
+    assert blocks.between(model, "fc", last="layer1.0") == ("conv1", "bn1", "relu", "maxpool", "layer1.0")
+    assert blocks.between(model, "fc", first="layer4.0") == ("layer4.0", "layer4.1")

@@ -1,0 +1,48 @@
+"""The verb that comes before any training: which pretrained model suits the images and the device."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli_measure import Device, TargetName
+
+
+def select(
+    domain: Annotated[str, typer.Option("--domain", "-d", help="Domain; `toolchain domains` lists them.")] = "image-folder",
+    target: TargetName = "cpu",
+    candidates: Annotated[
+        str,
+        typer.Option(
+            "--candidates", "-c",
+            help="With commas: a shortlist (a name or .toml file), recipe:<name>, zoo:<name>, a torchvision model such as "
+            "resnet18 or resnet18:IMAGENET1K_V1, or random:<model>.",
+        ),
+    ] = "small",
+    data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
+    image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
+    device: Device = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder; results are written to select/ in it.")] = Path("out"),
+) -> None:  # fmt: skip
+    """Rank pretrained models for a domain, beside their latency on the target, size, licence and origin; no training.
+
+    Exit status: 0 done (rows say which candidates could not be had), 2 wrong input.
+    """
+    import dataclasses
+
+    from toolchain import nominated, overrides, report, select_report, selection, spec
+
+    chosen = spec.domain(domain)
+    chosen = dataclasses.replace(chosen, source="folder", path=data) if data else chosen
+    found = nominated.read([name.strip() for name in candidates.split(",") if name.strip()])
+    size = overrides.size(image_size) if image_size else None
+    on = spec.target(target)
+    on = dataclasses.replace(on, device=device or on.device)
+    written = selection.run(chosen, on, found, size, out)
+    select_report.write(written, out / "select")
+    report.show([select_report.ranking(written), *(content for _, content in select_report.sections(written))])
+    typer.echo(select_report.summary(written))
+    for warning in written["warnings"]:
+        typer.echo(f"Warning: {warning}", err=True)
+    stem = out / "select" / f"{chosen.name}.{on.name}"
+    typer.echo(f"figures: {stem}.json, {stem.name}.md, {stem.name}.html")

@@ -1,0 +1,74 @@
+"""From what the user names to candidates: shortlists, zoo models, torchvision's own, checkpoints of recipes."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from toolchain import discover, models, records, spec
+from toolchain.errors import ToolchainError
+from toolchain.shortlist import Candidate, MayShip
+from toolchain.values import ModelSpec
+
+DEFAULT = "small"
+TORCHVISION = "weights by torchvision (its code: BSD-3-Clause); no licence of the weights is published with them"
+
+
+def read(names: Sequence[str]) -> list[Candidate]:
+    """Candidates in the order in which they are named, none twice.
+
+    Args:
+        names: each a shortlist (`small`, or a .toml file), `recipe:<name>` for a recipe's model, `zoo:<name>`, or one of
+            torchvision's models, `mobilenet_v3_small` or `resnet18:IMAGENET1K_V1`; after `random:` without its weights.
+
+    Raises:
+        ToolchainError: a name is none of these, a file is wrong, or two candidates share a name.
+    """
+    found = [one for name in names for one in _named(name)]
+    unique = list({_identity(one): one for one in reversed(found)}.values())[::-1]
+    doubled = {one.name for one in unique if [other.name for other in unique].count(one.name) > 1}
+    if doubled:
+        raise ToolchainError(f"two different candidates are called {sorted(doubled)[0]!r}; give each a name of its own")
+    return unique
+
+
+def _identity(one: Candidate) -> str:
+    return records.digest(one.model, one.reuse)
+
+
+def _named(name: str) -> list[Candidate]:
+    kind, _, rest = name.partition(":")
+    if kind == "random":
+        return [_untrained(one) for one in _named(rest)]
+    if kind == "zoo" and rest:
+        return [_zoo(rest)]
+    if kind == "recipe" and rest:
+        recipe = spec.recipe(rest)
+        reuse = recipe.reuse if recipe.reuse != "auto" else models.WHOLE
+        return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
+    if name.endswith(".toml") or name in discover.names("shortlists"):
+        return list(spec.shortlist(name).candidates)
+    known = models.known()
+    if kind not in known:
+        raise ToolchainError(
+            f"candidate {name!r} is no shortlist ({', '.join(discover.names('shortlists'))}), no file and no model of "
+            f"torchvision; {discover.nearest(kind, known)}"
+        )
+    weights = rest or "DEFAULT"
+    model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION)
+    return [Candidate(name=name, model=model, trained_on="ImageNet-1k")]
+
+
+def _untrained(one: Candidate) -> Candidate:
+    model = dataclasses.replace(one.model, weights="", licence="none needed")
+    return dataclasses.replace(one, name=f"{one.name}, random", model=model, trained_on="", may_ship="yes")
+
+
+def _zoo(name: str) -> Candidate:
+    weights = f"zoo:{name}"
+    models.weights_digest(ModelSpec(name="", weights=weights))  # says which there are
+    card = records.read_json(discover.PACKAGE / "zoo" / f"{name}.json")
+    model = spec.validated(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
+    ships: MayShip = "yes"
+    model = dataclasses.replace(model, licence=f"as the toolchain; trained on {card['licence_of_images']}")
+    return Candidate(
+        name=name, model=model, trained_on=f"{card['domain']}, {card['images']['train']:,} images", may_ship=ships
+    )

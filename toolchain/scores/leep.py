@@ -1,0 +1,20 @@
+"""LEEP: log-likelihood of the labels under what the source model's own classes say of them (Nguyen et al., arXiv 2002.12462).
+
+Only for models whose own head is there.
+"""
+
+import numpy as np
+
+from toolchain.seen import Need, Seen
+
+NEEDS: tuple[Need, ...] = ("source",)
+
+
+def score(train: Seen, held: Seen) -> float:
+    """Mean log-likelihood in nats, at most 0; higher is better."""
+    assert train.source is not None
+    joint = np.stack([train.source[train.labels == label].sum(0) for label in np.unique(train.labels)])
+    given = joint / np.maximum(joint.sum(0), np.finfo(float).tiny)  # of a class, given a class of the source
+    numbers = np.searchsorted(np.unique(train.labels), train.labels)
+    likelihoods = (train.source * given[numbers]).sum(1)
+    return float(np.log(np.maximum(likelihoods, np.finfo(float).tiny)).mean())

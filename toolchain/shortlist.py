@@ -1,0 +1,31 @@
+"""What `toolchain select` chooses from: pretrained models with where they come from and whether they may be shipped."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from toolchain.reuse import Reuse
+from toolchain.values import ModelSpec
+
+MayShip = Literal["yes", "no", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One pretrained model, whole or cut."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    name: str
+    model: ModelSpec
+    reuse: Reuse = field(default_factory=Reuse)
+    trained_on: str = ""  # the set that its weights come from; "": not known
+    may_ship: MayShip = "unknown"  # whether the weights' licence lets a product carry them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortlist:
+    """A file of candidates."""
+
+    __pydantic_config__ = {"extra": "forbid"}
+    name: str
+    description: str = ""
+    candidates: tuple[Candidate, ...]

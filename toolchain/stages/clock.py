@@ -1,0 +1,145 @@
+"""clock: networks, target -> how long each takes there, untrained, in float and in integers.
+
+Latency does not depend on the weights, so a model can be timed before anybody trains it. All take turns in one process a
+round; graphs are exported once for all targets.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir
+from torch import Tensor, nn
+
+from toolchain import (
+    candidates,
+    discover,
+    machine,
+    onnx_export,
+    progress,
+    qdq,
+    quantizer,
+    records,
+    series,
+    surgery,
+    timing,
+)
+from toolchain.batches import SHORT
+from toolchain.errors import ToolchainError
+from toolchain.values import Artefact, Interval, Placement, Precision, QuantScheme, Target
+
+VERSION = 1
+ROUNDS = 3
+GRAPH = "graph.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clocked:
+    """One network on one target."""
+
+    macs: int
+    parameters: int
+    latencies: Mapping[Precision, Interval]  # milliseconds; empty where this machine lacks the target's instructions
+    sizes: Mapping[Precision, int]  # bytes of the files
+
+    @property
+    def fastest(self) -> Precision | None:
+        """The form that it would ship in, going by latency alone."""
+        return min(self.latencies, key=lambda name: self.latencies[name].estimate, default=None)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is timed: the structure counts, not the weights."""
+
+    model: nn.Module
+    image: Tensor  # one example input, float32 [1, 3, height, width]
+
+
+def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[dict[str, Clocked], dict[str, str]]:
+    """Times all networks against one another; and why those are missing that cannot be exported or run.
+
+    Raises:
+        ToolchainError: the runtime is missing, or a board does not answer.
+    """
+    keys, graphs, refused = dict[str, str](), dict[str, Path](), dict[str, str]()
+    for name, network in networks.items():
+        try:
+            keys[name], graphs[name] = _graph(name, network, target.scheme, work)
+        except ToolchainError as reason:
+            refused[name] = str(reason)
+    key = records.digest(
+        VERSION, keys, target.runtime, target.threads, target.scheme, target.precisions, machine.runtime(target),
+        machine.describe(target.device), ROUNDS,
+    )  # fmt: skip
+    with records.stage(work, "clock", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            found, failed = _timed(networks, graphs, target, stage.folder)
+            stage = records.finish(stage, started, {"clocked": found, "refused": failed})
+        assert stage.figures is not None
+        rows, refused = stage.figures["clocked"], refused | stage.figures["refused"]
+    return {name: _read(row) for name, row in rows.items()}, refused
+
+
+def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
+    shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
+    key = records.digest(VERSION, str(network.model), shapes, list(network.image.shape), scheme)
+    with records.stage(work, "graph", key) as stage:
+        path = stage.folder / GRAPH
+        if stage.figures is None:
+            started = time.monotonic()
+            progress.say(f"clock: {name} is exported")
+            graph, _ = quantizer.prepare(network.model, network.image, None, scheme)
+            with records.writing(path) as out:
+                out.write(onnx_ir.to_proto(onnx_export.translate(graph, network.image)).SerializeToString())
+            records.finish(stage, started, {})
+    return key, path
+
+
+def _timed(
+    networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
+) -> tuple[dict[str, Clocked], dict[str, str]]:
+    made, refused = dict[tuple[str, Precision], Artefact](), dict[str, str]()
+    runtime = discover.module("runtimes", target.runtime)
+    with progress.bar("clock: compiled", len(graphs)) as bar:
+        for name, path in graphs.items():
+            try:
+                made |= {(name, each): _compiled(path, each, target, runtime, folder) for each in target.precisions}
+            except ToolchainError as reason:
+                refused[name] = str(reason)
+            bar.step(name)
+    taken = machine.kind(target.device) == target.isa
+    sides = [
+        timing.Side(
+            name=f"{name} {precision}", runtime=target.runtime, path=str(one.path), precision=precision,
+            threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
+        )
+        for (name, precision), one in made.items()
+    ]  # fmt: skip
+    measured = series.run(sides, ROUNDS, 0, folder / "rounds.json", "clock: rounds", SHORT) if taken and sides else []
+    found = {}
+    for name in graphs.keys() - refused.keys():
+        layers = surgery.layers(networks[name].model, networks[name].image)
+        found[name] = Clocked(
+            macs=int(surgery.macs(layers)), parameters=int(surgery.parameters(layers)),
+            latencies={p: series.p50(measured, f"{name} {p}") for p in target.precisions if measured},
+            sizes={p: made[name, p].size_bytes for p in target.precisions},
+        )  # fmt: skip
+    return found, refused
+
+
+def _compiled(path: Path, precision: Precision, target: Target, runtime: object, folder: Path) -> Artefact:
+    placed = Placement() if precision == "int8" else Placement(float_modules=("",))
+    model, _ = candidates.make(onnx_ir.load(path), placed, target.scheme)
+    made = folder / f"{path.parent.name}-{precision}"
+    made.mkdir(parents=True, exist_ok=True)
+    qdq.save(model, made / GRAPH)
+    artefact: Artefact = runtime.compile(made / GRAPH, made / target.runtime)  # type: ignore[attr-defined]
+    return artefact
+
+
+def _read(row: Mapping[str, object]) -> Clocked:
+    found = {**row, "latencies": {p: Interval(**one) for p, one in row["latencies"].items()}}  # type: ignore[attr-defined]
+    return Clocked(**found)  # type: ignore[arg-type]

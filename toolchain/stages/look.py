@@ -1,0 +1,141 @@
+"""look: pretrained model, domain -> what it makes of the images, block by block, before any training.
+
+One pass over the images serves every score, every depth at which the network may be cut, and every target.
+"""
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from toolchain import blocks, models, progress, records
+from toolchain.data import Dataset, Images
+from toolchain.loader import batches
+from toolchain.loop import EVALUATION_BATCH, set_mode
+from toolchain.seen import Seen
+from toolchain.values import ModelSpec, Preprocess
+
+VERSION = 1
+IMAGES = 2000  # of a split, at most
+FILE = "features.safetensors"
+HEAD = ""  # in place of a block's name: what the whole network hands to its head
+SOURCE = "source"  # what its own head answers
+
+
+@dataclass(frozen=True)
+class Look:
+    """Features of some training and validation images, by block."""
+
+    weights: Mapping[str, Any]  # what was loaded, as `models.Loaded`
+    blocks: tuple[str, ...]  # in order; empty where the network cannot be cut
+    tensors: Mapping[str, Tensor]
+    key: str
+
+    def seen(self, split: str, block: str = HEAD) -> Seen:
+        """What the scores look at.
+
+        Args:
+            split: "train" or "val".
+            block: the last one that is kept; the whole network otherwise.
+        """
+        source = self.tensors.get(f"{split}.{SOURCE}") if block == HEAD else None
+        return Seen(
+            features=self.tensors[f"{split}.features.{block}"].double().numpy(),
+            labels=self.tensors[f"{split}.labels"].numpy(),
+            source=None if source is None else source.double().numpy(),
+        )
+
+
+def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
+    """Looks at the images, or reads what an earlier run saw.
+
+    Args:
+        name: for the progress bar.
+        data: the domain's images; how they are normalised is up to the model.
+
+    Raises:
+        ToolchainError: the model or its weights cannot be had, or it does not take pictures of this size.
+    """
+    key = records.digest(
+        VERSION, data.digest, dataclasses.replace(spec, weights=""), models.weights_digest(spec), IMAGES
+    )
+    with records.stage(work, "look", key) as stage:
+        path = stage.folder / FILE
+        if stage.figures is None:
+            started = time.monotonic()
+            tensors, loaded, names = _look(name, spec, data)
+            with records.writing(path) as out:
+                out.write(save(tensors))
+            stage = records.finish(stage, started, {"weights": loaded, "blocks": names})
+        assert stage.figures is not None
+        return Look(stage.figures["weights"], tuple(stage.figures["blocks"]), load_file(path), key)
+
+
+def _look(name: str, spec: ModelSpec, data: Dataset) -> tuple[dict[str, Tensor], models.Loaded, list[str]]:
+    model, head, loaded, whole = models.pretrained(spec, len(data.classes), seed=0)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    preprocess = dataclasses.replace(data.preprocess, mean=spec.mean, std=spec.std)
+    ends = {block.name: block.end for block in blocks.of(model, head)}
+    parts = {
+        split: part.chosen(spread(part.labels.numpy(), IMAGES))
+        for split, part in data.splits.items()
+        if split != "test"
+    }
+    tensors: dict[str, Tensor] = {}
+    with progress.bar(f"look: {name}", sum(len(part) for part in parts.values())) as bar:
+        for split, part in parts.items():
+            features, answers = _features(model, head, ends, part, preprocess, bar)
+            tensors |= {f"{split}.features.{block}": found for block, found in features.items()}
+            tensors[f"{split}.labels"] = part.labels.clone()
+            if whole:
+                tensors[f"{split}.{SOURCE}"] = answers.softmax(1)
+    return tensors, loaded, list(ends)
+
+
+def spread(labels: np.ndarray, most: int) -> list[int]:
+    """Rows of at most so many images with every class in its share, drawn with a fixed seed, in their order."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return sorted(np.argsort(place, kind="stable")[:most].tolist())
+
+
+def _features(
+    model: nn.Module, head: str, ends: Mapping[str, str], images: Images, preprocess: Preprocess, bar: progress.Bar
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Pooled output of each block and input of the head, float32 [images, features] each; and the head's answers."""
+    found: dict[str, list[Tensor]] = {name: [] for name in (*ends, HEAD)}
+    answers: list[Tensor] = []
+    set_mode(model, training=False)
+    with _noting(model, head, ends, found), torch.inference_mode():
+        for batch, labels in batches(images, preprocess, EVALUATION_BATCH):
+            answers.append(model(batch))
+            bar.step(count=len(labels))
+    return {name: torch.cat(parts).clone() for name, parts in found.items()}, torch.cat(answers).clone()
+
+
+@contextmanager
+def _noting(model: nn.Module, head: str, ends: Mapping[str, str], found: Mapping[str, list[Tensor]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name, module in ends.items():
+
+            def after(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
+                found[name].append(output.mean((2, 3)))
+
+            stack.callback(model.get_submodule(module).register_forward_hook(after).remove)
+
+        def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            found[HEAD].append(given[0].mean((2, 3)) if given[0].ndim == 4 else given[0].flatten(1))
+
+        stack.callback(model.get_submodule(head).register_forward_pre_hook(before).remove)
+        yield
