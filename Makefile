@@ -1,4 +1,5 @@
 # make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/;  LATENCY=0.5x: pruned to that
+# make select DOMAIN=solar    pretrained models ranked for the pictures and the target, before any training
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
 # make gate TARGET=cpu        candidate against the accepted reference;  make accept TARGET=cpu: the candidate becomes it
 # make test                   all tests;  make check: format, lint, types, fast tests
@@ -17,7 +18,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: export adapt check-data bench gate accept test check targets pretrain clean
+.PHONY: export adapt check-data select bench gate accept test check targets pretrain clean
 
 export: $(READY)
 	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING)
@@ -27,6 +28,11 @@ adapt: $(READY)
 
 check-data: $(READY)
 	@$(BIN)/toolchain check-data --recipe "$(RECIPE)" --out "$(OUT)" $(SUBJECT) $(if $(SOURCE),--source "$(SOURCE)")
+
+select: $(READY)
+	@$(BIN)/toolchain select --target "$(TARGET)" --out "$(OUT)" $(if $(DOMAIN),--domain "$(DOMAIN)") \
+        $(if $(DATA),--data "$(DATA)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") \
+        $(if $(CANDIDATES),--candidates "$(CANDIDATES)") $(if $(LAYERS),--layers)
 
 bench: $(READY)
 	@$(BIN)/toolchain bench --out "$(OUT)" $(if $(BUNDLES),$(BUNDLES),$(OUT)/$(RECIPE)/$(TARGET)/bundle)

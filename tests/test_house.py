@@ -124,6 +124,8 @@ RANKS = {
         "gate",
         "selection",
         "select_report",
+        "rankings",
+        "reuse_report",
         "benchmark",
         "bench_report",
         "history_report",

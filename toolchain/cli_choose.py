@@ -21,6 +21,7 @@ def select(
     ] = "small",
     data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
     image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
+    layers: Annotated[bool, typer.Option("--layers", help="Also: how much of the first one is worth keeping, block by block.")] = False,
     device: Device = "",
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to select/ in it.")] = Path("out"),
 ) -> None:  # fmt: skip
@@ -30,7 +31,7 @@ def select(
     """
     import dataclasses
 
-    from toolchain import nominated, overrides, report, select_report, selection, spec
+    from toolchain import nominated, overrides, rankings, report, reuse_report, select_report, selection, spec
 
     chosen = spec.domain(domain)
     chosen = dataclasses.replace(chosen, source="folder", path=data) if data else chosen
@@ -38,10 +39,13 @@ def select(
     size = overrides.size(image_size) if image_size else None
     on = spec.target(target)
     on = dataclasses.replace(on, device=device or on.device)
-    written = selection.run(chosen, on, found, size, out)
+    written = selection.run(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
-    report.show([select_report.ranking(written), *(content for _, content in select_report.sections(written))])
-    typer.echo(select_report.summary(written))
+    report.show([rankings.ranking(written), *(content for _, content in rankings.sections(written))])
+    typer.echo(rankings.summary(written))
+    if written["advice"]:
+        report.show([reuse_report.table(written["advice"])])
+        typer.echo(reuse_report.said(written["advice"]))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
     stem = out / "select" / f"{chosen.name}.{on.name}"

@@ -9,7 +9,7 @@ import torch
 
 from toolchain import figures, loop, models, probe, records, stats, summary, tables
 from toolchain.data import Dataset
-from toolchain.stages import adapt, judge, prepare
+from toolchain.stages import adapt, advise, judge, prepare
 from toolchain.stages.adapt import Adapted
 from toolchain.tables import Table
 from toolchain.values import Domain, Recipe
@@ -29,6 +29,7 @@ def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         data, joins = prepare.run(recipe, domain, out / "data")
+        recipe, _ = advise.settled(recipe, data, out / "work")
         found = adapt.run(recipe, domain.kind, data, joins, out / "work")
         written = _report(recipe, domain, found, _yardstick(recipe, found))
         records.write_json(folder / "adapt.json", written)

@@ -22,16 +22,14 @@ def read(names: Sequence[str]) -> list[Candidate]:
     Raises:
         ToolchainError: a name is none of these, a file is wrong, or two candidates share a name.
     """
-    found = [one for name in names for one in _named(name)]
-    unique = list({_identity(one): one for one in reversed(found)}.values())[::-1]
+    first = dict[str, Candidate]()
+    for one in (one for name in names for one in _named(name)):
+        first.setdefault(records.digest(one.model, one.reuse), one)
+    unique = list(first.values())
     doubled = {one.name for one in unique if [other.name for other in unique].count(one.name) > 1}
     if doubled:
         raise ToolchainError(f"two different candidates are called {sorted(doubled)[0]!r}; give each a name of its own")
     return unique
-
-
-def _identity(one: Candidate) -> str:
-    return records.digest(one.model, one.reuse)
 
 
 def _named(name: str) -> list[Candidate]:

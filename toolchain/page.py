@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from toolchain import charts, figures, headline, integers, sensitive, tables
+from toolchain import charts, figures, headline, integers, rankings, reuse_report, sensitive, tables
 from toolchain.headline import Answer, Report
 from toolchain.tables import Table
 
@@ -136,6 +136,8 @@ def _sections(report: Report) -> list[str]:
         _section("Verdicts", _verdicts(report)),
         _section("Variants", table(tables.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
         _section("What each variant needs", table(tables.costs(report)), _hint(NEEDS)),
+        _section("Candidates for the model", *_ranked(report)),
+        _section(reuse_report.TITLE, *_reused(report)),
         _section("Layers before and after pruning", *_widths(report)),
         _section("Size of the pictures", table(tables.image_sizes(report)), _hint(SIZES)),
         _section("How much each layer minds being pruned", *_sensitivity(report)),
@@ -208,6 +210,20 @@ def _widths(report: Report) -> tuple[str, ...]:
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
     colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
     return columns, _hint(f"Channels that each layer puts out. {colours} {tables.narrowed(report)}.")
+
+
+def _ranked(report: Report) -> tuple[str, ...]:
+    """The candidates that the recipe left the choice among."""
+    found = report.get("selected")
+    return (table(rankings.ranking(found)), _hint(f"{rankings.summary(found)}.")) if found else ()
+
+
+def _reused(report: Report) -> tuple[str, ...]:
+    """The curves behind the advice, and what was done."""
+    found = (report.get("reuse") or {}).get("advice")
+    if not found:
+        return ()
+    return _plot(reuse_report.plot(found), f"{reuse_report.said(found)}."), table(reuse_report.table(found))
 
 
 def _sensitivity(report: Report) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, machine, records, report, summary
+from toolchain import discover, locks, machine, records, report, selection, summary
 from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
+    advise,
     bench,
     bundle,
     control,
@@ -56,9 +57,13 @@ def build(
     machine.runtime(target)  # and a board that is not there
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
+        with _timed(seconds, "select"):
+            recipe, ranked = selection.settled(recipe, domain, target, budget, out)
         with _timed(seconds, "data"):
             data, joins = prepare.run(recipe, domain, out / "data")
             image = data.example
+        with _timed(seconds, "advise"):
+            recipe, advice = advise.settled(recipe, data, work, target)
         with _timed(seconds, "adapt"):
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
@@ -102,7 +107,8 @@ def build(
         pinned = decided.ships if decided else None
         judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense, pinned)
         findings = summary.Findings(
-            recipe=recipe, target=target, domain=domain, data=data, adapted=adapted, sparse=start, plan=plan, curves=curves,
+            recipe=recipe, target=target, domain=domain, ranked=ranked, data=data, advice=advice, adapted=adapted,
+            sparse=start, plan=plan, curves=curves,
             placed=placed, pruned=pruned, families=families, controlled=controlled, variants=variants,
             accuracy=accuracy, measured=measured, judged=judged, seconds=seconds, warnings=warnings,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain import headline, integers, page, records, sensitive, tables
+from toolchain import headline, integers, page, rankings, records, reuse_report, sensitive, tables
 from toolchain.headline import Report
 from toolchain.tables import Table
 
@@ -63,6 +63,8 @@ def markdown(report: Report) -> str:
         _part("Verdicts", tables.verdicts(report)),
         _part("Variants", tables.variants(report)),
         _part("What each variant needs", tables.costs(report)),
+        _part("Candidates for the model", rankings.ranking(report.get("selected"))),
+        _part(reuse_report.TITLE, reuse_report.table((report.get("reuse") or {}).get("advice"))),
         _part("Layers before and after pruning", tables.layers(report)),
         _part("Size of the pictures", tables.image_sizes(report)),
         _part("How much each layer minds being pruned", sensitive.table(report, short=True)),

@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
+from toolchain import amounts, machine, models, nominated, progress, rankings, records
 from toolchain import data as images
-from toolchain import machine, models, progress, records
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
+from toolchain.reuse import Reuse
 from toolchain.seen import enough
 from toolchain.shortlist import Candidate
-from toolchain.stages import clock, look, score
+from toolchain.stages import advise, clock, look, score
 from toolchain.stages.clock import Clocked, Network
 from toolchain.stages.look import HEAD
-from toolchain.values import Domain, Preprocess, Target
+from toolchain.values import Budget, Domain, Preprocess, Recipe, Target
 
 SCHEMA = 1
 SCORE = "probe"  # what is ranked by; why: docs/results.md
@@ -28,13 +29,45 @@ FEW = 10  # training images a class below which scores say little
 Row = dict[str, Any]
 
 
-def run(domain: Domain, target: Target, found: Sequence[Candidate], size: tuple[int, int] | None, out: Path) -> Row:
+def settled(
+    recipe: Recipe, domain: Domain, target: Target, budget: Budget, out: Path
+) -> tuple[Recipe, Mapping[str, Any] | None]:
+    """The recipe with `model.name = "auto"` replaced by the best candidate that the latency budget allows, and the ranking.
+
+    "auto:small,zoo:squeezenet1_1_glyphs" says which candidates.
+
+    Raises:
+        ToolchainError: as `run`; or no candidate keeps to the budget.
+    """
+    kind, _, names = recipe.model.name.partition(":")
+    if kind != "auto":
+        return recipe, None
+    found = nominated.read([name.strip() for name in (names or nominated.DEFAULT).split(",")])
+    written = run(domain, target, found, recipe.image_size, out)
+    limit = amounts.read("latency", budget.latency) if budget.latency else None
+    row, why = rankings.chosen(written, limit.value if limit and not limit.relative else None)
+    progress.say(f"select: {row['name']}: {why}")
+    taken = next(one for one in found if one.name == row["name"])
+    reuse = taken.reuse if recipe.reuse == Reuse() else recipe.reuse
+    return dataclasses.replace(recipe, model=taken.model, reuse=reuse), {**written, "chosen": row["name"], "why": why}
+
+
+def run(
+    domain: Domain,
+    target: Target,
+    found: Sequence[Candidate],
+    size: tuple[int, int] | None,
+    out: Path,
+    *,
+    layers: bool = False,
+) -> Row:
     """Scores and times all candidates; returns the report, best first.
 
     A candidate that cannot be had does not stop the others: its row says why.
 
     Args:
         size: height and width of the pictures; None: the domain's.
+        layers: whether to look behind every block of the first one, for how much of it is worth keeping.
 
     Raises:
         ToolchainError: the images are wrong or of one class, the runtime is missing, or no candidate is left.
@@ -51,14 +84,18 @@ def run(domain: Domain, target: Target, found: Sequence[Candidate], size: tuple[
     if all(row["error"] for row in rows):
         raise ToolchainError(f"no candidate is left: {rows[0]['name']}: {rows[0]['error']}")
     _rank(rows)
-    return {
+    written: Row = {
         "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": SCORE,
         "image_size": list(shown.image_size), "machine": machine.describe(target.device),
         "versions": machine.versions(target),
         "images": {split: min(len(part), look.IMAGES) for split, part in data.splits.items() if split != "test"},
         "classes": len(data.classes), "warnings": _warnings(data, rows, target),
-        "candidates": sorted(rows, key=lambda row: (row["rank"] is None, row["rank"])),
+        "candidates": sorted(rows, key=lambda row: (row["rank"] is None, row["rank"])), "advice": None,
     }  # fmt: skip
+    if layers:
+        first = next(one for one in found if one.name == rankings.chosen(written, None)[0]["name"])
+        written["advice"] = records.plain(advise.run(first.name, first.model, data, work, target))
+    return written
 
 
 def _row(one: Candidate, data: Dataset, work: Path) -> Row:
@@ -91,11 +128,6 @@ def _costs(found: Clocked) -> Row:
     }  # fmt: skip
 
 
-def latency(row: Mapping[str, Any]) -> float | None:
-    """Milliseconds in the form in which it would ship; None where it was not timed."""
-    return row["latency_ms"][row["fastest"]]["estimate"] if row["fastest"] else None
-
-
 def _rank(rows: Sequence[Row]) -> None:
     """Numbers the rows by the score, and marks the front."""
     good = sorted((row for row in rows if not row["error"]), key=lambda row: -row["scores"][SCORE])
@@ -103,28 +135,9 @@ def _rank(rows: Sequence[Row]) -> None:
         row["rank"] = number
     fastest = float("inf")
     for row in good:  # from the best score down: on the front is what is faster than all before it
-        taken = latency(row)
+        taken = rankings.latency(row)
         row["front"] = row["may_ship"] != "no" and (taken is not None and taken < fastest)
         fastest = min(fastest, taken) if row["front"] and taken is not None else fastest
-
-
-def chosen(found: Mapping[str, Any], limit_ms: float | None) -> tuple[Row, str]:
-    """The best of the front that keeps to a latency, and why.
-
-    Raises:
-        ToolchainError: none does, or nothing was timed while a latency is asked for.
-    """
-    front = [row for row in found["candidates"] if row["front"]]
-    if limit_ms is None:
-        row = front[0] if front else found["candidates"][0]
-        return row, f"the best {found['score']} score, {row['scores'][found['score']]:.3f}"
-    fits = [row for row in front if (latency(row) or 0.0) <= limit_ms]
-    if not fits:
-        least = min((latency(row) or 0.0 for row in front), default=None)
-        said = f"the fastest takes {least:.3g} ms" if least else "nothing was timed"
-        raise ToolchainError(f"no candidate keeps to {limit_ms:.3g} ms: {said}; name faster ones, or allow more")
-    row = fits[0]
-    return row, f"the best {found['score']} score ({row['scores'][found['score']]:.3f}) within {limit_ms:.3g} ms"
 
 
 def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:

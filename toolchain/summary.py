@@ -11,6 +11,7 @@ from toolchain.loop import Trained
 from toolchain.search import Tried
 from toolchain.stages import control, judge, quantize
 from toolchain.stages.adapt import Adapted
+from toolchain.stages.advise import Advice
 from toolchain.stages.control import Controlled
 from toolchain.stages.fit import Fit
 from toolchain.stages.place import Placed
@@ -29,7 +30,9 @@ class Findings:
     recipe: Recipe
     target: Target
     domain: Domain
+    ranked: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
     data: Dataset
+    advice: Advice | None  # where the recipe leaves open how much of the model is used
     adapted: Adapted
     sparse: Trained  # the dense model itself, where nothing was penalized
     plan: Fit
@@ -74,6 +77,8 @@ def report(found: Findings) -> dict[str, Any]:
         "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
         "adapt": adapted(found.recipe, found.adapted),
         "pretrained": found.families[0].trained.figures["weights"],
+        "selected": found.ranked,
+        "reuse": {"used": records.plain(found.recipe.reuse), "advice": records.plain(found.advice)},
         "layers": _layers(found.plan),
         "fit": records.plain(found.plan.fitted),
         "image_sizes": records.plain(found.plan.trials),

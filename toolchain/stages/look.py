@@ -106,7 +106,7 @@ def spread(labels: np.ndarray, most: int) -> list[int]:
     place = np.empty(len(labels))
     for label in np.unique(labels):
         own = order[labels[order] == label]
-        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+        place[own] = np.maximum(np.arange(len(own)) - 1, 0) / len(own)  # two of each in any case
     return sorted(np.argsort(place, kind="stable")[:most].tolist())
 
 

@@ -1,0 +1,121 @@
+"""The reuse advisor: what it proposes from curves, that training follows it, and that `auto` is settled before training."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolchain import data as images
+from toolchain import loop, models, reuse_report
+from toolchain.augment import chosen
+from toolchain.records import plain
+from toolchain.reuse import Reuse
+from toolchain.stages import adapt, advise
+from toolchain.stages.advise import Depth
+from toolchain.values import AugmentSpec, Domain, Interval, ModelSpec, Preprocess, Recipe, TrainSpec
+
+GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
+SHOWN = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+TRAIN = TrainSpec(epochs=2, batch_size=8, learning_rate=1e-3)
+
+
+def around(value: float, half: float = 0.02) -> Interval:
+    return Interval(estimate=value, low=value - half, high=value + half, samples=200)
+
+
+def depths(accuracies: list[float], gains: list[float]) -> list[Depth]:
+    best = max(accuracies)
+    return [
+        Depth(
+            block=f"b{number}", macs=number, accuracy=around(value), drop=around(best - value),
+            untrained=around(value - gain), gain=around(gain),
+        )
+        for number, (value, gain) in enumerate(zip(accuracies, gains, strict=True))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "gains", "per_class", "wanted"),
+    [
+        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.1], 100, Reuse()),  # the last one is the best: all of it
+        ([0.5, 0.9, 0.8], [0.1, 0.1, 0.1], 100, Reuse(keep="b1")),
+        ([0.5, 0.896, 0.9, 0.7], [0.1] * 4, 100, Reuse(keep="b1")),  # within half a point of the best
+        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.0], 100, Reuse(fresh="b2")),
+        ([0.5, 0.7, 0.9], [0.1, 0.0, 0.1], 100, Reuse()),  # what is above needs what is below
+        ([0.5, 0.9, 0.8], [0.0, 0.0, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
+        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.1], 5, Reuse(freeze="b1")),  # few images
+    ],
+)
+def test_what_is_proposed(accuracies: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
+    found, why = advise.proposed(depths(accuracies, gains), per_class)
+    assert found == wanted
+    assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
+
+
+def test_random_weights_are_neither_given_up_nor_frozen() -> None:
+    assert advise.proposed(depths([0.5, 0.9, 0.8], [0.0] * 3), 5, trained=False)[0] == Reuse(keep="b1")
+
+
+def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    found = advise.run("glyphs", GLYPHS, data, tmp_path / "work")
+    assert found is not None
+    whole = models.architecture(dataclasses.replace(GLYPHS, weights=""), 3)
+    assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
+    assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
+    assert found.speedup is None  # no target was named
+    assert whole.features[12] is not None
+    shown = reuse_report.table(plain(found))
+    assert len(shown.rows) == len(found.depths)
+    assert "glyphs: " in reuse_report.said(plain(found))
+    assert "<svg" in reuse_report.plot(plain(found))
+
+
+def test_a_network_that_is_no_chain_is_used_whole(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    monkeypatch.setattr(advise.look.blocks, "of", lambda model, head: ())
+    recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
+    assert advise.settled(recipe, data, tmp_path / "work") == (dataclasses.replace(recipe, reuse=Reuse()), None)
+
+
+def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
+    settled, found = advise.settled(recipe, data, tmp_path / "work")
+    assert found is not None
+    assert settled.reuse == found.reuse
+    asked = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
+    assert advise.settled(asked, data, tmp_path / "work") == (asked, None)
+
+
+def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
+    recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
+    before, _, _ = models.build(GLYPHS, 3, seed=0)
+    found = adapt.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    for name in ("features.0.weight", "features.4.squeeze.weight"):
+        assert torch.equal(found.state_dict()[name], before.state_dict()[name])
+    assert not torch.equal(
+        found.state_dict()["features.6.squeeze.weight"], before.state_dict()["features.6.squeeze.weight"]
+    )
+    assert isinstance(found.get_submodule("features.9"), torch.nn.Identity)
+    assert all(parameter.requires_grad for parameter in found.parameters())
+    again = adapt.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    assert torch.equal(again.features[6].squeeze.weight, found.features[6].squeeze.weight)
+
+
+def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    model, head, _ = models.build(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0)
+    job = loop.Job(
+        data=data, spec=TRAIN, augment=chosen(AugmentSpec(), "photo", 30), seed=0, label="t", folder=tmp_path, head=head,
+        frozen=("features.0", "features.1"),
+    )  # fmt: skip
+    loop.train(model, job)
+    state = model.state_dict()
+    assert state["features.1.conv.0.1.num_batches_tracked"] == 0
+    assert state["features.2.conv.0.1.num_batches_tracked"] > 0

@@ -1,0 +1,294 @@
+"""Choosing a model before training: candidates by name, rankings and fronts, what fails alone, and what `auto` takes."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+
+from toolchain import data as images
+from toolchain import discover, models, nominated, rankings, select_report, selection, spec
+from toolchain.cli import main
+from toolchain.errors import ToolchainError
+from toolchain.reuse import Reuse
+from toolchain.shortlist import Candidate
+from toolchain.stages import clock, look, score
+from toolchain.stages.clock import Clocked, Network
+from toolchain.values import Budget, Domain, Interval, ModelSpec, Preprocess, Recipe, Target
+
+GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
+SHOWN = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+CPU = spec.target("cpu")
+
+
+def milliseconds(value: float) -> Interval:
+    return Interval(estimate=value, low=value, high=value, samples=3)
+
+
+def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None) -> Any:
+    """Stands for the clock: as long as it is told, nothing for what the target does not run."""
+
+    def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[dict[str, Clocked], dict[str, str]]:
+        found = {
+            name: Clocked(
+                macs=1, parameters=1, latencies={"f32": milliseconds(2 * taken.get(name, 1.0)), "int8": milliseconds(taken.get(name, 1.0))},
+                sizes={"f32": 4, "int8": 1},
+            )
+            for name in networks if name not in (refused or {})
+        }  # fmt: skip
+        return found, dict(refused or {})
+
+    return run
+
+
+def candidates() -> list[Candidate]:
+    return [
+        Candidate(name="glyphs", model=GLYPHS, may_ship="yes", trained_on="glyphs"),
+        Candidate(name="glyphs to 4", model=GLYPHS, reuse=Reuse(keep="features.4"), may_ship="yes"),
+        Candidate(name="random", model=dataclasses.replace(GLYPHS, weights=""), may_ship="yes"),
+    ]
+
+
+def test_candidates_are_named_in_many_ways(tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").write_bytes(b"x")
+    (tmp_path / "own.toml").write_text(
+        'schema = 1\n[[candidates]]\nname = "mine"\nmay_ship = "no"\nreuse = {keep = "layer2.1"}\n'
+        '[candidates.model]\nname = "resnet18"\nweights = "own.safetensors"\n'
+    )
+    found = nominated.read(
+        [
+            str(tmp_path / "own.toml"),
+            "zoo:squeezenet1_1_glyphs",
+            "random:resnet18",
+            "resnet18:IMAGENET1K_V1",
+            "recipe:digits",
+        ]
+    )
+    assert [one.name for one in found] == ["mine", "squeezenet1_1_glyphs", "resnet18, random", "resnet18:IMAGENET1K_V1"]
+    assert found[0].model.weights == str(tmp_path / "own.safetensors")  # beside the shortlist
+    assert (found[0].reuse, found[0].may_ship) == (Reuse(keep="layer2.1"), "no")
+    assert (found[1].may_ship, found[1].model.mean) == ("yes", (0.5, 0.5, 0.5))
+    assert (found[2].model.weights, found[2].may_ship) == ("", "yes")
+    assert (found[3].model.weights, found[3].may_ship) == ("IMAGENET1K_V1", "unknown")
+
+
+def test_the_shipped_shortlist_names_models_that_are_there() -> None:
+    names = [one.model.name for one in nominated.read([nominated.DEFAULT])]
+    assert len(names) == 12
+    assert set(names) <= set(models.known())
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("resnet19", r"'resnet19' is no shortlist \(small\), no file and no model.*did you mean 'resnet"),
+        ("zoo:nothing", "zoo:squeezenet1_1_glyphs"),
+        ("none.toml", "none.toml is not there"),
+        ("recipe:nothing", "there is no recipe 'nothing'"),
+    ],
+)
+def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
+    with pytest.raises(ToolchainError, match=said):
+        nominated.read([name])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "candidates"),
+        ("candidates = []", "name at least one"),
+        ('[[candidates]]\nname = "a"\nlicense = "MIT"\n[candidates.model]\nname = "resnet18"\n', "license"),
+        ('[[candidates]]\nname = "a"\nmay_ship = "perhaps"\n[candidates.model]\nname = "resnet18"\n', "may_ship"),
+        ('[[candidates]]\nname = "a"\nmodel = {name = "resnet18"}\n' * 2, "two candidates are called 'a'"),
+    ],
+)
+def test_a_wrong_shortlist_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f"schema = 1\n{content}")
+    with pytest.raises(ToolchainError, match=said):
+        spec.shortlist(str(tmp_path / "own.toml"))
+
+
+def test_a_look_is_taken_once_and_serves_every_depth(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    found = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    train, held = found.seen("train"), found.seen("val")
+    assert (len(train.labels), len(held.labels)) == (len(data.splits["train"]), len(data.splits["val"]))
+    assert train.features.shape[1] == 512
+    assert train.source is not None
+    assert train.source.shape[1] == 125
+    torch.testing.assert_close(torch.from_numpy(train.source.sum(1)), torch.ones(len(train.labels)).double())
+    assert found.blocks[:2] == ("features.0", "features.3")
+    assert found.seen("train", "features.4").source is None  # its own head does not stand there
+    assert found.weights["share"] == 1.0
+    monkeypatch.setattr(look, "_look", None)
+    assert look.run("glyphs", GLYPHS, data, tmp_path / "work").seen("val").features.tolist() == held.features.tolist()
+
+
+def test_what_a_cut_network_hands_to_its_head_is_what_was_seen(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    found = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    model, head, _ = models.build(GLYPHS, 3, seed=0, reuse=Reuse(keep="features.6"))
+    given: list[torch.Tensor] = []
+    model.eval().get_submodule(head).register_forward_pre_hook(lambda _, seen: given.append(seen[0].flatten(1)))
+    pixels = data.splits["val"].pixels[:4].float() / 255
+    with torch.inference_mode():
+        model(((pixels - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1))
+    torch.testing.assert_close(
+        given[0].double(), torch.from_numpy(found.seen("val", "features.6").features[:4]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_images_are_drawn_class_by_class() -> None:
+    labels = np.array([0] * 90 + [1] * 9 + [2] * 2)
+    rows = look.spread(labels, 20)
+    assert np.bincount(labels[rows]).tolist() == [15, 3, 2]  # two of each at least
+    assert rows == sorted(set(rows))
+    assert look.spread(labels, 500) == list(range(101))
+
+
+def test_scores_that_need_a_head_are_left_out_without_one(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    whole = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    assert set(score.run(whole, tmp_path / "work")) == set(discover.modules("scores"))
+    assert "leep" not in score.run(whole, tmp_path / "work", "features.4")
+    bare = look.run("random", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    assert "leep" not in score.run(bare, tmp_path / "work")
+
+
+def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "run", pretend({}, {"random": "cannot be exported"}))
+    missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
+    found = selection.run(domain, CPU, [missing, *candidates()], None, tmp_path)
+    rows = {row["name"]: row for row in found["candidates"]}
+    assert "gone.safetensors is not there" in rows["gone"]["error"]
+    assert rows["random"]["error"] == "cannot be exported"
+    assert {row["rank"] for row in rows.values()} == {1, 2, None}
+    assert rows["glyphs"]["weights"]["sha256"] == models.weights_digest(GLYPHS)
+    assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None]
+    assert any("gone" in text for text in found["warnings"])  # nobody knows whether it may be shipped
+    with pytest.raises(ToolchainError, match="no candidate is left: gone"):
+        selection.run(domain, CPU, [missing], None, tmp_path)
+
+
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "one", {"ant": 40})
+    alone = Domain(name="one", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=16)
+    with pytest.raises(ToolchainError, match="class"):
+        selection.run(alone, CPU, candidates(), None, tmp_path / "out")
+
+
+def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name, "scores": {selection.SCORE: value}, "error": "", "rank": None, "front": False, "may_ship": ships,
+            "fastest": "int8" if taken else None,
+            "latency_ms": {"int8": {"estimate": taken, "low": taken, "high": taken, "samples": 3}} if taken else {},
+        }
+        for name, value, taken, ships in given
+    ]  # fmt: skip
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    found = rows(
+        ("slow", 0.9, 5.0, "yes"),
+        ("best", 0.95, 4.0, "yes"),
+        ("fast", 0.7, 1.0, "yes"),
+        ("worse", 0.6, 2.0, "yes"),
+        ("closed", 0.99, 0.5, "no"),
+    )
+    selection._rank(found)
+    assert {row["name"] for row in found if row["front"]} == {"best", "fast"}
+    assert [row["name"] for row in sorted(found, key=lambda row: row["rank"])] == [
+        "closed",
+        "best",
+        "slow",
+        "fast",
+        "worse",
+    ]
+
+
+def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
+    found = rows(("best", 0.95, 4.0, "yes"), ("fast", 0.7, 1.0, "yes"))
+    selection._rank(found)
+    report = {"score": selection.SCORE, "candidates": found}
+    assert rankings.chosen(report, None)[0]["name"] == "best"
+    row, why = rankings.chosen(report, 2.0)
+    assert row["name"] == "fast"
+    assert "within 2 ms" in why
+    with pytest.raises(ToolchainError, match=r"no candidate keeps to 0.5 ms: the fastest takes 1 ms"):
+        rankings.chosen(report, 0.5)
+    untimed = rows(("best", 0.95, None, "yes"))
+    selection._rank(untimed)
+    report = {"score": selection.SCORE, "candidates": untimed}
+    assert rankings.chosen(report, None)[0]["name"] == "best"
+    with pytest.raises(ToolchainError, match="nothing was timed"):
+        rankings.chosen(report, 1.0)
+
+
+def test_auto_takes_the_best_that_the_budget_allows(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nominated, "read", lambda names: candidates() if names == ["mine"] else [])
+    monkeypatch.setattr(clock, "run", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
+    recipe = Recipe(name="r", domain="tiny", model=ModelSpec(name="auto:mine"))
+    cut, ranked = selection.settled(recipe, domain, CPU, Budget(latency="2 ms"), tmp_path)
+    assert (cut.model, cut.reuse) == (GLYPHS, Reuse(keep="features.4"))
+    assert ranked is not None
+    assert (ranked["chosen"], "within 2 ms" in ranked["why"]) == ("glyphs to 4", True)
+    own = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
+    assert selection.settled(own, domain, CPU, Budget(latency="2 ms"), tmp_path)[0].reuse == Reuse(keep="features.7")
+    named = dataclasses.replace(recipe, model=GLYPHS)
+    assert selection.settled(named, domain, CPU, Budget(), tmp_path) == (named, None)
+
+
+@pytest.mark.slow
+def test_the_verb_ranks_times_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = draw(tmp_path / "pictures", {"ant": 40, "bee": 40, "cat": 40})
+    (tmp_path / "own.toml").write_text(
+        'schema = 1\n[[candidates]]\nname = "to 4"\nreuse = {keep = "features.4"}\nmay_ship = "yes"\n'
+        '[candidates.model]\nname = "squeezenet1_1"\nweights = "zoo:squeezenet1_1_glyphs"\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n'
+    )
+    asked = [
+        "select",
+        "--data",
+        str(folder),
+        "--image-size",
+        "32",
+        "-c",
+        f"{tmp_path / 'own.toml'},zoo:squeezenet1_1_glyphs",
+        "--layers",
+    ]
+    monkeypatch.setattr("sys.argv", ["toolchain", *asked, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in {0, None}
+    said = capsys.readouterr().out
+    assert "First: " in said
+    report = json.loads((tmp_path / "out/select/image-folder.cpu.json").read_text())
+    by_name = {row["name"]: row for row in report["candidates"]}
+    assert (
+        by_name["to 4"]["latency_ms"]["f32"]["estimate"]
+        < by_name["squeezenet1_1_glyphs"]["latency_ms"]["f32"]["estimate"]
+    )
+    assert by_name["to 4"]["macs"] < by_name["squeezenet1_1_glyphs"]["macs"]
+    assert report["advice"]["depths"][0]["block"] == "features.0"
+    page = (tmp_path / "out/select/image-folder.cpu.html").read_text()
+    assert "<svg" in page
+    assert "squeezenet1_1_glyphs" in (tmp_path / "out/select/image-folder.cpu.md").read_text()
+    assert select_report.html(report) == page
+    monkeypatch.setattr(clock, "_timed", None)  # nothing is measured twice
+    monkeypatch.setattr(look, "_look", None)
+    with pytest.raises(SystemExit) as again:
+        main()
+    assert again.value.code in {0, None}

@@ -1,0 +1,119 @@
+"""What `select` found, as tables, and which candidate follows from it: plain data, read from its JSON too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolchain import figures
+from toolchain.errors import ToolchainError
+from toolchain.tables import Table
+
+Report = Mapping[str, Any]
+TITLES = {"probe": "Probe", "logme": "LogME", "hscore": "H-score", "leep": "LEEP"}  # others by their file's name
+SHIPS = {"yes": "yes", "no": "no", "unknown": "not known"}
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def latency(row: Report) -> float | None:
+    """Milliseconds in the form in which it would ship; None where it was not timed."""
+    return row["latency_ms"][row["fastest"]]["estimate"] if row["fastest"] else None
+
+
+def chosen(found: Mapping[str, Any], limit_ms: float | None) -> tuple[Report, str]:
+    """The best of the front that keeps to a latency, and why.
+
+    Raises:
+        ToolchainError: none does, or nothing was timed while a latency is asked for.
+    """
+    front = [row for row in found["candidates"] if row["front"]]
+    if limit_ms is None:
+        row = front[0] if front else found["candidates"][0]
+        return row, f"the best {found['score']} score, {row['scores'][found['score']]:.3f}"
+    fits = [row for row in front if (latency(row) or 0.0) <= limit_ms]
+    if not fits:
+        least = min((latency(row) or 0.0 for row in front), default=None)
+        said = f"the fastest takes {least:.3g} ms" if least else "nothing was timed"
+        raise ToolchainError(f"no candidate keeps to {limit_ms:.3g} ms: {said}; name faster ones, or allow more")
+    row = fits[0]
+    return row, f"the best {found['score']} score ({row['scores'][found['score']]:.3f}) within {limit_ms:.3g} ms"
+
+
+def ranking(found: Report | None) -> Table:
+    """Best first; a star marks the front. No rows where there is no ranking."""
+    if found is None:
+        return Table(columns=(), rows=())
+    names = score_names(found)
+    rows = tuple(
+        (
+            str(row["rank"]), row["name"] + (" *" if row["front"] else ""),
+            *(_score(name, row["scores"].get(name)) for name in names), _latency(row),
+            figures.count(row["macs"]), figures.size(row["size_bytes"].get(row["fastest"] or "f32")),
+            SHIPS[row["may_ship"]],
+        )
+        for row in found["candidates"]
+        if not row["error"]
+    )  # fmt: skip
+    titles = (TITLES.get(name, name) for name in names)
+    columns = ("", "Candidate", *titles, "Latency, ms", "MACs", "Size", "May ship")
+    return Table(columns=columns, rows=rows, spare=(*range(3, 2 + len(names)), len(names) + 3, len(names) + 4))
+
+
+def score_names(found: Report) -> list[str]:
+    """The score that is ranked by first."""
+    names = {name for row in found["candidates"] for name in row["scores"]}
+    return sorted(names, key=lambda name: (name != found["score"], name))
+
+
+def _score(name: str, value: float | None) -> str:
+    if value is None:
+        return figures.NONE
+    return figures.percent(value) if name == "probe" else figures.significant(value)
+
+
+def _latency(row: Report) -> str:
+    if not row["fastest"]:
+        return figures.NONE
+    return f"{figures.bounded(row['latency_ms'][row['fastest']])} {row['fastest']}"
+
+
+def origins(found: Report) -> Table:
+    """Where the weights come from, and under what licence."""
+    rows = tuple(
+        (
+            row["name"], row["trained_on"] or "not known", _source(row["weights"]), row["licence"] or "not known",
+        )
+        for row in found["candidates"]
+        if not row["error"]
+    )  # fmt: skip
+    return Table(columns=("Candidate", "Trained on", "Weights", "Licence"), rows=rows, prose=(0, 1, 2, 3))
+
+
+def _source(weights: Mapping[str, Any]) -> str:
+    digest = f", sha256 {weights['sha256'][:12]}" if len(weights["sha256"]) == 64 else ""
+    return f"{weights['source']}{digest}"
+
+
+def left_out(found: Report) -> Table:
+    """Candidates that could not be had, and why."""
+    rows = tuple((row["name"], row["error"]) for row in found["candidates"] if row["error"])
+    return Table(columns=("Left out", "Why"), rows=rows, prose=(0, 1))
+
+
+def sections(found: Report) -> tuple[tuple[str, Table], ...]:
+    """What stands below the ranking."""
+    return ("Where they come from", origins(found)), ("Left out", left_out(found))
+
+
+def _first(found: Report) -> tuple[str, str]:
+    row, why = chosen(found, None)
+    return row["name"], why
+
+
+def summary(found: Report) -> str:
+    """How much stands behind the figures."""
+    row, why = (found["chosen"], found["why"]) if "chosen" in found else _first(found)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name in RUNTIMES)
+    return (
+        f"First: {row} ({why}). Scores from {found['images']['train']:,} training and {found['images']['val']:,} "
+        f"validation images of {found['domain']} at {figures.sides(found['image_size'])}; latency of untrained copies on "
+        f"{found['target']} ({versions}), the faster of float and integers. * on the front: nothing else is better in both"
+    )

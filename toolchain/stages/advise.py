@@ -1,0 +1,184 @@
+"""advise: pretrained model, domain, target -> how much of the network is worth keeping, before any training.
+
+A linear probe behind every block says how far the classes come apart there; the same network untrained says what of that
+the pretraining brought. Where to cut, where to start anew and what to leave as it is follow from the two curves.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolchain import models, probe, progress, records, stats, surgery
+from toolchain.data import Dataset
+from toolchain.reuse import Reuse
+from toolchain.seen import Seen, enough
+from toolchain.stages import clock, look
+from toolchain.stages.look import Look
+from toolchain.values import Interval, ModelSpec, Recipe, Target
+
+VERSION = 1
+TOLERANCE = 0.005  # of probe accuracy that a cut may cost, against the best block
+FEW = 20  # training images a class below which blocks that already tell the classes apart are left as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """The network up to a block."""
+
+    block: str
+    macs: int  # of the network cut behind it, its new head included
+    accuracy: Interval  # of the probe, on validation
+    drop: Interval  # against the best block, paired over the same images; positive is worse
+    untrained: Interval  # accuracy of the probe on the same network with random weights
+    gain: Interval  # of pretraining: accuracy over that, paired
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """The proposal, with the curves that it follows from."""
+
+    model: str
+    reuse: Reuse
+    why: tuple[str, ...]  # a sentence for each part of the proposal
+    depths: tuple[Depth, ...]
+    speedup: (
+        float | None
+    )  # of the cut network over the whole one, untrained, both in their faster form; None: not timed
+    per_class: float  # training images
+
+
+def settled(recipe: Recipe, data: Dataset, work: Path, target: Target | None = None) -> tuple[Recipe, Advice | None]:
+    """The recipe with `reuse = "auto"` replaced by what is advised, and the advice.
+
+    Raises:
+        ToolchainError: as `run`.
+    """
+    if recipe.reuse != "auto":
+        return recipe, None
+    found = run(recipe.model.name, recipe.model, data, work, target) if recipe.model.weights else None
+    return dataclasses.replace(recipe, reuse=found.reuse if found else Reuse()), found
+
+
+def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> Advice | None:
+    """Looks behind every block; None where the network is no chain of blocks, so that all of it is used.
+
+    Args:
+        target: where the cut network is timed against the whole one; None: nowhere.
+
+    Raises:
+        ToolchainError: as `look` and `clock`, or there are too few images to tell.
+    """
+    trained = look.run(name, spec, data, work)
+    if len(trained.blocks) < 2:
+        progress.say(f"advise: {name} is no chain of blocks; all of it is used")
+        return None
+    bare = look.run(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
+    enough(trained.seen("train"))
+    key = records.digest(VERSION, trained.key, bare.key)
+    with records.stage(work, "advise", key) as stage:
+        if stage.figures is None:
+            started = time.monotonic()
+            stage = records.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
+        assert stage.figures is not None
+        depths = tuple(_read(row) for row in stage.figures["depths"])
+    per_class = len(data.splits["train"]) / len(data.classes)
+    reuse, why = proposed(depths, per_class, trained=bool(spec.weights))
+    return Advice(
+        model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
+        per_class=per_class,
+    )  # fmt: skip
+
+
+def proposed(depths: Sequence[Depth], per_class: float, *, trained: bool = True) -> tuple[Reuse, tuple[str, ...]]:
+    """Where to cut, what to start anew and what to freeze, each with its reason.
+
+    Args:
+        per_class: training images.
+        trained: whether there are weights that could be given up or kept.
+    """
+    best = max(depths, key=lambda one: one.accuracy.estimate)
+    keep = next(one for one in depths if one.drop.estimate <= TOLERANCE)
+    kept = list(depths[: list(depths).index(keep) + 1])
+    why = [
+        f"the classes come apart best behind {best.block} ({100 * best.accuracy.estimate:.1f} % by a linear probe)"
+        + (f"; {keep.block} is within {100 * TOLERANCE:.1f} points of it" if keep is not best else "")
+    ]
+    if not trained:
+        return Reuse(keep="" if keep is depths[-1] else keep.block), tuple(why)
+    known = [one.gain.low > 0 for one in kept]
+    worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
+    fresh, freeze = "", ""
+    if worth < len(kept):
+        fresh = kept[worth].block
+        why.append(
+            "pretraining brings nothing here that random weights do not: only the architecture is taken over"
+            if worth == 0 else f"from {fresh} on pretraining brings nothing that random weights do not: it starts anew"
+        )  # fmt: skip
+    if per_class < FEW and worth == len(kept) and len(kept) > 1:
+        freeze = kept[-2].block
+        why.append(f"with {per_class:.0f} images a class, all up to {freeze} is left as it is")
+    whole = keep is depths[-1]
+    return Reuse(keep="" if whole else keep.block, freeze=freeze, fresh=fresh), tuple(why)
+
+
+def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look) -> list[Depth]:
+    right, plain, macs = [], [], list[int]()
+    with progress.bar(f"advise: {name}", len(trained.blocks)) as bar:
+        for block in trained.blocks:
+            right.append(_right(trained, block))
+            plain.append(_right(bare, block))
+            cut = models.architecture(dataclasses.replace(spec, weights=""), len(data.classes), Reuse(keep=block))
+            macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
+            bar.step(f"{block} {right[-1].mean():.3f}")
+    best = max(right, key=np.mean)
+    return [
+        Depth(
+            block=block, macs=count, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
+            untrained=stats.accuracy(other), gain=_gain(other, own),
+        )
+        for block, count, own, other in zip(trained.blocks, macs, right, plain, strict=True)
+    ]  # fmt: skip
+
+
+def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
+    lost = stats.drop(before, after)
+    return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
+
+
+def _right(found: Look, block: str) -> np.ndarray:
+    """Which validation images a probe behind `block` gets right, bool [images]."""
+    known, held = found.seen("train", block), found.seen("val", block)
+    features, other = (torch.from_numpy(seen.features).float() for seen in (known, held))
+    wanted = torch.from_numpy(held.labels)
+    fitted = probe.best(features, torch.from_numpy(known.labels), other, wanted, _classes(known, held))
+    answer: np.ndarray = ((other @ fitted.weight.T + fitted.bias).argmax(1) == wanted).numpy()
+    return answer
+
+
+def _classes(*parts: Seen) -> int:
+    return int(max(part.labels.max() for part in parts)) + 1
+
+
+def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None, work: Path) -> float | None:
+    if not reuse.keep or target is None:
+        return None
+    bare = dataclasses.replace(spec, weights="")
+    networks = {
+        name: clock.Network(models.architecture(bare, len(data.classes), cut).eval(), data.example)
+        for name, cut in (("whole", Reuse()), ("cut", reuse))
+    }
+    taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
+             for name, found in clock.run(networks, target, work)[0].items()}  # fmt: skip
+    whole, cut = taken.get("whole"), taken.get("cut")
+    return whole / cut if whole and cut else None
+
+
+def _read(row: dict[str, Any]) -> Depth:
+    intervals = {name: Interval(**row[name]) for name in ("accuracy", "drop", "untrained", "gain")}
+    return Depth(block=row["block"], macs=row["macs"], **intervals)
