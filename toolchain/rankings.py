@@ -44,7 +44,7 @@ def ranking(found: Report | None) -> Table:
     names = score_names(found)
     rows = tuple(
         (
-            str(row["rank"]), row["name"] + (" *" if row["front"] else ""),
+            row["name"] + (" *" if row["front"] else ""),
             *(_score(name, row["scores"].get(name)) for name in names), _latency(row),
             figures.count(row["macs"]), figures.size(row["size_bytes"].get(row["fastest"] or "f32")),
             SHIPS[row["may_ship"]],
@@ -53,8 +53,8 @@ def ranking(found: Report | None) -> Table:
         if not row["error"]
     )  # fmt: skip
     titles = (TITLES.get(name, name) for name in names)
-    columns = ("", "Candidate", *titles, "Latency, ms", "MACs", "Size", "May ship")
-    return Table(columns=columns, rows=rows, spare=(*range(3, 2 + len(names)), len(names) + 3, len(names) + 4))
+    columns = ("Candidate", *titles, "Latency, ms", "MACs", "Size", "May ship")
+    return Table(columns=columns, rows=rows, spare=(*range(2, 1 + len(names)), len(names) + 2, len(names) + 3))
 
 
 def score_names(found: Report) -> list[str]:

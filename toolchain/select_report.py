@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolchain import canvas, charts, page, rankings, records, report, reuse_report
+from toolchain import canvas, charts, figures, page, rankings, records, report, reuse_report
 
 Report = Mapping[str, Any]
+BESIDE = 1.3  # times the fastest and the slowest that the plot reaches beyond them, for names
 
 
 def write(found: Report, folder: Path) -> None:
@@ -68,6 +70,8 @@ def plot(found: Report) -> str:
     rows = [row for row in found["candidates"] if row["fastest"]]
     points = [(rankings.latency(row) or 0.0, row["scores"][found["score"]]) for row in rows]
     front = sorted(point for point, row in zip(points, rows, strict=True) if row["front"])
+    from matplotlib.ticker import LogLocator
+
     with canvas.figure(720, 360) as drawing:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
@@ -76,18 +80,28 @@ def plot(found: Report) -> str:
                 [x], [y], "o", color=canvas.MAIN if row["front"] else canvas.MUTED, markersize=7 if row["front"] else 5
             )
         axes.set_xscale("log")
-        axes.margins(0.12)
-        axes.set(xlabel="milliseconds (logarithmic)", ylabel=rankings.TITLES.get(found["score"], found["score"]))
+        axes.margins(y=0.12)
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(lambda value, _: figures.significant(value))
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        taken = [x for x, _ in points]
+        axes.set(
+            xlim=(min(taken) / BESIDE, max(taken) * BESIDE),
+            xlabel="milliseconds (logarithmic)",
+            ylabel=rankings.TITLES.get(found["score"], found["score"]),
+        )
         drawing.canvas.draw()
-        _names(axes, points, rows)
+        _names(axes, points, rows, front)
         return canvas.svg(drawing, "front", "score against latency")
 
 
-def _names(axes: Any, points: list[tuple[float, float]], rows: list[Report]) -> None:
-    """Each name where it covers neither another one nor a dot."""
+def _names(axes: Any, points: list[tuple[float, float]], rows: list[Report], front: list[tuple[float, float]]) -> None:
+    """Each name where it covers neither another one nor a dot or the line."""
     frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
     spots = [tuple(map(float, axes.transData.transform(point))) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    corners = [tuple(map(float, axes.transData.transform(point))) for point in front]
+    taken += [(x, y - 1, right, y + 1) for (x, y), (right, _) in pairwise(corners)]
     for (x, y), row in sorted(zip(spots, rows, strict=True), key=lambda pair: not pair[1]["front"]):
         box = charts.place((x, y), (canvas.GLYPH * len(row["name"]) + 4, canvas.SIZE + 4), taken, frame)
         taken.append(box)
