@@ -146,4 +146,22 @@ def check(lock: Lock, layers: Sequence[Layer], image_size: tuple[int, int]) -> N
         raise ToolchainError(f"the lock was made for {len(lock.layers)} layers, this model has {len(layers)}{_AGAIN}")
 
 
+def suited(lock: Lock | None, layers: Sequence[Layer], image_size: tuple[int, int], *, named: bool) -> Lock | None:
+    """The lock, or None where it only lay beside the recipe and is for another model or size of pictures.
+
+    Raises:
+        ToolchainError: as `check`, of one that was asked for.
+    """
+    if lock is None:
+        return None
+    try:
+        check(lock, layers, image_size)
+    except ToolchainError as reason:
+        if named:
+            raise
+        progress.say(f"lock: left aside: {str(reason).removesuffix(_AGAIN)}")
+        return None
+    return lock
+
+
 _AGAIN = "; remove the lock to search again"

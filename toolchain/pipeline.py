@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, machine, records, report, selection, summary
+from toolchain import discover, locks, machine, records, report, selection, summary, surgery
 from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
@@ -67,6 +67,8 @@ def build(
         with _timed(seconds, "adapt"):
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
+            layers, size = surgery.layers(dense.model, image), data.preprocess.image_size
+            decided = locks.suited(decided, layers, size, named=lock is not None)
         with _timed(seconds, "sparsify"):
             start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from toolchain import locks, loop, spec, surgery
+from toolchain import discover, locks, loop, spec, surgery
 from toolchain.data import Dataset, Images
 from toolchain.errors import ToolchainError
 from toolchain.locks import Lock
-from toolchain.stages import fit, place
+from toolchain.stages import fit, judge, place
 from toolchain.stages.adapt import Adapted
 from toolchain.values import AugmentSpec, Budget, ModelSpec, Placement, Preprocess, PruneSpec, Recipe
 
@@ -159,3 +159,24 @@ def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None
     assert {"torch", "onnxruntime"} <= set(lock.versions)
     locks.write(tmp_path / "again.json", lock)
     assert (tmp_path / "again.json").read_bytes() == written.read_bytes()
+
+
+@pytest.mark.parametrize(("model", "size"), [(net(width=20), (8, 8)), (net(), (9, 9))])
+def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
+    written: Path, model: nn.Sequential, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock, layers = locks.read(written), surgery.layers(model, IMAGE)
+    assert locks.suited(lock, surgery.layers(net(), IMAGE), (8, 8), named=False) is lock
+    assert locks.suited(None, layers, size, named=False) is None
+    assert locks.suited(lock, layers, size, named=False) is None
+    assert "lock: left aside: the lock was made for " in capsys.readouterr().out
+    with pytest.raises(ToolchainError, match="the lock was made for"):
+        locks.suited(lock, layers, size, named=True)
+
+
+def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
+    found = sorted((discover.PACKAGE / "recipes").glob("*.lock.json"))
+    assert found
+    for path in found:
+        recipe, target = spec.recipe(path.name.split(".")[0]), spec.target(path.name.split(".")[1])
+        assert locks.find(None, path.parent, recipe, target, judge.merged(recipe.budget, target.budget)) is not None
