@@ -33,6 +33,7 @@ RANKS = {
         "loop",
         "models",
         "blocks",
+        "timm_models",
         "nominated",
         "scores",
         "vision",
@@ -139,6 +140,7 @@ FENCED = {
     "torchao": {"quantizer"},
     "onnxruntime": {"runtimes", "runner"},
     "openvino": {"runtimes", "runner"},
+    "timm": {"timm_models"},
     "sklearn": {"sources", "scores"},
     "matplotlib": {"canvas", "charts", "sources"},
 }

@@ -56,7 +56,10 @@ def of(model: nn.Module, head: str) -> tuple[Block, ...]:
             found.append(Block(name, (name,)))
     if found:  # the pooling before the head stands at the top and belongs to it
         last = found.pop()
-        found.append(Block(last.name, (last.name, *(member for member in last.members[1:] if "." in member))))
+        members = list(last.members)
+        while "." not in members[-1] and not any(True for _ in model.get_submodule(members[-1]).parameters()):
+            members.pop()
+        found.append(Block(last.name, tuple(members)))
     return tuple(found) if _maps(model, found) else ()
 
 
@@ -124,7 +127,7 @@ def _maps(model: nn.Module, blocks: list[Block]) -> bool:
         sketch(torch.zeros(1, 3, *PROBED, device="meta"))
     except Exception:  # a network that takes squares only, or asks for values: no place to cut
         return False
-    flat = all(len(shape) == 4 and shape[3] <= shape[2] <= 1.5 * shape[3] for _, shape in shapes)  # as PROBED is
+    flat = all(len(shape) == 4 and 1 < shape[3] <= shape[2] <= 1.5 * shape[3] for _, shape in shapes)  # as PROBED is
     return flat and [name for name, _ in shapes] == [block.name for block in blocks]
 
 

@@ -7,11 +7,12 @@ follow light, dark and print, and share the page's font. Equal drawings give equ
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing matplotlib takes a second that only the HTML needs
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
@@ -50,6 +51,16 @@ def figure(width: float, height: float) -> "Iterator[Figure]":
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield Figure(figsize=(width / 72, height / 72), dpi=72)
+
+
+def logarithmic(axes: "Axes", write: Callable[[float], str]) -> None:
+    """A logarithmic x axis whose ticks, at 1, 2 and 5 of each decade, are written as `write` does."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: write(value))
+    axes.xaxis.set_minor_formatter(lambda value, _: write(value))
 
 
 def svg(drawing: "Figure", name: str, says: str) -> str:

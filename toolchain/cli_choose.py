@@ -15,7 +15,7 @@ def select(
         str,
         typer.Option(
             "--candidates", "-c",
-            help="With commas: a shortlist (a name or .toml file), recipe:<name>, zoo:<name>, a torchvision model such as "
+            help="With commas: a shortlist (a name or .toml file), recipe:<name>, zoo:<name>, timm:<name>, a torchvision model such as "
             "resnet18 or resnet18:IMAGENET1K_V1, or random:<model>.",
         ),
     ] = "small",

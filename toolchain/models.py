@@ -1,4 +1,4 @@
-"""Builds a torchvision classifier for a domain's classes and loads pretrained weights into it, saying what matched."""
+"""Builds a classifier of torchvision or timm for a domain's classes and loads pretrained weights into it, saying what matched."""
 
 import re
 import urllib.error
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from toolchain import blocks, discover, records
+from toolchain import blocks, discover, records, timm_models
 from toolchain.errors import ToolchainError, brief
 from toolchain.reuse import Reuse
 from toolchain.values import ModelSpec, Preprocess
@@ -119,18 +119,12 @@ def _only_architecture(model: nn.Module, head: str, reuse: Reuse) -> bool:
 
 
 def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Module:
-    """The untrained torchvision model, cut where `reuse` says.
+    """The untrained model, cut where `reuse` says.
 
     Raises:
         ToolchainError: unknown model or block, or a refused argument.
     """
-    library = torchvision().models
-    if spec.name not in known():
-        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {discover.nearest(spec.name, known())}")
-    try:
-        model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
-    except (TypeError, ValueError) as reason:
-        raise ToolchainError(f"[model] arguments {dict(spec.arguments)} do not suit {spec.name}: {reason}") from reason
+    model = _built(spec, classes)
     if spec.norm_eps is not None:
         for module in model.modules():
             if isinstance(module, blocks.NORMS):
@@ -140,8 +134,21 @@ def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Modu
             for name, child in parent.named_children():
                 if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.padding != (0, 0):
                     setattr(parent, name, _padded(child))
-    assert isinstance(model, nn.Module)
     return blocks.cut(model, head_of(model, classes), reuse.keep, classes) if reuse.keep else model
+
+
+def _built(spec: ModelSpec, classes: int) -> nn.Module:
+    if spec.name.startswith(timm_models.PREFIX):
+        return timm_models.build(spec.name, classes, spec.arguments)
+    library = torchvision().models
+    if spec.name not in known():
+        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {discover.nearest(spec.name, known())}")
+    try:
+        model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
+    except (TypeError, ValueError) as reason:
+        raise ToolchainError(f"[model] arguments {dict(spec.arguments)} do not suit {spec.name}: {reason}") from reason
+    assert isinstance(model, nn.Module)
+    return model
 
 
 class SamePaddedConv2d(nn.Conv2d):
@@ -190,8 +197,8 @@ def head_of(model: nn.Module, classes: int) -> str:
     """Name of the layer that gives the class scores: the last linear layer or convolution with that many outputs."""
     found = ""
     for name, module in model.named_modules():
-        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(module))
-        if outputs and getattr(module, outputs) == classes:
+        linear, convolution = isinstance(module, nn.Linear), isinstance(module, nn.Conv2d)
+        if (linear or convolution) and getattr(module, "out_features" if linear else "out_channels") == classes:
             found = name
     if not found:
         raise ToolchainError(f"no layer of this {type(model).__name__} gives {classes} class scores")
@@ -203,7 +210,7 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
         return {}, "random initialisation", ""
     path = _local(spec.weights)
     if path is None:
-        return _published(spec), f"torchvision {spec.name} {spec.weights}", spec.weights
+        return _published(spec), f"{_library(spec.name)} {spec.weights}", spec.weights
     _present(path)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -228,11 +235,18 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
     return tensors, path.name, records.sha256_file(path)
 
 
+def _library(name: str) -> str:
+    """A model's name with its library's before it."""
+    return name.replace(":", " ") if name.startswith(timm_models.PREFIX) else f"torchvision {name}"
+
+
 def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
+    if spec.name.startswith(timm_models.PREFIX):
+        return timm_models.weights(spec.name)
     library = torchvision().models
     enum = library.get_model_weights(spec.name)
     if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from toolchain import discover, models, records, spec
+from toolchain import discover, models, records, spec, timm_models
 from toolchain.errors import ToolchainError
 from toolchain.shortlist import Candidate, MayShip
 from toolchain.values import ModelSpec
@@ -16,8 +16,9 @@ def read(names: Sequence[str]) -> list[Candidate]:
     """Candidates in the order in which they are named, none twice.
 
     Args:
-        names: each a shortlist (`small`, or a .toml file), `recipe:<name>` for a recipe's model, `zoo:<name>`, or one of
-            torchvision's models, `mobilenet_v3_small` or `resnet18:IMAGENET1K_V1`; after `random:` without its weights.
+        names: each a shortlist (`small`, or a .toml file), `recipe:<name>` for a recipe's model, `zoo:<name>`,
+            `timm:<name>`, or one of torchvision's models, `mobilenet_v3_small` or `resnet18:IMAGENET1K_V1`; after
+            `random:` without its weights.
 
     Raises:
         ToolchainError: a name is none of these, a file is wrong, or two candidates share a name.
@@ -35,13 +36,18 @@ def read(names: Sequence[str]) -> list[Candidate]:
 def _named(name: str) -> list[Candidate]:
     kind, _, rest = name.partition(":")
     if kind == "random":
-        return [_untrained(one) for one in _named(rest)]
+        bare = rest.startswith(timm_models.PREFIX)  # which may have no weights to ask for
+        return [
+            _untrained(one) for one in ([Candidate(name=rest, model=ModelSpec(name=rest))] if bare else _named(rest))
+        ]
     if kind == "zoo" and rest:
         return [_zoo(rest)]
     if kind == "recipe" and rest:
         recipe = spec.recipe(rest)
         reuse = recipe.reuse if recipe.reuse != "auto" else models.WHOLE
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
+    if kind == "timm" and rest:
+        return [_timm(name)]
     if name.endswith(".toml") or name in discover.names("shortlists"):
         return list(spec.shortlist(name).candidates)
     known = models.known()
@@ -70,3 +76,12 @@ def _zoo(name: str) -> Candidate:
     return Candidate(
         name=name, model=model, trained_on=f"{card['domain']}, {card['images']['train']:,} images", may_ship=ships
     )
+
+
+def _timm(name: str) -> Candidate:
+    card = timm_models.card(name)
+    ships: MayShip = (
+        "yes" if card.licence in timm_models.FREE else "no" if "nc" in card.licence.split("-") else "unknown"
+    )
+    model = ModelSpec(name=name, weights="DEFAULT", mean=card.mean, std=card.std, licence=card.licence)
+    return Candidate(name=name, model=model, trained_on=card.tag, may_ship=ships)

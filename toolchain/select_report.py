@@ -70,8 +70,6 @@ def plot(found: Report) -> str:
     rows = [row for row in found["candidates"] if row["fastest"]]
     points = [(rankings.latency(row) or 0.0, row["scores"][found["score"]]) for row in rows]
     front = sorted(point for point, row in zip(points, rows, strict=True) if row["front"])
-    from matplotlib.ticker import LogLocator
-
     with canvas.figure(720, 360) as drawing:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
@@ -79,11 +77,8 @@ def plot(found: Report) -> str:
             axes.plot(
                 [x], [y], "o", color=canvas.MAIN if row["front"] else canvas.MUTED, markersize=7 if row["front"] else 5
             )
-        axes.set_xscale("log")
+        canvas.logarithmic(axes, figures.significant)
         axes.margins(y=0.12)
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(lambda value, _: figures.significant(value))
-        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         taken = [x for x, _ in points]
         axes.set(
             xlim=(min(taken) / BESIDE, max(taken) * BESIDE),

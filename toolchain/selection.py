@@ -16,7 +16,6 @@ from toolchain import data as images
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
 from toolchain.reuse import Reuse
-from toolchain.seen import enough
 from toolchain.shortlist import Candidate
 from toolchain.stages import advise, clock, look, score
 from toolchain.stages.clock import Clocked, Network
@@ -25,6 +24,7 @@ from toolchain.values import Budget, Domain, Preprocess, Recipe, Target
 
 SCHEMA = 1
 SCORE = "probe"  # what is ranked by; why: docs/results.md
+LEAST = 2  # training images of a class
 FEW = 10  # training images a class below which scores say little
 Row = dict[str, Any]
 
@@ -75,6 +75,7 @@ def run(
     torch.set_flush_denormal(True)
     shown = Preprocess(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
     data, work = images.load(domain, shown, out / "data"), out / "work"
+    _check(data)
     rows = [_row(one, data, work) for one in found]
     usable = [(one, row) for one, row in zip(found, rows, strict=True) if not row["error"]]
     clocked, refused = clock.run({one.name: _network(one, data) for one, _ in usable}, target, work)
@@ -98,6 +99,20 @@ def run(
     return written
 
 
+def _check(data: Dataset) -> None:
+    """Whether there is something to tell apart.
+
+    Raises:
+        ToolchainError: a class has too few training images.
+    """
+    counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
+    few = [f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < LEAST]
+    if few or len(data.classes) < 2:
+        raise ToolchainError(
+            f"a score needs two classes with {LEAST} training images each; too few have: {', '.join(few) or 'one class only'}"
+        )
+
+
 def _row(one: Candidate, data: Dataset, work: Path) -> Row:
     """What is known of a candidate without timing it."""
     row: Row = {
@@ -108,7 +123,6 @@ def _row(one: Candidate, data: Dataset, work: Path) -> Row:
     try:
         seen = look.run(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
-        enough(seen.seen("train"))
         weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}
         return row | {"weights": weights, "scores": dict(score.run(seen, work, one.reuse.keep or HEAD))}
     except ToolchainError as reason:

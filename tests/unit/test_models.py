@@ -2,14 +2,17 @@
 
 import collections
 import dataclasses
+import sys
+import types
 import urllib.error
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from toolchain import models
+from toolchain import models, nominated
 from toolchain.errors import ToolchainError
 from toolchain.values import ModelSpec
 
@@ -136,3 +139,51 @@ def test_norm_epsilon_reaches_every_norm() -> None:
 def test_the_same_seed_gives_the_same_new_head() -> None:
     first, second = (models.build(SPEC, 4, seed=3)[0].classifier[1].weight for _ in range(2))
     assert torch.equal(first, second)
+
+
+def pretended(**found: object) -> types.ModuleType:
+    """Stands for timm: two networks of torchvision under names of its own."""
+    made = types.ModuleType("timm")
+
+    def create(name: str, *, pretrained: bool, num_classes: int = 10) -> nn.Module:
+        if pretrained and "offline" in found:
+            raise OSError("no route")
+        torch.manual_seed(5)
+        return models.architecture(ModelSpec(name="squeezenet1_1"), num_classes)
+
+    made.list_models = lambda: ["tiny_net", "tiny_net_2"]  # type: ignore[attr-defined]
+    made.create_model = create  # type: ignore[attr-defined]
+    card = types.SimpleNamespace(mean=(0.4,) * 3, std=(0.3,) * 3, license=found.get("license", "mit"), tag="in1k")
+    made.get_pretrained_cfg = lambda name: card if name != "tiny_net_2" else None  # type: ignore[attr-defined]
+    return made
+
+
+def test_models_of_timm_come_with_their_weights_and_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", pretended())
+    one = nominated.read(["timm:tiny_net"])[0]
+    assert (one.model.mean, one.model.licence, one.may_ship, one.trained_on) == ((0.4,) * 3, "mit", "yes", "in1k")
+    model, head, loaded = models.build(one.model, 3, seed=0)
+    assert (loaded.source, loaded.share) == ("timm tiny_net DEFAULT", 1.0)
+    assert model.get_submodule(head).out_channels == 3
+    assert models.pretrained(one.model, 3, seed=0)[3]  # with the head that it was trained with
+    bare = nominated.read(["random:timm:tiny_net_2"])[0]
+    assert (bare.model.weights, bare.may_ship) == ("", "yes")
+    monkeypatch.setitem(sys.modules, "timm", pretended(license="cc-by-nc-4.0"))
+    assert nominated.read(["timm:tiny_net"])[0].may_ship == "no"
+    monkeypatch.setitem(sys.modules, "timm", pretended(license=""))
+    assert nominated.read(["timm:tiny_net"])[0].may_ship == "unknown"
+
+
+def test_what_timm_cannot_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", pretended(offline=True))
+    with pytest.raises(ToolchainError, match="no model 'tiny_nett' in timm; did you mean 'tiny_net'"):
+        nominated.read(["timm:tiny_nett"])
+    with pytest.raises(ToolchainError, match="no weights for timm:tiny_net_2"):
+        nominated.read(["timm:tiny_net_2"])
+    with pytest.raises(ToolchainError, match=r"weights of timm:tiny_net cannot be had \(no route"):
+        models.build(ModelSpec(name="timm:tiny_net", weights="DEFAULT"), 3, seed=0)
+    with pytest.raises(ToolchainError, match=r"\[model\] arguments .'depth': 3. do not suit timm:tiny_net"):
+        models.architecture(ModelSpec(name="timm:tiny_net", arguments={"depth": 3}), 3)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ToolchainError, match=r"pip install 'edge-toolchain\[timm\]'"):
+        models.architecture(ModelSpec(name="timm:tiny_net"), 3)

@@ -186,6 +186,15 @@ def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
         selection.run(alone, CPU, candidates(), None, tmp_path / "out")
 
 
+def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "few"
+    for split, counts in {"train": (9, 1), "val": (3, 3), "test": (3, 3)}.items():
+        draw(folder / split, dict(zip(("ant", "bee"), counts, strict=True)), seed=len(split))
+    few = Domain(name="few", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=4)
+    with pytest.raises(ToolchainError, match=r"2 training images each; too few have: bee \(1\)"):
+        selection.run(few, CPU, candidates(), None, tmp_path / "out")
+
+
 def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
     return [
         {
