@@ -83,6 +83,7 @@ class Provenance:
 
     __pydantic_config__ = STRICT
     model: Mapping[str, Any]
+    reuse: Mapping[str, str] = field(default_factory=dict)  # blocks: kept up to, frozen up to, fresh from
     weights: str
     weights_sha256: str
     weights_licence: str = ""

@@ -308,6 +308,7 @@ def facts(found: Findings) -> dict[str, Any]:
         "provenance": {
             # the digest says which weights; where they lay is nobody's business and would differ between checkouts
             "model": {**records.plain(found.recipe.model), "weights": weights["source"]},
+            "reuse": records.plain(found.recipe.reuse),
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "weights_licence": found.recipe.model.licence,

@@ -4,11 +4,13 @@ Latency does not depend on the weights, so a model can be timed before anybody t
 round; graphs are exported once for all targets.
 """
 
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ from toolchain import (
     timing,
 )
 from toolchain.batches import SHORT
-from toolchain.errors import ToolchainError
+from toolchain.errors import ToolchainError, brief
 from toolchain.values import Artefact, Interval, Placement, Precision, QuantScheme, Target
 
 VERSION = 1
@@ -78,6 +80,9 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
             started = time.monotonic()
             found, failed = _timed(networks, graphs, target, stage.folder)
             stage = records.finish(stage, started, {"clocked": found, "refused": failed})
+            for folder in stage.folder.iterdir():  # what was timed; the rounds stay
+                if folder.is_dir():
+                    shutil.rmtree(folder)
         assert stage.figures is not None
         rows, refused = stage.figures["clocked"], refused | stage.figures["refused"]
     return {name: _read(row) for name, row in rows.items()}, refused
@@ -102,11 +107,11 @@ def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, Clocked], dict[str, str]]:
     made, refused = dict[tuple[str, Precision], Artefact](), dict[str, str]()
-    runtime = discover.module("runtimes", target.runtime)
     with progress.bar("clock: compiled", len(graphs)) as bar:
         for name, path in graphs.items():
             try:
-                made |= {(name, each): _compiled(path, each, target, runtime, folder) for each in target.precisions}
+                shape = tuple(networks[name].image.shape)
+                made |= {(name, each): _compiled(path, each, target, shape, folder) for each in target.precisions}
             except ToolchainError as reason:
                 refused[name] = str(reason)
             bar.step(name)
@@ -130,13 +135,25 @@ def _timed(
     return found, refused
 
 
-def _compiled(path: Path, precision: Precision, target: Target, runtime: object, folder: Path) -> Artefact:
+def _compiled(path: Path, precision: Precision, target: Target, shape: tuple[int, ...], folder: Path) -> Artefact:
+    """One form, tried once: in a round, one that does not run would end all.
+
+    Raises:
+        ToolchainError: the runtime does not take it.
+    """
+    runtime = discover.module("runtimes", target.runtime)
     placed = Placement() if precision == "int8" else Placement(float_modules=("",))
     model, _ = candidates.make(onnx_ir.load(path), placed, target.scheme)
     made = folder / f"{path.parent.name}-{precision}"
     made.mkdir(parents=True, exist_ok=True)
     qdq.save(model, made / GRAPH)
-    artefact: Artefact = runtime.compile(made / GRAPH, made / target.runtime)  # type: ignore[attr-defined]
+    artefact: Artefact = runtime.compile(made / GRAPH, made / target.runtime)
+    try:
+        runtime.open(artefact.path, threads=target.threads, precision=precision).run(np.zeros(shape, np.float32))
+    except ToolchainError:
+        raise
+    except Exception as reason:  # the runtimes' own kinds
+        raise ToolchainError(f"{target.runtime} does not run it as {precision}: {brief(reason)}") from reason
     return artefact
 
 

@@ -1,0 +1,59 @@
+"""Untrained networks on the clock: timed against one another once, and one that does not run stops no other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolchain import spec
+from toolchain.stages import clock
+from toolchain.stages.clock import Network
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+class Odd(nn.Module):
+    """Cannot be exported: what it does depends on values."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) if float(images.sum()) > 0 else images.amax((2, 3))
+
+
+def net(width: int) -> nn.Module:
+    layers = nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width, 2)).eval()
+
+
+def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = {"small": Network(net(8), IMAGE), "odd": Network(Odd(), IMAGE), "large": Network(net(128), IMAGE)}
+    monkeypatch.setattr(clock, "ROUNDS", 1)
+    found, refused = clock.run(networks, spec.target("cpu"), tmp_path)
+    assert set(refused) == {"odd"}
+    assert set(found) == {"small", "large"}
+    assert found["small"].latencies["f32"].estimate < found["large"].latencies["f32"].estimate
+    assert found["small"].macs < found["large"].macs
+    assert found["small"].sizes["int8"] < found["large"].sizes["f32"]
+    assert found["large"].fastest in {"f32", "int8"}
+    assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
+    monkeypatch.setattr(clock, "_timed", None)
+    assert clock.run(networks, spec.target("cpu"), tmp_path)[0] == found
+
+
+def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, broken = clock.discover.module("runtimes", "onnxruntime").open, Network(net(12), IMAGE)
+    networks = {"small": Network(net(8), IMAGE), "broken": broken}
+    monkeypatch.setattr(clock, "ROUNDS", 1)
+    width = 12
+
+    def opened(path: Path, **given: object) -> object:
+        import onnx
+
+        if any(width in tensor.dims for tensor in onnx.load(path).graph.initializer):
+            raise RuntimeError("no kernel")
+        return real(path, **given)
+
+    monkeypatch.setattr(clock.discover.module("runtimes", "onnxruntime"), "open", opened)
+    found, refused = clock.run(networks, spec.target("cpu"), tmp_path)
+    assert set(found) == {"small"}
+    assert refused == {"broken": "onnxruntime does not run it as f32: no kernel"}
