@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
 
 from toolchain import data as images
-from toolchain import loop, models, reuse_report
+from toolchain import loop, models, page, report, reuse_report
 from toolchain.augment import chosen
 from toolchain.records import plain
 from toolchain.reuse import Reuse
@@ -119,3 +120,16 @@ def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> 
     state = model.state_dict()
     assert state["features.1.conv.0.1.num_batches_tracked"] == 0
     assert state["features.2.conv.0.1.num_batches_tracked"] > 0
+
+
+def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
+    found = advise.Advice(
+        model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.5, 0.9, 0.8], [0.1] * 3)),
+        speedup=1.5, per_class=40.0,
+    )  # fmt: skip
+    assert reuse_report.TITLE not in report.markdown(run.report)
+    written = {**run.report, "reuse": {"used": plain(found.reuse), "advice": plain(found)}}
+    assert f"## {reuse_report.TITLE}" in report.markdown(written)
+    shown = page.html(written)
+    assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
+    assert shown.count("<svg") == page.html(run.report).count("<svg") + 1

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import draw
+from conftest import Run, draw
 
 from toolchain import data as images
-from toolchain import discover, models, nominated, rankings, select_report, selection, spec
+from toolchain import discover, models, nominated, page, rankings, report, select_report, selection, spec
 from toolchain.cli import main
 from toolchain.errors import ToolchainError
 from toolchain.reuse import Reuse
@@ -228,19 +228,19 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
     found = rows(("best", 0.95, 4.0, "yes"), ("fast", 0.7, 1.0, "yes"))
     selection._rank(found)
-    report = {"score": selection.SCORE, "candidates": found}
-    assert rankings.chosen(report, None)[0]["name"] == "best"
-    row, why = rankings.chosen(report, 2.0)
+    written = {"score": selection.SCORE, "candidates": found}
+    assert rankings.chosen(written, None)[0]["name"] == "best"
+    row, why = rankings.chosen(written, 2.0)
     assert row["name"] == "fast"
     assert "within 2 ms" in why
     with pytest.raises(ToolchainError, match=r"no candidate keeps to 0.5 ms: the fastest takes 1 ms"):
-        rankings.chosen(report, 0.5)
+        rankings.chosen(written, 0.5)
     untimed = rows(("best", 0.95, None, "yes"))
     selection._rank(untimed)
-    report = {"score": selection.SCORE, "candidates": untimed}
-    assert rankings.chosen(report, None)[0]["name"] == "best"
+    written = {"score": selection.SCORE, "candidates": untimed}
+    assert rankings.chosen(written, None)[0]["name"] == "best"
     with pytest.raises(ToolchainError, match="nothing was timed"):
-        rankings.chosen(report, 1.0)
+        rankings.chosen(written, 1.0)
 
 
 def test_auto_takes_the_best_that_the_budget_allows(
@@ -257,6 +257,17 @@ def test_auto_takes_the_best_that_the_budget_allows(
     assert selection.settled(own, domain, CPU, Budget(latency="2 ms"), tmp_path)[0].reuse == Reuse(keep="features.7")
     named = dataclasses.replace(recipe, model=GLYPHS)
     assert selection.settled(named, domain, CPU, Budget(), tmp_path) == (named, None)
+
+
+def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
+    run: Run, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "run", pretend({"glyphs": 4.0}))
+    ranked = selection.run(domain, CPU, candidates(), None, tmp_path)
+    written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
+    assert "## Candidates for the model" in report.markdown(written)
+    assert "First: random (it was asked for)." in page.html(written)
+    assert "## Candidates for the model" not in report.markdown(run.report)
 
 
 @pytest.mark.slow
@@ -284,18 +295,18 @@ def test_the_verb_ranks_times_and_writes(
     assert ended.value.code in {0, None}
     said = capsys.readouterr().out
     assert "First: " in said
-    report = json.loads((tmp_path / "out/select/image-folder.cpu.json").read_text())
-    by_name = {row["name"]: row for row in report["candidates"]}
+    found = json.loads((tmp_path / "out/select/image-folder.cpu.json").read_text())
+    by_name = {row["name"]: row for row in found["candidates"]}
     assert (
         by_name["to 4"]["latency_ms"]["f32"]["estimate"]
         < by_name["squeezenet1_1_glyphs"]["latency_ms"]["f32"]["estimate"]
     )
     assert by_name["to 4"]["macs"] < by_name["squeezenet1_1_glyphs"]["macs"]
-    assert report["advice"]["depths"][0]["block"] == "features.0"
-    page = (tmp_path / "out/select/image-folder.cpu.html").read_text()
-    assert "<svg" in page
+    assert found["advice"]["depths"][0]["block"] == "features.0"
+    shown = (tmp_path / "out/select/image-folder.cpu.html").read_text()
+    assert "<svg" in shown
     assert "squeezenet1_1_glyphs" in (tmp_path / "out/select/image-folder.cpu.md").read_text()
-    assert select_report.html(report) == page
+    assert select_report.html(found) == shown
     monkeypatch.setattr(clock, "_timed", None)  # nothing is measured twice
     monkeypatch.setattr(look, "_look", None)
     with pytest.raises(SystemExit) as again:
