@@ -1,5 +1,7 @@
 """Blocks of networks, and the shallower networks that a cut leaves: they run, load the whole one's weights, and are pruned."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,6 +22,13 @@ NETS = {
     "mnasnet0_5": ("layers.0", "layers.14", 20),
 }  # fmt: skip
 IMAGE = torch.zeros(2, 3, 96, 64)
+
+
+def saved(folder: Path) -> tuple[nn.Module, ModelSpec]:
+    """A network with a head for nine classes, and the checkpoint that it is."""
+    model = models.architecture(ModelSpec(name="squeezenet1_1"), 9)
+    save_file(model.state_dict(), folder / "w.safetensors")
+    return model, ModelSpec(name="squeezenet1_1", weights=str(folder / "w.safetensors"))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -56,11 +65,8 @@ def test_a_block_that_is_not_there_is_named_with_the_nearest() -> None:
         models.architecture(ModelSpec(name="resnet18"), 3, Reuse(keep="layer2.5"))
 
 
-def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: object) -> None:
-    whole = models.architecture(ModelSpec(name="squeezenet1_1"), 9)
-    path = f"{tmp_path}/w.safetensors"
-    save_file(whole.state_dict(), path)
-    spec = ModelSpec(name="squeezenet1_1", weights=path)
+def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: Path) -> None:
+    whole, spec = saved(tmp_path)
     model, head, loaded = models.build(spec, 4, seed=0, reuse=Reuse(keep="features.6"))
     assert loaded.share == 1.0
     assert str(loaded) == "w.safetensors: 100% of the backbone loaded"
@@ -69,11 +75,8 @@ def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_re
     assert model.get_submodule(head).weight.shape == (4, 256)
 
 
-def test_blocks_that_start_anew_take_no_weights(tmp_path: object) -> None:
-    whole = models.architecture(ModelSpec(name="squeezenet1_1"), 9)
-    path = f"{tmp_path}/w.safetensors"
-    save_file(whole.state_dict(), path)
-    spec = ModelSpec(name="squeezenet1_1", weights=path)
+def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
+    whole, spec = saved(tmp_path)
     model, _, loaded = models.build(spec, 4, seed=0, reuse=Reuse(fresh="features.9"))
     assert loaded.share == 1.0
     torch.testing.assert_close(model.features[7].squeeze.weight, whole.features[7].squeeze.weight)
