@@ -76,6 +76,8 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
             making.rename(folder)
         except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as reason:  # of broken headers
             raise ToolchainError(f"{archive} is not a bundle's archive: {reason}") from reason
+        except ToolchainError as reason:  # what is wrong is wrong with the archive, not with where it was unpacked
+            raise ToolchainError(str(reason).replace(str(making), str(archive))) from reason
         except OSError as reason:
             raise records.disk_error(folder, reason) from reason
         finally:

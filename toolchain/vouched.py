@@ -34,15 +34,16 @@ def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
     if bundle.is_dir():
         if key:
             raise ToolchainError(f"{bundle} is a folder; a signature is over the archive, give {bundle.name}.tar")
-        return _found(bundle, "", least_release)
+        return _found(bundle, bundle, "", least_release)
     body = _read(bundle)  # once: what is checked is what is unpacked
     signer = signing.check(body, signing.path_of(bundle), key) if key else ""
     with tempfile.TemporaryDirectory() as scratch:
-        return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), signer, least_release)
+        return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), bundle, signer, least_release)
 
 
-def _found(folder: Path, signer: str, least_release: int) -> Vouched:
-    manifest = manifests.checked(archives.manifest(folder), folder)
+def _found(folder: Path, named: Path, signer: str, least_release: int) -> Vouched:
+    """Checks a bundle's folder, in messages called as the user did."""
+    manifest = manifests.checked(archives.manifest(folder), named)
     if manifest.release < least_release:
         raise ToolchainError(
             f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "
@@ -61,7 +62,7 @@ def sign(archive: Path, key: Path) -> Path:
         raise ToolchainError(f"{archive} is a folder; the archive is what is signed: {archive}.tar")
     body = _read(archive)
     with tempfile.TemporaryDirectory() as scratch:
-        _found(archives.unpacked(archive, Path(scratch) / "bundle", body), "", 0)
+        _found(archives.unpacked(archive, Path(scratch) / "bundle", body), archive, "", 0)
     return signing.sign(archive, body, key)
 
 
