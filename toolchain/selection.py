@@ -121,6 +121,7 @@ def _row(one: Candidate, data: Dataset, work: Path) -> Row:
         "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
+        _network(one, data)  # says it before a minute is spent, where there is no such model or block
         seen = look.run(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
         weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}

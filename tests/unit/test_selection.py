@@ -167,13 +167,15 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(clock, "run", pretend({}, {"random": "cannot be exported"}))
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
-    found = selection.run(domain, CPU, [missing, *candidates()], None, tmp_path)
+    nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=Reuse(keep="features.99"), may_ship="yes")
+    found = selection.run(domain, CPU, [missing, nowhere, *candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
     assert "gone.safetensors is not there" in rows["gone"]["error"]
     assert rows["random"]["error"] == "cannot be exported"
+    assert "no block 'features.99'; did you mean 'features.9'?" in rows["nowhere"]["error"]
     assert {row["rank"] for row in rows.values()} == {1, 2, None}
     assert rows["glyphs"]["weights"]["sha256"] == models.weights_digest(GLYPHS)
-    assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None]
+    assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None]
     assert any("gone" in text for text in found["warnings"])  # nobody knows whether it may be shipped
     with pytest.raises(ToolchainError, match="no candidate is left: gone"):
         selection.run(domain, CPU, [missing], None, tmp_path)
