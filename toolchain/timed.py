@@ -49,7 +49,7 @@ class Effort:
 def files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
     rooms = (
-        "__init__", "allowances", "errors", "packaging", "processor", "progress", "records", "timed", "values",
+        "__init__", "allowances", "errors", "packaging", "processor", "progress", "records", "reuse", "timed", "values",
         "runtimes/__init__",
     )  # fmt: skip
     return [f"{name}.py" for name in (*rooms, *(f"runtimes/{name}" for name in runtimes))]

@@ -57,8 +57,8 @@ def test_killed_runs_continue_to_the_same_weights_and_the_same_archive(tmp_path:
         ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
 
-    done(export("whole"))
-    locked = "--lock", shutil.copy(tmp_path / "whole/own/cpu/own.cpu.lock.json", tmp_path / "own.lock.json")
+    done(export("first"))
+    locked = "--lock", shutil.copy(tmp_path / "first/own/cpu/own.cpu.lock.json", tmp_path / "own.lock.json")
     done(export("whole", *locked))
     moments, cut, killed = random.Random(11), tmp_path / "cut", 0
     while killed < KILLS:
