@@ -23,6 +23,8 @@ def read(names: Sequence[str]) -> list[Candidate]:
     Raises:
         ToolchainError: a name is none of these, a file is wrong, or two candidates share a name.
     """
+    if not any(names):
+        raise ToolchainError(f"no candidates are named; {DEFAULT!r} is the shortlist that ships with the package")
     first = dict[str, Candidate]()
     for one in (one for name in names for one in _named(name)):
         first.setdefault(records.digest(one.model, one.reuse), one)

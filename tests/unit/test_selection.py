@@ -95,6 +95,8 @@ def test_the_shipped_shortlist_names_models_that_are_there() -> None:
 def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
         nominated.read([name])
+    with pytest.raises(ToolchainError, match="no candidates are named; 'small' is the shortlist"):
+        nominated.read([])
 
 
 @pytest.mark.parametrize(
