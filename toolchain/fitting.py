@@ -148,7 +148,7 @@ def _better(best: Found | None, other: Found, limit: float) -> Found:
 
 def _unreachable(limit: float, least: float) -> str:
     return (
-        f"the latency budget of {limit:.2f}x cannot be met by pruning: the nearest that can be reached is {least:.2f}x of "
+        f"the latency budget of {limit:.2g}x cannot be met by pruning: the nearest that can be reached is {least:.2f}x of "
         "the dense model as it would ship; raise [prune] max_share, protect less, or choose a smaller model"
     )
 

@@ -49,6 +49,10 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
     Raises:
         ToolchainError: as `spec`; or a flag's value makes no sense.
     """
+    if flags.ratio >= 0 and flags.latency:
+        raise ToolchainError(
+            f"--ratio {flags.ratio:g} and --latency {flags.latency} both say how far to prune; give one of them"
+        )
     recipe = spec.recipe(recipe_name)
     domain = spec.domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))

@@ -181,6 +181,11 @@ def test_flags_change_recipe_and_domain() -> None:
     assert target.name == "cpu"
 
 
+def test_a_ratio_and_a_latency_are_not_both_given() -> None:
+    with pytest.raises(ToolchainError, match="--ratio 0.5 and --latency 0.4x both say how far to prune"):
+        overrides.job("digits", overrides.Flags(ratio=0.5, latency="0.4x"))
+
+
 def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
     recipe, _ = overrides.job("solar", overrides.Flags(latency="0.5x", resolution=0.65))
     assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
