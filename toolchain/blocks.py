@@ -17,9 +17,7 @@ from toolchain.errors import ToolchainError
 
 PROBED = 224, 192  # height and width of a picture that tells maps from lists of tokens
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-LONG = (
-    6  # plain layers in a row from which on a sequence is a trunk (VGG) and not one block of layer, norm and activation
-)
+LONG = 6  # plain layers in a row from which on a sequence is a trunk (VGG), not a block of layer, norm and activation
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from toolchain.data import Dataset, Images
 from toolchain.loader import batches
 from toolchain.loop import EVALUATION_BATCH, score, set_mode
+from toolchain.seen import Seen
 from toolchain.state import Score
 from toolchain.values import Preprocess
 
@@ -36,7 +37,7 @@ def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess
     seen: list[Tensor] = []
 
     def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0].mean((2, 3)) if given[0].ndim == 4 else given[0].flatten(1))
+        seen.append(pooled(given[0]))
 
     handle = model.get_submodule(head).register_forward_pre_hook(note)
     set_mode(model, training=False)
@@ -47,6 +48,19 @@ def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess
     finally:
         handle.remove()
     return torch.cat(seen).clone()
+
+
+def pooled(found: Tensor) -> Tensor:
+    """Features [images, features] of what a layer is given or gives; a map is averaged over its places."""
+    return found.mean((2, 3)) if found.ndim == 4 else found.flatten(1)
+
+
+def frozen(train: Seen, held: Seen) -> tuple[Probe, Tensor]:
+    """The probe on what a frozen model was seen to make of the images, and which of `held` it gets right: bool [images]."""
+    known, other = (torch.from_numpy(seen.features).float() for seen in (train, held))
+    labels, wanted = torch.from_numpy(train.labels), torch.from_numpy(held.labels)
+    found = best(known, labels, other, wanted, int(max(labels.max(), wanted.max())) + 1)
+    return found, (other @ found.weight.T + found.bias).argmax(1) == wanted
 
 
 def fit(

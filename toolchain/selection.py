@@ -132,7 +132,7 @@ def _row(one: Candidate, data: Dataset, work: Path) -> Row:
 
 
 def _network(one: Candidate, data: Dataset) -> Network:
-    model = models.architecture(dataclasses.replace(one.model, weights=""), len(data.classes), one.reuse).eval()
+    model = models.architecture(one.model, len(data.classes), one.reuse).eval()
     return Network(model, data.example)
 
 

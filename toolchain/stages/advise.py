@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from toolchain import models, probe, progress, records, stats, surgery
 from toolchain.data import Dataset
 from toolchain.reuse import Reuse
-from toolchain.seen import Seen, enough
+from toolchain.seen import enough
 from toolchain.stages import clock, look
 from toolchain.stages.look import Look
 from toolchain.values import Interval, ModelSpec, Recipe, Target
@@ -133,7 +132,7 @@ def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look
         for block in trained.blocks:
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
-            cut = models.architecture(dataclasses.replace(spec, weights=""), len(data.classes), Reuse(keep=block))
+            cut = models.architecture(spec, len(data.classes), Reuse(keep=block))
             macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     best = max(right, key=np.mean)
@@ -153,24 +152,15 @@ def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
 
 def _right(found: Look, block: str) -> np.ndarray:
     """Which validation images a probe behind `block` gets right, bool [images]."""
-    known, held = found.seen("train", block), found.seen("val", block)
-    features, other = (torch.from_numpy(seen.features).float() for seen in (known, held))
-    wanted = torch.from_numpy(held.labels)
-    fitted = probe.best(features, torch.from_numpy(known.labels), other, wanted, _classes(known, held))
-    answer: np.ndarray = ((other @ fitted.weight.T + fitted.bias).argmax(1) == wanted).numpy()
-    return answer
-
-
-def _classes(*parts: Seen) -> int:
-    return int(max(part.labels.max() for part in parts)) + 1
+    right: np.ndarray = probe.frozen(found.seen("train", block), found.seen("val", block))[1].numpy()
+    return right
 
 
 def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None, work: Path) -> float | None:
     if not reuse.keep or target is None:
         return None
-    bare = dataclasses.replace(spec, weights="")
     networks = {
-        name: clock.Network(models.architecture(bare, len(data.classes), cut).eval(), data.example)
+        name: clock.Network(models.architecture(spec, len(data.classes), cut).eval(), data.example)
         for name, cut in (("whole", Reuse()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from toolchain import blocks, models, progress, records
+from toolchain import blocks, models, probe, progress, records
 from toolchain.data import Dataset, Images
 from toolchain.loader import batches
 from toolchain.loop import EVALUATION_BATCH, set_mode
@@ -130,12 +130,12 @@ def _noting(model: nn.Module, head: str, ends: Mapping[str, str], found: Mapping
         for name, module in ends.items():
 
             def after(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                found[name].append(output.mean((2, 3)))
+                found[name].append(probe.pooled(output))
 
             stack.callback(model.get_submodule(module).register_forward_hook(after).remove)
 
         def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            found[HEAD].append(given[0].mean((2, 3)) if given[0].ndim == 4 else given[0].flatten(1))
+            found[HEAD].append(probe.pooled(given[0]))
 
         stack.callback(model.get_submodule(head).register_forward_pre_hook(before).remove)
         yield
