@@ -78,6 +78,13 @@ def build(spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE) -> 
     Raises:
         ToolchainError: unknown model, block or argument; unreadable, foreign or non-finite weights.
     """
+    return _built_from(spec, classes, seed, reuse)[:3]
+
+
+def _built_from(
+    spec: ModelSpec, classes: int, seed: int, reuse: Reuse
+) -> tuple[nn.Module, str, Loaded, Mapping[str, Tensor]]:
+    """As `build`, with the checkpoint's tensors last."""
     torch.manual_seed(seed)
     model = architecture(spec, classes, reuse)
     head = head_of(model, classes)
@@ -93,7 +100,7 @@ def build(spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE) -> 
             f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
             "check [model] name and arguments (width_mult, …) against the checkpoint"
         )
-    return model, head, loaded
+    return model, head, loaded, state
 
 
 def pretrained(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded, bool]:
@@ -102,8 +109,7 @@ def pretrained(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, 
     Raises:
         ToolchainError: as `build`.
     """
-    model, head, loaded = build(spec, classes, seed=seed)
-    state = _read(spec)[0] if spec.weights else {}
+    model, head, loaded, state = _built_from(spec, classes, seed, WHOLE)
     own, fresh = state.get(f"{head}.weight"), model.get_submodule(head).weight
     assert isinstance(fresh, Tensor)
     if own is None or own.shape[1:] != fresh.shape[1:]:
