@@ -32,7 +32,8 @@ check-data: $(READY)
 select: $(READY)
 	@$(BIN)/toolchain select --target "$(TARGET)" --out "$(OUT)" $(if $(DOMAIN),--domain "$(DOMAIN)") \
         $(if $(DATA),--data "$(DATA)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") \
-        $(if $(CANDIDATES),--candidates "$(CANDIDATES)") $(if $(LAYERS),--layers)
+        $(if $(CANDIDATES),--candidates "$(CANDIDATES)") $(if $(LAYERS),--layers) \
+        $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
 
 bench: $(READY)
 	@$(BIN)/toolchain bench --out "$(OUT)" $(if $(BUNDLES),$(BUNDLES),$(OUT)/$(RECIPE)/$(TARGET)/bundle)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 
 from toolchain import (
     archives,
+    locks,
     loop,
     machine,
     manifests,
@@ -36,9 +38,9 @@ from toolchain import (
     surgery,
 )
 from toolchain.errors import ToolchainError
-from toolchain.stages import bench, place
+from toolchain.stages import adapt, bench, place
 from toolchain.stages.place import Placed
-from toolchain.values import Budget
+from toolchain.values import Budget, ModelSpec
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
 
@@ -180,6 +182,34 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     assert not (run.out / "tiny" / "hard" / "bundle").exists()
     assert (run.out / "tiny" / "hard" / "report.html").exists()
     assert "speedup" in [verdict["check"] for verdict in written["verdicts"] if verdict["outcome"] == "fail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prune": {"protect": ("nothing*",)}}, "protect = 'nothing\\*' matches no layer"),
+        ({"budget": {"latency": "0.5x"}}, "prune.ratio = 0.4 and budget.latency both say how far"),
+        ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 is searched for a budget"),
+        ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not take pictures of 32x32"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_training(
+    run: Run, change: dict[str, dict[str, Any]], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "run", None)
+    parts = {name: dataclasses.replace(getattr(run.recipe, name), **values) for name, values in change.items()}
+    with pytest.raises(ToolchainError, match=said):
+        pipeline.build(dataclasses.replace(run.recipe, **parts), run.target, run.domain, tmp_path / "out")
+
+
+def test_a_lock_for_another_model_is_said_before_training(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "run", None)
+    other = dataclasses.replace(run.recipe, model=ModelSpec(name="mobilenet_v2"))
+    lock = run.folder / locks.file_name(run.recipe, run.target)
+    with pytest.raises(ToolchainError, match="the lock has a layer features.0 where this model has features.0.0"):
+        pipeline.build(other, run.target, run.domain, tmp_path / "out", lock=lock)
 
 
 def test_rounds_and_sparse_training_go_through_the_whole_job(

@@ -90,6 +90,20 @@ def between(model: nn.Module, head: str, *, first: str = "", last: str = "") -> 
     return tuple(member for block in blocks[start:end] for member in block.members)
 
 
+def apart(model: nn.Module, head: str, *, freeze: str, fresh: str) -> None:
+    """Asserts that what stays as it is ends before what starts anew.
+
+    Raises:
+        ToolchainError: as `cut`; or random weights would stay random.
+    """
+    blocks = of(model, head)
+    if _index(model, blocks, freeze) >= _index(model, blocks, fresh):
+        raise ToolchainError(
+            f"[reuse] freeze = {freeze!r} reaches into what starts anew from fresh = {fresh!r}: random weights would stay "
+            "random; freeze less, or start anew later"
+        )
+
+
 def _index(model: nn.Module, blocks: Sequence[Block], name: str) -> int:
     names = [block.name for block in blocks]
     if name not in names:

@@ -26,7 +26,12 @@ WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
 Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
 DomainName = Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")]
-Model = Annotated[str, typer.Option(help="torchvision model instead of the recipe's, such as resnet18.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Model instead of the recipe's: of torchvision, such as resnet18, timm:<name>, or auto (export)."
+    ),
+]
 Weights = Annotated[str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")]
 ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)]

@@ -22,6 +22,7 @@ def select(
     data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
     image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
     layers: Annotated[bool, typer.Option("--layers", help="Also: how much of the first one is worth keeping, block by block.")] = False,
+    on_corrupt: Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")] = "",
     device: Device = "",
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to select/ in it.")] = Path("out"),
 ) -> None:  # fmt: skip
@@ -34,7 +35,7 @@ def select(
     from toolchain import nominated, overrides, rankings, report, reuse_report, select_report, selection, spec
 
     chosen = spec.domain(domain)
-    chosen = dataclasses.replace(chosen, source="folder", path=data) if data else chosen
+    chosen = overrides.pictures(chosen, data, on_corrupt)
     found = nominated.read([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.size(image_size) if image_size else None
     on = spec.target(target)

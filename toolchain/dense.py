@@ -9,6 +9,7 @@ import torch
 
 from toolchain import figures, loop, models, probe, records, stats, summary, tables
 from toolchain.data import Dataset
+from toolchain.errors import ToolchainError
 from toolchain.stages import adapt, advise, judge, prepare
 from toolchain.stages.adapt import Adapted
 from toolchain.tables import Table
@@ -23,13 +24,18 @@ def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
     Nothing is chosen by the test split: all seeds are reported, and validation says which goes on.
 
     Raises:
-        ToolchainError: as the stages it runs.
+        ToolchainError: as the stages it runs; or the choice of a model is left open.
     """
+    if recipe.model.name.partition(":")[0] == "auto":
+        raise ToolchainError(
+            f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
+        )
     folder = out / recipe.name
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         data, joins = prepare.run(recipe, domain, out / "data")
         recipe, _ = advise.settled(recipe, data, out / "work")
+        models.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)  # what does not fit is said first
         found = adapt.run(recipe, domain.kind, data, joins, out / "work")
         written = _report(recipe, domain, found, _yardstick(recipe, found))
         records.write_json(folder / "adapt.json", written)

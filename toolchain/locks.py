@@ -79,7 +79,12 @@ def read(path: Path) -> Lock:
     Raises:
         ToolchainError: it is missing, no lock, or of another schema.
     """
-    content = records.read_json(path)
+    try:
+        content = records.read_json(path)
+    except ToolchainError:
+        if not path.is_file():
+            raise
+        content = None
     if not isinstance(content, dict) or "schema" not in content:
         raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
     if content["schema"] != SCHEMA:

@@ -5,7 +5,7 @@ import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -128,7 +128,7 @@ def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Modu
     """The untrained model, cut where `reuse` says.
 
     Raises:
-        ToolchainError: unknown model or block, or a refused argument.
+        ToolchainError: unknown model or block, a refused argument, or weights that are to start anew and stay so.
     """
     model = _built(spec, classes)
     if spec.norm_eps is not None:
@@ -140,7 +140,30 @@ def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Modu
             for name, child in parent.named_children():
                 if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.padding != (0, 0):
                     setattr(parent, name, _padded(child))
-    return blocks.cut(model, head_of(model, classes), reuse.keep, classes) if reuse.keep else model
+    head = head_of(model, classes)
+    if reuse.fresh and reuse.freeze:
+        blocks.apart(model, head, freeze=reuse.freeze, fresh=reuse.fresh)
+    return blocks.cut(model, head, reuse.keep, classes) if reuse.keep else model
+
+
+def sketch(spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal["auto"] = WHOLE) -> nn.Module:
+    """The untrained model, after it took a picture of the job's size.
+
+    Args:
+        image: an example, float32 [1, 3, height, width].
+
+    Raises:
+        ToolchainError: as `architecture`; or the model does not take pictures of this size.
+    """
+    assert reuse != "auto", "settled before a model is built"
+    model = architecture(spec, classes, reuse).eval()
+    try:
+        with torch.no_grad():
+            model(image)
+    except Exception as reason:  # networks' own asserts among them
+        height, width = image.shape[2:]
+        raise ToolchainError(f"{spec.name} does not take pictures of {height}x{width}: {brief(reason)}") from reason
+    return model
 
 
 def _built(spec: ModelSpec, classes: int) -> nn.Module:

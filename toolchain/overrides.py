@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import records, spec
+from toolchain import records, rules, spec
 from toolchain.errors import ToolchainError
 from toolchain.values import Domain, ModelSpec, Recipe, Target
 
@@ -78,17 +78,27 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
-    if flags.data:
-        domain = dataclasses.replace(domain, source="folder", path=flags.data)
-    if flags.on_corrupt:
-        domain = spec.check("calibration", {**records.plain(domain), "on_corrupt": flags.on_corrupt}, "--on-corrupt")
     checked: Recipe = spec.check("recipes", records.plain(recipe), "command line")
-    return checked, domain
+    return checked, pictures(domain, flags.data, flags.on_corrupt)
+
+
+def pictures(domain: Domain, data: str, on_corrupt: str) -> Domain:
+    """The domain with the folder of its pictures, and what is done with unreadable ones; "": as it says itself.
+
+    Raises:
+        ToolchainError: there is no such way with unreadable pictures.
+    """
+    if data:
+        domain = dataclasses.replace(domain, source="folder", path=data)
+    if on_corrupt:
+        domain = spec.check("calibration", {**records.plain(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
+    return domain
 
 
 def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
-        model = ModelSpec(name=flags.model, weights="DEFAULT")
+        auto = flags.model.partition(":")[0] == "auto"
+        model = ModelSpec(name=flags.model, weights="" if auto else "DEFAULT")
     if not flags.weights:
         return model
     same = Path(flags.weights).name == Path(model.weights).name  # else the recipe's licence is of others
@@ -99,14 +109,18 @@ def size(text: str) -> tuple[int, int]:
     """Height and width as `--image-size` gives them.
 
     Raises:
-        ToolchainError: they are given in another form.
+        ToolchainError: they are given in another form, or are no sides of a picture.
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:
         raise ToolchainError(
             f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square"
         )
-    return int(match[1]), int(match[2] or match[1])
+    found = int(match[1]), int(match[2] or match[1])
+    fits, complaint = rules.size_rule("--image-size", found)
+    if not fits:
+        raise ToolchainError(complaint)
+    return found
 
 
 def _epochs(recipe: Recipe, epochs: int) -> Recipe:

@@ -215,7 +215,9 @@ def _widths(report: Report) -> tuple[str, ...]:
 def _ranked(report: Report) -> tuple[str, ...]:
     """The candidates that the recipe left the choice among."""
     found = report.get("selected")
-    return (table(rankings.ranking(found)), _hint(f"{rankings.summary(found)}.")) if found else ()
+    if not found:
+        return ()
+    return table(rankings.ranking(found)), _hint(f"{rankings.summary(found)}."), table(rankings.left_out(found))
 
 
 def _reused(report: Report) -> tuple[str, ...]:
@@ -223,6 +225,8 @@ def _reused(report: Report) -> tuple[str, ...]:
     found = (report.get("reuse") or {}).get("advice")
     if not found:
         return ()
+    if not found["depths"]:
+        return (_hint(f"{reuse_report.said(found)}."),)
     return _plot(reuse_report.plot(found), f"{reuse_report.said(found)}."), table(reuse_report.table(found))
 
 

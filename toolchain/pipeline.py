@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, machine, records, report, selection, summary, surgery
+from toolchain import discover, locks, machine, models, records, report, selection, summary, surgery
 from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
@@ -53,6 +53,7 @@ def build(
     budget = judge.merged(recipe.budget, target.budget)
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
     decided = locks.find(lock, beside, recipe, target, budget)
+    fit.limits_of(recipe, budget, locked=decided is not None)
     discover.module("runtimes", target.runtime).fingerprint()  # what is not installed is said before training
     machine.runtime(target)  # and a board that is not there
     with records.locked(folder, wait=False):
@@ -65,10 +66,12 @@ def build(
         with _timed(seconds, "advise"):
             recipe, advice = advise.settled(recipe, data, work, target)
         with _timed(seconds, "adapt"):
+            # what does not suit the model is said before it is trained
+            layers = surgery.layers(models.sketch(recipe.model, len(data.classes), image, recipe.reuse), image)
+            surgery.known(recipe.prune.protect, layers)
+            decided = locks.suited(decided, layers, data.preprocess.image_size, named=lock is not None)
             adapted = adapt.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
-            layers, size = surgery.layers(dense.model, image), data.preprocess.image_size
-            decided = locks.suited(decided, layers, size, named=lock is not None)
         with _timed(seconds, "sparsify"):
             start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):
@@ -78,9 +81,9 @@ def build(
         with _timed(seconds, "sensitivity"):
             curves = sensitivity.run(adapted, plan, recipe, target, image, work)
         with _timed(seconds, "place"):  # before any round of pruning: the architecture is settled
-            models: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.model, image)}
-            models |= {"pruned": (prune.at_once(start, plan).model, view.data.example)} if plan.changes else {}
-            placed = place.families(models, plan.placements, recipe, target, work)
+            networks: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.model, image)}
+            networks |= {"pruned": (prune.at_once(start, plan).model, view.data.example)} if plan.changes else {}
+            placed = place.families(networks, plan.placements, recipe, target, work)
             fit.lock(plan, start, placed, recipe, target, budget, image, folder)
         with _timed(seconds, "prune"):
             pruned = prune.run(start, plan, view, recipe, target, view.data.example, work)

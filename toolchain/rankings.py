@@ -45,7 +45,7 @@ def ranking(found: Report | None) -> Table:
     rows = tuple(
         (
             row["name"] + (" *" if row["front"] else ""),
-            *(_score(name, row["scores"].get(name)) for name in names), _latency(row),
+            *(_score(name, row) for name in names), _latency(row),
             figures.count(row["macs"]), figures.size(row["size_bytes"].get(row["fastest"] or "f32")),
             SHIPS[row["may_ship"]],
         )
@@ -63,10 +63,13 @@ def score_names(found: Report) -> list[str]:
     return sorted(names, key=lambda name: (name != found["score"], name))
 
 
-def _score(name: str, value: float | None) -> str:
+def _score(name: str, row: Report) -> str:
+    value, bounds = row["scores"].get(name), row["bounds"].get(name)
     if value is None:
         return figures.NONE
-    return figures.percent(value) if name == "probe" else figures.significant(value)
+    if bounds:
+        return figures.percent(value) + figures.interval(bounds["low"], bounds["high"], figures.percent)
+    return figures.significant(value)
 
 
 def _latency(row: Report) -> str:
@@ -92,9 +95,9 @@ def _source(weights: Mapping[str, Any]) -> str:
     return f"{weights['source']}{digest}"
 
 
-def left_out(found: Report) -> Table:
+def left_out(found: Report | None) -> Table:
     """Candidates that could not be had, and why."""
-    rows = tuple((row["name"], row["error"]) for row in found["candidates"] if row["error"])
+    rows = tuple((row["name"], row["error"]) for row in (found or {"candidates": ()})["candidates"] if row["error"])
     return Table(columns=("Left out", "Why"), rows=rows, prose=(0, 1))
 
 

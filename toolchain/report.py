@@ -64,6 +64,7 @@ def markdown(report: Report) -> str:
         _part("Variants", tables.variants(report)),
         _part("What each variant needs", tables.costs(report)),
         _part("Candidates for the model", rankings.ranking(report.get("selected"))),
+        _part("Candidates left out", rankings.left_out(report.get("selected"))),
         _part(reuse_report.TITLE, reuse_report.table((report.get("reuse") or {}).get("advice"))),
         _part("Layers before and after pruning", tables.layers(report)),
         _part("Size of the pictures", tables.image_sizes(report)),

@@ -1,5 +1,6 @@
 """What types cannot say of recipes, targets, domains and shortlists: bounds, what excludes what, names that are there."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from toolchain.allowances import Allowance
 from toolchain.errors import ToolchainError
 from toolchain.packaging import C_ARRAY, Packaging
 from toolchain.shortlist import Shortlist
-from toolchain.values import Budget, Domain, Isa, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
+from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
 
 # integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
 # products are kept in 16 bits, which eight-bit weights overflow; ARM multiplies signed by signed
@@ -48,7 +49,8 @@ def _train_rules(name: str, spec: TrainSpec) -> Rules:
     ]
 
 
-def _size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
+def size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
+    """Whether these are sides of a picture, and what is said where they are not."""
     good = size is None or all(8 <= side <= 4096 for side in size)
     return good, f"{name} = {size}: height and width, each between 8 and 4096"
 
@@ -99,9 +101,10 @@ def _recipe_rules(value: Recipe) -> Rules:
             value.quantize.search_seconds >= 0,
             f"quantize.search_seconds = {value.quantize.search_seconds}: 0 for no search, or seconds",
         ),
+        *_auto_rules(value),
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
-        _size_rule("image_size", value.image_size),
+        size_rule("image_size", value.image_size),
         *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
         (value.release >= 0, f"release = {value.release}: a whole number that only grows"),
@@ -131,6 +134,22 @@ def _recipe_rules(value: Recipe) -> Rules:
         ),
         *_budget_rules(value.budget),
     ]
+
+
+def _auto_rules(value: Recipe) -> Rules:
+    """A model that is yet to be chosen has no properties."""
+    if value.model.name.partition(":")[0] != "auto":
+        return []
+    own = {one.name for one in dataclasses.fields(ModelSpec)} - {"name", "licence"}
+    default = ModelSpec(name="")
+    return [
+        (
+            getattr(value.model, name) == getattr(default, name),
+            f"model.{name} = {getattr(value.model, name)!r}: with model.name = {value.model.name!r} every candidate brings its "
+            "own; leave it out, or name the model",
+        )
+        for name in sorted(own)
+    ]  # fmt: skip
 
 
 def _budget_rules(value: Budget) -> Rules:
@@ -185,7 +204,7 @@ def _package_rules(value: Packaging, runtime: str) -> Rules:
     return [
         (odd is None, f"package.forms: {runtime} has no {odd!r}; {discover.nearest(str(odd), possible)}"),
         (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is named twice"),
-        _size_rule("package.frame", value.frame),
+        size_rule("package.frame", value.frame),
         (
             value.frame is None or value.input == "uint8",
             'package.frame: a camera\'s frames are taken with input = "uint8"',
@@ -222,7 +241,7 @@ def _domain_rules(value: Domain) -> Rules:
         (shares, "validation_share and test_share must be above 0 and together below 0.9"),
         (min(value.split_seed, value.calibration_seed) >= 0, "split_seed and calibration_seed must not be negative"),
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
-        _size_rule("image_size", value.image_size),
+        size_rule("image_size", value.image_size),
         (
             _names_a_group(value.group_pattern),
             f"group_pattern = {value.group_pattern!r}: a regular expression with one (group)",

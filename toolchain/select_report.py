@@ -26,7 +26,7 @@ def markdown(found: Report) -> str:
     parts.append(report.grid(rankings.ranking(found)))
     if found["advice"]:
         parts += [f"## {reuse_report.TITLE}", f"{report.inline(reuse_report.said(found['advice']))}."]
-        parts.append(report.grid(reuse_report.table(found["advice"])))
+        parts += [report.grid(reuse_report.table(found["advice"]))] if found["advice"]["depths"] else []
     for title, content in rankings.sections(found):
         parts += [f"## {title}", report.grid(content)] if content.rows else []
     if found["warnings"]:
@@ -60,8 +60,10 @@ def _advised(found: Report) -> list[str]:
     advice = found["advice"]
     if not advice:
         return []
-    caption = f"<figcaption>{escape(reuse_report.said(advice))}.</figcaption>"
-    drawn = f'<figure><div class="wide large">{reuse_report.plot(advice)}</div>{caption}</figure>'
+    said, plot = escape(reuse_report.said(advice)), reuse_report.plot(advice)
+    if not plot:
+        return [f"<section><h2>{reuse_report.TITLE}</h2><p>{said}.</p></section>"]
+    drawn = f'<figure><div class="wide large">{plot}</div><figcaption>{said}.</figcaption></figure>'
     return [f"<section><h2>{reuse_report.TITLE}</h2>{drawn}{page.table(reuse_report.table(advice))}</section>"]
 
 
@@ -74,6 +76,8 @@ def plot(found: Report) -> str:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
         for (x, y), row in zip(points, rows, strict=True):
+            if bounds := row["bounds"].get(found["score"]):
+                axes.vlines(x, bounds["low"], bounds["high"], color=canvas.MUTED, linewidth=1, alpha=0.4)
             axes.plot(
                 [x], [y], "o", color=canvas.MAIN if row["front"] else canvas.MUTED, markersize=7 if row["front"] else 5
             )

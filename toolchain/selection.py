@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from toolchain import amounts, machine, models, nominated, progress, rankings, records
+from toolchain import amounts, machine, models, nominated, progress, rankings, records, stats
 from toolchain import data as images
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
@@ -24,6 +25,7 @@ from toolchain.values import Budget, Domain, Preprocess, Recipe, Target
 
 SCHEMA = 1
 SCORE = "probe"  # what is ranked by; why: docs/results.md
+SHARE = "probe"  # the score that is a share of images, and so has an interval
 LEAST = 2  # training images of a class
 FEW = 10  # training images a class below which scores say little
 Row = dict[str, Any]
@@ -117,7 +119,7 @@ def _row(one: Candidate, data: Dataset, work: Path) -> Row:
     """What is known of a candidate without timing it."""
     row: Row = {
         "name": one.name, "model": records.plain(one.model), "reuse": records.plain(one.reuse), "licence": one.model.licence,
-        "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "latency_ms": {},
+        "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "bounds": {}, "latency_ms": {},
         "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
@@ -125,15 +127,24 @@ def _row(one: Candidate, data: Dataset, work: Path) -> Row:
         seen = look.run(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
         weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}
-        return row | {"weights": weights, "scores": dict(score.run(seen, work, one.reuse.keep or HEAD))}
+        scores = dict(score.run(seen, work, one.reuse.keep or HEAD))
+        return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
     except ToolchainError as reason:
         progress.say(f"select: {one.name} is left out: {reason}")
         return row | {"error": str(reason)}
 
 
+def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
+    """The 95 % interval of the score that is a share of the validation images."""
+    images = min(len(data.splits["val"]), look.IMAGES)
+    if SHARE not in scores:
+        return {}
+    right = np.arange(images) < round(scores[SHARE] * images)
+    return {SHARE: records.plain(stats.accuracy(right))}
+
+
 def _network(one: Candidate, data: Dataset) -> Network:
-    model = models.architecture(one.model, len(data.classes), one.reuse).eval()
-    return Network(model, data.example)
+    return Network(models.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
 
 
 def _costs(found: Clocked) -> Row:

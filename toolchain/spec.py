@@ -101,30 +101,41 @@ def _explain(error: ValidationError, shape: Any) -> str:
     unknown = {"unexpected_keyword_argument", "extra_forbidden"}
     # a mistyped key is often why another is missing
     first = min(error.errors(), key=lambda found: found["type"] not in unknown)
-    keys = [str(part) for part in first["loc"]]
+    keys, shape = _walked(first["loc"], shape)
     if first["type"] in unknown:
-        for key in keys[:-1]:  # walk to the table that the unknown key stands in
-            shape = shape if key.isdigit() else _table(shape, key)
         accepted = [f.name for f in dataclasses.fields(shape)]
         return f"unknown key {'.'.join(keys)}; {discover.nearest(keys[-1], accepted)}"
     if first["type"] == "missing":
         return f"{'.'.join(keys)} is missing"
     # of a value that may be one of several kinds every kind complains; what each would take is told together
-    keys = [key for key in keys if "[" not in key]
     ways = [found for found in error.errors() if found["loc"][: len(keys)] == first["loc"][: len(keys)]]
     accepted = list(
         dict.fromkeys(str(found["ctx"]["expected"]) for found in ways if "expected" in found.get("ctx", {}))
     )
     if "dataclass_type" in first["type"]:
-        return f"{'.'.join(keys)} = {first['input']!r}: this is a table, written as [{'.'.join(keys)}]"
+        words = f"input should be {' or '.join(accepted)}, or a table" if accepted else "this is a table"
+        return f"{'.'.join(keys)} = {first['input']!r}: {words}, written as [{'.'.join(keys)}]"
     return f"{'.'.join(keys)} = {first['input']!r}: " + (
         f"input should be {' or '.join(accepted)}" if accepted else first["msg"].lower()
     )
 
 
+def _walked(places: tuple[int | str, ...], shape: Any) -> tuple[list[str], Any]:
+    """The keys that lead to a place, without the names of the kinds that were tried there, and the last one's table."""
+    keys, inner = list[str](), shape
+    for part in map(str, places):
+        if "[" in part or (keys and part == getattr(inner, "__name__", "")):
+            continue
+        keys.append(part)
+        shape = inner
+        if dataclasses.is_dataclass(shape) and not part.isdigit():
+            inner = _table(shape, part)
+    return keys, shape
+
+
 def _table(shape: Any, key: str) -> Any:
-    """The dataclass behind a key: its type, or the one inside of `X | None` and `tuple[X, ...]`."""
-    kind = {f.name: f.type for f in dataclasses.fields(shape)}[key]
+    """The dataclass behind a key: its type, or the one inside of `X | None` and `tuple[X, ...]`; None behind none."""
+    kind = {f.name: f.type for f in dataclasses.fields(shape)}.get(key)
     return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
 
 

@@ -137,11 +137,20 @@ def prunable(
     Raises:
         ToolchainError: a protected pattern matches nothing, or the model cannot be traced.
     """
+    known(spec.protect, sizes)
+    return [group for group in groups.find(model, image, head, gradients) if not protected(group, spec.protect)]
+
+
+def known(patterns: Sequence[str], sizes: Sequence[Layer]) -> None:
+    """Asserts that every protected pattern means a layer.
+
+    Raises:
+        ToolchainError: one matches nothing; names the layers there are.
+    """
     names = [layer.name for layer in sizes]
-    for pattern in spec.protect:
+    for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
             raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(names)}")
-    return [group for group in groups.find(model, image, head, gradients) if not protected(group, spec.protect)]
 
 
 def protected(group: Group, patterns: Sequence[str]) -> bool:

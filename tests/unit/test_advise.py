@@ -54,14 +54,16 @@ def test_what_is_proposed(accuracies: list[float], gains: list[float], per_class
     assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
 
 
-def test_random_weights_are_neither_given_up_nor_frozen() -> None:
-    assert advise.proposed(depths([0.5, 0.9, 0.8], [0.0] * 3), 5, trained=False)[0] == Reuse(keep="b1")
+def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    found = advise.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    assert (found.reuse, found.depths) == (Reuse(), ())
+    assert reuse_report.said(plain(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
     data = images.load(domain, SHOWN, tmp_path / "data")
     found = advise.run("glyphs", GLYPHS, data, tmp_path / "work")
-    assert found is not None
     whole = models.architecture(dataclasses.replace(GLYPHS, weights=""), 3)
     assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
     assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
@@ -79,7 +81,11 @@ def test_a_network_that_is_no_chain_is_used_whole(
     data = images.load(domain, SHOWN, tmp_path / "data")
     monkeypatch.setattr(advise.look.blocks, "of", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    assert advise.settled(recipe, data, tmp_path / "work") == (dataclasses.replace(recipe, reuse=Reuse()), None)
+    settled, found = advise.settled(recipe, data, tmp_path / "work")
+    assert settled == dataclasses.replace(recipe, reuse=Reuse())
+    assert found is not None
+    assert "it is no chain of blocks" in reuse_report.said(plain(found))
+    assert reuse_report.plot(plain(found)) == ""
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
@@ -133,3 +139,7 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
     shown = page.html(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
     assert shown.count("<svg") == page.html(run.report).count("<svg") + 1
+    untold = dataclasses.replace(found, depths=(), reuse=Reuse(), why=("nobody can tell",))
+    bare = page.html({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
+    assert "net: all of it is used" in bare
+    assert "nobody can tell." in bare

@@ -105,3 +105,17 @@ def test_modules_between_two_blocks() -> None:
     model = models.architecture(ModelSpec(name="resnet18"), 3)
     assert blocks.between(model, "fc", last="layer1.0") == ("conv1", "bn1", "relu", "maxpool", "layer1.0")
     assert blocks.between(model, "fc", first="layer4.0") == ("layer4.0", "layer4.1")
+
+
+def test_random_weights_are_not_left_as_they_are() -> None:
+    spec = ModelSpec(name="squeezenet1_1")
+    for freeze in ("features.9", "features.12"):
+        with pytest.raises(ToolchainError, match=f"freeze = '{freeze}' reaches into what starts anew .*'features.9'"):
+            models.architecture(spec, 3, Reuse(freeze=freeze, fresh="features.9"))
+    models.architecture(spec, 3, Reuse(freeze="features.7", fresh="features.9"))
+
+
+@pytest.mark.parametrize(("name", "side"), [("squeezenet1_1", 8), ("vit_b_16", 96)])
+def test_a_size_that_a_model_does_not_take_is_said(name: str, side: int) -> None:
+    with pytest.raises(ToolchainError, match=f"{name} does not take pictures of {side}x{side}: "):
+        models.sketch(ModelSpec(name=name), 3, torch.zeros(1, 3, side, side))

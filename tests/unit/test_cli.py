@@ -49,6 +49,11 @@ def test_targets_say_what_they_are_for() -> None:
         (["export", "--recipe", "solar"], "give one with DATA=folder"),
         (["export", "--data", "nowhere"], "image folder nowhere is not there"),
         (["export", "--image-size", "wide"], "HEIGHTxWIDTH"),
+        (["export", "--image-size", "6x6"], "each between 8 and 4096"),
+        (["select", "--image-size", "6x6"], "each between 8 and 4096"),
+        (["select", "--on-corrupt", "maybe"], "on_corrupt"),
+        (["adapt", "--model", "auto"], "here name a model"),
+        (["export", "--model", "auto", "--weights", "own.pth"], "every candidate brings its own"),
         (["adapt", "--balance", "2"], "balance = 2.0"),
         (["check-data", "--data", "nowhere"], "image folder nowhere is not there"),
         (["check-data", "--source", "glyph"], "did you mean 'glyphs'"),
@@ -57,7 +62,7 @@ def test_targets_say_what_they_are_for() -> None:
     ],
 )
 def test_wrong_input_is_one_message_and_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    out = ["--out", str(tmp_path / "out")] if arguments[0] in {"export", "adapt", "check-data"} else []
+    out = ["--out", str(tmp_path / "out")] if arguments[0] in {"export", "adapt", "check-data", "select"} else []
     ended = run(*arguments, *out)
     assert ended.returncode == 2
     assert message in ended.stderr

@@ -148,6 +148,12 @@ def test_a_broken_lock_is_named(written: Path, change, said: str) -> None:
     assert written.name in str(raised.value)
 
 
+def test_a_file_that_is_no_json_is_not_asked_to_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("schema = 1")
+    with pytest.raises(ToolchainError, match="own.toml is no lock; `toolchain export` writes them"):
+        locks.find(tmp_path / "own.toml", None, RECIPE, TARGET, Budget())
+
+
 def test_a_lock_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="cannot read"):
         locks.find(tmp_path / "none.json", None, RECIPE, TARGET, Budget())

@@ -168,16 +168,18 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clock, "run", pretend({}, {"random": "cannot be exported"}))
+    square = Candidate(name="square", model=ModelSpec(name="vit_b_16"), may_ship="yes")
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=Reuse(keep="features.99"), may_ship="yes")
-    found = selection.run(domain, CPU, [missing, nowhere, *candidates()], None, tmp_path)
+    found = selection.run(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
     assert "gone.safetensors is not there" in rows["gone"]["error"]
     assert rows["random"]["error"] == "cannot be exported"
     assert "no block 'features.99'; did you mean 'features.9'?" in rows["nowhere"]["error"]
+    assert "vit_b_16 does not take pictures of 32x32" in rows["square"]["error"]
     assert {row["rank"] for row in rows.values()} == {1, 2, None}
     assert rows["glyphs"]["weights"]["sha256"] == models.weights_digest(GLYPHS)
-    assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None]
+    assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None, None]
     assert any("gone" in text for text in found["warnings"])  # nobody knows whether it may be shipped
     with pytest.raises(ToolchainError, match="no candidate is left: gone"):
         selection.run(domain, CPU, [missing], None, tmp_path)
@@ -202,7 +204,7 @@ def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
 def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
     return [
         {
-            "name": name, "scores": {selection.SCORE: value}, "error": "", "rank": None, "front": False, "may_ship": ships,
+            "name": name, "scores": {selection.SCORE: value}, "bounds": {}, "error": "", "rank": None, "front": False, "may_ship": ships,
             "fastest": "int8" if taken else None,
             "latency_ms": {"int8": {"estimate": taken, "low": taken, "high": taken, "samples": 3}} if taken else {},
         }
@@ -267,10 +269,15 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     run: Run, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clock, "run", pretend({"glyphs": 4.0}))
-    ranked = selection.run(domain, CPU, candidates(), None, tmp_path)
+    gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
+    ranked = selection.run(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
     assert "## Candidates for the model" in report.markdown(written)
     assert "First: random (it was asked for)." in page.html(written)
+    assert "weights file gone.safetensors is not there" in page.html(written)
+    assert "## Candidates left out" in report.markdown(written)
+    best = ranked["candidates"][0]
+    assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]
     assert "## Candidates for the model" not in report.markdown(run.report)
 
 

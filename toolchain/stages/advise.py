@@ -60,12 +60,12 @@ def settled(recipe: Recipe, data: Dataset, work: Path, target: Target | None = N
     """
     if recipe.reuse != "auto":
         return recipe, None
-    found = run(recipe.model.name, recipe.model, data, work, target) if recipe.model.weights else None
-    return dataclasses.replace(recipe, reuse=found.reuse if found else Reuse()), found
+    found = run(recipe.model.name, recipe.model, data, work, target)
+    return dataclasses.replace(recipe, reuse=found.reuse), found
 
 
-def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> Advice | None:
-    """Looks behind every block; None where the network is no chain of blocks, so that all of it is used.
+def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> Advice:
+    """Looks behind every block. Without depths where there is no telling, so that all of the network is used.
 
     Args:
         target: where the cut network is timed against the whole one; None: nowhere.
@@ -73,10 +73,11 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
     Raises:
         ToolchainError: as `look` and `clock`, or there are too few images to tell.
     """
+    if not spec.weights:
+        return _whole(name, data, "it has random weights, which say nothing of what it would learn")
     trained = look.run(name, spec, data, work)
     if len(trained.blocks) < 2:
-        progress.say(f"advise: {name} is no chain of blocks; all of it is used")
-        return None
+        return _whole(name, data, "it is no chain of blocks that could be cut")
     bare = look.run(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
     enough(trained.seen("train"))
     key = records.digest(VERSION, trained.key, bare.key)
@@ -86,20 +87,27 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
             stage = records.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
         assert stage.figures is not None
         depths = tuple(_read(row) for row in stage.figures["depths"])
-    per_class = len(data.splits["train"]) / len(data.classes)
-    reuse, why = proposed(depths, per_class, trained=bool(spec.weights))
+    reuse, why = proposed(depths, _per_class(data))
     return Advice(
         model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
-        per_class=per_class,
+        per_class=_per_class(data),
     )  # fmt: skip
 
 
-def proposed(depths: Sequence[Depth], per_class: float, *, trained: bool = True) -> tuple[Reuse, tuple[str, ...]]:
+def _whole(name: str, data: Dataset, why: str) -> Advice:
+    progress.say(f"advise: {name}: all of it is used: {why}")
+    return Advice(model=name, reuse=Reuse(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
+
+
+def _per_class(data: Dataset) -> float:
+    return len(data.splits["train"]) / len(data.classes)
+
+
+def proposed(depths: Sequence[Depth], per_class: float) -> tuple[Reuse, tuple[str, ...]]:
     """Where to cut, what to start anew and what to freeze, each with its reason.
 
     Args:
         per_class: training images.
-        trained: whether there are weights that could be given up or kept.
     """
     best = max(depths, key=lambda one: one.accuracy.estimate)
     keep = next(one for one in depths if one.drop.estimate <= TOLERANCE)
@@ -108,8 +116,6 @@ def proposed(depths: Sequence[Depth], per_class: float, *, trained: bool = True)
         f"the classes come apart best behind {best.block} ({100 * best.accuracy.estimate:.1f} % by a linear probe)"
         + (f"; {keep.block} is within {100 * TOLERANCE:.1f} points of it" if keep is not best else "")
     ]
-    if not trained:
-        return Reuse(keep="" if keep is depths[-1] else keep.block), tuple(why)
     known = [one.gain.low > 0 for one in kept]
     worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
     fresh, freeze = "", ""

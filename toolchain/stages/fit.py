@@ -59,6 +59,24 @@ class Fit:
         return self.cuts or self.resized is not None
 
 
+def limits_of(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.Amount]:
+    """What the budget says of how far pruning goes, by what it bounds.
+
+    Raises:
+        ToolchainError: recipe and budget contradict each other.
+    """
+    spec = recipe.prune
+    limits = {what: amounts.read(what, text) for what, text in amounts.given(budget).items()}
+    if limits and spec.ratio:
+        raise ToolchainError(
+            f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
+        )
+    if spec.resolution < 1 and not locked and (not limits or spec.ratio is not None):
+        instead = f"leave prune.ratio = {spec.ratio} out" if limits else "give one, as with --latency 0.5x"
+        raise ToolchainError(f"prune.resolution = {spec.resolution} is searched for a budget; {instead}")
+    return limits
+
+
 def run(
     adapted: Adapted,
     recipe: Recipe,
@@ -84,15 +102,8 @@ def run(
             for another model.
     """
     dense, spec = adapted.trained, recipe.prune
-    limits = {what: amounts.read(what, text) for what, text in amounts.given(budget).items()}
-    if limits and spec.ratio:
-        raise ToolchainError(
-            f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
-        )
+    limits = limits_of(recipe, budget, locked=lock is not None)
     searched = bool(limits) and spec.ratio is None
-    if spec.resolution < 1 and not (searched or lock):
-        instead = f"leave prune.ratio = {spec.ratio} out" if limits else "give one, as with --latency 0.5x"
-        raise ToolchainError(f"prune.resolution = {spec.resolution} is searched for a budget; {instead}")
     placed = None
     if lock:
         locks.check(lock, surgery.layers(dense.model, image), (image.shape[2], image.shape[3]))
