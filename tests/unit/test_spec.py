@@ -1,11 +1,16 @@
 """Files are read or refused with file, key, what it got, and what is accepted."""
 
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from toolchain import discover, overrides, spec
 from toolchain.errors import ToolchainError
+from toolchain.stages import fit
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> str:
@@ -241,3 +246,21 @@ def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
 
 def test_schemas_name_every_key() -> None:
     assert "prune" in spec.json_schema(spec.Recipe)["properties"]
+
+
+def test_what_the_readme_shows_is_accepted() -> None:
+    kinds: dict[str, tuple[discover.DataKind, dict[str, Any]]] = {
+        "candidates": ("shortlists", {}), "model": ("recipes", {}), "reuse": ("recipes", {"domain": "d", "model": {"name": "m"}}),
+        "package": ("targets", {"runtime": "onnxruntime"}), "gate": ("targets", {"runtime": "onnxruntime"}),
+    }  # fmt: skip
+    shown = [
+        tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    ]
+    assert len(shown) >= 5
+    for content in shown:
+        kind, rest = next(kinds[name] for name in kinds if name in content)
+        found = spec.check(
+            kind, {"name": "shown", **rest, **{k: v for k, v in content.items() if k != "schema"}}, "README.md"
+        )
+        if content.get("prune"):
+            fit.limits_of(found, found.budget, locked=False)
