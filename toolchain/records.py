@@ -104,7 +104,7 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 def disk_error(path: Path, reason: OSError) -> ToolchainError:
     """The message for a failed write."""
     advice = "free some room and run the same command again: finished stages are kept"
-    if reason.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    if reason.errno not in {errno.ENOSPC, errno.EDQUOT, None}:  # None: NumPy, which wrote less than it was to
         advice = "check the folder's permissions, or choose another with OUT="
     return ToolchainError(f"cannot write {path}: {reason.strerror or reason}; {advice}")
 

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from toolchain import records
@@ -31,6 +32,12 @@ def test_a_full_disk_is_one_clear_message() -> None:
             full.flush()
         except OSError as reason:
             raise records.disk_error(Path("/dev/full"), reason) from reason
+
+
+def test_numpys_short_write_is_taken_for_a_full_disk() -> None:
+    with Path("/dev/full").open("wb") as full, pytest.raises(OSError, match="requested") as short:
+        np.zeros(100_000).tofile(full)
+    assert "free some room" in str(records.disk_error(Path("x.npy"), short.value))
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path) -> None:
