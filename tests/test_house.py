@@ -13,6 +13,7 @@ RANKS = {
         "allowances",
         "packaging",
         "reuse",
+        "evidence",
         "seen",
         "shortlist",
         "processor",

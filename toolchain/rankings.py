@@ -8,7 +8,13 @@ from toolchain.errors import ToolchainError
 from toolchain.tables import Table
 
 Report = Mapping[str, Any]
-TITLES = {"probe": "Probe", "logme": "LogME", "hscore": "H-score", "leep": "LEEP"}  # others by their file's name
+TITLES = {
+    "levels": "All levels",
+    "probe": "Probe",
+    "logme": "LogME",
+    "hscore": "H-score",
+    "leep": "LEEP",
+}  # others by their file's name
 SHIPS = {"yes": "yes", "no": "no", "unknown": "not known"}
 RUNTIMES = ("onnxruntime", "openvino")
 

@@ -16,13 +16,15 @@ def table(found: Found | None) -> Table:
     rows = tuple(
         (
             one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), figures.count(one["macs"]),
-            _percent(one["accuracy"]), _percent(one["untrained"]),
+            f"{one['levels']:.3f}", _percent(one["accuracy"]), _percent(one["untrained"]),
             figures.points(one["gain"]["estimate"])
             + figures.interval(one["gain"]["low"], one["gain"]["high"], figures.points),
         )
         for one in (found["depths"] if found else ())
     )  # fmt: skip
-    return Table(columns=("Up to", "MACs", "Probe", "Random weights", "Pretraining brings"), rows=rows, spare=(3,))
+    return Table(
+        columns=("Up to", "MACs", "All levels", "Probe", "Random weights", "Pretraining brings"), rows=rows, spare=(4,)
+    )
 
 
 def _percent(one: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ class Seen:
 
     features: np.ndarray  # float64 [images, features]: what the head is given, maps averaged over their places
     labels: np.ndarray  # int64 [images]: the domain's classes
+    levels: tuple[np.ndarray, ...] = ()  # the same behind every block, in order, up to and with `features`
     source: np.ndarray | None = None  # float64 [images, source classes]: what its own head answers, as probabilities
 
     @property

@@ -25,33 +25,38 @@ def around(value: float, half: float = 0.02) -> Interval:
     return Interval(estimate=value, low=value - half, high=value + half, samples=200)
 
 
-def depths(accuracies: list[float], gains: list[float]) -> list[Depth]:
-    best = max(accuracies)
+def depths(levels: list[float], gains: list[float]) -> list[Depth]:
     return [
         Depth(
-            block=f"b{number}", macs=number, accuracy=around(value), drop=around(best - value),
-            untrained=around(value - gain), gain=around(gain),
+            block=f"b{number}", macs=number, levels=value, accuracy=around(0.9), drop=around(0.0), untrained=around(0.9 - gain),
+            gain=around(gain),
         )
-        for number, (value, gain) in enumerate(zip(accuracies, gains, strict=True))
+        for number, (value, gain) in enumerate(zip(levels, gains, strict=True))
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "gains", "per_class", "wanted"),
+    ("levels", "gains", "per_class", "wanted"),
     [
-        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.1], 100, Reuse()),  # the last one is the best: all of it
-        ([0.5, 0.9, 0.8], [0.1, 0.1, 0.1], 100, Reuse(keep="b1")),
-        ([0.5, 0.896, 0.9, 0.7], [0.1] * 4, 100, Reuse(keep="b1")),  # within half a point of the best
-        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.0], 100, Reuse(fresh="b2")),
-        ([0.5, 0.7, 0.9], [0.1, 0.0, 0.1], 100, Reuse()),  # what is above needs what is below
-        ([0.5, 0.9, 0.8], [0.0, 0.0, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
-        ([0.5, 0.7, 0.9], [0.1, 0.1, 0.1], 5, Reuse(freeze="b1")),  # few images
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 100, Reuse()),  # the last one tells most: all of it
+        ([0.1, 0.3, 0.2], [0.1, 0.1, 0.1], 100, Reuse(keep="b1")),
+        ([0.1, 0.2985, 0.3, 0.2], [0.1] * 4, 100, Reuse(keep="b1")),  # as much as the best
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.0], 100, Reuse(fresh="b2")),
+        ([0.1, 0.2, 0.3], [0.1, 0.0, 0.1], 100, Reuse()),  # what is above needs what is below
+        ([0.1, 0.3, 0.2], [0.0, 0.0, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 5, Reuse(freeze="b1")),  # few images
     ],
 )
-def test_what_is_proposed(accuracies: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
-    found, why = advise.proposed(depths(accuracies, gains), per_class)
+def test_what_is_proposed(levels: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
+    found, why = advise.proposed(depths(levels, gains), per_class, 500)
     assert found == wanted
     assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
+
+
+def test_nothing_is_cut_where_nobody_could_tell_what_it_costs() -> None:
+    found, why = advise.proposed(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
+    assert found == Reuse()
+    assert why[0].startswith("15 validation images are too few")
 
 
 def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
@@ -130,7 +135,7 @@ def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> 
 
 def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
     found = advise.Advice(
-        model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.5, 0.9, 0.8], [0.1] * 3)),
+        model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip
     assert reuse_report.TITLE not in report.markdown(run.report)

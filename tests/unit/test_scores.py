@@ -5,7 +5,7 @@ import pytest
 
 from toolchain import discover
 from toolchain.errors import ToolchainError
-from toolchain.scores import hscore, leep, logme, probe
+from toolchain.scores import hscore, leep, levels, logme, probe
 from toolchain.seen import Seen, enough
 
 # images, features, classes, features that are not zero -> LogME by github.com/thuml/LogME, commit 3a08950 (fixed point), and
@@ -46,6 +46,20 @@ def test_logme_does_not_mind_features_that_are_always_zero() -> None:
     seen = drawn(0, 300, 20, 4, 20)
     padded = Seen(features=np.pad(seen.features, ((0, 0), (0, 500))), labels=seen.labels)
     assert logme.score(padded, padded) == pytest.approx(logme.score(seen, seen), abs=1e-6)
+
+
+def test_levels_count_alike_whatever_their_width_and_scale() -> None:
+    seen = drawn(0, 300, 20, 4, 20)
+    noise = np.random.default_rng(9).standard_normal((300, 200))
+
+    def told(*found: np.ndarray) -> float:
+        return levels.score(Seen(features=found[-1], labels=seen.labels, levels=found), seen)
+
+    alone = told(seen.features)
+    assert told(seen.features, 1e3 * seen.features) == pytest.approx(alone, abs=0.02)
+    assert told(noise) < told(noise, seen.features) < alone  # the last level is not all that counts, nor is the widest
+    assert told(seen.features, noise) > told(noise)
+    assert levels.score(seen, seen) == alone  # a network that is no chain has one level
 
 
 def test_hscore_without_noise_is_the_plain_one() -> None:

@@ -1,7 +1,7 @@
 """advise: pretrained model, domain, target -> how much of the network is worth keeping, before any training.
 
-A linear probe behind every block says how far the classes come apart there; the same network untrained says what of that
-the pretraining brought. Where to cut, where to start anew and what to leave as it is follow from the two curves.
+How much the levels up to a block tell together (`scores/levels.py`) says where to cut; a linear probe behind every block, of
+the network and of the same one untrained, says what the pretraining brought, so where to start anew and what to leave.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import models, probe, progress, records, stats, surgery
+from toolchain import evidence, models, probe, progress, records, stats, surgery
 from toolchain.data import Dataset
 from toolchain.reuse import Reuse
 from toolchain.seen import enough
@@ -21,8 +21,9 @@ from toolchain.stages import clock, look
 from toolchain.stages.look import Look
 from toolchain.values import Interval, ModelSpec, Recipe, Target
 
-VERSION = 1
-TOLERANCE = 0.005  # of probe accuracy that a cut may cost, against the best block
+VERSION = 2
+TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
+SURE = 100  # validation images below which nothing is cut: nobody could tell what it cost
 FEW = 20  # training images a class below which blocks that already tell the classes apart are left as they are
 
 
@@ -32,6 +33,7 @@ class Depth:
 
     block: str
     macs: int  # of the network cut behind it, its new head included
+    levels: float  # LogME on the features of all levels up to it
     accuracy: Interval  # of the probe, on validation
     drop: Interval  # against the best block, paired over the same images; positive is worse
     untrained: Interval  # accuracy of the probe on the same network with random weights
@@ -87,7 +89,7 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
             stage = records.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
         assert stage.figures is not None
         depths = tuple(_read(row) for row in stage.figures["depths"])
-    reuse, why = proposed(depths, _per_class(data))
+    reuse, why = proposed(depths, _per_class(data), len(data.splits["val"]))
     return Advice(
         model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
         per_class=_per_class(data),
@@ -103,19 +105,25 @@ def _per_class(data: Dataset) -> float:
     return len(data.splits["train"]) / len(data.classes)
 
 
-def proposed(depths: Sequence[Depth], per_class: float) -> tuple[Reuse, tuple[str, ...]]:
+def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reuse, tuple[str, ...]]:
     """Where to cut, what to start anew and what to freeze, each with its reason.
 
     Args:
         per_class: training images.
+        held: validation images.
     """
-    best = max(depths, key=lambda one: one.accuracy.estimate)
-    keep = next(one for one in depths if one.drop.estimate <= TOLERANCE)
-    kept = list(depths[: list(depths).index(keep) + 1])
+    best = max(depths, key=lambda one: one.levels)
+    keep = next(one for one in depths if one.levels >= best.levels - TOLERANCE)
     why = [
-        f"the classes come apart best behind {best.block} ({100 * best.accuracy.estimate:.1f} % by a linear probe)"
-        + (f"; {keep.block} is within {100 * TOLERANCE:.1f} points of it" if keep is not best else "")
-    ]
+        f"the levels up to {keep.block} tell most of the classes (LogME {keep.levels:.3f})"
+        if keep is best else
+        f"the levels up to {keep.block} tell as much of the classes (LogME {keep.levels:.3f}) as those up to {best.block} "
+        f"({best.levels:.3f})"
+    ]  # fmt: skip
+    if keep is not depths[-1] and held < SURE:
+        keep = depths[-1]
+        why = [f"{held} validation images are too few to tell what a cut costs ({SURE} are enough)"]
+    kept = list(depths[: list(depths).index(keep) + 1])
     known = [one.gain.low > 0 for one in kept]
     worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
     fresh, freeze = "", ""
@@ -133,21 +141,22 @@ def proposed(depths: Sequence[Depth], per_class: float) -> tuple[Reuse, tuple[st
 
 
 def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look) -> list[Depth]:
-    right, plain, macs = [], [], list[int]()
+    right, plain, macs, told = [], [], list[int](), list[float]()
     with progress.bar(f"advise: {name}", len(trained.blocks)) as bar:
         for block in trained.blocks:
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
+            told.append(evidence.of_levels(trained.seen("train", block).levels, trained.seen("train").labels))
             cut = models.architecture(spec, len(data.classes), Reuse(keep=block))
             macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     best = max(right, key=np.mean)
     return [
         Depth(
-            block=block, macs=count, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
+            block=block, macs=count, levels=levels, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
             untrained=stats.accuracy(other), gain=_gain(other, own),
         )
-        for block, count, own, other in zip(trained.blocks, macs, right, plain, strict=True)
+        for block, count, levels, own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
     ]  # fmt: skip
 
 
@@ -177,4 +186,4 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
 
 def _read(row: dict[str, Any]) -> Depth:
     intervals = {name: Interval(**row[name]) for name in ("accuracy", "drop", "untrained", "gain")}
-    return Depth(block=row["block"], macs=row["macs"], **intervals)
+    return Depth(block=row["block"], macs=row["macs"], levels=row["levels"], **intervals)

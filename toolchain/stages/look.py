@@ -47,9 +47,17 @@ class Look:
             block: the last one that is kept; the whole network otherwise.
         """
         source = self.tensors.get(f"{split}.{SOURCE}") if block == HEAD else None
+        last = self.tensors[f"{split}.features.{block}"]
+        before = self.blocks if block == HEAD else self.blocks[: self.blocks.index(block)]
+        levels = [self.tensors[f"{split}.features.{name}"] for name in before]
+        if (
+            levels and levels[-1].shape == last.shape and torch.allclose(levels[-1], last, 1e-3, 1e-5)
+        ):  # nothing in between
+            levels.pop()
         return Seen(
-            features=self.tensors[f"{split}.features.{block}"].double().numpy(),
+            features=last.double().numpy(),
             labels=self.tensors[f"{split}.labels"].numpy(),
+            levels=tuple(level.double().numpy() for level in (*levels, last)),
             source=None if source is None else source.double().numpy(),
         )
 

@@ -9,6 +9,7 @@ from toolchain.errors import ToolchainError
 from toolchain.stages.look import HEAD, Look
 
 VERSION = 1
+SHARED = ("evidence", "probe")  # rooms that scores call
 
 
 def run(look: Look, work: Path, block: str = HEAD, names: tuple[str, ...] = ()) -> Mapping[str, float]:
@@ -23,6 +24,7 @@ def run(look: Look, work: Path, block: str = HEAD, names: tuple[str, ...] = ()) 
     """
     wanted = names or tuple(discover.modules("scores"))
     code = {name: records.sha256_file(Path(str(discover.module("scores", name).__file__))) for name in wanted}
+    code |= {name: records.sha256_file(discover.PACKAGE / f"{name}.py") for name in SHARED}
     with records.stage(work, "score", records.digest(VERSION, look.key, block, code)) as stage:
         if stage.figures is None:
             started = time.monotonic()
