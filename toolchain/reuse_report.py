@@ -16,14 +16,16 @@ def table(found: Found | None) -> Table:
     rows = tuple(
         (
             one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), figures.count(one["macs"]),
-            f"{one['levels']:.3f}", _percent(one["accuracy"]), _percent(one["untrained"]),
+            f"{one['levels']:.3f}", f"{one['untrained_levels']:.3f}", _percent(one["accuracy"]), _percent(one["untrained"]),
             figures.points(one["gain"]["estimate"])
             + figures.interval(one["gain"]["low"], one["gain"]["high"], figures.points),
         )
         for one in (found["depths"] if found else ())
     )  # fmt: skip
     return Table(
-        columns=("Up to", "MACs", "All levels", "Probe", "Random weights", "Pretraining brings"), rows=rows, spare=(4,)
+        columns=("Up to", "MACs", "All levels", "Random", "Probe", "Random, probe", "Pretraining brings"),
+        rows=rows,
+        spare=(5, 6),
     )
 
 

@@ -28,8 +28,8 @@ def around(value: float, half: float = 0.02) -> Interval:
 def depths(levels: list[float], gains: list[float]) -> list[Depth]:
     return [
         Depth(
-            block=f"b{number}", macs=number, levels=value, accuracy=around(0.9), drop=around(0.0), untrained=around(0.9 - gain),
-            gain=around(gain),
+            block=f"b{number}", macs=number, levels=value, untrained_levels=value - gain, accuracy=around(0.9), drop=around(0.0),
+            untrained=around(0.9), gain=around(0.0),
         )
         for number, (value, gain) in enumerate(zip(levels, gains, strict=True))
     ]  # fmt: skip
@@ -41,9 +41,10 @@ def depths(levels: list[float], gains: list[float]) -> list[Depth]:
         ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 100, Reuse()),  # the last one tells most: all of it
         ([0.1, 0.3, 0.2], [0.1, 0.1, 0.1], 100, Reuse(keep="b1")),
         ([0.1, 0.2985, 0.3, 0.2], [0.1] * 4, 100, Reuse(keep="b1")),  # as much as the best
-        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.0], 100, Reuse(fresh="b2")),
-        ([0.1, 0.2, 0.3], [0.1, 0.0, 0.1], 100, Reuse()),  # what is above needs what is below
-        ([0.1, 0.3, 0.2], [0.0, 0.0, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
+        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.1], 100, Reuse(fresh="b2")),
+        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.001], 100, Reuse()),  # no worse than random is no reason to give it up
+        ([0.1, 0.2, 0.3], [0.1, -0.1, 0.1], 100, Reuse()),  # what is above needs what is below
+        ([0.1, 0.3, 0.2], [-0.1, -0.1, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
         ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 5, Reuse(freeze="b1")),  # few images
     ],
 )

@@ -1,7 +1,8 @@
 """advise: pretrained model, domain, target -> how much of the network is worth keeping, before any training.
 
-How much the levels up to a block tell together (`scores/levels.py`) says where to cut; a linear probe behind every block, of
-the network and of the same one untrained, says what the pretraining brought, so where to start anew and what to leave.
+How much the levels up to a block tell together (`scores/levels.py`) says where to cut, and the same of the network with random
+weights where to start anew. A linear probe behind every block is shown beside it and decides nothing: it is behind where
+fine-tuning gains most, and weights that it finds no better than random ones were still the better start (docs/results.md).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from toolchain.stages import clock, look
 from toolchain.stages.look import Look
 from toolchain.values import Interval, ModelSpec, Recipe, Target
 
-VERSION = 2
+VERSION = 3
 TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
 SURE = 100  # validation images below which nothing is cut: nobody could tell what it cost
 FEW = 20  # training images a class below which blocks that already tell the classes apart are left as they are
@@ -34,6 +35,7 @@ class Depth:
     block: str
     macs: int  # of the network cut behind it, its new head included
     levels: float  # LogME on the features of all levels up to it
+    untrained_levels: float  # the same with random weights
     accuracy: Interval  # of the probe, on validation
     drop: Interval  # against the best block, paired over the same images; positive is worse
     untrained: Interval  # accuracy of the probe on the same network with random weights
@@ -124,14 +126,14 @@ def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reus
         keep = depths[-1]
         why = [f"{held} validation images are too few to tell what a cut costs ({SURE} are enough)"]
     kept = list(depths[: list(depths).index(keep) + 1])
-    known = [one.gain.low > 0 for one in kept]
+    known = [one.untrained_levels <= one.levels + TOLERANCE for one in kept]
     worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
     fresh, freeze = "", ""
     if worth < len(kept):
         fresh = kept[worth].block
         why.append(
-            "pretraining brings nothing here that random weights do not: only the architecture is taken over"
-            if worth == 0 else f"from {fresh} on pretraining brings nothing that random weights do not: it starts anew"
+            "random weights tell more here than the pretrained ones: only the architecture is taken over"
+            if worth == 0 else f"from {fresh} on random weights tell more than the pretrained ones: it starts anew"
         )  # fmt: skip
     if per_class < FEW and worth == len(kept) and len(kept) > 1:
         freeze = kept[-2].block
@@ -141,28 +143,33 @@ def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reus
 
 
 def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look) -> list[Depth]:
-    right, plain, macs, told = [], [], list[int](), list[float]()
+    right, plain, macs, told = [], [], list[int](), list[tuple[float, float]]()
     with progress.bar(f"advise: {name}", len(trained.blocks)) as bar:
         for block in trained.blocks:
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
-            told.append(evidence.of_levels(trained.seen("train", block).levels, trained.seen("train").labels))
+            told.append((_told(trained, block), _told(bare, block)))
             cut = models.architecture(spec, len(data.classes), Reuse(keep=block))
             macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     best = max(right, key=np.mean)
     return [
         Depth(
-            block=block, macs=count, levels=levels, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
+            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
             untrained=stats.accuracy(other), gain=_gain(other, own),
         )
-        for block, count, levels, own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
+        for block, count, (levels, other_levels), own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
     ]  # fmt: skip
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
     lost = stats.drop(before, after)
     return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
+
+
+def _told(found: Look, block: str) -> float:
+    seen = found.seen("train", block)
+    return evidence.of_levels(seen.levels, seen.labels)
 
 
 def _right(found: Look, block: str) -> np.ndarray:
@@ -186,4 +193,10 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
 
 def _read(row: dict[str, Any]) -> Depth:
     intervals = {name: Interval(**row[name]) for name in ("accuracy", "drop", "untrained", "gain")}
-    return Depth(block=row["block"], macs=row["macs"], levels=row["levels"], **intervals)
+    return Depth(
+        block=row["block"],
+        macs=row["macs"],
+        levels=row["levels"],
+        untrained_levels=row["untrained_levels"],
+        **intervals,
+    )
