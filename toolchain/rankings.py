@@ -9,7 +9,7 @@ from toolchain.tables import Table
 
 Report = Mapping[str, Any]
 TITLES = {
-    "levels": "All levels",
+    "levels": "Levels",
     "probe": "Probe",
     "logme": "LogME",
     "hscore": "H-score",

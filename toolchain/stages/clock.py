@@ -6,7 +6,7 @@ round; graphs are exported once for all targets.
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,8 @@ def _timed(
         for name, path in graphs.items():
             try:
                 shape = tuple(networks[name].image.shape)
-                made |= {(name, each): _compiled(path, each, target, shape, folder) for each in target.precisions}
+                forms = {placed: _compiled(path, placed, target, folder) for placed in _placed(target.precisions)}
+                made |= {(name, each): _tried(forms[each == "int8"], each, target, shape) for each in target.precisions}
             except ToolchainError as reason:
                 refused[name] = str(reason)
             bar.step(name)
@@ -135,19 +136,33 @@ def _timed(
     return found, refused
 
 
-def _compiled(path: Path, precision: Precision, target: Target, shape: tuple[int, ...], folder: Path) -> Artefact:
-    """One form, tried once: in a round, one that does not run would end all.
+def _placed(precisions: Sequence[Precision]) -> set[bool]:
+    """Whether in integers: f32 and bf16 are one file."""
+    return {each == "int8" for each in precisions}
+
+
+def _compiled(path: Path, integers: bool, target: Target, folder: Path) -> Artefact:
+    """One form.
 
     Raises:
         ToolchainError: the runtime does not take it.
     """
-    runtime = discover.module("runtimes", target.runtime)
-    placed = Placement() if precision == "int8" else Placement(float_modules=("",))
+    placed = Placement() if integers else Placement(float_modules=("",))
     model, _ = candidates.make(onnx_ir.load(path), placed, target.scheme)
-    made = folder / f"{path.parent.name}-{precision}"
+    made = folder / f"{path.parent.name}-{'int8' if integers else 'float'}"
     made.mkdir(parents=True, exist_ok=True)
     qdq.save(model, made / GRAPH)
-    artefact: Artefact = runtime.compile(made / GRAPH, made / target.runtime)
+    artefact: Artefact = discover.module("runtimes", target.runtime).compile(made / GRAPH, made / target.runtime)
+    return artefact
+
+
+def _tried(artefact: Artefact, precision: Precision, target: Target, shape: tuple[int, ...]) -> Artefact:
+    """The same, run once: in a round, one that does not run would end all.
+
+    Raises:
+        ToolchainError: it does not run.
+    """
+    runtime = discover.module("runtimes", target.runtime)
     try:
         runtime.open(artefact.path, threads=target.threads, precision=precision).run(np.zeros(shape, np.float32))
     except ToolchainError:
