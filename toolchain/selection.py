@@ -156,7 +156,7 @@ def _costs(found: Clocked) -> Row:
 
 def _rank(rows: Sequence[Row]) -> None:
     """Numbers the rows by the score, and marks the front."""
-    good = sorted((row for row in rows if not row["error"]), key=lambda row: -row["scores"][SCORE])
+    good = sorted((row for row in rows if not row["error"]), key=_place)
     for number, row in enumerate(good, 1):
         row["rank"] = number
     fastest = float("inf")
@@ -166,12 +166,22 @@ def _rank(rows: Sequence[Row]) -> None:
         fastest = min(fastest, taken) if row["front"] and taken is not None else fastest
 
 
+def _place(row: Row) -> tuple[float, bool]:
+    """Best first; of two with one score the pretrained one."""
+    return -row["scores"][SCORE], not row["model"]["weights"]
+
+
 def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
     said = []
     counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes))
     if counts.min() < FEW:
         said.append(
             f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
+        )
+    first = min((row for row in rows if not row["error"]), key=_place)
+    if not first["model"]["weights"]:
+        said.append(
+            f"{first['name']} comes first with random weights, of which scores know little; try it against the next"
         )
     if not any(row["latency_ms"] for row in rows):
         said.append(f"nothing was timed: this machine lacks the instructions of {target.name} ({target.isa})")

@@ -204,7 +204,7 @@ def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
 def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
     return [
         {
-            "name": name, "scores": {selection.SCORE: value}, "bounds": {}, "error": "", "rank": None, "front": False, "may_ship": ships,
+            "name": name, "model": {"weights": "" if "random" in name else "x"}, "scores": {selection.SCORE: value}, "bounds": {}, "error": "", "rank": None, "front": False, "may_ship": ships,
             "fastest": "int8" if taken else None,
             "latency_ms": {"int8": {"estimate": taken, "low": taken, "high": taken, "samples": 3}} if taken else {},
         }
@@ -229,6 +229,23 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
         "fast",
         "worse",
     ]
+
+
+def test_of_two_with_one_score_the_pretrained_one_comes_first() -> None:
+    found = rows(("random", 0.9, 1.0, "yes"), ("trained", 0.9, 1.0, "yes"))
+    selection._rank(found)
+    assert [row["rank"] for row in found] == [2, 1]
+
+
+def test_an_untrained_model_that_comes_first_is_said(
+    domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "run", pretend({}))
+    bare = candidates()[2]
+    found = selection.run(domain, CPU, [bare], None, tmp_path)
+    assert any(text.startswith("random comes first with random weights") for text in found["warnings"])
+    found = selection.run(domain, CPU, [candidates()[0]], None, tmp_path)
+    assert not any("random weights" in text for text in found["warnings"])
 
 
 def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
