@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from toolchain import cli_choose, cli_measure, cli_ship
+from toolchain.cli_choose import Data, ImageSize, OnCorrupt
 from toolchain.errors import ToolchainError
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ app = typer.Typer(
 KEPT = "finished stages and epochs are kept, the same command goes on from there"
 WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
-Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
 DomainName = Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")]
 Model = Annotated[
     str,
@@ -33,12 +33,10 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[str, typer.Option(help="Checkpoint file, torchvision weights such as DEFAULT, or zoo:<name>.")]
-ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
 Epochs = Annotated[int, typer.Option(help="Epochs of every training stage; 0 keeps the recipe's.", min=0)]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)]
 Seeds = Annotated[int, typer.Option(help="Repeat fine-tuning with so many seeds; 0 keeps the recipe's.", min=0)]
 Balance = Annotated[float, typer.Option(help="Aim: 0 accuracy to 1 balanced accuracy; -1 keeps the recipe's.")]
-OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
 
 

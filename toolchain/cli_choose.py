@@ -7,6 +7,10 @@ import typer
 
 from toolchain.cli_measure import Device, TargetName
 
+Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
+ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
+OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")]
+
 
 def select(
     domain: Annotated[str, typer.Option("--domain", "-d", help="Domain; `toolchain domains` lists them.")] = "image-folder",
@@ -19,10 +23,10 @@ def select(
             "resnet18 or resnet18:IMAGENET1K_V1, or random:<model>.",
         ),
     ] = "small",
-    data: Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")] = "",
-    image_size: Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")] = "",
+    data: Data = "",
+    image_size: ImageSize = "",
     layers: Annotated[bool, typer.Option("--layers", help="Also: how much of the first one is worth keeping, block by block.")] = False,
-    on_corrupt: Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")] = "",
+    on_corrupt: OnCorrupt = "",
     device: Device = "",
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to select/ in it.")] = Path("out"),
 ) -> None:  # fmt: skip

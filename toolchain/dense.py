@@ -10,6 +10,7 @@ import torch
 from toolchain import figures, loop, models, probe, records, stats, summary, tables
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
+from toolchain.shortlist import left_open
 from toolchain.stages import adapt, advise, judge, prepare
 from toolchain.stages.adapt import Adapted
 from toolchain.tables import Table
@@ -26,7 +27,7 @@ def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
     Raises:
         ToolchainError: as the stages it runs; or the choice of a model is left open.
     """
-    if recipe.model.name.partition(":")[0] == "auto":
+    if left_open(recipe.model.name):
         raise ToolchainError(
             f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolchain import records, rules, spec
 from toolchain.errors import ToolchainError
+from toolchain.shortlist import left_open
 from toolchain.values import Domain, ModelSpec, Recipe, Target
 
 
@@ -97,8 +98,7 @@ def pictures(domain: Domain, data: str, on_corrupt: str) -> Domain:
 
 def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
-        auto = flags.model.partition(":")[0] == "auto"
-        model = ModelSpec(name=flags.model, weights="" if auto else "DEFAULT")
+        model = ModelSpec(name=flags.model, weights="" if left_open(flags.model) else "DEFAULT")
     if not flags.weights:
         return model
     same = Path(flags.weights).name == Path(model.weights).name  # else the recipe's licence is of others

@@ -9,7 +9,7 @@ from toolchain import amounts, discover
 from toolchain.allowances import Allowance
 from toolchain.errors import ToolchainError
 from toolchain.packaging import C_ARRAY, Packaging
-from toolchain.shortlist import Shortlist
+from toolchain.shortlist import Shortlist, left_open
 from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
 
 # integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
@@ -138,7 +138,7 @@ def _recipe_rules(value: Recipe) -> Rules:
 
 def _auto_rules(value: Recipe) -> Rules:
     """A model that is yet to be chosen has no properties."""
-    if value.model.name.partition(":")[0] != "auto":
+    if not left_open(value.model.name):
         return []
     own = {one.name for one in dataclasses.fields(ModelSpec)} - {"name", "licence"}
     default = ModelSpec(name="")

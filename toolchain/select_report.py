@@ -76,8 +76,6 @@ def plot(found: Report) -> str:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
         for (x, y), row in zip(points, rows, strict=True):
-            if bounds := row["bounds"].get(found["score"]):
-                axes.vlines(x, bounds["low"], bounds["high"], color=canvas.MUTED, linewidth=1, alpha=0.4)
             axes.plot(
                 [x], [y], "o", color=canvas.MAIN if row["front"] else canvas.MUTED, markersize=7 if row["front"] else 5
             )

@@ -17,7 +17,7 @@ from toolchain import data as images
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
 from toolchain.reuse import Reuse
-from toolchain.shortlist import Candidate
+from toolchain.shortlist import Candidate, left_open
 from toolchain.stages import advise, clock, look, score
 from toolchain.stages.clock import Clocked, Network
 from toolchain.stages.look import HEAD
@@ -41,9 +41,9 @@ def settled(
     Raises:
         ToolchainError: as `run`; or no candidate keeps to the budget.
     """
-    kind, _, names = recipe.model.name.partition(":")
-    if kind != "auto":
+    if not left_open(recipe.model.name):
         return recipe, None
+    names = recipe.model.name.partition(":")[2]
     found = nominated.read([name.strip() for name in (names or nominated.DEFAULT).split(",")])
     written = run(domain, target, found, recipe.image_size, out)
     limit = amounts.read("latency", budget.latency) if budget.latency else None
@@ -78,12 +78,12 @@ def run(
     shown = Preprocess(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
     data, work = images.load(domain, shown, out / "data"), out / "work"
     _check(data)
-    rows = [_row(one, data, work) for one in found]
-    usable = [(one, row) for one, row in zip(found, rows, strict=True) if not row["error"]]
-    clocked, refused = clock.run({one.name: _network(one, data) for one, _ in usable}, target, work)
-    for one, row in usable:
-        row["error"] = refused.get(one.name, "")
-        row |= _costs(clocked[one.name]) if one.name in clocked else {}
+    networks = dict[str, Network]()
+    rows = [_row(one, data, work, networks) for one in found]
+    clocked, refused = clock.run(networks, target, work)
+    for row in rows:
+        row["error"] = row["error"] or refused.get(row["name"], "")
+        row |= _costs(clocked[row["name"]]) if row["name"] in clocked else {}
     if all(row["error"] for row in rows):
         raise ToolchainError(f"no candidate is left: {rows[0]['name']}: {rows[0]['error']}")
     _rank(rows)
@@ -115,19 +115,21 @@ def _check(data: Dataset) -> None:
         )
 
 
-def _row(one: Candidate, data: Dataset, work: Path) -> Row:
-    """What is known of a candidate without timing it."""
+def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]) -> Row:
+    """What is known of a candidate without timing it; what is to be timed is added to `networks`."""
     row: Row = {
         "name": one.name, "model": records.plain(one.model), "reuse": records.plain(one.reuse), "licence": one.model.licence,
         "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "bounds": {}, "latency_ms": {},
         "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
-        _network(one, data)  # says it before a minute is spent, where there is no such model or block
+        # says it before a minute is spent, where there is no such model or block, or it does not take the pictures
+        network = Network(models.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
         seen = look.run(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
         weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}
         scores = dict(score.run(seen, work, one.reuse.keep or HEAD))
+        networks[one.name] = network
         return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
     except ToolchainError as reason:
         progress.say(f"select: {one.name} is left out: {reason}")
@@ -141,10 +143,6 @@ def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
         return {}
     right = np.arange(images) < round(scores[SHARE] * images)
     return {SHARE: records.plain(stats.accuracy(right))}
-
-
-def _network(one: Candidate, data: Dataset) -> Network:
-    return Network(models.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
 
 
 def _costs(found: Clocked) -> Row:
@@ -178,7 +176,7 @@ def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
         said.append(
             f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
         )
-    first = min((row for row in rows if not row["error"]), key=_place)
+    first = next(row for row in rows if row["rank"] == 1)
     if not first["model"]["weights"]:
         said.append(
             f"{first['name']} comes first with random weights, of which scores know little; try it against the next"

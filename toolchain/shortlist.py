@@ -6,6 +6,7 @@ from typing import Literal
 from toolchain.reuse import Reuse
 from toolchain.values import ModelSpec
 
+AUTO = "auto"
 MayShip = Literal["yes", "no", "unknown"]
 
 
@@ -19,6 +20,11 @@ class Candidate:
     reuse: Reuse = field(default_factory=Reuse)
     trained_on: str = ""  # the set that its weights come from; "": not known
     may_ship: MayShip = "unknown"  # whether the weights' licence lets a product carry them
+
+
+def left_open(model: str) -> bool:
+    """Whether a model's name leaves the choice to the ranking: "auto", or "auto:" and candidates."""
+    return model.partition(":")[0] == AUTO
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def around(value: float, half: float = 0.02) -> Interval:
 def depths(levels: list[float], gains: list[float]) -> list[Depth]:
     return [
         Depth(
-            block=f"b{number}", macs=number, levels=value, untrained_levels=value - gain, accuracy=around(0.9), drop=around(0.0),
+            block=f"b{number}", macs=number, levels=value, untrained_levels=value - gain, accuracy=around(0.9),
             untrained=around(0.9), gain=around(0.0),
         )
         for number, (value, gain) in enumerate(zip(levels, gains, strict=True))

@@ -37,7 +37,6 @@ class Depth:
     levels: float  # LogME on the features of all levels up to it
     untrained_levels: float  # the same with random weights
     accuracy: Interval  # of the probe, on validation
-    drop: Interval  # against the best block, paired over the same images; positive is worse
     untrained: Interval  # accuracy of the probe on the same network with random weights
     gain: Interval  # of pretraining: accuracy over that, paired
 
@@ -152,10 +151,9 @@ def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look
             cut = models.architecture(spec, len(data.classes), Reuse(keep=block))
             macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
             bar.step(f"{block} {right[-1].mean():.3f}")
-    best = max(right, key=np.mean)
     return [
         Depth(
-            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=stats.accuracy(own), drop=stats.drop(best, own),
+            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=stats.accuracy(own),
             untrained=stats.accuracy(other), gain=_gain(other, own),
         )
         for block, count, (levels, other_levels), own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
@@ -192,7 +190,7 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
 
 
 def _read(row: dict[str, Any]) -> Depth:
-    intervals = {name: Interval(**row[name]) for name in ("accuracy", "drop", "untrained", "gain")}
+    intervals = {name: Interval(**row[name]) for name in ("accuracy", "untrained", "gain")}
     return Depth(
         block=row["block"],
         macs=row["macs"],

@@ -6,7 +6,7 @@ round; graphs are exported once for all targets.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,11 +107,12 @@ def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, Clocked], dict[str, str]]:
     made, refused = dict[tuple[str, Precision], Artefact](), dict[str, str]()
+    integers = {each == "int8" for each in target.precisions}  # f32 and bf16 are one file
     with progress.bar("clock: compiled", len(graphs)) as bar:
         for name, path in graphs.items():
             try:
                 shape = tuple(networks[name].image.shape)
-                forms = {placed: _compiled(path, placed, target, folder) for placed in _placed(target.precisions)}
+                forms = {placed: _compiled(path, placed, target, folder) for placed in integers}
                 made |= {(name, each): _tried(forms[each == "int8"], each, target, shape) for each in target.precisions}
             except ToolchainError as reason:
                 refused[name] = str(reason)
@@ -134,11 +135,6 @@ def _timed(
             sizes={p: made[name, p].size_bytes for p in target.precisions},
         )  # fmt: skip
     return found, refused
-
-
-def _placed(precisions: Sequence[Precision]) -> set[bool]:
-    """Whether in integers: f32 and bf16 are one file."""
-    return {each == "int8" for each in precisions}
 
 
 def _compiled(path: Path, integers: bool, target: Target, folder: Path) -> Artefact:

@@ -47,19 +47,20 @@ class Look:
             block: the last one that is kept; the whole network otherwise.
         """
         source = self.tensors.get(f"{split}.{SOURCE}") if block == HEAD else None
-        last = self.tensors[f"{split}.features.{block}"]
         before = self.blocks if block == HEAD else self.blocks[: self.blocks.index(block)]
-        levels = [self.tensors[f"{split}.features.{name}"] for name in before]
-        if (
-            levels and levels[-1].shape == last.shape and torch.allclose(levels[-1], last, 1e-3, 1e-5)
-        ):  # nothing in between
-            levels.pop()
+        levels = [self.tensors[f"{split}.features.{name}"].double().numpy() for name in (*before, block)]
+        if len(levels) > 1 and _alike(*levels[-2:]):  # nothing lies between the last block and the head
+            del levels[-2]
         return Seen(
-            features=last.double().numpy(),
+            features=levels[-1],
             labels=self.tensors[f"{split}.labels"].numpy(),
-            levels=tuple(level.double().numpy() for level in (*levels, last)),
+            levels=tuple(levels),
             source=None if source is None else source.double().numpy(),
         )
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and np.allclose(one, other, 1e-3, 1e-5)
 
 
 def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
