@@ -12,7 +12,7 @@ from toolchain import loop, models, page, report, reuse_report
 from toolchain.augment import chosen
 from toolchain.records import plain
 from toolchain.reuse import Reuse
-from toolchain.stages import adapt, advise
+from toolchain.stages import adapt, advise, look, score
 from toolchain.stages.advise import Depth
 from toolchain.values import AugmentSpec, Domain, Interval, ModelSpec, Preprocess, Recipe, TrainSpec
 
@@ -74,6 +74,11 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
     assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
     assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
     assert found.speedup is None  # no target was named
+    bare = look.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    trained = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    for depth in found.depths[0::4]:
+        assert depth.levels == score.run(trained, tmp_path / "work", depth.block)["levels"]
+        assert depth.untrained_levels == score.run(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
     shown = reuse_report.table(plain(found))
     assert len(shown.rows) == len(found.depths)

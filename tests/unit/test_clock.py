@@ -34,6 +34,7 @@ def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, mon
     assert found["small"].latencies["f32"].estimate < found["large"].latencies["f32"].estimate
     assert found["small"].macs < found["large"].macs
     assert found["small"].sizes["int8"] < found["large"].sizes["f32"]
+    assert found["large"].sizes["int8"] < 0.5 * found["large"].sizes["f32"]
     assert found["large"].fastest in {"f32", "int8"}
     assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
     monkeypatch.setattr(clock, "_timed", None)

@@ -1,5 +1,7 @@
 """Transferability scores: the published values on features that anyone can draw, and what no published code does right."""
 
+import ast
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from toolchain import discover
 from toolchain.errors import ToolchainError
 from toolchain.scores import hscore, leep, levels, logme, probe
 from toolchain.seen import Seen, enough
+from toolchain.stages import score as stage
 
 # images, features, classes, features that are not zero -> LogME by github.com/thuml/LogME, commit 3a08950 (fixed point), and
 # LEEP by its LEEP.py, commit 1dbc4d1, run on what `drawn` gives
@@ -59,6 +62,7 @@ def test_levels_count_alike_whatever_their_width_and_scale() -> None:
     assert told(seen.features, 1e3 * seen.features) == pytest.approx(alone, abs=0.02)
     assert told(noise) < told(noise, seen.features) < alone  # the last level is not all that counts, nor is the widest
     assert told(seen.features, noise) > told(noise)
+    assert told(seen.features, np.tile(noise, 5)) == pytest.approx(told(seen.features, noise), abs=1e-6)
     assert levels.score(seen, seen) == alone  # a network that is no chain has one level
 
 
@@ -104,3 +108,12 @@ def test_the_probe_is_asked_on_validation() -> None:
 def test_what_no_score_can_tell_is_said(labels: list[int], features: np.ndarray, said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
         enough(Seen(features=features, labels=np.array(labels)))
+
+
+def test_what_scores_call_decides_whether_they_are_computed_anew() -> None:
+    called = set[str]()
+    for path in (discover.PACKAGE / "scores").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "toolchain":
+                called |= {alias.name for alias in node.names}
+    assert called == set(stage.SHARED)

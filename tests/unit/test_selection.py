@@ -133,6 +133,20 @@ def test_a_look_is_taken_once_and_serves_every_depth(
     assert look.run("glyphs", GLYPHS, data, tmp_path / "work").seen("val").features.tolist() == held.features.tolist()
 
 
+def test_levels_are_those_up_to_the_cut_and_what_the_head_is_given_counts_once(domain: Domain, tmp_path: Path) -> None:
+    data = images.load(domain, SHOWN, tmp_path / "data")
+    found = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    widths = [found.seen("train", block).features.shape[1] for block in found.blocks]
+    for number, block in enumerate(found.blocks):
+        seen = found.seen("train", block)
+        assert [level.shape[1] for level in seen.levels] == widths[: number + 1]
+        assert seen.levels[-1] is seen.features
+    whole = found.seen("train")
+    assert [level.shape[1] for level in whole.levels] == widths  # nothing learns between the last block and the head
+    hidden = look.run("v3", ModelSpec(name="mobilenet_v3_small"), data, tmp_path / "work")
+    assert [level.shape[1] for level in hidden.seen("train").levels[-2:]] == [576, 1024]  # its head has two layers
+
+
 def test_what_a_cut_network_hands_to_its_head_is_what_was_seen(domain: Domain, tmp_path: Path) -> None:
     data = images.load(domain, SHOWN, tmp_path / "data")
     found = look.run("glyphs", GLYPHS, data, tmp_path / "work")
