@@ -1,0 +1,58 @@
+#include <onnxruntime_cxx_api.h>
+
+#include "model.h"
+#include "refused.h"
+
+namespace edge {
+namespace {
+
+class OnnxRuntime final : public Model {
+ public:
+  explicit OnnxRuntime(const Bundle& bundle) : logits_(bundle.classes.size()) {
+    Ort::SessionOptions options;
+    options.SetIntraOpNumThreads(static_cast<int>(bundle.threads));
+    options.SetInterOpNumThreads(1);
+    // it would quantize layers that were left in float
+    options.AddConfigEntry("optimization.disable_specified_optimizers", "WeightBiasQuantization");
+    const Bytes& graph = bundle.files.at(bundle.model[0]);
+    session_ = Ort::Session(environment_, graph.data(), graph.size(), options);
+    if (session_.GetInputCount() != 1 || session_.GetOutputCount() != 1) throw Refused(bundle.model[0] + ": one input and one output are wanted");
+    shape_ = {1, 3, static_cast<std::int64_t>(bundle.sees.size.height), static_cast<std::int64_t>(bundle.sees.size.width)};
+    answer_ = {1, static_cast<std::int64_t>(logits_.size())};
+    const Ort::TypeInfo in = session_.GetInputTypeInfo(0), out = session_.GetOutputTypeInfo(0);
+    if (in.GetTensorTypeAndShapeInfo().GetShape() != shape_ || out.GetTensorTypeAndShapeInfo().GetShape() != answer_) {
+      throw Refused(bundle.model[0] + " has other inputs or outputs than the manifest says");
+    }
+    Ort::AllocatorWithDefaultOptions allocator;
+    input_name_ = session_.GetInputNameAllocated(0, allocator).get();
+    output_name_ = session_.GetOutputNameAllocated(0, allocator).get();
+  }
+
+  const std::vector<float>& run(const std::vector<float>& input) override {
+    // the runtime only reads its input; its interface does not say so
+    Ort::Value source = Ort::Value::CreateTensor<float>(memory_, const_cast<float*>(input.data()), input.size(), shape_.data(), shape_.size());
+    Ort::Value result = Ort::Value::CreateTensor<float>(memory_, logits_.data(), logits_.size(), answer_.data(), answer_.size());
+    const char* inputs[] = {input_name_.c_str()};
+    const char* outputs[] = {output_name_.c_str()};
+    session_.Run(Ort::RunOptions{nullptr}, inputs, &source, 1, outputs, &result, 1);
+    return logits_;
+  }
+
+ private:
+  Ort::Env environment_{ORT_LOGGING_LEVEL_WARNING, "runner"};
+  Ort::Session session_{nullptr};
+  Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  std::vector<std::int64_t> shape_, answer_;
+  std::string input_name_, output_name_;
+  std::vector<float> logits_;
+};
+
+}  // namespace
+
+const char* const kRuntime = "onnxruntime";
+
+std::string runtime_version() { return Ort::GetVersionString(); }
+
+std::unique_ptr<Model> open_model(const Bundle& bundle) { return std::make_unique<OnnxRuntime>(bundle); }
+
+}  // namespace edge
