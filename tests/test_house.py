@@ -96,6 +96,8 @@ RANKS = {
         "peak",
         "subjects",
         "vouched",
+        "cargo",
+        "updates",
         "watched",
         "drift",
         "gating",

@@ -37,17 +37,23 @@ def pack(folder: Path, path: Path) -> Path:
     Raises:
         ToolchainError: SOURCE_DATE_EPOCH is no time; or the archive cannot be written.
     """
-    moment = _moment(os.environ.get("SOURCE_DATE_EPOCH", "0"))
+    when = moment()
     with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in sorted(folder.iterdir()):
             entry = tarfile.TarInfo(f"{INSIDE}{file.name}")
-            entry.size, entry.mtime, entry.mode = file.stat().st_size, moment, 0o644
+            entry.size, entry.mtime, entry.mode = file.stat().st_size, when, 0o644
             with file.open("rb") as body:
                 tar.addfile(entry, body)
     return path
 
 
-def _moment(text: str) -> int:
+def moment() -> int:
+    """Of every file that leaves the house, in seconds since 1970: SOURCE_DATE_EPOCH, else 0.
+
+    Raises:
+        ToolchainError: it is no time.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH", "0")
     if not text.isdecimal() or int(text) >= LAST_MOMENT:
         raise ToolchainError(f"SOURCE_DATE_EPOCH = {text!r}: seconds since 1970 are wanted, a whole number")
     return int(text)

@@ -275,6 +275,7 @@ app.command()(cli_measure.gate)
 app.command()(cli_measure.accept)
 app.command()(cli_ship.sign)
 app.command()(cli_ship.verify)
+app.command()(cli_ship.package)
 app.command()(cli_ship.drift)
 
 

@@ -39,6 +39,39 @@ def verify(
     typer.echo(f"OK: {vouched.check(bundle, key, min_release).sentence}")
 
 
+def package(
+    bundle: Archive,
+    system: Annotated[str, typer.Option("--for", metavar="SYSTEM", help="swupdate, mender or rauc.")],
+    device_type: Annotated[str, typer.Option(help="The board's type, as its update system knows it.")],
+    key: Annotated[Path | None, typer.Option(help="PEM file of the private key; unsigned without one.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Its X.509 certificate: RAUC's signature, and CMS for SWUpdate.")
+    ] = None,
+    folder: Annotated[str, typer.Option(help="On the board, in which bundles are kept.")] = "/var/lib/edge-models",
+    templates: Annotated[
+        str, typer.Option(help="Folder of your own templates, or one that ships: rauc-artifact.")
+    ] = "",
+    out: Annotated[Path, typer.Option("--out", help="Folder; package/<system>/ is written in it.")] = Path("out"),
+) -> None:
+    """Wrap a bundle's archive for the update system of a board: SWUpdate, Mender or RAUC.
+
+    Exit status: 0 done, 2 wrong input.
+    """
+    from toolchain import cargo, discover
+    from toolchain.errors import ToolchainError
+    from toolchain.signing import Signer
+
+    room = discover.module("updates", system)
+    if certificate and not key:
+        raise ToolchainError("--certificate without --key: the private key signs, the certificate says whose it is")
+    load = cargo.load(bundle, system, device_type, folder, templates)
+    signer = Signer(key=key, certificate=certificate) if key else None
+    for what, path in room.build(load, out / "package" / system, signer).items():
+        typer.echo(f"{what}: {path}")
+    if not signer:
+        typer.echo("warning: not signed (--key)", err=True)
+
+
 def drift(
     bundle: Annotated[Path, typer.Argument(help="The bundle that counted: its folder or archive.")],
     counts: Annotated[list[Path], typer.Argument(help="Files that `run.py --watch` wrote, one or of many boards.")],

@@ -13,7 +13,7 @@ from typing import Literal
 from toolchain.errors import ToolchainError
 
 DataKind = Literal["targets", "calibration", "recipes", "shortlists"]
-CodeKind = Literal["criteria", "runtimes", "scores", "sources"]
+CodeKind = Literal["criteria", "runtimes", "scores", "sources", "updates"]
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -47,9 +47,13 @@ def find(kind: DataKind, name: str) -> Path:
 
 
 def _singular(kind: str) -> str:
-    return {"targets": "target", "recipes": "recipe", "calibration": "domain", "criteria": "criterion"}.get(
-        kind, kind[:-1]
-    )
+    return {
+        "targets": "target",
+        "recipes": "recipe",
+        "calibration": "domain",
+        "criteria": "criterion",
+        "updates": "update system",
+    }.get(kind, kind[:-1])
 
 
 def nearest(name: str, accepted: list[str]) -> str:

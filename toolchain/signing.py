@@ -7,11 +7,15 @@ is checked before anything inside is read.
 
 import hashlib
 import os
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7
 
 from toolchain import records
 from toolchain.errors import ToolchainError
@@ -45,6 +49,54 @@ def sign(archive: Path, body: bytes, key: Path) -> Path:
     with records.writing(path_of(archive)) as out:
         out.write(_signature(secret, body))
     return path_of(archive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """Who signs: PEM files."""
+
+    key: Path
+    certificate: Path | None = None  # X.509 of the key, where the receiver checks those
+
+
+def detached(body: bytes, key: Path, kinds: Collection[str]) -> bytes:
+    """A signature as its bytes.
+
+    Args:
+        kinds: of keys that the receiver can check: "RSA", "P-256".
+
+    Raises:
+        ToolchainError: the key is missing, none that is accepted, or of another kind.
+    """
+    secret = _private(key)
+    kind = "P-256" if isinstance(secret, ec.EllipticCurvePrivateKey) and secret.curve.name == "secp256r1" else ""
+    if (kind or ("RSA" if isinstance(secret, rsa.RSAPrivateKey) else "")) not in kinds:
+        raise ToolchainError(
+            f"{key} ({fingerprint(secret.public_key())}) is of a kind that the update system cannot check; "
+            f"accepted without a certificate: {', '.join(sorted(kinds))}"
+        )
+    return _signature(secret, body)
+
+
+def cms(body: bytes, signer: Signer) -> bytes:
+    """A detached CMS signature (RFC 5652) in DER, as `openssl cms -sign -binary` writes it.
+
+    Raises:
+        ToolchainError: key or certificate is missing or unreadable, or they do not belong together.
+    """
+    assert signer.certificate
+    secret = _private(signer.key)
+    try:
+        certificate = x509.load_pem_x509_certificate(_small(signer.certificate, "a certificate"))
+    except ValueError as reason:
+        raise ToolchainError(f"{signer.certificate} is not an X.509 certificate in PEM") from reason
+    if fingerprint(certificate.public_key()) != fingerprint(secret.public_key()):  # type: ignore[arg-type]
+        raise ToolchainError(f"{signer.certificate} is not the certificate of {signer.key}")
+    if isinstance(secret, ed25519.Ed25519PrivateKey):
+        raise ToolchainError(f"{signer.key}: update systems do not check Ed25519; use RSA or an elliptic curve")
+    made = pkcs7.PKCS7SignatureBuilder().set_data(body).add_signer(certificate, secret, hashes.SHA256())
+    wanted = [pkcs7.PKCS7Options.Binary, pkcs7.PKCS7Options.DetachedSignature, pkcs7.PKCS7Options.NoCapabilities]
+    return made.sign(serialization.Encoding.DER, wanted)
 
 
 def check(body: bytes, signature: Path, key: Path) -> str:

@@ -52,18 +52,26 @@ def _found(folder: Path, named: Path, signer: str, least_release: int) -> Vouche
     return Vouched(manifest=manifest, files=len(archives.listed(folder)), signer=signer)
 
 
+def whole(archive: Path) -> tuple[bytes, Manifest]:
+    """An archive's bytes and its manifest, every file in it checked.
+
+    Raises:
+        ToolchainError: it is a folder, or damaged.
+    """
+    if archive.is_dir():
+        raise ToolchainError(f"{archive} is a folder; the archive is what leaves the house: {archive}.tar")
+    body = _read(archive)
+    with tempfile.TemporaryDirectory() as scratch:
+        return body, _found(archives.unpacked(archive, Path(scratch) / "bundle", body), archive, "", 0).manifest
+
+
 def sign(archive: Path, key: Path) -> Path:
     """Signs an archive that is whole.
 
     Raises:
         ToolchainError: it is a folder, or damaged; or the key is none that is accepted.
     """
-    if archive.is_dir():
-        raise ToolchainError(f"{archive} is a folder; the archive is what is signed: {archive}.tar")
-    body = _read(archive)
-    with tempfile.TemporaryDirectory() as scratch:
-        _found(archives.unpacked(archive, Path(scratch) / "bundle", body), archive, "", 0)
-    return signing.sign(archive, body, key)
+    return signing.sign(archive, whole(archive)[0], key)
 
 
 def _read(archive: Path) -> bytes:

@@ -141,7 +141,7 @@ def test_damaged_archives_are_not_signed(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError):
         vouched.sign(archive, private)
     assert not (tmp_path / "bundle.tar.sig").exists()
-    with pytest.raises(ToolchainError, match="the archive is what is signed"):
+    with pytest.raises(ToolchainError, match="the archive is what leaves the house"):
         vouched.sign(tmp_path / "bundle", private)
 
 

@@ -1,0 +1,50 @@
+"""RAUC's bundle: a folder with `manifest.raucm`, which RAUC's own tool turns into a signed .raucb.
+
+Squashfs, verity and CMS together are RAUC's business, so nothing here imitates them: where `rauc` is installed and a
+certificate is given, it is called; else the folder is what is handed on, with the command to be run.
+"""
+
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolchain import progress, records
+from toolchain.cargo import ARCHIVE, INSTALL, Cargo
+from toolchain.errors import ToolchainError
+from toolchain.signing import Signer
+
+MANIFEST = "manifest.raucm"
+
+
+def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+    """Writes the folder, and the bundle where that can be made here."""
+    folder, package = out / f"{cargo.name}.rauc", out / f"{cargo.name}.raucb"
+    shutil.rmtree(folder, ignore_errors=True)
+    manifest = cargo.text(MANIFEST)
+    files = {MANIFEST: manifest, ARCHIVE: cargo.archive}
+    if INSTALL.encode() in manifest:
+        files[INSTALL] = cargo.text(INSTALL)
+    for name, body in files.items():
+        with records.writing(folder / name) as file:
+            file.write(body)
+    if INSTALL in files:
+        (folder / INSTALL).chmod(0o755)
+    if signer is None or signer.certificate is None:
+        words = shlex.join(_command(folder, package, "certificate.pem", "private.pem"))
+        progress.say(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
+        return {"input of `rauc bundle`": folder}
+    command = _command(folder, package, str(signer.certificate), str(signer.key))
+    if shutil.which("rauc") is None:
+        progress.say(f"rauc is not installed here; where it is: {shlex.join(command)}")
+        return {"input of `rauc bundle`": folder}
+    package.unlink(missing_ok=True)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        raise ToolchainError(f"rauc refuses {folder}: {(ended.stderr or ended.stdout).strip()}")
+    return {"package": package, "made of": folder}
+
+
+def _command(folder: Path, package: Path, certificate: str, key: str) -> list[str]:
+    return ["rauc", "bundle", f"--cert={certificate}", f"--key={key}", str(folder), str(package)]

@@ -1,0 +1,47 @@
+"""SWUpdate's .swu: a cpio archive (newc with checksums), `sw-description` first and its signature directly after.
+
+Every image has its SHA-256 in the description, which signed builds of SWUpdate insist on. With a certificate the signature
+is CMS, without one RSA over SHA-256: which of the two a board checks is settled when its SWUpdate is built.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolchain import archives, records, signing
+from toolchain.cargo import ARCHIVE, INSTALL, Cargo, padded
+from toolchain.signing import Signer
+
+DESCRIPTION = "sw-description"
+REGULAR = 0o100644
+
+
+def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+    """Writes the package."""
+    install = cargo.text(INSTALL)
+    described = cargo.text(DESCRIPTION, install_digest=hashlib.sha256(install).hexdigest())
+    files = {DESCRIPTION: described}
+    if signer:
+        files[f"{DESCRIPTION}.sig"] = (
+            signing.cms(described, signer) if signer.certificate else signing.detached(described, signer.key, {"RSA"})
+        )
+    package = out / f"{cargo.name}.swu"
+    with records.writing(package) as file:
+        file.write(_cpio({**files, ARCHIVE: cargo.archive, INSTALL: install}))
+    return {"package": package}
+
+
+def _cpio(files: dict[str, bytes]) -> bytes:
+    """Files in their order, in the portable format "070702" of cpio(5)."""
+    moment = archives.moment()
+    entries = [
+        _entry(name, body, number, REGULAR, moment, sum(body) & 0xFFFFFFFF)
+        for number, (name, body) in enumerate(files.items(), 1)
+    ]
+    return padded(b"".join([*entries, _entry("TRAILER!!!", b"", 0, 0, 0, 0)]), 512)
+
+
+def _entry(name: str, body: bytes, inode: int, mode: int, moment: int, checksum: int) -> bytes:
+    fields = inode, mode, 0, 0, 1, moment, len(body), 0, 0, 0, 0, len(name) + 1, checksum
+    header = "070702" + "".join(f"{field:08X}" for field in fields)
+    return padded(header.encode() + name.encode() + b"\0", 4) + padded(body, 4)
