@@ -81,7 +81,10 @@ def accepts(system: str, path: Path, signer: dict[str, Path]) -> bool:
         "mender": ["mender-artifact", "validate", "-k", signer["public"], path],
         "rauc": ["rauc", f"--keyring={certificate}", "extract", path, scratch],
     }[system]
-    return subprocess.run(list(map(str, words)), capture_output=True, check=False, cwd=path.parent).returncode == 0
+    ended = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, cwd=path.parent)
+    if system == "swupdate":  # its threads race when they end, so that its exit status is 1 now and then
+        return "SWUPDATE successful" in ended.stdout
+    return ended.returncode == 0
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -93,10 +96,11 @@ def test_the_systems_own_tool_takes_the_package_and_refuses_it_with_one_bit_chan
     path = signed(bundle, system, signer)
     assert accepts(system, path, signer)
     body, moments, changed = path.read_bytes(), random.Random(3), tmp_path / f"changed{path.suffix}"
-    used = (
-        int.from_bytes(body[40:48], "little") if system == "rauc" else len(body.rstrip(b"\0"))
-    )  # the rest only fills blocks
-    for at in [moments.randrange(used) for _ in range(FLIPS)]:
+    if system == "rauc":  # in its squashfs
+        used = list(range(int.from_bytes(body[40:48], "little")))
+    else:  # zeros fill blocks
+        used = [at for at, byte in enumerate(body) if byte]
+    for at in moments.sample(used, FLIPS):
         changed.write_bytes(body[:at] + bytes([body[at] ^ 1 << moments.randrange(8)]) + body[at + 1 :])
         assert not accepts(system, changed, signer), at
 
