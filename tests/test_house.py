@@ -60,6 +60,7 @@ RANKS = {
         "sbom",
         "arrays",
         "carray",
+        "cpp",
         "frames",
         "external",
         "devices",

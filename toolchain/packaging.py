@@ -17,11 +17,12 @@ class Packaging:
     forms: tuple[str, ...] = ()  # what the runtime offers: ort, c-array; blob
     input: Literal["float32", "uint8"] = "float32"  # uint8: one more form takes raw frames, NHWC
     frame: tuple[int, int] | None = None  # height and width of the camera's; None: the network's
+    sources: bool = False  # of the C++ runner, as runner.tar
 
     @property
     def wanted(self) -> bool:
         """Whether anything beside the canonical form is asked for."""
-        return bool(self.forms) or self.input == "uint8"
+        return bool(self.forms) or self.input == "uint8" or self.sources
 
 
 @dataclass(frozen=True, kw_only=True)

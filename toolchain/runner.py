@@ -61,7 +61,9 @@ def fit_size(pixels, size):
         raise Refused(
             f"pixels of {pixels.shape[:2]} need Pillow to become {tuple(size)} (pip install pillow)"
         ) from reason
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    # width first, then height: left to itself, Pillow takes another order from release 13 on, and rounds otherwise
+    narrow = Image.fromarray(pixels).resize((size[1], pixels.shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(narrow.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def normalise(pixels, mean, std):
@@ -243,7 +245,7 @@ def classify(logits, manifest):
     logits = logits.astype(np.float64)
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
-    best = [(manifest["classes"][i], round(float(shares[i]), 4)) for i in shares.argsort()[::-1][:3]]
+    best = [(manifest["classes"][i], round(float(shares[i]), 4)) for i in np.argsort(-shares, kind="stable")[:3]]
     return {"class": best[0][0], "probability": best[0][1], "best": dict(best)}
 
 

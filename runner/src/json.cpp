@@ -188,19 +188,47 @@ std::size_t Json::count() const {
   return static_cast<std::size_t>(found);
 }
 
+// Bytes of the UTF-8 character at a place, 0 where there is none.
+static std::size_t character(const std::string& text, std::size_t at) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
+  const unsigned first = byte(at), second = byte(at + 1);
+  if (first < 0x80) return 1;
+  const std::size_t length = first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xf0 && first < 0xf5 ? 4 : 0;
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(at + i) & 0xc0) != 0x80) return 0;
+  }
+  const bool twice = (first == 0xe0 && second < 0xa0) || (first == 0xf0 && second < 0x90);       // could be written shorter
+  const bool beyond = (first == 0xed && second >= 0xa0) || (first == 0xf4 && second >= 0x90);  // half a pair, or no such number
+  return twice || beyond ? 0 : length;
+}
+
 std::string quoted(const std::string& text) {
   std::string found = "\"";
-  for (const char letter : text) {
+  for (std::size_t at = 0; at < text.size();) {
+    const char letter = text[at];
+    const std::size_t length = character(text, at);
     if (letter == '"' || letter == '\\') {
       found += '\\', found += letter;
     } else if (static_cast<unsigned char>(letter) < 0x20) {
       const char* digits = "0123456789abcdef";
       found += std::string("\\u00") + digits[letter >> 4] + digits[letter & 15];
     } else {
-      found += letter;
+      found += length ? text.substr(at, length) : "?";
     }
+    at += length ? length : 1;
   }
   return found + '"';
+}
+
+std::string printable(const std::string& text) {
+  std::string found;
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = character(text, at);
+    const auto letter = static_cast<unsigned char>(text[at]);
+    found += length == 0 || letter < 0x20 || letter == 0x7f ? "?" : text.substr(at, length);
+    at += length ? length : 1;
+  }
+  return found;
 }
 
 }  // namespace edge

@@ -36,7 +36,10 @@ class Json {
   std::map<std::string, Json> object_;
 };
 
-// A text as JSON, with its quotes.
+// A text as JSON, with its quotes. What is no UTF-8 becomes a question mark.
 std::string quoted(const std::string& text);
+
+// A text for a terminal: neither control characters nor what is no UTF-8.
+std::string printable(const std::string& text);
 
 }  // namespace edge

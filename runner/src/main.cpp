@@ -18,7 +18,7 @@ using edge::Refused;
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kUsage =
-    "usage: runner BUNDLE [--self-test] [--time SECONDS] [--frame HEIGHTxWIDTH] [--logits] [FILE ...]\n"
+    "usage: edge-runner BUNDLE [--self-test] [--time SECONDS] [--frame HEIGHTxWIDTH] [--logits] [FILE ...]\n"
     "  BUNDLE       the unpacked folder; every file is hashed and the golden inputs are answered before anything else\n"
     "  FILE         .png, .pgm, .ppm, .npy, or .raw as a camera gives it; one JSON line each\n"
     "  --self-test  one JSON line with the verdict, exit status 0 or 1\n"
@@ -180,7 +180,7 @@ int run(const Options& options) {
     if (options.self_test) {
       std::cout << "{\"verdict\": \"FAIL\", \"reason\": " << edge::quoted(reason.what()) << "}" << std::endl;
     } else {
-      std::cerr << "FAIL: " << reason.what() << std::endl;
+      std::cerr << "FAIL: " << edge::printable(reason.what()) << std::endl;
     }
     return 1;
   }
@@ -191,7 +191,7 @@ int run(const Options& options) {
       const edge::Size frame = options.frame.height ? options.frame : bundle.sees.size;
       answer(file, model->run(edge::prepare(file, bundle.sees, frame)), bundle, options.logits);
     } catch (const Refused& reason) {  // the others are answered all the same
-      std::cerr << "error: " << reason.what() << std::endl;
+      std::cerr << "error: " << edge::printable(reason.what()) << std::endl;
       status = 2;
     }
   }

@@ -39,7 +39,7 @@ class OnnxRuntime final : public Model {
   }
 
  private:
-  Ort::Env environment_{ORT_LOGGING_LEVEL_WARNING, "runner"};
+  Ort::Env environment_{ORT_LOGGING_LEVEL_WARNING, "edge-runner"};
   Ort::Session session_{nullptr};
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<std::int64_t> shape_, answer_;

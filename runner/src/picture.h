@@ -40,7 +40,7 @@ Pixels read_png(const Bytes& bytes, const std::string& where);
 //   .raw: pixels as a camera gives them, of the size `frame`, in the manifest's colours.
 std::vector<float> prepare(const std::string& path, const Preprocess& sees, const Size& frame);
 
-// Bilinear with antialiasing, in the fixed point of Pillow's `resize`.
+// Bilinear with antialiasing, in the fixed point of Pillow's `resize`: width first, then height, as run.py does.
 Pixels resized(const Pixels& from, const Size& size);
 Pixels recoloured(const Pixels& from, std::size_t channels);
 std::vector<float> normalised(const Pixels& pixels, const Preprocess& sees);

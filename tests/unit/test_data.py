@@ -230,3 +230,29 @@ def test_the_weight_of_an_image_is_blended_with_its_label(domain: Domain, tmp_pa
         share = batch.wanted[:, 0]  # of the light class, in the blended weight
         assert torch.allclose(batch.weights[share == 0], torch.ones(1))
         assert (batch.weights[share > 0.01] < 1).all()
+
+
+def in_fixed_point(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with antialiasing as Pillow has rounded it for ten years: width first, 22 bits after the point."""
+
+    def along(rows: np.ndarray, to: int) -> np.ndarray:
+        scale = rows.shape[-1] / to
+        reach, columns = max(scale, 1.0), []
+        for column in range(to):
+            centre = (column + 0.5) * scale
+            first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), rows.shape[-1])
+            taps = [max(0.0, 1 - abs((x - centre + 0.5) * (1 / reach))) for x in range(first, last)]
+            weights = [int(0.5 + tap / sum(taps) * (1 << 22)) for tap in taps]
+            columns.append(((rows[..., first:last] * weights).sum(-1) + (1 << 21) >> 22).clip(0, 255))
+        return np.stack(columns, -1)
+
+    found = pixels.astype(np.int64)
+    found = along(found, width) if width != found.shape[1] else found
+    return along(found.T, height).T if height != found.shape[0] else found
+
+
+@pytest.mark.parametrize("shape", [(37, 19), (100, 20), (64, 32), (33, 33), (117, 203), (20, 100), (32, 19), (32, 32)])
+def test_pixels_do_not_depend_on_the_order_that_this_pillow_prefers(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    for size in ((32, 32), (32, 200)):
+        assert np.array_equal(runner.fit_size(pixels, size), in_fixed_point(pixels, *size))

@@ -96,10 +96,8 @@ def test_the_systems_own_tool_takes_the_package_and_refuses_it_with_one_bit_chan
     path = signed(bundle, system, signer)
     assert accepts(system, path, signer)
     body, moments, changed = path.read_bytes(), random.Random(3), tmp_path / f"changed{path.suffix}"
-    if system == "rauc":  # in its squashfs
-        used = list(range(int.from_bytes(body[40:48], "little")))
-    else:  # zeros fill blocks
-        used = [at for at, byte in enumerate(body) if byte]
+    squashed = range(int.from_bytes(body[40:48], "little"))
+    used = list(squashed) if system == "rauc" else [at for at, byte in enumerate(body) if byte]  # zeros fill blocks
     for at in moments.sample(used, FLIPS):
         changed.write_bytes(body[:at] + bytes([body[at] ^ 1 << moments.randrange(8)]) + body[at + 1 :])
         assert not accepts(system, changed, signer), at

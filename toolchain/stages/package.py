@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import arrays, carray, discover, frames, machine, progress, records, runner, spec
+from toolchain import arrays, carray, cpp, discover, frames, machine, progress, records, runner, spec
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
 from toolchain.manifests import Form, Tensor
@@ -32,7 +32,7 @@ class Packaged:
     """All further forms, and the files that they consist of."""
 
     forms: tuple[Form, ...] = ()
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
 def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work: Path) -> Packaged:
@@ -49,11 +49,14 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
     key = records.digest(
         VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
         discover.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
+        cpp.digest() if target.package.sources else "",
     )  # fmt: skip
     with records.stage(work, "package", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))
+            if target.package.sources:
+                cpp.pack(stage.folder / cpp.FILE)
             stage = records.finish(stage, started, {"forms": forms})
         found = (
             tuple(spec.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
@@ -62,7 +65,8 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
         )
         files = [stage.folder / name for form in found for name in form.files]
         golden = [stage.folder / GOLDEN_FILE] if target.package.input == "uint8" else []
-        return Packaged(forms=found, files=(*files, *golden))
+        sources = [stage.folder / cpp.FILE] if target.package.sources else []
+        return Packaged(forms=found, files=(*files, *golden, *sources))
 
 
 def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:

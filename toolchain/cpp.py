@@ -1,0 +1,50 @@
+"""The sources of the C++ runner, as they lie in a clone or in the wheel, and as one archive for a bundle."""
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+from toolchain import archives, records
+from toolchain.discover import PACKAGE
+from toolchain.errors import ToolchainError
+
+FILE = "runner.tar"
+INSIDE = "runner"
+
+
+def folder() -> Path:
+    """Where they lie.
+
+    Raises:
+        ToolchainError: neither in the package nor beside it.
+    """
+    for place in (PACKAGE / "runner_sources", PACKAGE.parent / INSIDE):
+        if (place / "CMakeLists.txt").is_file():
+            return place
+    raise ToolchainError("the C++ runner's sources are missing from this installation; install it again")
+
+
+def digest() -> str:
+    """Over names and contents."""
+    found = hashlib.sha256()
+    for name, file in _files():
+        found.update(f"{name}\0{records.sha256_file(file)}\n".encode())
+    return found.hexdigest()
+
+
+def pack(path: Path) -> Path:
+    """A tar of them with fixed order, owner, mode and time."""
+    when = archives.moment()
+    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, file in _files():
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mtime, entry.mode = file.stat().st_size, when, 0o644
+            with file.open("rb") as body:
+                tar.addfile(entry, body)
+    return path
+
+
+def _files() -> list[tuple[str, Path]]:
+    top = folder()
+    kept = [top / "CMakeLists.txt", *sorted((top / "src").iterdir())]
+    return [(f"{INSIDE}/{file.relative_to(top)}", file) for file in kept]
