@@ -1,5 +1,6 @@
 """Packages for update systems: their own tools take them and refuse them with one byte changed; boards switch last."""
 
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -139,67 +140,180 @@ def test_swupdates_description_comes_first_and_vouches_for_every_image(bundle: P
         assert hashlib.sha256(files[name]).hexdigest() in files["sw-description"].decode()
 
 
-def installed(bundle: Path, store: Path, limit: str = "unlimited", **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a package's install.sh as a board without a runner would: POSIX shell, tar and sha256sum."""
-    text = cargo.load(bundle, "swupdate", "board", str(store), "").text("install.sh")
-    (script := bundle.parent / "install.sh").write_bytes(text)
-    (tools := bundle.parent / "tools").mkdir(exist_ok=True)
-    needed = "sh tar sha256sum cut rm mv ln mkdir basename readlink sed df tail sync printf"
-    for name in needed.split():
-        (tools / name).unlink(missing_ok=True)
-        (tools / name).symlink_to(shutil.which(name) or "/bin/false")
-    return subprocess.run(
-        ["/bin/sh", "-c", f'ulimit -f {limit}; /bin/sh "{script}" "{bundle}"'],
-        capture_output=True, text=True, check=False, env={"PATH": str(tools), **env},
-    )  # fmt: skip
+NEEDED = "sh tar sha256sum cut rm mv ln mkdir basename readlink sed df tail sync printf expr cp"
+COUNTING = """#!/bin/sh
+echo >> "{counter}"
+[ "$(wc -l < "{counter}")" -ne {fatal} ] || kill -9 $PPID
+exec {tool} "$@"
+"""
 
 
-def test_a_board_switches_last_keeps_one_to_go_back_to_and_never_goes_to_an_older_release(tmp_path: Path) -> None:
-    store, current = tmp_path / "store", tmp_path / "store/digits/current"
-    releases = {number: bundled(tmp_path, release=number) for number in (3, 4, 5)}
-    for number in releases:
-        ended = installed(releases[number], store)
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """A folder with what a board without a runner has: POSIX shell, tar, sha256sum and their kind."""
+
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def kept(self) -> Path:
+        return self.store / "digits"
+
+    @property
+    def release(self) -> int | None:
+        """What runs, if it is whole."""
+        if not (self.kept / "current").exists():
+            return None
+        archives.manifest(self.kept / "current")
+        found: int = records.read_json(self.kept / "current" / "manifest.json")["release"]
+        return found
+
+    def run(
+        self, bundle: Path, word: str = "", limit: str = "unlimited", fatal: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs the package's install.sh; `fatal` kills it when it starts so many tools."""
+        text = cargo.load(bundle, "swupdate", "board", str(self.store), "").text("install.sh")
+        (script := self.folder / "install.sh").write_bytes(text)
+        (tools := self.folder / "tools").mkdir(exist_ok=True)
+        (counter := self.folder / "counter").write_text("")
+        for name in NEEDED.split():
+            real = shutil.which(name) or "/bin/false"
+            (tools / name).write_text(
+                COUNTING.format(counter=counter, fatal=fatal, tool=real).replace("wc", shutil.which("wc") or "")
+            )
+            (tools / name).chmod(0o755)
+        command = f'ulimit -f {limit}; exec /bin/sh "{script}" {word or bundle}'
+        return subprocess.run(
+            ["/bin/sh", "-c", command], capture_output=True, text=True, check=False, env={"PATH": str(tools)}
+        )
+
+    @property
+    def steps(self) -> int:
+        return len((self.folder / "counter").read_text().splitlines())
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    (tmp_path / "board").mkdir()
+    return Board(tmp_path / "board")
+
+
+def test_a_board_switches_last_keeps_one_to_go_back_to_and_never_goes_to_an_older_release(
+    board: Board, tmp_path: Path
+) -> None:
+    releases = {number: bundled(tmp_path, release=number) for number in (9, 10, 11)}
+    for number, bundle in releases.items():
+        ended = board.run(bundle)
         assert ended.returncode == 0, ended.stderr
-        assert records.read_json(current / "manifest.json")["release"] == number
-    assert len([p for p in (store / "digits").iterdir() if not p.is_symlink()]) == 2  # this one and the one before
-    ended = installed(releases[3], store)
-    assert ended.returncode == 1
-    assert "release 3 is older than release 5" in ended.stderr
-    assert installed(releases[5], store).returncode == 0  # once more: nothing changes
-    back = ["/bin/sh", str(tmp_path / "install.sh"), "--rollback"]
-    subprocess.run(back, check=True, env={"PATH": str(tmp_path / "tools")})
-    assert records.read_json(current / "manifest.json")["release"] == 4
-    assert subprocess.run(back, check=False, env={"PATH": str(tmp_path / "tools")}).returncode == 1
-    assert records.read_json(current / "manifest.json")["release"] == 4
+        assert board.release == number
+    assert len([p for p in board.kept.iterdir() if p.is_dir() and not p.is_symlink()]) == 2  # this and the one before
+    ended = board.run(releases[9])
+    assert (ended.returncode, board.release) == (1, 11)
+    assert "release 9 is older than release 11" in ended.stderr
+    assert board.run(releases[11]).stdout.endswith("runs already\n")
+    for _ in range(2):  # the second time it does not run any more
+        assert board.run(releases[11], "--rollback").returncode == 0
+        assert board.release == 10
+    assert board.run(releases[11]).returncode == 0
+    script = board.kept / "install.sh"  # for those whose update system leaves none
+    subprocess.run(["/bin/sh", script, "--rollback"], check=True, env={"PATH": str(board.folder / "tools")})
+    assert board.release == 10
+
+
+def test_what_was_never_switched_to_is_not_taken_back(board: Board, tmp_path: Path) -> None:
+    """Mender asks for a rollback after every failure, also where the installation itself failed."""
+    first, second, third = (bundled(tmp_path, release=number) for number in (1, 2, 3))
+    assert board.run(third, "--rollback").returncode == 0
+    assert board.run(third, limit="20").returncode == 1
+    assert board.run(third, "--rollback").returncode == 0
+    assert board.release is None
+    board.run(first)
+    board.run(second)
+    assert board.run(third, limit="20").returncode == 1
+    assert board.run(third, "--rollback").returncode == 0
+    assert board.release == 2
+
+
+def test_a_bundle_that_was_damaged_where_it_lies_is_repaired_by_flashing_it_again(board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    for bundle in (first, second):
+        board.run(bundle)
+    for name in ("model.onnx", "manifest.json", "SHA256SUMS"):
+        (board.kept / "current" / name).write_bytes(b"damaged")
+        ended = board.run(second)
+        assert (ended.returncode, board.release) == (0, 2), ended.stderr
+        assert board.run(second, "--rollback").returncode == 0
+        assert board.release == 1
+        board.run(second)
+
+
+def test_a_damaged_one_is_not_gone_back_to(board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    for bundle in (first, second):
+        board.run(bundle)
+    (board.kept / "previous" / "model.onnx").write_bytes(b"")
+    ended = board.run(second, "--rollback")
+    assert (ended.returncode, board.release) == (1, 2)
+    assert "which ran before, is damaged" in ended.stderr
+
+
+def test_nothing_else_in_the_folder_is_touched(board: Board, tmp_path: Path) -> None:
+    (board.kept / "counts").mkdir(parents=True)
+    (board.kept / "counts/board.json").write_text("{}")
+    (board.kept / ".0123456789abcdef.tmp").mkdir()  # of a run that was cut
+    for number in (1, 2, 3):
+        board.run(bundled(tmp_path, release=number))
+    assert (board.kept / "counts/board.json").read_text() == "{}"
+    assert not list(board.kept.glob(".*"))
+
+
+@pytest.mark.parametrize("word", ["", "--rollback"])
+def test_power_may_be_lost_at_any_step(word: str, board: Board, tmp_path: Path) -> None:
+    first, second, third = (bundled(tmp_path, release=number) for number in (1, 2, 3))
+
+    def fresh() -> None:
+        shutil.rmtree(board.store, ignore_errors=True)
+        for bundle in (first, second, third)[: 3 if word else 2]:
+            assert board.run(bundle).returncode == 0
+
+    fresh()
+    assert board.run(third, word).returncode == 0
+    wanted, steps = board.release, board.steps
+    assert steps > 5
+    for step in range(1, steps + 1):
+        fresh()
+        board.run(third, word, fatal=step)
+        assert board.release in {2, 3}
+        ended = board.run(third, word)
+        assert (ended.returncode, board.release) == (0, wanted), (step, ended.stderr)
+        if not word:
+            assert board.run(third, "--rollback").returncode == 0
+            assert board.release == 2
 
 
 @pytest.mark.parametrize("how", ["altered", "no room", "self-test"])
-def test_what_runs_is_untouched_where_the_new_one_cannot_be_installed(how: str, tmp_path: Path) -> None:
-    store, first, second = tmp_path / "store", bundled(tmp_path), bundled(tmp_path, release=4)
-    assert installed(first, store).returncode == 0
-    before = {p: p.read_bytes() for p in (store / "digits").rglob("*") if p.is_file()}
+def test_what_runs_is_untouched_where_the_new_one_cannot_be_installed(how: str, board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    assert board.run(first).returncode == 0
+    before = {p: p.read_bytes() for p in board.kept.rglob("*") if p.is_file()}
+    (board.kept / "incoming.tar").write_bytes(b"where SWUpdate lays it")
     if how == "altered":
-        installed(second, store)  # writes the script
-        shutil.rmtree(store)
-        assert installed(first, store).returncode == 0
-        second.write_bytes(second.read_bytes().replace(b"modelmodel"[:5], b"MODEL", 1))
-        script = (tmp_path / "install.sh").read_bytes()
-        script = script.replace(hashlib.sha256(first.read_bytes()).hexdigest().encode(), b"0" * 64)
-        (tmp_path / "install.sh").write_bytes(script)
-        ended = subprocess.run(
-            ["/bin/sh", tmp_path / "install.sh", second],
-            capture_output=True, text=True, check=False, env={"PATH": str(tmp_path / "tools")},
-        )  # fmt: skip
+        ended = board.run(second, str(first))
     elif how == "no room":
-        ended = installed(second, store, limit="20")  # blocks of 512 bytes
+        ended = board.run(second, limit="20")  # blocks of 512 bytes
     else:
-        (runner := tmp_path / "tools/edge-runner").write_text("#!/bin/sh\nexit 1\n")
+        (board.folder / "tools").mkdir(exist_ok=True)
+        (runner := board.folder / "tools/edge-runner").write_text("#!/bin/sh\nexit 1\n")
         runner.chmod(0o755)
-        ended = installed(second, store)
+        ended = board.run(second)
+    said = {"altered": "is not the one that was packed", "no room": "room?", "self-test": "the self-test failed"}
     assert ended.returncode == 1
-    assert {"altered": "not the one that was packed", "no room": "is there room?", "self-test": "the self-test failed"}[how] in ended.stderr  # fmt: skip
-    assert "the model that runs is untouched" in ended.stderr
-    assert {p: p.read_bytes() for p in (store / "digits").rglob("*") if p.is_file()} == before
+    assert said[how] in ended.stderr
+    assert "what runs is untouched" in ended.stderr
+    assert {p: p.read_bytes() for p in board.kept.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize(

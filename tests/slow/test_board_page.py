@@ -1,0 +1,40 @@
+"""docs/board.md, command by command, from the clone's own folder; the job itself is the tiny one."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_cpp_runner import bundle  # noqa: F401  a fixture
+
+TOOLS = ("cmake", "c++", "openssl", "swupdate", "mender-artifact", "rauc", "mksquashfs")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    missing := next((t for t in TOOLS if not shutil.which(t)), ""), reason=f"{missing} is not installed"
+)
+def test_every_command_of_the_page_runs(bundle: Path, tmp_path: Path) -> None:  # noqa: F811
+    page = (ROOT / "docs" / "board.md").read_text()
+    first, *blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    assert first == "make export TARGET=openvino\n"  # what `.ci/run` does in full
+    assert len(blocks) >= 7
+    shutil.copytree(bundle.parent, tmp_path / "out/digits/openvino")
+    for name in ("runner", ".venv"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    script = "set -eu\n" + "\n".join(blocks).replace(". .venv/bin/activate\n", "").replace("store/digits", "store/tiny")
+    script = f"swupdate() {{ command swupdate \"$@\" | tee swupdate.log; grep -q 'SWUPDATE successful' swupdate.log; }}\n{script}"
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count('"verdict": "PASS"') == 2  # by hand, and by install.sh
+    answers = [line for line in ended.stdout.splitlines() if line.startswith('{"file": "picture.png"')]
+    assert len(answers) == 4
+    assert len(set(answers)) == 1  # of edge-runner, of run.py twice, and of what was installed
+    assert "tiny release 0 runs from" in ended.stdout
