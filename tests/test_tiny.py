@@ -310,6 +310,42 @@ def test_arrays_need_no_pillow(flashed: Path, tmp_path: Path) -> None:
     assert "need Pillow" in refused.stderr
 
 
+def test_what_lies_beside_the_runner_passes_for_no_library(flashed: Path) -> None:
+    for name in ("numpy", "json", "watch_more"):
+        (flashed / f"{name}.py").write_text("raise SystemExit('somebody else ran')")
+    ended = device(flashed, "--self-test")
+    assert (ended.returncode, ended.stdout.split(":")[0]) == (0, "PASS"), ended.stdout + ended.stderr
+
+
+def test_nobody_reads_what_it_prints(flashed: Path) -> None:
+    np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
+    command = f"{sys.executable} run.py {'good.npy ' * 200} | head -n 1"
+    ended = subprocess.run(["sh", "-c", command], cwd=flashed, capture_output=True, text=True, check=False)
+    assert len(ended.stdout.splitlines()) == 1
+    assert ended.stderr == ""
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "run.py", "good.npy"], cwd=flashed, stdout=full, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr == "error: cannot write what was found: No space left on device\n"
+
+
+@pytest.mark.parametrize("counts", ["", "."])
+def test_counters_go_into_a_file(counts: str, flashed: Path) -> None:
+    np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
+    ended = device(flashed, "--watch", counts, "good.npy")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "a file is wanted, such as counts.json" in ended.stderr
+
+
+def test_floating_point_pictures_are_refused(flashed: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.linspace(0, 1, 1024, dtype=np.float32).reshape(32, 32)).save(flashed / "float.tiff")
+    ended = device(flashed, "float.tiff")
+    assert ended.returncode == 2
+    assert "floating-point numbers" in ended.stderr
+
+
 def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
     np.save(flashed / "wide.npy", np.zeros((32, 32, 4), np.uint8))
     np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
@@ -321,7 +357,20 @@ def test_wrong_inputs_are_refused_one_by_one(flashed: Path) -> None:
     huge = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + b"\n"
     (flashed / "huge.npy").write_bytes(b"\x93NUMPY\1\0" + len(huge).to_bytes(2, "little") + huge)
     np.save(flashed / "nan.npy", np.full((1, 3, 32, 32), np.nan, np.float32))
-    odd = ["gone.png", "bad.png", "bad.npy", "wide.npy", "zip.npy", "torn.npy", "huge.npy", "nan.npy"]
+    np.save(flashed / "empty.npy", np.zeros((0, 64), np.uint8))
+    (flashed / "none").mkdir()
+    odd = [
+        "gone.png",
+        "bad.png",
+        "bad.npy",
+        "wide.npy",
+        "zip.npy",
+        "torn.npy",
+        "huge.npy",
+        "nan.npy",
+        "empty.npy",
+        "none",
+    ]
     ended = device(flashed, *odd, "good.npy")
     assert ended.returncode == 2
     assert ended.stderr.count("error:") == len(odd)

@@ -79,6 +79,8 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
         try:
             _unpack(archive, making, body)
             manifest(making)
+            if more := {path.name for path in making.iterdir()} - listed(making) - {SUMS}:
+                raise ToolchainError(f"{archive}: SHA256SUMS does not vouch for {', '.join(sorted(more))}; refused")
             making.rename(folder)
         except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as reason:  # of broken headers
             raise ToolchainError(f"{archive} is not a bundle's archive: {reason}") from reason
@@ -103,8 +105,10 @@ def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
             bare = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.pax_headers
             if not bare or not plain or name in seen:
                 raise ToolchainError(f"{archive} is not a bundle's archive: {member.name!r} does not belong in one")
-            if len(seen) >= MOST_FILES or member.size < 0 or total > most:
+            if len(seen) >= MOST_FILES or member.size < 0 or total > MOST_BYTES:
                 raise ToolchainError(f"{archive} is larger than any bundle; refused")
+            if total > most:
+                raise ToolchainError(f"{archive} is cut short: {member.name} is not whole; fetch it again")
             seen.add(name)
             source = tar.extractfile(member)
             assert source is not None

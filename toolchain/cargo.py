@@ -20,7 +20,7 @@ TEMPLATES = PACKAGE / "templates"
 ARCHIVE = "bundle.tar"
 INSTALL = "install.sh"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
-DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,+-]*")
 FOLDER = re.compile(r"(/[A-Za-z0-9._-]+)+")
 WORD = re.compile(r"@([a-z_]+)@")
 
@@ -33,6 +33,7 @@ class Cargo:
     manifest: Manifest
     words: Mapping[str, str]  # that templates may use
     templates: tuple[Path, ...]  # folders, the first that has a file wins
+    device: str
 
     @property
     def name(self) -> str:
@@ -92,7 +93,7 @@ def load(bundle: Path, system: str, device: str, folder: str, templates: str) ->
         "runtime": manifest.runtime, "device": device, "folder": folder, "version": f"{manifest.release}.0.0",
         "name": f"{manifest.recipe}-{manifest.target}",
     }  # fmt: skip
-    return Cargo(archive=body, manifest=manifest, words=words, templates=_folders(system, templates))
+    return Cargo(archive=body, manifest=manifest, words=words, templates=_folders(system, templates), device=device)
 
 
 def _folders(system: str, given: str) -> tuple[Path, ...]:
@@ -101,6 +102,11 @@ def _folders(system: str, given: str) -> tuple[Path, ...]:
         return own
     for place in (Path(given), TEMPLATES / given):
         if place.is_dir():
+            known = {path.name for folder in own for path in folder.iterdir() if path.is_file()}
+            if not known & {path.name for path in place.iterdir()}:
+                raise ToolchainError(
+                    f"--templates {given}: holds none of what {system} is made of: {', '.join(sorted(known))}"
+                )
             return (place, *own)
     raise ToolchainError(
         f"--templates {given}: no such folder; {nearest(given, sorted(p.name for p in TEMPLATES.iterdir() if p.is_dir()))}"

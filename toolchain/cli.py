@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 KEPT = "finished stages and epochs are kept, the same command goes on from there"
 WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
 DomainName = Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")]
 Model = Annotated[
@@ -328,6 +329,9 @@ def main() -> None:
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(reason.exit_code)
     except OSError as reason:
+        if reason.errno in IN_THE_WAY:
+            print(f"error: cannot write {reason.filename}: {reason.strerror}; name another folder", file=sys.stderr)
+            sys.exit(ToolchainError.exit_code)
         if reason.errno not in WRITING_FAILED:
             _bug()
         print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {KEPT}", file=sys.stderr)

@@ -43,7 +43,9 @@ def package(
     bundle: Archive,
     system: Annotated[str, typer.Option("--for", metavar="SYSTEM", help="swupdate, mender or rauc.")],
     device_type: Annotated[str, typer.Option(help="The board's type, as its update system knows it.")],
-    key: Annotated[Path | None, typer.Option(help="PEM file of the private key; unsigned without one.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="PEM file of the private key (TOOLCHAIN_KEY_PASSWORD); unsigned without one.")
+    ] = None,
     certificate: Annotated[
         Path | None, typer.Option(help="Its X.509 certificate: RAUC's signature, and CMS for SWUpdate.")
     ] = None,

@@ -84,7 +84,7 @@ def run(
         (name, number, window) for name, own in files.items() for number, window in enumerate(own["windows"], 1)
     ]  # fmt: skip
     judged = [entry for entry in found if entry[2]["pictures"] >= LEAST]
-    level = CHANCE / max(1, len(judged) * len(watch.READINGS))
+    level = CHANCE / (max(1, len(judged)) * len(watch.READINGS))
     whole = reference.counts(sizes)
     windows = tuple(
         _window(name, number, {key: np.array(row) for key, row in window["counts"].items()}, whole, reference, level)
@@ -133,13 +133,16 @@ def expected_drop(counts: np.ndarray, reference: Reference) -> Interval:
 
 
 def false_alarms(reference: Reference, sizes: Mapping[str, int], pictures: int, level: float, seed: int) -> Interval:
-    """Share of windows that would be called although nothing moved: drawn from one half, compared with the other."""
+    """Share of windows that would be called although nothing moved: drawn from one half, compared with the other.
+
+    A picture is drawn once: where windows are larger than half of the reference, they are that half (`samples` counts draws).
+    """
     order, called = np.random.default_rng(seed), np.zeros(DRAWS, bool)
     for draw in range(DRAWS):
         mixed = order.permutation(len(reference.right))
         half = len(mixed) // 2
         window, rest = mixed[:half], mixed[half:]
-        chosen = window[:pictures] if half >= pictures else order.choice(window, pictures)
+        chosen = window[:pictures]
         for name in watch.READINGS:
             rows = [np.bincount(reference.bins[name][part], minlength=sizes[name]) for part in (chosen, rest)]
             if stats.homogeneity(*rows) < level:
@@ -158,7 +161,10 @@ def _verdict(windows: Sequence[Window], reference: Reference) -> tuple[Verdict, 
         return worst, "nothing moved beyond chance" + (", but for the mix of classes" if mixes else "")
     names = dict.fromkeys(m.reading for one in called for m in one.moved if m.called and m.reading != "class")
     drop = expected_drop(np.sum([one.counts["confidence"] for one in called], axis=0), reference)
-    lost = f"by its confidence the model loses {100 * drop.estimate:.1f} points [{100 * drop.low:.1f}, {100 * drop.high:.1f}]"
+    lost = "its confidence tells of no loss, which it may well not see"
+    if drop.low > 0:
+        lost = f"its confidence tells of {100 * drop.estimate:.1f} points lost [{100 * drop.low:.1f}, {100 * drop.high:.1f}], "
+        lost += "the least that it can be"
     return worst, f"{', '.join(names)} moved in {len(called)} of {len(windows)} windows; {lost}"
 
 

@@ -18,8 +18,8 @@ ADVICE = {
         "new pictures and export again, so that ranges are drawn from them"
     ),
     "retrain": (
-        "it answers otherwise than it did on the pictures it was tested on: label some new ones, see how accurate it still is, "
-        "and train with them"
+        "it answers otherwise than it did on the pictures it was tested on: see what the camera gives, label some new ones, see how "
+        "accurate it still is, and train with them"
     ),
     "cannot_tell": "too few pictures",
 }

@@ -13,11 +13,17 @@ The toolchain prepares its training and test images with the functions of this v
 same pixels here as it did there.
 """
 
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # of this folder: whatever lies in it must not pass for a library
+
 import argparse
 import hashlib
+import importlib.util
 import json
+import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +47,10 @@ def read_picture(path, mode):
             if picture.width * picture.height > LARGEST_PICTURE:
                 raise Refused(f"{path} has {picture.width}x{picture.height} pixels, more than any camera's; refused")
             picture = ImageOps.exif_transpose(picture)
+            if picture.mode == "F":
+                raise Refused(
+                    f"{path} holds floating-point numbers, whose black and white nobody can know; give 8 or 16 bits"
+                )
             if picture.mode.startswith("I"):  # 16 bit: the eight high bits, as Pillow would clip instead
                 wide = np.asarray(picture, dtype=np.int64)
                 picture = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
@@ -86,7 +96,7 @@ def prepare(path, preprocess):
     """A file as the network's input, float32 [1, 3, height, width]."""
     path, size = Path(path), tuple(preprocess["image_size"])
     if not path.is_file():
-        raise Refused(f"{path} is not there")
+        raise Refused(f"{path} holds no files" if path.is_dir() else f"{path} is not there")
     if path.suffix != ".npy":
         pixels = read_picture(path, preprocess["mode"])
     else:
@@ -95,6 +105,8 @@ def prepare(path, preprocess):
             if not isinstance(given, np.ndarray) or given.size > 3 * LARGEST_PICTURE:
                 raise ValueError("one array of at most a picture's size is wanted")
             pixels = np.array(given)
+            if not pixels.size:
+                raise ValueError("it is empty")
         except Exception as reason:  # numpy raises many kinds for a broken file
             raise Refused(f"{path} is not a readable .npy file ({reason})") from reason
         if pixels.dtype == np.float32 and pixels.shape == (1, 3, *size):
@@ -251,30 +263,28 @@ def classify(logits, manifest):
 
 def counters(path, folder, manifest, listed):
     """What `--watch` counts into; None without it."""
-    if not path:
+    if path is None:
         return None
-    try:
-        import watch
-    except ImportError as reason:
-        raise Refused("watch.py is not beside run.py; this bundle cannot watch") from reason
-    if not {watch.REFERENCE, "watch.py"} <= set(listed):
+    if path == "" or Path(path).is_dir():
+        raise Refused(f"--watch {path!r}: a file is wanted, such as counts.json")
+    if not {"watch.py", "watch.npz"} <= set(listed):
         raise Refused("SHA256SUMS does not vouch for what --watch needs; this bundle cannot watch")
+    plan = importlib.util.spec_from_file_location("watch", folder / "watch.py")
+    watch = importlib.util.module_from_spec(plan)
+    plan.loader.exec_module(watch)
     bundle = hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()
     try:
         return watch.Counters(path, bundle, watch.edges_in(folder / watch.REFERENCE), len(manifest["classes"]))
     except watch.Unusable as reason:
-        raise Refused(str(reason)) from reason
+        raise Refused(f"{reason}; move {path} away to count anew") from reason
 
 
 def listing(names):
-    """Files in the order given; a folder stands for all files below it, by name."""
+    """Files in the order given; a folder stands for all files below it, by name, and for itself where it has none."""
     for name in names:
         if Path(name).is_dir():
             found = sorted(path for path in Path(name).rglob("*") if path.is_file() and not path.name.startswith("."))
-            if not found:
-                raise Refused(f"{name} holds no files")
-            for path in found:
-                yield str(path)
+            yield from map(str, found or [name])
         else:
             yield name
 
@@ -344,4 +354,14 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as reason:
+        print(f"error: cannot write what was found: {reason.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)

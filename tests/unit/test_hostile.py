@@ -94,10 +94,6 @@ def test_a_hostile_member_is_refused_wherever_it_stands(kind: str, seed: int, tm
     path.parent.mkdir()
     path.write_bytes(b"".join(parts) + b"\0" * 1024)
     before = everything(tmp_path)
-    if kind == "unvouched model":  # whole, but what nobody vouches for must not be opened
-        found = archives.unpacked(path, tmp_path / "out" / "b")
-        assert "model.bin" not in archives.listed(found)
-        return
     for check in (
         lambda: archives.unpacked(path, tmp_path / "out" / "b"),
         lambda: subjects.read(path, tmp_path / "scratch"),
@@ -118,7 +114,7 @@ def test_headers_before_a_member_and_sizes_beyond_the_archive_are_refused_as_suc
     with pytest.raises(ToolchainError, match="'bundle/x' does not belong in one"):
         archives.unpacked(path, tmp_path / "out" / "b")
     path.write_bytes(whole + member("bundle/x", size=1 << 30) + b"\0" * 1024)  # less than the most, more than there is
-    with pytest.raises(ToolchainError, match="larger than any bundle"):
+    with pytest.raises(ToolchainError, match="is cut short: bundle/x is not whole"):
         archives.unpacked(path, tmp_path / "out" / "b")
 
 

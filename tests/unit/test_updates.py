@@ -7,12 +7,13 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from test_ship import keys, manifest
@@ -68,8 +69,8 @@ def package(bundle: Path, system: str, *words: str, out: Path | None = None) -> 
 
 
 def signed(bundle: Path, system: str, signer: dict[str, Path], out: Path | None = None) -> Path:
-    words = ["--key", str(signer["key"])]
-    package(bundle, system, *words, "--certificate", str(signer["certificate"]), out=out)
+    certificate = [] if system == "mender" else ["--certificate", str(signer["certificate"])]
+    package(bundle, system, "--key", str(signer["key"]), *certificate, out=out)
     return next(((out or bundle.parent) / "package" / system).glob(f"*{SYSTEMS[system]}"))
 
 
@@ -322,6 +323,8 @@ def test_what_runs_is_untouched_where_the_new_one_cannot_be_installed(how: str, 
         (["--device-type", "a board; rm -rf"], "cannot stand in a package"),
         (["--folder", "relative/path"], "cannot stand in a package"),
         (["--templates", "rauk-artifact"], "did you mean 'rauc-artifact'"),
+        (["--templates", "rauc-artifact"], "holds none of what mender is made of: edge-model, install.sh"),
+        (["--key", "k.pem", "--certificate", "c.pem"], "Mender checks keys, not certificates"),
         (["--certificate", "c.pem"], "--certificate without --key"),
         (["--key", "missing.pem"], "missing.pem"),
     ],
@@ -330,6 +333,40 @@ def test_what_is_asked_wrongly_is_said(words: list[str], message: str, bundle: P
     with pytest.raises(ToolchainError, match=message):
         package(bundle, "mender", *words)
     assert not list(bundle.parent.rglob("*.mender"))
+
+
+def test_a_boards_type_is_a_name_in_the_systems_own_language(bundle: Path) -> None:
+    package(bundle, "mender", "--device-type", "qemux86-64, rev. 2")
+    with pytest.raises(ToolchainError, match="for SWUpdate a letter, then"):
+        package(bundle, "swupdate", "--device-type", "qemux86-64, rev. 2")
+
+
+@pytest.mark.skipif(shutil.which("rauc") is None or shutil.which("mksquashfs") is None, reason="rauc is not installed")
+def test_rauc_takes_an_encrypted_key_and_keeps_the_last_package_where_it_fails(
+    bundle: Path, signer: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    secret = serialization.load_pem_private_key(signer["key"].read_bytes(), None)
+    hidden, _ = keys(tmp_path / "hidden", secret, "a word")
+    words = ["--key", str(hidden), "--certificate", str(signer["certificate"])]
+    monkeypatch.setenv("TOOLCHAIN_KEY_PASSWORD", "a word")
+    package(bundle, "rauc", *words)
+    made = next((tmp_path / "package/rauc").glob("*.raucb"))
+    before = made.read_bytes()
+    monkeypatch.setenv("TOOLCHAIN_KEY_PASSWORD", "another")
+    with pytest.raises(ToolchainError, match="rauc refuses"):
+        package(bundle, "rauc", *words)
+    assert made.read_bytes() == before
+    with pytest.raises(ToolchainError, match="RAUC checks certificates"):
+        package(bundle, "rauc", "--key", str(hidden))
+
+
+def test_a_file_where_the_folder_should_be_is_named(bundle: Path) -> None:
+    (bundle.parent / "file").write_text("")
+    command = ["package", str(bundle), "--for", "mender", "--device-type", "b", "--out", str(bundle.parent / "file")]
+    ended = subprocess.run([sys.executable, "-m", "toolchain", *command], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: cannot write")
+    assert "Not a directory; name another folder" in ended.stderr
 
 
 def test_names_that_a_shell_would_read_otherwise_are_refused(tmp_path: Path) -> None:

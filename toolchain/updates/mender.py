@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from toolchain import archives, records, signing
 from toolchain.cargo import ARCHIVE, INSTALL, Cargo
+from toolchain.errors import ToolchainError
 from toolchain.signing import Signer
 
 MODULE = "edge-model"
@@ -25,7 +26,15 @@ P256_BYTES = 32
 
 
 def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
-    """Writes the artifact, and the module beside it."""
+    """Writes the artifact, and the module beside it.
+
+    Raises:
+        ToolchainError: a certificate is given, or the key is of another kind.
+    """
+    if signer and signer.certificate:
+        raise ToolchainError(
+            "Mender checks keys, not certificates: leave --certificate out and put the public key on the board"
+        )
     payload = {ARCHIVE: cargo.archive, INSTALL: cargo.text(INSTALL)}
     header = _header(cargo)
     version = _json(VERSION)

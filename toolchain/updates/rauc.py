@@ -4,13 +4,14 @@ Squashfs, verity and CMS together are RAUC's business, so nothing here imitates 
 certificate is given, it is called; else the folder is what is handed on, with the command to be run.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolchain import progress, records
+from toolchain import progress, records, signing
 from toolchain.cargo import ARCHIVE, INSTALL, Cargo
 from toolchain.errors import ToolchainError
 from toolchain.signing import Signer
@@ -19,7 +20,13 @@ MANIFEST = "manifest.raucm"
 
 
 def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
-    """Writes the folder, and the bundle where that can be made here."""
+    """Writes the folder, and the bundle where that can be made here.
+
+    Raises:
+        ToolchainError: a key without a certificate, or RAUC refuses key, certificate or manifest.
+    """
+    if signer and signer.certificate is None:
+        raise ToolchainError("RAUC checks certificates: --certificate with the key's own")
     folder, package = out / f"{cargo.name}.rauc", out / f"{cargo.name}.raucb"
     shutil.rmtree(folder, ignore_errors=True)
     manifest = cargo.text(MANIFEST)
@@ -31,7 +38,7 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
             file.write(body)
     if INSTALL in files:
         (folder / INSTALL).chmod(0o755)
-    if signer is None or signer.certificate is None:
+    if signer is None:
         words = shlex.join(_command(folder, package, "certificate.pem", "private.pem"))
         progress.say(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
         return {"input of `rauc bundle`": folder}
@@ -39,10 +46,17 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     if shutil.which("rauc") is None:
         progress.say(f"rauc is not installed here; where it is: {shlex.join(command)}")
         return {"input of `rauc bundle`": folder}
-    package.unlink(missing_ok=True)
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    made = package.with_name(f".{package.name}")  # what stood there stays until this one is whole
+    made.unlink(missing_ok=True)
+    command[-1] = str(made)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, "RAUC_KEY_PASSPHRASE": os.environ.get(signing.PASSWORD, "")},
+    )  # fmt: skip
     if ended.returncode:
+        made.unlink(missing_ok=True)
         raise ToolchainError(f"rauc refuses {folder}: {(ended.stderr or ended.stdout).strip()}")
+    made.replace(package)
     return {"package": package, "made of": folder}
 
 

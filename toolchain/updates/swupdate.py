@@ -5,19 +5,30 @@ is CMS, without one RSA over SHA-256: which of the two a board checks is settled
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from toolchain import archives, records, signing
 from toolchain.cargo import ARCHIVE, INSTALL, Cargo, padded
+from toolchain.errors import ToolchainError
 from toolchain.signing import Signer
 
 DESCRIPTION = "sw-description"
 REGULAR = 0o100644
+NODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
-    """Writes the package."""
+    """Writes the package.
+
+    Raises:
+        ToolchainError: the board's type is no name in libconfig; or the key is of another kind.
+    """
+    if not NODE.fullmatch(cargo.device):
+        raise ToolchainError(
+            f"--device-type {cargo.device!r}: for SWUpdate a letter, then letters, digits, - and _ are wanted"
+        )
     install = cargo.text(INSTALL)
     described = cargo.text(DESCRIPTION, install_digest=hashlib.sha256(install).hexdigest())
     files = {DESCRIPTION: described}
