@@ -12,12 +12,11 @@ from conftest import ROOT
 from test_cpp_runner import bundle  # noqa: F401  a fixture
 
 TOOLS = ("cmake", "c++", "openssl", "swupdate", "mender-artifact", "rauc", "mksquashfs")
+MISSING = [name for name in TOOLS if not shutil.which(name)]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    missing := next((t for t in TOOLS if not shutil.which(t)), ""), reason=f"{missing} is not installed"
-)
+@pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed")
 def test_every_command_of_the_page_runs(bundle: Path, tmp_path: Path) -> None:  # noqa: F811
     page = (ROOT / "docs" / "board.md").read_text()
     first, *blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
