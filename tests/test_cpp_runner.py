@@ -22,9 +22,10 @@ from toolchain import archives, cpp, peak, pipeline, records, runner
 from toolchain.packaging import Packaging
 from toolchain.stages import bench
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("c++")), reason="no CMake or C++ compiler here"
-)
+pytestmark = [
+    pytest.mark.slow,  # it is built first, twice
+    pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="no CMake or C++ compiler here"),
+]
 PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 CMAKE = Path(openvino.__path__[0]) / "cmake"
 SEEDS = 200
@@ -251,7 +252,6 @@ def clean(ended: subprocess.CompletedProcess[str]) -> bool:
     return ended.returncode in {0, 1, 2} and "Sanitizer" not in ended.stderr and "runtime error" not in ended.stderr
 
 
-@pytest.mark.slow
 def test_corrupted_bundles_are_refused_with_nothing_found_by_the_sanitizers(
     bundle: Path, guarded: Path, tmp_path: Path
 ) -> None:
@@ -277,7 +277,6 @@ def test_corrupted_bundles_are_refused_with_nothing_found_by_the_sanitizers(
         assert '"FAIL"' in ended.stdout
 
 
-@pytest.mark.slow
 def test_parsers_stand_what_somebody_sealed_on_purpose(bundle: Path, guarded: Path, tmp_path: Path) -> None:
     """Hashes keep accidents out; whoever can write SHA256SUMS gets as far as the parsers."""
     shutil.copytree(bundle, broken := tmp_path / "broken")
@@ -295,7 +294,6 @@ def test_parsers_stand_what_somebody_sealed_on_purpose(bundle: Path, guarded: Pa
         shutil.copy(bundle / name, broken / name)
 
 
-@pytest.mark.slow
 def test_damaged_pictures_are_refused_one_by_one(bundle: Path, guarded: Path, tmp_path: Path) -> None:
     chance, whole = random.Random(8), pictures(tmp_path / "pictures")
     (damaged := tmp_path / "damaged").mkdir()

@@ -1,12 +1,13 @@
 """Untrained networks on the clock: timed against one another once, and one that does not run stops no other."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import spec
+from toolchain import spec, timing
 from toolchain.stages import clock
 from toolchain.stages.clock import Network
 
@@ -39,6 +40,31 @@ def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, mon
     assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
     monkeypatch.setattr(clock, "_timed", None)
     assert clock.run(networks, spec.target("cpu"), tmp_path)[0] == found
+
+
+@pytest.mark.parametrize("device", ["", "ssh:board"])
+def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[timing.Side] = []
+
+    def run(sides: list[timing.Side], *_: object) -> list[timing.Round]:
+        timed.extend(sides)
+        return []
+
+    monkeypatch.setattr(clock.series, "run", run)
+    monkeypatch.setattr(clock.machine, "kind", lambda device="": "x86-64-vnni")
+    monkeypatch.setattr(clock.machine, "runtime", lambda target: {})
+    monkeypatch.setattr(clock.machine, "describe", lambda device="": {})
+    target = dataclasses.replace(spec.target("openvino"), device=device)
+    found, _ = clock.run({"small": Network(net(8), IMAGE)}, target, tmp_path)
+    assert {side.precision: Path(side.path).suffix for side in timed} == dict.fromkeys(
+        target.precisions, ".xml" if device else ".blob"
+    )
+    assert len({side.path for side in timed}) == (
+        2 if device else 3
+    )  # one blob a precision; float and bf16 share an IR
+    assert found["small"].sizes["f32"] == found["small"].sizes["bf16"]
 
 
 def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

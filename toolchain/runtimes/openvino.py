@@ -140,6 +140,14 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     return OpenVinoSession(compiled)
 
 
+def quick(session: OpenVinoSession, path: Path) -> Path:
+    """Writes a session's model as it was compiled, which this machine opens several times faster than the IR."""
+    made = path.with_suffix(".blob")
+    with writing(made) as out:
+        out.write(session.compiled.export_model().getvalue())
+    return made
+
+
 def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
     """A model as OpenVINO's compiled blob, which needs this very version and these instructions.
 

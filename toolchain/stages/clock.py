@@ -27,12 +27,16 @@ from toolchain import (
     surgery,
     timing,
 )
-from toolchain.batches import SHORT
 from toolchain.errors import ToolchainError, brief
+from toolchain.timed import Effort
 from toolchain.values import Artefact, Interval, Placement, Precision, QuantScheme, Target
 
-VERSION = 1
+VERSION = 2
+GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
 ROUNDS = 3
+BRIEF = Effort(
+    seconds=1.5, warmup_runs=4, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
+)  # candidates differ by far
 GRAPH = "graph.onnx"
 
 
@@ -90,7 +94,7 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
 
 def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
-    key = records.digest(VERSION, str(network.model), shapes, list(network.image.shape), scheme)
+    key = records.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
     with records.stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH
         if stage.figures is None:
@@ -106,35 +110,52 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
 def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, Clocked], dict[str, str]]:
-    made, refused = dict[tuple[str, Precision], Artefact](), dict[str, str]()
-    integers = {each == "int8" for each in target.precisions}  # f32 and bf16 are one file
+    made, refused = dict[tuple[str, Precision], _Form](), dict[str, str]()
     with progress.bar("clock: compiled", len(graphs)) as bar:
         for name, path in graphs.items():
             try:
-                shape = tuple(networks[name].image.shape)
-                forms = {placed: _compiled(path, placed, target, folder) for placed in integers}
-                made |= {(name, each): _tried(forms[each == "int8"], each, target, shape) for each in target.precisions}
+                forms = _forms(path, target, tuple(networks[name].image.shape), folder)
+                made |= {(name, precision): form for precision, form in forms.items()}
             except ToolchainError as reason:
                 refused[name] = str(reason)
             bar.step(name)
     taken = machine.kind(target.device) == target.isa
     sides = [
         timing.Side(
-            name=f"{name} {precision}", runtime=target.runtime, path=str(one.path), precision=precision,
+            name=f"{name} {precision}", runtime=target.runtime, path=str(one.opened), precision=precision,
             threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
         )
         for (name, precision), one in made.items()
     ]  # fmt: skip
-    measured = series.run(sides, ROUNDS, 0, folder / "rounds.json", "clock: rounds", SHORT) if taken and sides else []
+    measured = series.run(sides, ROUNDS, 0, folder / "rounds.json", "clock: rounds", BRIEF) if taken and sides else []
     found = {}
     for name in graphs.keys() - refused.keys():
         layers = surgery.layers(networks[name].model, networks[name].image)
         found[name] = Clocked(
             macs=int(surgery.macs(layers)), parameters=int(surgery.parameters(layers)),
             latencies={p: series.p50(measured, f"{name} {p}") for p in target.precisions if measured},
-            sizes={p: made[name, p].size_bytes for p in target.precisions},
+            sizes={p: made[name, p].artefact.size_bytes for p in target.precisions},
         )  # fmt: skip
     return found, refused
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One network in one precision."""
+
+    artefact: Artefact
+    opened: Path  # in every round: the artefact's own file, or what this machine opens faster
+
+
+def _forms(path: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[Precision, _Form]:
+    """One network as it is timed.
+
+    Raises:
+        ToolchainError: the runtime does not take it, or does not run it.
+    """
+    integers = {each == "int8" for each in target.precisions}  # f32 and bf16 are one file
+    made = {placed: _compiled(path, placed, target, folder) for placed in integers}
+    return {each: _tried(made[each == "int8"], each, target, shape) for each in target.precisions}
 
 
 def _compiled(path: Path, integers: bool, target: Target, folder: Path) -> Artefact:
@@ -152,20 +173,23 @@ def _compiled(path: Path, integers: bool, target: Target, folder: Path) -> Artef
     return artefact
 
 
-def _tried(artefact: Artefact, precision: Precision, target: Target, shape: tuple[int, ...]) -> Artefact:
-    """The same, run once: in a round, one that does not run would end all.
+def _tried(artefact: Artefact, precision: Precision, target: Target, shape: tuple[int, ...]) -> _Form:
+    """Run once: in a round, one that does not run would end all.
 
     Raises:
         ToolchainError: it does not run.
     """
     runtime = discover.module("runtimes", target.runtime)
     try:
-        runtime.open(artefact.path, threads=target.threads, precision=precision).run(np.zeros(shape, np.float32))
+        session = runtime.open(artefact.path, threads=target.threads, precision=precision)
+        session.run(np.zeros(shape, np.float32))
     except ToolchainError:
         raise
     except Exception as reason:  # the runtimes' own kinds
         raise ToolchainError(f"{target.runtime} does not run it as {precision}: {brief(reason)}") from reason
-    return artefact
+    if target.device or not hasattr(runtime, "quick"):  # a board compiles for itself
+        return _Form(artefact, artefact.path)
+    return _Form(artefact, runtime.quick(session, artefact.path.with_name(f"{artefact.path.stem}-{precision}")))
 
 
 def _read(row: Mapping[str, object]) -> Clocked:
