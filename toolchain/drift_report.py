@@ -49,7 +49,7 @@ def tables(found: Drift) -> list[Table]:
         for one in found.windows[-SHOWN:]
     )  # fmt: skip
     columns = ("Counters", "Window", "Pictures", "Verdict", "What moved", "Expected loss, points")
-    return [Table(columns=columns, rows=rows, prose=(0, 3, 4))] if rows else []
+    return [Table(columns=columns, rows=rows, prose=(0, 3, 4), spare=(2, 1))] if rows else []
 
 
 def _words(window: Window) -> str:
