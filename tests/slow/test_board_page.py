@@ -26,7 +26,7 @@ def test_every_command_of_the_page_runs(bundle: Path, tmp_path: Path) -> None:  
     for name in ("runner", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     script = "set -eu\n" + "\n".join(blocks).replace(". .venv/bin/activate\n", "").replace("store/digits", "store/tiny")
-    script = f"swupdate() {{ command swupdate \"$@\" | tee swupdate.log; grep -q 'SWUPDATE successful' swupdate.log; }}\n{script}"
+    script = f"swupdate() {{ TMPDIR=$PWD timeout 60 swupdate \"$@\" > swupdate.log 2>&1 || true; grep -q 'SWUPDATE successful' swupdate.log; }}\n{script}"
     ended = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},

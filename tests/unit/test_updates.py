@@ -1,11 +1,13 @@
 """Packages for update systems: their own tools take them and refuse them with one byte changed; boards switch last."""
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,16 +78,28 @@ def signed(bundle: Path, system: str, signer: dict[str, Path], out: Path | None 
 
 def accepts(system: str, path: Path, signer: dict[str, Path]) -> bool:
     """What the system's own tool says."""
-    certificate, scratch = signer["certificate"], path.parent / "extracted"
+    certificate, scratch = signer["certificate"], path.parent / "scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     words = {
         "swupdate": ["swupdate", "-c", "-i", path, "-k", certificate, "-H", "board:1.0"],
         "mender": ["mender-artifact", "validate", "-k", signer["public"], path],
-        "rauc": ["rauc", f"--keyring={certificate}", "extract", path, scratch],
+        "rauc": ["rauc", f"--keyring={certificate}", "extract", path, scratch / "extracted"],
     }[system]
-    ended = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, cwd=path.parent)
+    scratch.mkdir()
+    with (said := path.parent / "said.txt").open("w") as out:
+        # a session and a folder for sockets of its own: SWUpdate forks, and what it forks may outlive it and hold a pipe
+        ended = subprocess.Popen(
+            list(map(str, words)), stdout=out, stderr=out, cwd=path.parent, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )  # fmt: skip
+        try:
+            ended.wait(60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ended.pid, signal.SIGKILL)
+            ended.wait()
     if system == "swupdate":  # its threads race when they end, so that its exit status is 1 now and then
-        return "SWUPDATE successful" in ended.stdout
+        return "SWUPDATE successful" in said.read_text()
     return ended.returncode == 0
 
 
@@ -173,7 +187,7 @@ class Board:
         return found
 
     def run(
-        self, bundle: Path, word: str = "", limit: str = "unlimited", fatal: int = 0
+        self, bundle: Path, word: str = "", limit: str = "unlimited", fatal: int = 0, tar: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Runs the package's install.sh; `fatal` kills it when it starts so many tools."""
         text = cargo.load(bundle, "swupdate", "board", str(self.store), "").text("install.sh")
@@ -181,7 +195,7 @@ class Board:
         (tools := self.folder / "tools").mkdir(exist_ok=True)
         (counter := self.folder / "counter").write_text("")
         for name in NEEDED.split():
-            real = shutil.which(name) or "/bin/false"
+            real = tar if tar and name == "tar" else shutil.which(name) or "/bin/false"
             (tools / name).write_text(
                 COUNTING.format(counter=counter, fatal=fatal, tool=real).replace("wc", shutil.which("wc") or "")
             )
@@ -249,6 +263,16 @@ def test_a_bundle_that_was_damaged_where_it_lies_is_repaired_by_flashing_it_agai
         assert board.run(second, "--rollback").returncode == 0
         assert board.release == 1
         board.run(second)
+
+
+def test_a_disk_that_loses_bytes_is_noticed_before_anything_is_switched(board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    board.run(first)
+    (own := tmp_path / "tar").write_text(f'#!/bin/sh\n{shutil.which("tar")} "$@"\n: > "$4/bundle/model.onnx"\n')
+    own.chmod(0o755)
+    ended = board.run(second, tar=str(own))
+    assert (ended.returncode, board.release) == (1, 1)
+    assert "a file of the bundle is not as it was built" in ended.stderr
 
 
 def test_a_damaged_one_is_not_gone_back_to(board: Board, tmp_path: Path) -> None:
