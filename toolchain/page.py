@@ -50,7 +50,7 @@ th, td { text-align: right; padding: .42rem .7rem; border-bottom: 1px solid var(
 thead th { color: var(--muted); font-weight: 500; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 th.prose, td.prose { text-align: left; }
-td.prose { white-space: normal; min-width: 5rem; overflow-wrap: anywhere; }
+td.prose { white-space: normal; min-width: 6.5rem; overflow-wrap: anywhere; }
 td.prose:last-child { min-width: 16rem; }
 td small { display: block; color: var(--muted); font-size: .8125rem; }
 tr.ships { background: var(--wash); }
