@@ -17,6 +17,7 @@ import openvino
 import pytest
 from conftest import ROOT, Run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from toolchain import archives, cpp, peak, pipeline, records, runner
 from toolchain.packaging import Packaging
@@ -193,7 +194,9 @@ def test_other_answers_than_the_golden_ones_are_no_pass(bundle: Path, program: P
     golden = dict(np.load(bundle / "golden.npz"))
     steps = records.read_json(bundle / "manifest.json")["golden"]
     far = steps["step"] * (steps["tolerance_steps"] + 1)
-    for changed in (golden["logits"] + np.float32(far), golden["logits"] * np.float32(np.nan)):
+    one = golden["logits"].copy()
+    one[3, 1] = np.nan  # neither the first nor the last class
+    for changed in (golden["logits"] + np.float32(far), golden["logits"] * np.float32(np.nan), one):
         np.savez(tmp_path / "other/golden.npz", **{**golden, "logits": changed})
         archives.seal(tmp_path / "other")
         ended = ask(program, tmp_path / "other", "--self-test")
@@ -204,6 +207,13 @@ def test_other_answers_than_the_golden_ones_are_no_pass(bundle: Path, program: P
 def test_what_is_asked_wrongly_is_said(bundle: Path, run: Run, program: Path, tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "p.jpg")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    png(tmp_path / "tall.png", np.zeros((70_000, 1, 1), np.uint8), 8, 0, interlaced=False)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.new("L", (8, 8)).save(tmp_path / "turned.png", exif=turned)
+    told = PngInfo()
+    told.add_text("Raw profile type exif", "\nexif\n 8\n", zip=True)
+    Image.new("L", (8, 8)).save(tmp_path / "told.png", pnginfo=told)
     for words, status, message in [
         ((), 2, "name a bundle"),
         ((bundle,), 2, "name a picture, or ask for --self-test or --time"),
@@ -213,6 +223,9 @@ def test_what_is_asked_wrongly_is_said(bundle: Path, run: Run, program: Path, tm
         ((bundle, tmp_path / "p.jpg"), 2, "is none of PNG, PGM and PPM"),
         ((bundle, tmp_path / "cut.png"), 2, "cut.png is cut short"),
         ((bundle, tmp_path / "nothing.png"), 2, "nothing.png is not there"),
+        ((bundle, tmp_path / "tall.png"), 2, "70000x1 pixels (height x width); refused"),
+        ((bundle, tmp_path / "turned.png"), 2, "is to be turned before it is shown"),
+        ((bundle, tmp_path / "told.png"), 2, "may say that it is to be turned"),
         ((tmp_path / "nowhere", "x.png"), 1, "SHA256SUMS is missing or damaged"),
         ((run.bundle, "x.png"), 1, "this program was built for openvino, the bundle is for onnxruntime"),
     ]:
@@ -220,6 +233,11 @@ def test_what_is_asked_wrongly_is_said(bundle: Path, run: Run, program: Path, tm
         assert ended.returncode == status, words
         assert message in ended.stderr
         assert ended.stdout == ""
+    np.save(tmp_path / "frame.npy", np.zeros((32, 32), np.uint8))
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([program, bundle, tmp_path / "frame.npy"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
+    assert ended.returncode == 2
+    assert "cannot write what was found" in ended.stderr
 
 
 def test_cmake_says_what_is_missing(tmp_path: Path) -> None:

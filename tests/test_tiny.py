@@ -337,6 +337,16 @@ def test_counters_go_into_a_file(counts: str, flashed: Path) -> None:
     assert "a file is wanted, such as counts.json" in ended.stderr
 
 
+def test_what_cannot_be_read_is_no_failure_to_write(flashed: Path, tmp_path: Path) -> None:
+    (flashed / "loop.png").symlink_to("loop.png")
+    np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
+    ended = device(flashed, "loop.png", "x" * 300 + ".png", "good.npy")
+    assert ended.returncode == 2
+    assert ended.stderr.count("error:") == 2
+    assert "cannot write" not in ended.stderr
+    assert len(ended.stdout.splitlines()) == 1
+
+
 def test_floating_point_pictures_are_refused(flashed: Path) -> None:
     from PIL import Image
 

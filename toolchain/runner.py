@@ -134,7 +134,11 @@ def check_files(folder):
         path = folder / name
         if name not in listed or name != Path(name).name or len(name) > LONGEST_NAME:
             raise Refused(f"SHA256SUMS does not vouch for {name}; the bundle cannot be trusted")
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != listed[name]:
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        except OSError as reason:
+            raise Refused(f"{name} cannot be read: {reason.strerror}") from reason
+        if found != listed[name]:
             raise Refused(f"{name} is missing or was changed since the bundle was built; flash it again")
     return listed
 
@@ -282,7 +286,7 @@ def counters(path, folder, manifest, listed):
 def listing(names):
     """Files in the order given; a folder stands for all files below it, by name, and for itself where it has none."""
     for name in names:
-        if Path(name).is_dir():
+        if os.path.isdir(name):  # noqa: PTH112  false for what cannot be looked at; `prepare` says why
             found = sorted(path for path in Path(name).rglob("*") if path.is_file() and not path.name.startswith("."))
             yield from map(str, found or [name])
         else:
@@ -295,8 +299,8 @@ def answer(names, manifest, model, counts):
     for name in listing(names):
         try:
             image = prepare(name, sees)
-        except Refused as reason:
-            print(f"error: {reason}", file=sys.stderr)
+        except (Refused, OSError, MemoryError) as reason:
+            print(f"error: {reason}" if isinstance(reason, Refused) else f"error: {name}: {reason}", file=sys.stderr)
             status = 2
             continue
         logits = model(image)[0]

@@ -100,7 +100,7 @@ double golden(const Bundle& bundle, Model& model) {
     const std::vector<float>& wanted = bundle.answers[i];
     for (std::size_t c = 0; c < wanted.size(); ++c) {
       const double away = std::fabs(double{found[c]} - double{wanted[c]}) / bundle.step;
-      if (!(away <= worst)) worst = away;  // keeps what is not a number
+      if (!(away <= worst) && !std::isnan(worst)) worst = away;  // what is not a number stays
     }
     std::vector<float> sorted = wanted;
     std::sort(sorted.rbegin(), sorted.rend());
@@ -124,6 +124,9 @@ std::string share(double value) {
 }
 
 void answer(const std::string& file, const std::vector<float>& logits, const Bundle& bundle, bool whole_answer) {
+  if (!std::all_of(logits.begin(), logits.end(), [](float logit) { return std::isfinite(logit); })) {
+    throw Refused(file + ": the model answers what is not a number");
+  }
   std::vector<std::size_t> order(logits.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return logits[a] > logits[b]; });
@@ -176,7 +179,7 @@ int run(const Options& options) {
       std::cout << "{\"verdict\": \"PASS\", \"files\": " << bundle.vouched << ", \"golden\": " << bundle.golden.size()
                 << ", \"steps\": " << share(worst) << "}" << std::endl;
     }
-  } catch (const Refused& reason) {
+  } catch (const std::exception& reason) {  // the runtimes have kinds of their own
     if (options.self_test) {
       std::cout << "{\"verdict\": \"FAIL\", \"reason\": " << edge::quoted(reason.what()) << "}" << std::endl;
     } else {
@@ -193,7 +196,15 @@ int run(const Options& options) {
     } catch (const Refused& reason) {  // the others are answered all the same
       std::cerr << "error: " << edge::printable(reason.what()) << std::endl;
       status = 2;
+    } catch (const std::exception& reason) {  // no memory for it, or the runtime's own
+      std::cerr << "error: " << edge::printable(file + ": " + reason.what()) << std::endl;
+      status = 2;
     }
+    if (!std::cout) break;
+  }
+  if (!std::cout.flush()) {
+    std::cerr << "error: cannot write what was found" << std::endl;
+    return 2;
   }
   return status;
 }

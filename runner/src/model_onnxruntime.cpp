@@ -20,7 +20,9 @@ class OnnxRuntime final : public Model {
     shape_ = {1, 3, static_cast<std::int64_t>(bundle.sees.size.height), static_cast<std::int64_t>(bundle.sees.size.width)};
     answer_ = {1, static_cast<std::int64_t>(logits_.size())};
     const Ort::TypeInfo in = session_.GetInputTypeInfo(0), out = session_.GetOutputTypeInfo(0);
-    if (in.GetTensorTypeAndShapeInfo().GetShape() != shape_ || out.GetTensorTypeAndShapeInfo().GetShape() != answer_) {
+    const auto real = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    if (in.GetTensorTypeAndShapeInfo().GetElementType() != real || out.GetTensorTypeAndShapeInfo().GetElementType() != real ||
+        in.GetTensorTypeAndShapeInfo().GetShape() != shape_ || out.GetTensorTypeAndShapeInfo().GetShape() != answer_) {
       throw Refused(bundle.model[0] + " has other inputs or outputs than the manifest says");
     }
     Ort::AllocatorWithDefaultOptions allocator;

@@ -75,9 +75,7 @@ Pixels read_pnm(const Bytes& bytes, const std::string& where) {
   found.channels = bytes[1] == '5' ? 1 : 3;
   found.size = {numbers[1], numbers[0]};
   if (numbers[2] != 255) throw Refused(where + " has values up to " + std::to_string(numbers[2]) + "; 255 can be read");
-  if (numbers[0] == 0 || numbers[1] == 0 || numbers[0] > kLargestPicture / numbers[1]) {
-    throw Refused(where + " has " + words(found.size) + " pixels; refused");
-  }
+  check_size(found.size, where);
   const std::size_t wanted = numbers[0] * numbers[1] * found.channels;
   if (at >= bytes.size() || !std::isspace(bytes[at]) || bytes.size() - at - 1 < wanted) throw Refused(where + " is cut short");
   const auto start = bytes.begin() + static_cast<std::ptrdiff_t>(at + 1);
@@ -86,6 +84,7 @@ Pixels read_pnm(const Bytes& bytes, const std::string& where) {
 }
 
 Pixels from_raw(Bytes bytes, const std::string& where, const Preprocess& sees, const Size& frame) {
+  check_size(frame, where);
   const std::size_t wanted = frame.height * frame.width * sees.channels();
   if (bytes.size() != wanted) {
     throw Refused(where + " has " + std::to_string(bytes.size()) + " bytes; a " + (sees.gray ? "gray" : "rgb") + " frame of " +
@@ -102,11 +101,18 @@ Pixels from_array(Tensor array, const std::string& where, const Preprocess& sees
                   "(this model: " + (sees.gray ? "gray" : "rgb") + "), or float32 (1, 3, " + std::to_string(sees.size.height) + ", " +
                   std::to_string(sees.size.width) + ")");
   }
-  if (shape[0] == 0 || shape[1] == 0 || shape[0] > kLargestPicture / shape[1]) throw Refused(where + " holds no picture");
+  check_size({shape[0], shape[1]}, where);
   return {{shape[0], shape[1]}, sees.channels(), std::move(array.data)};
 }
 
 }  // namespace
+
+void check_size(const Size& size, const std::string& where) {
+  if (size.height == 0 || size.width == 0 || size.height > kLongestSide || size.width > kLongestSide ||
+      size.height > kLargestPicture / size.width) {
+    throw Refused(where + " has " + words(size) + " pixels (height x width); refused");
+  }
+}
 
 std::string words(const Size& size) { return std::to_string(size.height) + "x" + std::to_string(size.width); }
 

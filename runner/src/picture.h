@@ -32,6 +32,10 @@ struct Preprocess {
 };
 
 constexpr std::size_t kLargestPicture = 100'000'000;  // pixels; more is taken for a decompression bomb
+constexpr std::size_t kLongestSide = 65'535;            // with it no product of sizes leaves 32 bits
+
+// Throws Refused, naming `where`, for a picture without pixels or beyond those limits.
+void check_size(const Size& size, const std::string& where);
 
 Pixels read_png(const Bytes& bytes, const std::string& where);
 

@@ -47,9 +47,7 @@ Header header_of(const std::uint8_t* data, std::size_t length, const std::string
   bool known = eight && (found.colour == kRgb || found.colour == kGrayAlpha || found.colour == kRgbAlpha);
   known = known || (found.colour == kGray && (eight || small)) || (found.colour == kPalette && (found.depth == 8 || small));
   if (!known || data[10] != 0 || data[11] != 0 || data[12] > 1) throw Refused(where + " has no readable PNG header");
-  if (found.size.height == 0 || found.size.width == 0 || found.size.height > kLargestPicture / found.size.width) {
-    throw Refused(where + " has " + words(found.size) + " pixels; refused");
-  }
+  check_size(found.size, where);
   return found;
 }
 
@@ -129,6 +127,7 @@ Pixels unpacked(const Header& header, const Bytes& packed, const Bytes& palette,
 
 // A camera's "turned by 90 degrees" (EXIF tag 274); 1 is upright.
 unsigned orientation(const std::uint8_t* data, std::size_t length) {
+  if (length >= 6 && std::memcmp(data, "Exif\0\0", 6) == 0) data += 6, length -= 6;  // some writers' habit
   if (length < 8) return 1;
   const bool little = data[0] == 'I';
   const auto read = [&](std::size_t at, int count) {
@@ -140,9 +139,17 @@ unsigned orientation(const std::uint8_t* data, std::size_t length) {
   if (start > length || length - start < 2) return 1;
   const std::size_t entries = read(start, 2);
   for (std::size_t i = 0; i < entries && length - start - 2 >= 12 * (i + 1); ++i) {
-    if (read(start + 2 + 12 * i, 2) == 274) return static_cast<unsigned>(read(start + 2 + 12 * i + 8, 2));
+    const std::size_t at = start + 2 + 12 * i;
+    if (read(at, 2) == 274) return static_cast<unsigned>(read(at + 8, read(at + 2, 2) == 4 ? 4 : 2));  // a long, or a short
   }
   return 1;
+}
+
+// Whether a text of a PNG may hold EXIF or say which way is up, as ImageMagick and Adobe write it.
+bool may_turn(const std::string& text) {
+  const std::string keyword = text.substr(0, text.find('\0'));
+  return keyword == "Raw profile type exif" || keyword == "Raw profile type APP1" ||
+         (keyword == "XML:com.adobe.xmp" && text.find("Orientation") != std::string::npos);
 }
 
 }  // namespace
@@ -168,6 +175,8 @@ Pixels read_png(const Bytes& bytes, const std::string& where) {
       packed.insert(packed.end(), data, data + length);
     } else if (kind == "eXIf" && orientation(data, length) > 1) {
       throw Refused(where + " is to be turned before it is shown (EXIF); turn its pixels, or use run.py");
+    } else if ((kind == "tEXt" || kind == "zTXt" || kind == "iTXt") && may_turn({data, data + length})) {
+      throw Refused(where + " carries EXIF or XMP as text, which may say that it is to be turned; strip it, or use run.py");
     }
     ended = kind == "IEND";
     at += 12 + length;

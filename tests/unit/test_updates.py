@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import os
 import random
@@ -155,7 +156,7 @@ def test_swupdates_description_comes_first_and_vouches_for_every_image(bundle: P
         assert hashlib.sha256(files[name]).hexdigest() in files["sw-description"].decode()
 
 
-NEEDED = "sh tar sha256sum cut rm mv ln mkdir basename readlink sed df tail sync printf expr cp"
+NEEDED = "sh tar sha256sum cut rm mv ln mkdir basename readlink sed df tail sync printf expr cp flock"
 COUNTING = """#!/bin/sh
 echo >> "{counter}"
 [ "$(wc -l < "{counter}")" -ne {fatal} ] || kill -9 $PPID
@@ -275,6 +276,35 @@ def test_a_disk_that_loses_bytes_is_noticed_before_anything_is_switched(board: B
     assert "a file of the bundle is not as it was built" in ended.stderr
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="no flock here")
+def test_two_runs_at_once_do_not_mix(board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    board.run(first)
+    with (board.kept / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ended = board.run(second)
+    assert (ended.returncode, board.release) == (1, 1)
+    assert "another run is at work" in ended.stderr
+    assert board.run(second).returncode == 0
+
+
+def test_the_kept_script_is_that_of_what_runs_also_after_a_cut(board: Board, tmp_path: Path) -> None:
+    first, second = (bundled(tmp_path, release=number) for number in (1, 2))
+    board.run(first)
+    board.run(second)
+    (board.kept / "install.sh").write_text("")  # as if cut
+    assert board.run(second).stdout.endswith("runs already\n")
+    assert "release='2'" in (board.kept / "install.sh").read_text()
+
+
+def test_a_folder_in_the_place_of_the_link_is_named(board: Board, tmp_path: Path) -> None:
+    (board.kept / "current").mkdir(parents=True)
+    ended = board.run(bundled(tmp_path))
+    assert ended.returncode == 1
+    assert "is no link of ours" in ended.stderr
+    assert sorted(path.name for path in board.kept.iterdir()) == [".lock", "current"]
+
+
 def test_a_damaged_one_is_not_gone_back_to(board: Board, tmp_path: Path) -> None:
     first, second = (bundled(tmp_path, release=number) for number in (1, 2))
     for bundle in (first, second):
@@ -292,7 +322,7 @@ def test_nothing_else_in_the_folder_is_touched(board: Board, tmp_path: Path) -> 
     for number in (1, 2, 3):
         board.run(bundled(tmp_path, release=number))
     assert (board.kept / "counts/board.json").read_text() == "{}"
-    assert not list(board.kept.glob(".*"))
+    assert [path.name for path in board.kept.glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize("word", ["", "--rollback"])

@@ -15,7 +15,7 @@ short=$(printf %.16s "$digest")
 making="$store/.$short.tmp"
 
 say() { echo "edge-model: $*"; }
-stop() {
+stop() { # nothing of another run is taken away
   rm -rf "$making" "$store/incoming.tar" # the second is where SWUpdate lays the archive
   say "$*; $(if [ -e "$store/current" ]; then echo 'what runs is untouched'; else echo 'nothing is installed'; fi)" >&2
   exit 1
@@ -27,6 +27,13 @@ link() { # NAME FOLDER: in one step
 }
 intact() { (cd "$1" 2> /dev/null && sha256sum -c SHA256SUMS > /dev/null 2>&1); }
 ours() { case "$(points current)" in "$release-$short".*) true ;; *) false ;; esac; }
+
+mkdir -p "$store" || stop "cannot write to $store"
+if command -v flock > /dev/null; then # held as long as this runs, however it ends
+  exec 9> "$store/.lock"
+  flock -n 9 || { say "another run is at work in $store; try again" >&2; exit 1; }
+fi
+if [ -e "$store/current" ] && [ ! -L "$store/current" ]; then stop "$store/current is no link of ours; move it away"; fi
 
 if [ "${1:-}" = --rollback ]; then
   if ! ours; then
@@ -41,6 +48,16 @@ if [ "${1:-}" = --rollback ]; then
   exit 0
 fi
 
+finish() { # a copy of this script stays; of bundles the one that runs and the one before
+  if [ "$0" != "$store/install.sh" ] && cp "$0" "$store/.install.tmp"; then mv -f "$store/.install.tmp" "$store/install.sh"; fi
+  rm -rf "$store"/.????????????????.tmp "$store/incoming.tar" # of this run, and of one that was cut
+  for folder in "$store"/*/; do
+    name=$(basename "$folder")
+    case "$name" in "$(points current)" | "$(points previous)") continue ;; esac
+    if expr "$name" : '[0-9][0-9]*-[0-9a-f]\{16\}\.[0-9][0-9]*$' > /dev/null; then rm -rf "${store:?}/$name"; fi
+  done
+}
+
 archive=${1:?the archive to install}
 [ -f "$archive" ] || archive=${RAUC_BUNDLE_MOUNT_POINT:-.}/$archive # RAUC names it as it lies in its own package
 [ -f "$archive" ] || stop "$archive is not there"
@@ -49,13 +66,13 @@ old=$(points current)
 if [ -n "$old" ] && [ "${old%%-*}" -gt "$release" ]; then
   stop "release $release is older than release ${old%%-*}, which runs here"
 fi
-rm -rf "$store"/.[0-9a-f]*.tmp # of a run that was cut
 if ours && intact "$store/$old"; then
-  rm -f "$store/incoming.tar"
+  finish
   say "@recipe@ release $release runs already"
   exit 0
 fi
 
+rm -rf "$making"
 mkdir -p "$making" || stop "cannot write to $store"
 tar -xf "$archive" -C "$making" || stop "the archive cannot be unpacked (is there room? $(df -k "$store" | tail -n 1))"
 intact "$making/bundle" || stop "a file of the bundle is not as it was built (is there room?)"
@@ -76,11 +93,5 @@ mv "$making/bundle" "$store/$new" || stop "cannot move the bundle into place"
 sync
 if [ -n "$old" ] && intact "$store/$old"; then link previous "$old"; fi
 link current "$new"
-[ "$0" = "$store/install.sh" ] || cp "$0" "$store/install.sh"
-rm -rf "$making" "$store/incoming.tar"
-for folder in "$store"/*/; do # the one that runs and the one before stay
-  name=$(basename "$folder")
-  case "$name" in "$new" | "$(points previous)") continue ;; esac
-  if expr "$name" : '[0-9][0-9]*-[0-9a-f]\{16\}\.[0-9][0-9]*$' > /dev/null; then rm -rf "${store:?}/$name"; fi
-done
+finish
 say "@recipe@ release $release runs from $store/current"
