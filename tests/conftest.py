@@ -1,8 +1,12 @@
 """Shared by all tests: small image folders, a tiny recipe, and the real sets where they lie beside the checkout."""
 
+import contextlib
 import dataclasses
+import fcntl
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,14 @@ from toolchain.values import Budget, Domain, ModelSpec, PruneSpec, QuantizeSpec,
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+@contextlib.contextmanager
+def alone(what: str) -> Iterator[None]:
+    """One test at a time, of all processes, for a program whose own files lie in one place."""
+    with (Path(tempfile.gettempdir()) / f"edge-toolchain-{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def draw(folder: Path, counts: dict[str, int], *, size: tuple[int, int] = (12, 10), seed: int = 0) -> Path:

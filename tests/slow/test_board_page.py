@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, alone
 from test_cpp_runner import bundle  # noqa: F401  a fixture
 
 TOOLS = ("cmake", "c++", "openssl", "swupdate", "mender-artifact", "rauc", "mksquashfs")
@@ -27,10 +27,11 @@ def test_every_command_of_the_page_runs(bundle: Path, tmp_path: Path) -> None:  
         (tmp_path / name).symlink_to(ROOT / name)
     script = "set -eu\n" + "\n".join(blocks).replace(". .venv/bin/activate\n", "").replace("store/digits", "store/tiny")
     script = f"swupdate() {{ TMPDIR=$PWD timeout 60 swupdate \"$@\" > swupdate.log 2>&1 || true; grep -q 'SWUPDATE successful' swupdate.log; }}\n{script}"
-    ended = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )  # fmt: skip
+    with alone("swupdate"):
+        ended = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count('"verdict": "PASS"') == 2  # by hand, and by install.sh
     answers = [line for line in ended.stdout.splitlines() if line.startswith('{"file": "picture.png"')]
