@@ -37,14 +37,18 @@ def pack(folder: Path, path: Path) -> Path:
     Raises:
         ToolchainError: SOURCE_DATE_EPOCH is no time; or the archive cannot be written.
     """
-    when = moment()
     with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in sorted(folder.iterdir()):
-            entry = tarfile.TarInfo(f"{INSIDE}{file.name}")
-            entry.size, entry.mtime, entry.mode = file.stat().st_size, when, 0o644
             with file.open("rb") as body:
-                tar.addfile(entry, body)
+                tar.addfile(member(f"{INSIDE}{file.name}", file.stat().st_size), body)
     return path
+
+
+def member(name: str, size: int) -> tarfile.TarInfo:
+    """A file of an archive that leaves the house: owner, mode and time are always the same."""
+    found = tarfile.TarInfo(name)
+    found.size, found.mtime, found.mode = size, moment(), 0o644
+    return found
 
 
 def moment() -> int:
@@ -97,20 +101,20 @@ def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
     most = min(MOST_BYTES, archive.stat().st_size if body is None else len(body))  # nothing in it is compressed
     with tarfile.open(archive, "r:", fileobj=None if body is None else io.BytesIO(body)) as tar:
         total, seen = 0, set[str]()
-        while (member := tar.next()) is not None:
-            name = member.name.removeprefix(INSIDE)
-            total += member.size
-            plain = member.name.startswith(INSIDE) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+        while (one := tar.next()) is not None:
+            name = one.name.removeprefix(INSIDE)
+            total += one.size
+            plain = one.name.startswith(INSIDE) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
             # neither links nor devices, nor what tells sizes and names in another header
-            bare = member.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not member.pax_headers
+            bare = one.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not one.pax_headers
             if not bare or not plain or name in seen:
-                raise ToolchainError(f"{archive} is not a bundle's archive: {member.name!r} does not belong in one")
-            if len(seen) >= MOST_FILES or member.size < 0 or total > MOST_BYTES:
+                raise ToolchainError(f"{archive} is not a bundle's archive: {one.name!r} does not belong in one")
+            if len(seen) >= MOST_FILES or one.size < 0 or total > MOST_BYTES:
                 raise ToolchainError(f"{archive} is larger than any bundle; refused")
             if total > most:
-                raise ToolchainError(f"{archive} is cut short: {member.name} is not whole; fetch it again")
+                raise ToolchainError(f"{archive} is cut short: {one.name} is not whole; fetch it again")
             seen.add(name)
-            source = tar.extractfile(member)
+            source = tar.extractfile(one)
             assert source is not None
             with source, (folder / name).open("xb") as out:
                 shutil.copyfileobj(source, out)

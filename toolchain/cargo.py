@@ -33,7 +33,6 @@ class Cargo:
     manifest: Manifest
     words: Mapping[str, str]  # that templates may use
     templates: tuple[Path, ...]  # folders, the first that has a file wins
-    device: str
 
     @property
     def name(self) -> str:
@@ -91,9 +90,8 @@ def load(bundle: Path, system: str, device: str, folder: str, templates: str) ->
     words = {
         "recipe": manifest.recipe, "target": manifest.target, "release": str(manifest.release), "digest": digest,
         "runtime": manifest.runtime, "device": device, "folder": folder, "version": f"{manifest.release}.0.0",
-        "name": f"{manifest.recipe}-{manifest.target}",
     }  # fmt: skip
-    return Cargo(archive=body, manifest=manifest, words=words, templates=_folders(system, templates), device=device)
+    return Cargo(archive=body, manifest=manifest, words=words, templates=_folders(system, templates))
 
 
 def _folders(system: str, given: str) -> tuple[Path, ...]:

@@ -34,13 +34,10 @@ def digest() -> str:
 
 def pack(path: Path) -> Path:
     """A tar of them with fixed order, owner, mode and time."""
-    when = archives.moment()
     with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, file in _files():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mtime, entry.mode = file.stat().st_size, when, 0o644
             with file.open("rb") as body:
-                tar.addfile(entry, body)
+                tar.addfile(archives.member(name, file.stat().st_size), body)
     return path
 
 

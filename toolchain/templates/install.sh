@@ -15,7 +15,7 @@ short=$(printf %.16s "$digest")
 making="$store/.$short.tmp"
 
 say() { echo "edge-model: $*"; }
-stop() { # nothing of another run is taken away
+stop() {
   rm -rf "$making" "$store/incoming.tar" # the second is where SWUpdate lays the archive
   say "$*; $(if [ -e "$store/current" ]; then echo 'what runs is untouched'; else echo 'nothing is installed'; fi)" >&2
   exit 1

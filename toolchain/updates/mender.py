@@ -87,10 +87,8 @@ def _packed(files: dict[str, bytes]) -> bytes:
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
-    out, moment = io.BytesIO(), archives.moment()
+    out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, body in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode, entry.mtime = len(body), 0o644, moment
-            tar.addfile(entry, io.BytesIO(body))
+            tar.addfile(archives.member(name, len(body)), io.BytesIO(body))
     return out.getvalue()

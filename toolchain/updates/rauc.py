@@ -42,15 +42,15 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
         words = shlex.join(_command(folder, package, "certificate.pem", "private.pem"))
         progress.say(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
         return {"input of `rauc bundle`": folder}
-    command = _command(folder, package, str(signer.certificate), str(signer.key))
+    certificate, key = str(signer.certificate), str(signer.key)
     if shutil.which("rauc") is None:
-        progress.say(f"rauc is not installed here; where it is: {shlex.join(command)}")
+        words = shlex.join(_command(folder, package, certificate, key))
+        progress.say(f"rauc is not installed here; where it is: {words}")
         return {"input of `rauc bundle`": folder}
     made = package.with_name(f".{package.name}")  # what stood there stays until this one is whole
     made.unlink(missing_ok=True)
-    command[-1] = str(made)
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        _command(folder, made, certificate, key), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "RAUC_KEY_PASSPHRASE": os.environ.get(signing.PASSWORD, "")},
     )  # fmt: skip
     if ended.returncode:

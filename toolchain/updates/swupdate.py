@@ -25,9 +25,9 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     Raises:
         ToolchainError: the board's type is no name in libconfig; or the key is of another kind.
     """
-    if not NODE.fullmatch(cargo.device):
+    if not NODE.fullmatch(device := cargo.words["device"]):
         raise ToolchainError(
-            f"--device-type {cargo.device!r}: for SWUpdate a letter, then letters, digits, - and _ are wanted"
+            f"--device-type {device!r}: for SWUpdate a letter, then letters, digits, - and _ are wanted"
         )
     install = cargo.text(INSTALL)
     described = cargo.text(DESCRIPTION, install_digest=hashlib.sha256(install).hexdigest())
