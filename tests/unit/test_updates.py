@@ -7,10 +7,12 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +98,10 @@ def accepts(system: str, path: Path, signer: dict[str, Path]) -> bool:
         )  # fmt: skip
         try:
             ended.wait(60)
+            for _ in range(50 if system == "swupdate" else 0):  # another of its processes prints, and may come later
+                if re.search("SWUPDATE (successful|failed)", said.read_text()):
+                    break
+                time.sleep(0.1)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(ended.pid, signal.SIGKILL)
