@@ -64,6 +64,7 @@ RANKS = {
         "frames",
         "external",
         "devices",
+        "workers",
         "onnx_macs",
     },
     2: {
@@ -83,6 +84,7 @@ RANKS = {
         "qdq",
         "dialects",
         "candidates",
+        "untrained",
         "changes",
         "search",
         "ranges",

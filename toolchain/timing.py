@@ -15,19 +15,17 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain import devices, discover, timed
+from toolchain import devices, discover, timed, workers
 from toolchain.errors import ToolchainError, last_line
 from toolchain.timed import Effort
 from toolchain.values import Precision
 
-ROUND_TIMEOUT_SECONDS = 600
-STOP_SECONDS = 30  # that a process may take to end once it is told to
+PROCESS = "a timing process"
 REPORTED = Effort()
 
 
@@ -130,7 +128,7 @@ def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any
     loading = list(sides)
     order.shuffle(loading)
     with contextlib.ExitStack() as stack:
-        owner, once = dict[str, _Process](), 0.0
+        owner, once = dict[str, workers.Process](), 0.0
         for side in loading:
             process = owner[side.name] = stack.enter_context(_started("turns", [side]))
             once += process.ask(_request([side], seed, effort))
@@ -140,45 +138,10 @@ def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any
         )  # fmt: skip
 
 
-class _Process:
-    """A process that answers one line of JSON with another."""
-
-    def __init__(self, child: "subprocess.Popen[str]", errors: Any) -> None:
-        self._child, self._errors = child, errors
-
-    def ask(self, question: Mapping[str, Any]) -> Any:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # said below, with the reason
-            self._child.stdin.write(json.dumps(question) + "\n")
-            self._child.stdin.flush()
-        late = threading.Timer(ROUND_TIMEOUT_SECONDS, self._child.kill)
-        late.start()
-        try:
-            line = self._child.stdout.readline()
-        finally:
-            late.cancel()
-        if not line:
-            self._child.wait()
-            self._errors.seek(0)
-            raise _failed(self._errors.read(), self._child.returncode)
-        return _read(line)
-
-
 @contextlib.contextmanager
-def _started(job: str, sides: Sequence[Side]) -> Iterator[_Process]:
-    with _command(job, sides) as (command, environment), tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
-        )  # fmt: skip
-        try:
-            yield _Process(child, errors)
-        finally:
-            late = threading.Timer(STOP_SECONDS, child.kill)
-            late.start()
-            with contextlib.suppress(BrokenPipeError, ValueError):
-                child.communicate()  # an end of input is its sign to stop
-            late.cancel()
+def _started(job: str, sides: Sequence[Side]) -> Iterator[workers.Process]:
+    with _command(job, sides) as (command, environment), workers.started(command, environment, PROCESS) as process:
+        yield process
 
 
 def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
@@ -188,24 +151,13 @@ def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
         try:
             ended = subprocess.run(
                 command, env=environment, input=json.dumps(request), capture_output=True, text=True,
-                timeout=ROUND_TIMEOUT_SECONDS, check=False,
+                timeout=workers.TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as reason:
-            raise ToolchainError(f"a timing process gave no result in {ROUND_TIMEOUT_SECONDS} s") from reason
+            raise ToolchainError(f"{PROCESS} gave no result in {workers.TIMEOUT_SECONDS} s") from reason
     if ended.returncode != 0:
-        raise _failed(ended.stderr, ended.returncode)
-    return _read(last_line(ended.stdout, ""))
-
-
-def _read(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as reason:
-        raise ToolchainError(f"a timing process answered {line.strip()[:80]!r}, which is no result") from reason
-
-
-def _failed(errors: str, status: int) -> ToolchainError:
-    return ToolchainError(f"a timing process failed: {last_line(errors, f'exit status {status}')}")
+        raise workers.failed(PROCESS, ended.stderr, ended.returncode)
+    return workers.read(PROCESS, last_line(ended.stdout, ""))
 
 
 @contextlib.contextmanager

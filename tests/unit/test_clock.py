@@ -1,8 +1,10 @@
 """Untrained networks on the clock: timed against one another once, and one that does not run stops no other."""
 
 import dataclasses
+import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -68,19 +70,22 @@ def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
 
 
 def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, broken = clock.discover.module("runtimes", "onnxruntime").open, Network(net(12), IMAGE)
-    networks = {"small": Network(net(8), IMAGE), "broken": broken}
+    networks, target = {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)}, spec.target("cpu")
     monkeypatch.setattr(clock, "ROUNDS", 1)
-    width = 12
-
-    def opened(path: Path, **given: object) -> object:
-        import onnx
-
-        if any(width in tensor.dims for tensor in onnx.load(path).graph.initializer):
-            raise RuntimeError("no kernel")
-        return real(path, **given)
-
-    monkeypatch.setattr(clock.discover.module("runtimes", "onnxruntime"), "open", opened)
-    found, refused = clock.run(networks, spec.target("cpu"), tmp_path)
+    _, path = clock._graph("broken", networks["broken"], target.scheme, tmp_path)
+    graph = onnx.load(path)
+    graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 20  # not the pictures that it gets
+    onnx.save(graph, path)
+    found, refused = clock.run(networks, target, tmp_path)
     assert set(found) == {"small"}
-    assert refused == {"broken": "onnxruntime does not run it as f32: no kernel"}
+    assert set(refused) == {"broken"}
+    assert refused["broken"].startswith("onnxruntime does not run it as f32: ")
+
+
+def test_of_networks_that_are_built_alike_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "ROUNDS", 1)
+    networks = {name: Network(net(width), IMAGE) for name, width in {"one": 8, "other": 16, "twin": 8}.items()}
+    found, _ = clock.run(networks, spec.target("cpu"), tmp_path)
+    assert found["one"] == found["twin"] != found["other"]
+    rounds = json.loads(next(tmp_path.glob("clock/*/rounds.json")).read_text())
+    assert {name.split()[0] for name in rounds[0]["blocks"]} == {"one", "other"}

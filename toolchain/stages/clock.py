@@ -10,28 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_ir
 from torch import Tensor, nn
 
-from toolchain import (
-    candidates,
-    discover,
-    machine,
-    onnx_export,
-    progress,
-    qdq,
-    quantizer,
-    records,
-    series,
-    surgery,
-    timing,
-)
-from toolchain.errors import ToolchainError, brief
+from toolchain import machine, onnx_export, progress, records, series, surgery, timing, untrained, workers
+from toolchain.errors import ToolchainError
 from toolchain.timed import Effort
-from toolchain.values import Artefact, Interval, Placement, Precision, QuantScheme, Target
+from toolchain.values import Interval, Precision, QuantScheme, Target
 
-VERSION = 2
+VERSION = 3
 GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
 ROUNDS = 3
 BRIEF = Effort(
@@ -82,8 +69,12 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
     with records.stage(work, "clock", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found, failed = _timed(networks, graphs, target, stage.folder)
-            stage = records.finish(stage, started, {"clocked": found, "refused": failed})
+            first = {key: name for name, key in reversed(keys.items())}  # of those that are built alike one is timed
+            found, failed = _timed(networks, {name: graphs[name] for name in first.values()}, target, stage.folder)
+            clocked, why = (
+                {n: told[first[k]] for n, k in keys.items() if first[k] in told} for told in (found, failed)
+            )
+            stage = records.finish(stage, started, {"clocked": clocked, "refused": why})
             for folder in stage.folder.iterdir():  # what was timed; the rounds stay
                 if folder.is_dir():
                     shutil.rmtree(folder)
@@ -98,6 +89,8 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
     with records.stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH
         if stage.figures is None:
+            from toolchain import quantizer  # torchao takes two seconds, of which another target needs none
+
             started = time.monotonic()
             progress.say(f"clock: {name} is exported")
             graph, _ = quantizer.prepare(network.model, network.image, None, scheme)
@@ -110,86 +103,37 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
 def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, Clocked], dict[str, str]]:
-    made, refused = dict[tuple[str, Precision], _Form](), dict[str, str]()
+    made, refused = dict[str, dict[Precision, untrained.Form]](), dict[str, str]()
+    asked = {
+        name: untrained.question(path, target, tuple(networks[name].image.shape), folder)
+        for name, path in graphs.items()
+    }
     with progress.bar("clock: compiled", len(graphs)) as bar:
-        for name, path in graphs.items():
+        for name, answered in workers.shared("untrained", asked, "a compiling process"):
             try:
-                forms = _forms(path, target, tuple(networks[name].image.shape), folder)
-                made |= {(name, precision): form for precision, form in forms.items()}
+                made[name] = untrained.answer(answered)
             except ToolchainError as reason:
                 refused[name] = str(reason)
             bar.step(name)
+    able = [name for name in graphs if name not in refused]
     taken = machine.kind(target.device) == target.isa
     sides = [
         timing.Side(
-            name=f"{name} {precision}", runtime=target.runtime, path=str(one.opened), precision=precision,
+            name=f"{name} {precision}", runtime=target.runtime, path=one.opened, precision=precision,
             threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
         )
-        for (name, precision), one in made.items()
+        for name in able for precision, one in made[name].items()
     ]  # fmt: skip
     measured = series.run(sides, ROUNDS, 0, folder / "rounds.json", "clock: rounds", BRIEF) if taken and sides else []
     found = {}
-    for name in graphs.keys() - refused.keys():
+    for name in able:
         layers = surgery.layers(networks[name].model, networks[name].image)
         found[name] = Clocked(
             macs=int(surgery.macs(layers)), parameters=int(surgery.parameters(layers)),
             latencies={p: series.p50(measured, f"{name} {p}") for p in target.precisions if measured},
-            sizes={p: made[name, p].artefact.size_bytes for p in target.precisions},
+            sizes={p: made[name][p].size_bytes for p in target.precisions},
         )  # fmt: skip
     return found, refused
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One network in one precision."""
-
-    artefact: Artefact
-    opened: Path  # in every round: the artefact's own file, or what this machine opens faster
-
-
-def _forms(path: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[Precision, _Form]:
-    """One network as it is timed.
-
-    Raises:
-        ToolchainError: the runtime does not take it, or does not run it.
-    """
-    integers = {each == "int8" for each in target.precisions}  # f32 and bf16 are one file
-    made = {placed: _compiled(path, placed, target, folder) for placed in integers}
-    return {each: _tried(made[each == "int8"], each, target, shape) for each in target.precisions}
-
-
-def _compiled(path: Path, integers: bool, target: Target, folder: Path) -> Artefact:
-    """One form.
-
-    Raises:
-        ToolchainError: the runtime does not take it.
-    """
-    placed = Placement() if integers else Placement(float_modules=("",))
-    model, _ = candidates.make(onnx_ir.load(path), placed, target.scheme)
-    made = folder / f"{path.parent.name}-{'int8' if integers else 'float'}"
-    made.mkdir(parents=True, exist_ok=True)
-    qdq.save(model, made / GRAPH)
-    artefact: Artefact = discover.module("runtimes", target.runtime).compile(made / GRAPH, made / target.runtime)
-    return artefact
-
-
-def _tried(artefact: Artefact, precision: Precision, target: Target, shape: tuple[int, ...]) -> _Form:
-    """Run once: in a round, one that does not run would end all.
-
-    Raises:
-        ToolchainError: it does not run.
-    """
-    runtime = discover.module("runtimes", target.runtime)
-    try:
-        session = runtime.open(artefact.path, threads=target.threads, precision=precision)
-        session.run(np.zeros(shape, np.float32))
-    except ToolchainError:
-        raise
-    except Exception as reason:  # the runtimes' own kinds
-        raise ToolchainError(f"{target.runtime} does not run it as {precision}: {brief(reason)}") from reason
-    if target.device or not hasattr(runtime, "quick"):  # a board compiles for itself
-        return _Form(artefact, artefact.path)
-    return _Form(artefact, runtime.quick(session, artefact.path.with_name(f"{artefact.path.stem}-{precision}")))
 
 
 def _read(row: Mapping[str, object]) -> Clocked:

@@ -1,0 +1,109 @@
+"""The process that makes networks ready to be timed before training: compiled for a target in every precision, and run once.
+
+Scales are made up: latency does not depend on them. Without torch, which would take longer to import than all the rest.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+
+from toolchain import candidates, discover, qdq
+from toolchain.errors import ToolchainError, brief
+from toolchain.values import Artefact, Placement, Precision, QuantScheme, Target
+
+
+@dataclass(frozen=True)
+class Form:
+    """One network in one precision."""
+
+    opened: str  # path of what every round opens: the compiled file, or what this machine opens faster
+    size_bytes: int  # of the compiled file
+
+
+def question(graph: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
+    """What is asked of the process.
+
+    Args:
+        graph: float ONNX, as `onnx_export.translate` gives it.
+        target: that it is compiled for.
+        shape: of its input, [1, 3, height, width].
+        folder: to write to.
+    """
+    return {
+        "graph": str(graph), "runtime": target.runtime, "threads": target.threads, "precisions": list(target.precisions),
+        "scheme": dataclasses.asdict(target.scheme), "here": not target.device, "shape": list(shape), "folder": str(folder),
+    }  # fmt: skip
+
+
+def answer(found: Any) -> dict[Precision, Form]:
+    """What the process made.
+
+    Raises:
+        ToolchainError: the runtime does not take the network, does not run it, or the process ended.
+    """
+    if isinstance(found, ToolchainError):
+        raise found
+    if "error" in found:
+        raise ToolchainError(found["error"])
+    return {precision: Form(**form) for precision, form in found["forms"].items()}
+
+
+def forms(asked: Mapping[str, Any]) -> dict[Precision, Form]:
+    """One network as it is timed.
+
+    Raises:
+        ToolchainError: the runtime does not take it, or does not run it.
+    """
+    integers = {each == "int8" for each in asked["precisions"]}  # f32 and bf16 are one file
+    made = {placed: _compiled(placed, asked) for placed in integers}
+    return {each: _tried(made[each == "int8"], each, asked) for each in asked["precisions"]}
+
+
+def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
+    graph, placed = Path(asked["graph"]), Placement() if integers else Placement(float_modules=("",))
+    model, _ = candidates.make(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
+    made = Path(asked["folder"]) / f"{graph.parent.name}-{'int8' if integers else 'float'}"
+    made.mkdir(parents=True, exist_ok=True)
+    qdq.save(model, made / graph.name)
+    runtime = asked["runtime"]
+    artefact: Artefact = discover.module("runtimes", runtime).compile(made / graph.name, made / runtime)
+    return artefact
+
+
+def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> Form:
+    """Run once: in a round, one that does not run would end all."""
+    runtime = discover.module("runtimes", asked["runtime"])
+    try:
+        session = runtime.open(artefact.path, threads=asked["threads"], precision=precision)
+        session.run(np.zeros(asked["shape"], np.float32))
+    except ToolchainError:
+        raise
+    except Exception as reason:  # the runtimes' own kinds
+        raise ToolchainError(f"{asked['runtime']} does not run it as {precision}: {brief(reason)}") from reason
+    opened = artefact.path
+    if asked["here"] and hasattr(runtime, "quick"):  # a board compiles for itself
+        opened = runtime.quick(session, opened.with_name(f"{opened.stem}-{precision}"))
+    return Form(str(opened), artefact.size_bytes)
+
+
+def main() -> None:
+    """Answers questions, one a line, until there are none."""
+    for line in sys.stdin:
+        try:
+            found: dict[str, Any] = {
+                "forms": {name: dataclasses.asdict(form) for name, form in forms(json.loads(line)).items()}
+            }
+        except ToolchainError as reason:
+            found = {"error": str(reason)}
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()
