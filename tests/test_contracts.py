@@ -1,6 +1,9 @@
 """Every drop-in that is found keeps its room's contract; no names are listed here."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -64,6 +67,33 @@ def test_runtimes_compile_open_and_run(name: str, graph: Path, tmp_path: Path) -
 def test_runtimes_compile_to_the_same_bytes_every_time(name: str, graph: Path, tmp_path: Path) -> None:
     room = discover.module("runtimes", name)
     assert room.compile(graph, tmp_path / "a").sha256 == room.compile(graph, tmp_path / "b").sha256
+
+
+QUIET = """
+import sys
+from pathlib import Path
+said = []
+sys.addaudithook(lambda event, _: said.append(event) if event.split(".")[0] in {"socket", "urllib"} or "fork" in event else None)
+from toolchain import discover
+room = discover.module("runtimes", sys.argv[1])
+made = room.compile(Path(sys.argv[2]), Path(sys.argv[3]))
+room.open(made.path, threads=1, precision="f32")
+print(said)
+"""
+
+
+@pytest.mark.parametrize("name", discover.modules("runtimes"))
+def test_runtimes_tell_nobody_what_they_compile(
+    name: str, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)  # what tests that ran before have set
+    ended = subprocess.run(
+        [sys.executable, "-c", QUIET, name, str(graph), str(tmp_path / "made")], capture_output=True, text=True, check=True,
+        env={**os.environ, "HOME": str(home)},
+    )  # fmt: skip
+    assert ended.stdout == "[]\n"
+    assert not list(home.iterdir())  # an identity to tell it under
 
 
 @pytest.mark.parametrize("name", discover.modules("runtimes"))

@@ -254,15 +254,18 @@ def test_cmake_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("ONNXRUNTIME_ROOT" not in os.environ, reason="ONNXRUNTIME_ROOT names no release with headers")
-def test_onnx_runtime_answers_the_same(run: Run, tmp_path: Path) -> None:
+def test_onnx_runtime_answers_the_same(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["-DRUNTIME=onnxruntime", f"-DONNXRUNTIME_ROOT={os.environ['ONNXRUNTIME_ROOT']}"]
     program, files = build(ROOT / "runner", tmp_path / "build", *more), pictures(tmp_path / "pictures")
     manifest = records.read_json(run.bundle / "manifest.json")
     model = runner.open_model(run.bundle, manifest, runner.check_files(run.bundle))
-    for line in ask(program, run.bundle, "--logits", *files).stdout.splitlines():
+    (home := tmp_path / "home").mkdir()
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)  # what tests that ran before have set
+    for line in ask(program, run.bundle, "--logits", *files, HOME=str(home)).stdout.splitlines():
         found = json.loads(line)
         wanted = model(runner.prepare(found["file"], manifest["preprocess"]))[0]
         assert np.abs(np.array(found["logits"], np.float32) - wanted).max() <= manifest["golden"]["step"]
+    assert not list(home.iterdir())  # nor a number under which it would tell its maker of it
 
 
 def clean(ended: subprocess.CompletedProcess[str]) -> bool:

@@ -262,7 +262,7 @@ def test_an_output_folder_in_use_is_refused(run: Run) -> None:
 
 def device(folder: Path, *arguments: str, path: str = "") -> subprocess.CompletedProcess[str]:
     """Runs the bundle's runner as a device would: in its folder, the toolchain nowhere on the path."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "HOME": str(folder)}
     return subprocess.run(
         [sys.executable, "run.py", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -281,8 +281,10 @@ def flashed(run: Run, tmp_path: Path) -> Path:
 
 
 def test_the_self_test_passes_on_what_was_unpacked(flashed: Path) -> None:
+    files = set(flashed.iterdir())
     ended = device(flashed, "--self-test")
     assert (ended.returncode, ended.stdout.split(":")[0]) == (0, "PASS")
+    assert set(flashed.iterdir()) == files  # no runtime left the number there under which it would report
 
 
 def test_pictures_and_arrays_are_classified(run: Run, flashed: Path) -> None:

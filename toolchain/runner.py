@@ -144,6 +144,7 @@ def check_files(folder):
 
 
 def _onnxruntime(manifest, path):
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it tells its maker of every session
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

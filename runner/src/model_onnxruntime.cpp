@@ -1,10 +1,18 @@
 #include <onnxruntime_cxx_api.h>
 
+#include <cstdlib>
+
 #include "model.h"
 #include "refused.h"
 
 namespace edge {
 namespace {
+
+// since 1.29 it tells its maker of every session, unless this is set before its first call
+Ort::Env quiet() {
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+  return Ort::Env{ORT_LOGGING_LEVEL_WARNING, "edge-runner"};
+}
 
 class OnnxRuntime final : public Model {
  public:
@@ -41,7 +49,7 @@ class OnnxRuntime final : public Model {
   }
 
  private:
-  Ort::Env environment_{ORT_LOGGING_LEVEL_WARNING, "edge-runner"};
+  Ort::Env environment_ = quiet();
   Ort::Session session_{nullptr};
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<std::int64_t> shape_, answer_;

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ def library() -> Any:
     Raises:
         ToolchainError: it is not installed; says what to run.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it tells its maker of every session
     try:
         import onnxruntime
     except ImportError as reason:

@@ -44,6 +44,8 @@ def library() -> Any:
     Raises:
         ToolchainError: it is not installed; says what to run.
     """
+    # its converter tells its maker of every conversion, ten processes each, unless this package is missing
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as reason:
