@@ -41,6 +41,7 @@ class Effort:
 
     seconds: float = ROUND_SECONDS  # of inferences, after warming up
     warmup_runs: int = WARMUP_RUNS
+    warmup_seconds: float = WARMUP_SECONDS
     fewest_blocks: int = FEWEST_BLOCKS
     most_seconds: float = math.inf  # of a round: beyond it blocks are single inferences, and fewer still
     slow_seconds: float = math.inf  # of an inference: one that takes longer is warm after two
@@ -137,7 +138,7 @@ def _warm_up(call: Call, effort: Effort) -> float:
     """Runs until warm; the median of the last runs in seconds."""
     began = time.perf_counter()
     taken: list[float] = []
-    while len(taken) < effort.warmup_runs or time.perf_counter() - began < WARMUP_SECONDS:
+    while len(taken) < effort.warmup_runs or time.perf_counter() - began < effort.warmup_seconds:
         taken.append(_milliseconds(call) / 1e3)
         if len(taken) == 2 and taken[1] > effort.slow_seconds:
             break
