@@ -23,7 +23,7 @@ GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
 ROUNDS = 3
 # candidates differ by far; and with so many of them the first ones wake the core for all
 BRIEF = Effort(
-    seconds=1.5, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
+    seconds=1.0, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
 )  # fmt: skip
 GRAPH = "graph.onnx"
 
