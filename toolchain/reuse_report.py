@@ -45,31 +45,33 @@ def said(found: Found) -> str:
 
 
 def plot(found: Found) -> str:
-    """Probe accuracy behind each block, pretrained and random, with 95 % intervals; "" where nobody looked."""
+    """By block, pretrained and random: the score that the proposal follows, and the probe with its 95 % intervals.
+
+    "" where nobody looked.
+    """
     depths: Sequence[Any] = found["depths"]
     if not depths:
         return ""
     places = range(len(depths))
-    with canvas.figure(720, 300) as drawing:
-        axes = drawing.add_axes((0.09, 0.3, 0.88, 0.64))
-        for name, colour, title in (
-            ("untrained", canvas.MUTED, "random weights"),
-            ("accuracy", canvas.MAIN, "pretrained"),
+    with canvas.figure(720, 460) as drawing:
+        followed, probed = drawing.subplots(2, 1, sharex=True)
+        drawing.subplots_adjust(left=0.09, right=0.97, top=0.93, bottom=0.2, hspace=0.12)
+        for level, share, colour, title in (
+            ("untrained_levels", "untrained", canvas.MUTED, "random weights"),
+            ("levels", "accuracy", canvas.MAIN, "pretrained"),
         ):
-            axes.fill_between(
-                places,
-                [one[name]["low"] for one in depths],
-                [one[name]["high"] for one in depths],
-                color=colour,
-                alpha=0.15,
-            )
-            axes.plot(
-                places, [one[name]["estimate"] for one in depths], color=colour, marker="o", markersize=3, label=title
-            )
-        kept = [one["block"] for one in depths].index(found["reuse"]["keep"] or depths[-1]["block"])
-        axes.axvline(kept, color=canvas.WARM, linewidth=1, linestyle="--", label="cut behind")
-        axes.set_xticks(list(places), [figures.end(one["block"]) for one in depths], rotation=60, ha="right")
-        axes.yaxis.set_major_formatter(lambda value, _: figures.percent(value))
-        axes.set(ylabel="probe, validation")
-        axes.legend(frameon=False, loc="lower right")
-        return canvas.svg(drawing, "reuse", "probe accuracy by depth")
+            drawn = {"color": colour, "marker": "o", "markersize": 3, "label": title}
+            followed.plot(places, [one[level] for one in depths], **drawn)
+            probed.plot(places, [one[share]["estimate"] for one in depths], **drawn)
+            low, high = ([one[share][end] for one in depths] for end in ("low", "high"))
+            probed.fill_between(places, low, high, color=colour, alpha=0.15)
+        if found["reuse"]["keep"]:
+            kept = [one["block"] for one in depths].index(found["reuse"]["keep"])
+            for axes in (followed, probed):
+                axes.axvline(kept, color=canvas.WARM, linewidth=1, linestyle="--", label="cut behind")
+        probed.set_xticks(list(places), [figures.end(one["block"]) for one in depths], rotation=60, ha="right")
+        probed.yaxis.set_major_formatter(lambda value, _: figures.percent(value))
+        followed.set(ylabel="all levels (followed)")
+        probed.set(ylabel="probe, validation")
+        followed.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return canvas.svg(drawing, "reuse", "score and probe accuracy by depth")

@@ -43,7 +43,7 @@ def html(found: Report) -> str:
         f'<p class="lead">{escape(rankings.summary(found))}.</p><h1>{escape(title)}</h1>',
         f'<div class="said warned">{said}</div>' if said else "",
         f'<figure><div class="wide large">{plot(found)}</div><figcaption>Up and left is better; the line joins what no '
-        "other candidate beats in both.</figcaption></figure>" if timed else "",
+        "other candidate beats in both. Thin lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
         page.table(rankings.ranking(found)),
         *_advised(found),
         *(
@@ -76,14 +76,14 @@ def plot(found: Report) -> str:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
         for (x, y), row in zip(points, rows, strict=True):
-            axes.plot(
-                [x], [y], "o", color=canvas.MAIN if row["front"] else canvas.MUTED, markersize=7 if row["front"] else 5
-            )
+            colour, taken = canvas.MAIN if row["front"] else canvas.MUTED, row["latency_ms"][row["fastest"]]
+            axes.hlines(y, taken["low"], taken["high"], color=colour, linewidth=0.8, alpha=0.5)
+            axes.plot([x], [y], "o", color=colour, markersize=7 if row["front"] else 5)
         canvas.logarithmic(axes, figures.significant)
         axes.margins(y=0.12)
-        taken = [x for x, _ in points]
+        latencies = [x for x, _ in points]
         axes.set(
-            xlim=(min(taken) / BESIDE, max(taken) * BESIDE),
+            xlim=(min(latencies) / BESIDE, max(latencies) * BESIDE),
             xlabel="milliseconds (logarithmic)",
             ylabel=rankings.TITLES.get(found["score"], found["score"]),
         )
