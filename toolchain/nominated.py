@@ -26,7 +26,7 @@ def read(names: Sequence[str]) -> list[Candidate]:
     if not any(names):
         raise ToolchainError(f"no candidates are named; {DEFAULT!r} is the shortlist that ships with the package")
     first = dict[str, Candidate]()
-    for one in (one for name in names for one in _named(name)):
+    for one in (_licensed(one) for name in names for one in _named(name)):
         first.setdefault(records.digest(one.model, one.reuse), one)
     unique = list(first.values())
     doubled = {one.name for one in unique if [other.name for other in unique].count(one.name) > 1}
@@ -64,8 +64,15 @@ def _named(name: str) -> list[Candidate]:
 
 
 def _untrained(one: Candidate) -> Candidate:
-    model = dataclasses.replace(one.model, weights="", licence="none needed")
-    return dataclasses.replace(one, name=f"{one.name}, random", model=model, trained_on="", may_ship="yes")
+    model = dataclasses.replace(one.model, weights="", licence="")
+    return dataclasses.replace(one, name=f"{one.name}, random", model=model, trained_on="", may_ship="unknown")
+
+
+def _licensed(one: Candidate) -> Candidate:
+    """Without weights there is nothing to license, unless somebody says so."""
+    if one.model.weights or one.model.licence or one.may_ship != "unknown":
+        return one
+    return dataclasses.replace(one, model=dataclasses.replace(one.model, licence="none needed"), may_ship="yes")
 
 
 def _zoo(name: str) -> Candidate:

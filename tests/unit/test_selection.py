@@ -77,6 +77,21 @@ def test_candidates_are_named_in_many_ways(tmp_path: Path) -> None:
     assert (found[3].model.weights, found[3].may_ship) == ("IMAGENET1K_V1", "unknown")
 
 
+def test_without_weights_there_is_nothing_to_license_unless_the_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        "schema = 1\n"
+        '[[candidates]]\nname = "bare"\n[candidates.model]\nname = "resnet18"\n'
+        '[[candidates]]\nname = "patented"\nmay_ship = "no"\n[candidates.model]\nname = "resnet34"\n'
+        '[[candidates]]\nname = "told"\n[candidates.model]\nname = "resnet50"\nlicence = "ask us"\n'
+    )
+    found = nominated.read([str(tmp_path / "own.toml"), "random:resnet18"])
+    assert [(one.name, one.model.licence, one.may_ship) for one in found] == [
+        ("bare", "none needed", "yes"),  # what random:resnet18 is as well
+        ("patented", "", "no"),
+        ("told", "ask us", "unknown"),
+    ]
+
+
 def test_the_shipped_shortlist_names_models_that_are_there() -> None:
     names = [one.model.name for one in nominated.read([nominated.DEFAULT])]
     assert len(names) == 12
