@@ -21,6 +21,10 @@ TIMEOUT_SECONDS = 600
 STOP_SECONDS = 30  # that a process may take to end once it is told to
 
 
+class Ended(ToolchainError):
+    """A process came to its end without an answer: perhaps for want of memory, and the next one may give it."""
+
+
 class Process:
     """One that was started; `what` is what messages call it."""
 
@@ -31,7 +35,8 @@ class Process:
         """Its answer.
 
         Raises:
-            ToolchainError: it ended without one, or answered something else.
+            Ended: it ended without one.
+            ToolchainError: it answered something else.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
@@ -118,9 +123,9 @@ def read(what: str, line: str) -> Any:
         raise ToolchainError(f"{what} answered {line.strip()[:80]!r}, which is no result") from reason
 
 
-def failed(what: str, errors: str, status: int) -> ToolchainError:
+def failed(what: str, errors: str, status: int) -> Ended:
     """What is said of a process that ended without an answer."""
-    return ToolchainError(f"{what} failed: {last_line(errors, f'exit status {status}')}")
+    return Ended(f"{what} failed: {last_line(errors, f'exit status {status}')}")
 
 
 def _cores() -> int:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import spec, timing
+from toolchain import spec, timing, workers
 from toolchain.stages import clock
 from toolchain.stages.clock import Network
 
@@ -80,6 +82,25 @@ def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkey
     assert set(found) == {"small"}
     assert set(refused) == {"broken"}
     assert refused["broken"].startswith("onnxruntime does not run it as f32: ")
+
+
+def test_one_whose_process_ended_is_tried_again_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, target = {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)}, spec.target("cpu")
+    monkeypatch.setattr(clock, "ROUNDS", 1)
+    real = workers.shared
+
+    def shared(*given: Any) -> Iterator[tuple[str, Any]]:
+        for name, answer in real(*given):
+            yield name, workers.failed("a process", "no memory", -9) if name == "large" else answer
+
+    monkeypatch.setattr(workers, "shared", shared)
+    found, refused = clock.run(networks, target, tmp_path)
+    assert (set(found), refused) == ({"small"}, {"large": "a process failed: no memory"})
+    monkeypatch.setattr(workers, "shared", real)
+    found, refused = clock.run(networks, target, tmp_path)
+    assert (set(found), refused) == ({"small", "large"}, {})
 
 
 def test_of_networks_that_are_built_alike_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from toolchain import workers
-from toolchain.errors import ToolchainError
 
 ROOM = """#!{python}
 import json, os, sys, time
@@ -53,7 +52,7 @@ def test_a_process_that_ends_is_replaced(ended: Path) -> None:
     questions = {"a": {"number": 1}, "b": {"ends": True}, "c": {"mumbles": True}, "d": {"number": 2}}
     found = dict(workers.shared("any", questions, "a helper", 1))
     assert (found["a"]["twice"], found["d"]["twice"]) == (2, 4)
-    assert isinstance(found["b"], ToolchainError)
+    assert isinstance(found["b"], workers.Ended)
     assert str(found["b"]) == "a helper failed: no memory left"
     assert str(found["c"]) == "a helper answered 'hm', which is no result"
     assert found["a"]["by"] != found["d"]["by"]

@@ -4,6 +4,7 @@ Latency does not depend on the weights, so a model can be timed before anybody t
 round; graphs are exported once for all targets.
 """
 
+import dataclasses
 import shutil
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ BRIEF = Effort(
     seconds=1.0, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
 )  # fmt: skip
 GRAPH = "graph.onnx"
+SAMPLES = "rounds.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,18 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
             started = time.monotonic()
             first = {key: name for name, key in reversed(keys.items())}  # of those that are built alike one is timed
             found, failed = _timed(networks, {name: graphs[name] for name in first.values()}, target, stage.folder)
-            clocked, why = (
-                {n: told[first[k]] for n, k in keys.items() if first[k] in told} for told in (found, failed)
-            )
-            stage = records.finish(stage, started, {"clocked": clocked, "refused": why})
+            figures = {
+                "clocked": {name: found[first[key]] for name, key in keys.items() if first[key] in found},
+                "refused": {name: str(failed[first[key]]) for name, key in keys.items() if first[key] in failed},
+            }
             for folder in stage.folder.iterdir():  # what was timed; the rounds stay
                 if folder.is_dir():
                     shutil.rmtree(folder)
+            if any(isinstance(reason, workers.Ended) for reason in failed.values()):  # another run may have more luck
+                (stage.folder / SAMPLES).unlink(missing_ok=True)
+                stage = dataclasses.replace(stage, figures=records.plain(figures))
+            else:
+                stage = records.finish(stage, started, figures)
         assert stage.figures is not None
         rows, refused = stage.figures["clocked"], refused | stage.figures["refused"]
     return {name: _read(row) for name, row in rows.items()}, refused
@@ -103,8 +110,8 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
 
 def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
-) -> tuple[dict[str, Clocked], dict[str, str]]:
-    made, refused = dict[str, dict[Precision, untrained.Form]](), dict[str, str]()
+) -> tuple[dict[str, Clocked], dict[str, ToolchainError]]:
+    made, refused = dict[str, dict[Precision, untrained.Form]](), dict[str, ToolchainError]()
     asked = {
         name: untrained.question(path, target, tuple(networks[name].image.shape), folder)
         for name, path in graphs.items()
@@ -114,7 +121,7 @@ def _timed(
             try:
                 made[name] = untrained.answer(answered)
             except ToolchainError as reason:
-                refused[name] = str(reason)
+                refused[name] = reason
             bar.step(name)
     able = [name for name in graphs if name not in refused]
     taken = machine.kind(target.device) == target.isa
@@ -125,7 +132,7 @@ def _timed(
         )
         for name in able for precision, one in made[name].items()
     ]  # fmt: skip
-    measured = series.run(sides, ROUNDS, 0, folder / "rounds.json", "clock: rounds", BRIEF) if taken and sides else []
+    measured = series.run(sides, ROUNDS, 0, folder / SAMPLES, "clock: rounds", BRIEF) if taken and sides else []
     found = {}
     for name in able:
         layers = surgery.layers(networks[name].model, networks[name].image)
