@@ -83,7 +83,9 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
     shown = reuse_report.table(plain(found))
     assert len(shown.rows) == len(found.depths)
     assert "glyphs: " in reuse_report.said(plain(found))
-    assert "<svg" in reuse_report.plot(plain(found))
+    cut = dataclasses.replace(found, reuse=Reuse(keep="features.4"))
+    assert ">cut behind<" in reuse_report.plot(plain(cut))
+    assert "cut behind" not in reuse_report.plot(plain(dataclasses.replace(found, reuse=Reuse())))
 
 
 def test_a_network_that_is_no_chain_is_used_whole(

@@ -10,6 +10,7 @@ from toolchain import workers
 
 ROOM = """#!{python}
 import json, os, sys, time
+answers = 0
 for line in sys.stdin:
     asked = json.loads(line)
     if asked.get("ends"):
@@ -19,7 +20,9 @@ for line in sys.stdin:
         continue
     time.sleep(asked.get("takes", 0))
     print(json.dumps({{"twice": 2 * asked["number"], "by": os.getpid()}}), flush=True)
-open(os.environ["ENDED"] + "/" + str(os.getpid()), "w").close()
+    answers += 1
+with open(os.environ["ENDED"] + "/" + str(os.getpid()), "w") as file:
+    file.write(str(answers))
 """
 
 
@@ -61,7 +64,8 @@ def test_a_process_that_ends_is_replaced(ended: Path) -> None:
 def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> None:
     answers = workers.shared("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
     next(answers)
-    answers.close()  # twenty seconds otherwise, and a process that is left
+    answers.close()
+    assert sum(int(path.read_text()) for path in ended.iterdir()) < 20
     for path in ended.iterdir():
         with pytest.raises(ProcessLookupError):
             os.kill(int(path.name), 0)
