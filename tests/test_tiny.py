@@ -190,6 +190,7 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
         ({"prune": {"protect": ("nothing*",)}}, "protect = 'nothing\\*' matches no layer"),
         ({"budget": {"latency": "0.5x"}}, "prune.ratio = 0.4 and budget.latency both say how far"),
         ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 is searched for a budget"),
+        ({"prune": {"ratio": None}, "budget": {"latency": "0.5x"}}, "budget.latency = '0.5x' needs models to be timed"),
         ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not take pictures of 32x32"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain import figures, loop, models, probe, records, stats, summary, tables
+from toolchain import figures, loop, models, probe, records, reuse_report, stats, summary, tables
 from toolchain.data import Dataset
 from toolchain.errors import ToolchainError
 from toolchain.shortlist import left_open
@@ -35,7 +35,8 @@ def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
     with records.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         data, joins = prepare.run(recipe, domain, out / "data")
-        recipe, _ = advise.settled(recipe, data, out / "work")
+        recipe, advice = advise.settled(recipe, data, out / "work")
+        reuse_report.tell(advice)
         models.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)  # what does not fit is said first
         found = adapt.run(recipe, domain.kind, data, joins, out / "work")
         written = _report(recipe, domain, found, _yardstick(recipe, found))

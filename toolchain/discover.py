@@ -58,7 +58,7 @@ def _singular(kind: str) -> str:
 
 def nearest(name: str, accepted: list[str]) -> str:
     """The second half of an error message: what was probably meant, and everything that is accepted."""
-    close = get_close_matches(name, accepted, n=1)
+    close = get_close_matches(name, accepted, n=1) or get_close_matches(name.lower(), accepted, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     return f"{meant}There are: {', '.join(accepted) or 'none'}"
 

@@ -12,6 +12,8 @@ class ToolchainError(Exception):
 
 def brief(reason: BaseException) -> str:
     """The first line of what another library complains about, or at least the kind of complaint."""
+    if isinstance(reason, KeyError):  # whose text is the key alone
+        return f"there is no {reason}"
     return next(iter(str(reason).strip().splitlines()), type(reason).__name__)
 
 

@@ -68,7 +68,9 @@ def _local(weights: str) -> Path | None:
 
 def _present(path: Path) -> Path:
     if not path.is_file():
-        raise ToolchainError(f"weights file {path} is not there; give one with WEIGHTS=file or --weights file")
+        raise ToolchainError(
+            f"weights file {path} is not there; name one: WEIGHTS=file or --weights file, in `select` a shortlist"
+        )
     return path
 
 
@@ -281,14 +283,14 @@ def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
     if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":
         raise ToolchainError(
             f"weights = {spec.weights!r} is neither a file nor known for {spec.name}; "
-            f"{discover.nearest(spec.weights, ['DEFAULT', *enum.__members__])}"
+            f"{discover.nearest(spec.weights, list(dict.fromkeys(['DEFAULT', *enum.__members__])))}"
         )
     try:
         state: Mapping[str, Tensor] = enum[spec.weights].get_state_dict(progress=True, check_hash=True)
     except (urllib.error.URLError, OSError) as reason:
         raise ToolchainError(
             f"the weights {spec.weights} of {spec.name} cannot be downloaded ({reason}); "
-            "download them elsewhere and pass the file with WEIGHTS=file or --weights file"
+            "download them elsewhere and name the file: WEIGHTS=file or --weights file, in `select` a shortlist"
         ) from reason
     # torchvision's own loader renames these for its densenets
     return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name): t for name, t in state.items()}

@@ -37,7 +37,7 @@ def read(names: Sequence[str]) -> list[Candidate]:
 
 def _named(name: str) -> list[Candidate]:
     kind, _, rest = name.partition(":")
-    if kind == "random":
+    if kind == "random" and rest:
         bare = rest.startswith(timm_models.PREFIX)  # which may have no weights to ask for
         return [
             _untrained(one) for one in ([Candidate(name=rest, model=ModelSpec(name=rest))] if bare else _named(rest))
@@ -81,13 +81,15 @@ def _zoo(name: str) -> Candidate:
     card = records.read_json(discover.PACKAGE / "zoo" / f"{name}.json")
     model = spec.validated(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
     ships: MayShip = "yes"
-    model = dataclasses.replace(model, licence=f"as the toolchain; trained on {card['licence_of_images']}")
+    model = dataclasses.replace(model, licence=f"as the toolchain; pictures {card['licence_of_images']}")
     return Candidate(
         name=name, model=model, trained_on=f"{card['domain']}, {card['images']['train']:,} images", may_ship=ships
     )
 
 
 def _timm(name: str) -> Candidate:
+    if not timm_models.installed():  # which its row says
+        return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT"))
     card = timm_models.card(name)
     ships: MayShip = (
         "yes" if card.licence in timm_models.FREE else "no" if "nc" in card.licence.split("-") else "unknown"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, machine, models, records, report, selection, summary, surgery
+from toolchain import discover, locks, machine, models, records, report, reuse_report, selection, summary, surgery
 from toolchain.listing import Split
 from toolchain.stages import (
     adapt,
@@ -65,6 +65,7 @@ def build(
             image = data.example
         with _timed(seconds, "advise"):
             recipe, advice = advise.settled(recipe, data, work, target)
+            reuse_report.tell(advice)
         with _timed(seconds, "adapt"):
             # what does not suit the model is said before it is trained
             layers = surgery.layers(models.sketch(recipe.model, len(data.classes), image, recipe.reuse), image)

@@ -25,22 +25,38 @@ def latency(row: Report) -> float | None:
 
 
 def chosen(found: Mapping[str, Any], limit_ms: float | None) -> tuple[Report, str]:
-    """The best of the front that keeps to a latency, and why.
+    """The best that may be shipped and keeps to a latency, and why.
 
     Raises:
-        ToolchainError: none does, or nothing was timed while a latency is asked for.
+        ToolchainError: none may be shipped, none keeps to it, or nothing was timed while a latency is asked for.
     """
-    front = [row for row in found["candidates"] if row["front"]]
+    good = [row for row in found["candidates"] if not row["error"]]
+    able = [row for row in good if row["may_ship"] != "no"]
+    if not able:
+        names = ", ".join(row["name"] for row in good)
+        raise ToolchainError(f"no candidate may be shipped: {names}; where one is meant all the same, name its model")
     if limit_ms is None:
-        row = front[0] if front else found["candidates"][0]
-        return row, f"the best {found['score']} score, {row['scores'][found['score']]:.3f}"
+        shared = "" if able[0] is good[0] else " of those that may be shipped"
+        return able[0], f"the best {found['score']} score{shared}, {able[0]['scores'][found['score']]:.3f}"
+    front = [row for row in able if row["front"]]
     fits = [row for row in front if (latency(row) or 0.0) <= limit_ms]
     if not fits:
         least = min((latency(row) or 0.0 for row in front), default=None)
         said = f"the fastest takes {least:.3g} ms" if least else "nothing was timed"
-        raise ToolchainError(f"no candidate keeps to {limit_ms:.3g} ms: {said}; name faster ones, or allow more")
+        raise ToolchainError(
+            f"no candidate keeps to {limit_ms:.3g} ms before it is pruned: {said}; name faster ones, allow more, or name one "
+            "model, which is pruned down to it"
+        )
     row = fits[0]
     return row, f"the best {found['score']} score ({row['scores'][found['score']]:.3f}) within {limit_ms:.3g} ms"
+
+
+def first(found: Mapping[str, Any]) -> tuple[Report, str]:
+    """As `chosen` with any latency; where nothing may be shipped, the best of all."""
+    if any(row["may_ship"] != "no" for row in found["candidates"] if not row["error"]):
+        return chosen(found, None)
+    row = next(row for row in found["candidates"] if not row["error"])
+    return row, f"the best {found['score']} score, {row['scores'][found['score']]:.3f}; none may be shipped"
 
 
 def ranking(found: Report | None) -> Table:
@@ -52,7 +68,7 @@ def ranking(found: Report | None) -> Table:
         (
             row["name"] + (" *" if row["front"] else ""),
             *(_score(name, row) for name in names), _latency(row),
-            figures.count(row["macs"]), figures.size(row["size_bytes"].get(row["fastest"] or "f32")),
+            figures.count(row["macs"]), _size(row),
             SHIPS[row["may_ship"]],
         )
         for row in found["candidates"]
@@ -84,6 +100,12 @@ def _latency(row: Report) -> str:
     return f"{figures.bounded(row['latency_ms'][row['fastest']])} {row['fastest']}"
 
 
+def _size(row: Report) -> str:
+    if row["fastest"]:
+        return figures.size(row["size_bytes"][row["fastest"]])
+    return f"{figures.size(row['size_bytes'].get('f32'))} f32"
+
+
 def origins(found: Report) -> Table:
     """Where the weights come from, and under what licence."""
     rows = tuple(
@@ -112,17 +134,19 @@ def sections(found: Report) -> tuple[tuple[str, Table], ...]:
     return ("Where they come from", origins(found)), ("Left out", left_out(found))
 
 
-def _first(found: Report) -> tuple[str, str]:
-    row, why = chosen(found, None)
-    return row["name"], why
-
-
 def summary(found: Report) -> str:
     """How much stands behind the figures."""
-    row, why = (found["chosen"], found["why"]) if "chosen" in found else _first(found)
+    best, why = first(found)
+    name, why = (found["chosen"], found["why"]) if "chosen" in found else (best["name"], why)
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name in RUNTIMES)
+    timed = any(row["fastest"] for row in found["candidates"])
+    costs = (
+        f"latency and size of untrained copies on {found['target']} ({versions}), the faster of float and integers. * on the "
+        "front: no other has a better score and a lower latency"
+        if timed
+        else "nothing was timed"
+    )
     return (
-        f"First: {row} ({why}). Scores from {found['images']['train']:,} training and {found['images']['val']:,} "
-        f"validation images of {found['domain']} at {figures.sides(found['image_size'])}; latency of untrained copies on "
-        f"{found['target']} ({versions}), the faster of float and integers. * on the front: nothing else is better in both"
+        f"First: {name} ({why}). Scores from {found['images']['train']:,} training and {found['images']['val']:,} "
+        f"validation images of {found['domain']} at {figures.sides(found['image_size'])}; {costs}"
     )

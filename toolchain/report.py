@@ -65,7 +65,7 @@ def markdown(report: Report) -> str:
         _part("What each variant needs", tables.costs(report)),
         _part("Candidates for the model", rankings.ranking(report.get("selected"))),
         _part("Candidates left out", rankings.left_out(report.get("selected"))),
-        _part(reuse_report.TITLE, reuse_report.table((report.get("reuse") or {}).get("advice"))),
+        _reused((report.get("reuse") or {}).get("advice")),
         _part("Layers before and after pruning", tables.layers(report)),
         _part("Size of the pictures", tables.image_sizes(report)),
         _part("How much each layer minds being pruned", sensitive.table(report, short=True)),
@@ -84,6 +84,13 @@ def markdown(report: Report) -> str:
 
 def _part(title: str, table: Table) -> str:
     return f"## {title}\n\n{grid(table)}" if table.rows else ""
+
+
+def _reused(advice: Mapping[str, Any] | None) -> str:
+    if not advice:
+        return ""
+    table = reuse_report.table(advice)
+    return f"## {reuse_report.TITLE}\n\n{inline(reuse_report.said(advice))}.\n\n{grid(table) if table.rows else ''}".rstrip()
 
 
 def grid(table: Table) -> str:

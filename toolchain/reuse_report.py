@@ -1,10 +1,13 @@
 """How much of a pretrained network is worth keeping, as a table and a plot, for the report and for `select`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolchain import canvas, figures
+from toolchain import canvas, figures, progress, records
 from toolchain.tables import Table
+
+if TYPE_CHECKING:  # torch is behind it
+    from toolchain.stages.advise import Advice
 
 Found = Mapping[str, Any]
 TITLE = "How much of the pretrained network is worth keeping"
@@ -42,6 +45,12 @@ def said(found: Found) -> str:
         else ""
     )
     return f"{found['model']}: {'; '.join(parts) or 'all of it is used'}{faster}: {'; '.join(found['why'])}"
+
+
+def tell(advice: "Advice | None") -> None:
+    """The same on the way; where nobody looked behind the blocks, that has been said."""
+    if advice and advice.depths:
+        progress.say(f"advise: {said(records.plain(advice))}")
 
 
 def plot(found: Found) -> str:

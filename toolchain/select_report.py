@@ -40,10 +40,10 @@ def html(found: Report) -> str:
     said = "".join(f"<p>Warning: {escape(text)}</p>" for text in found["warnings"])
     timed = any(row["fastest"] for row in found["candidates"])
     parts = [
-        f'<p class="lead">{escape(rankings.summary(found))}.</p><h1>{escape(title)}</h1>',
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(rankings.summary(found))}.</p>',
         f'<div class="said warned">{said}</div>' if said else "",
-        f'<figure><div class="wide large">{plot(found)}</div><figcaption>Up and left is better; the line joins what no '
-        "other candidate beats in both. Thin lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
+        f'<figure><div class="wide large">{plot(found)}</div><figcaption>Up and left is better; a line joins the front. Thin '
+        "lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
         page.table(rankings.ranking(found)),
         *_advised(found),
         *(
@@ -74,7 +74,8 @@ def plot(found: Report) -> str:
     front = sorted(point for point, row in zip(points, rows, strict=True) if row["front"])
     with canvas.figure(720, 360) as drawing:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
-        axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
+        if front:
+            axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
         for (x, y), row in zip(points, rows, strict=True):
             colour, taken = canvas.MAIN if row["front"] else canvas.MUTED, row["latency_ms"][row["fastest"]]
             axes.hlines(y, taken["low"], taken["high"], color=colour, linewidth=0.8, alpha=0.5)

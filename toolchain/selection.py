@@ -27,6 +27,7 @@ SCHEMA = 1
 SCORE = "levels"  # what is ranked by; why: docs/results.md
 SHARE = "probe"  # the score that is a share of images, and so has an interval
 LEAST = 2  # training images of a class
+SHOWN = 5  # names of pictures that are left out
 FEW = 10  # training images a class below which scores say little
 Row = dict[str, Any]
 
@@ -39,12 +40,12 @@ def settled(
     "auto:small,zoo:squeezenet1_1_glyphs" says which candidates.
 
     Raises:
-        ToolchainError: as `run`; or no candidate keeps to the budget.
+        ToolchainError: as `run`; or no candidate may be shipped or keeps to the budget.
     """
     if not left_open(recipe.model.name):
         return recipe, None
-    names = recipe.model.name.partition(":")[2]
-    found = nominated.read([name.strip() for name in (names or nominated.DEFAULT).split(",")])
+    _, given, names = recipe.model.name.partition(":")
+    found = nominated.read([name.strip() for name in (names if given else nominated.DEFAULT).split(",")])
     written = run(domain, target, found, recipe.image_size, out)
     limit = amounts.read("latency", budget.latency) if budget.latency else None
     row, why = rankings.chosen(written, limit.value if limit and not limit.relative else None)
@@ -87,16 +88,17 @@ def run(
     if all(row["error"] for row in rows):
         raise ToolchainError(f"no candidate is left: {rows[0]['name']}: {rows[0]['error']}")
     _rank(rows)
+    rows.sort(key=lambda row: (row["rank"] is None, row["rank"]))
     written: Row = {
         "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": SCORE,
         "image_size": list(shown.image_size), "machine": machine.describe(target.device),
         "versions": machine.versions(target),
         "images": {split: min(len(part), look.IMAGES) for split, part in data.splits.items() if split != "test"},
         "classes": len(data.classes), "warnings": _warnings(data, rows, target),
-        "candidates": sorted(rows, key=lambda row: (row["rank"] is None, row["rank"])), "advice": None,
+        "candidates": rows, "advice": None,
     }  # fmt: skip
     if layers:
-        first = next(one for one in found if one.name == rankings.chosen(written, None)[0]["name"])
+        first = next(one for one in found if one.name == rankings.first(written)[0]["name"])
         written["advice"] = records.plain(advise.run(first.name, first.model, data, work, target))
     return written
 
@@ -176,7 +178,7 @@ def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
         said.append(
             f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
         )
-    first = next(row for row in rows if row["rank"] == 1)
+    first, _ = rankings.first({"score": SCORE, "candidates": rows})
     if not first["model"]["weights"]:
         said.append(
             f"{first['name']} comes first with random weights, of which scores know little; try it against the next"
@@ -184,6 +186,9 @@ def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
     if not any(row["latency_ms"] for row in rows):
         said.append(f"nothing was timed: this machine lacks the instructions of {target.name} ({target.isa})")
     for answer, text in (("unknown", "it is not known whether they may be shipped"), ("no", "they may not be shipped")):
-        if names := [row["name"] for row in rows if row["may_ship"] == answer]:
+        if names := [row["name"] for row in rows if row["may_ship"] == answer and not row["error"]]:
             said.append(f"{text}: {', '.join(names)}")
+    if data.skipped:
+        more = f" and {len(data.skipped) - SHOWN} more" if len(data.skipped) > SHOWN else ""
+        said.append(f"unreadable pictures are left out: {', '.join(data.skipped[:SHOWN])}{more}")
     return said

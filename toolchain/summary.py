@@ -97,7 +97,7 @@ def report(found: Findings) -> dict[str, Any]:
             *quantize.notes(found.families, found.placed),
             *control.notes(found.controlled, found.families[-1].name),
         ],
-        "warnings": [*found.warnings, *_guessing(found), *_calibration(found)],
+        "warnings": [*found.warnings, *_guessing(found), *_calibration(found), *_licence(found)],
         "data": {
             "digest": found.data.digest,
             "images": {split: len(images) for split, images in found.data.splits.items()},
@@ -169,6 +169,16 @@ def _calibration(found: Findings) -> list[str]:
     """What is wrong with the calibration of the architecture that is to ship."""
     own = found.families[-1].quantized
     return [f"calibration: {one['why']}" for one in own.trained.figures["findings"]] if own else []
+
+
+def _licence(found: Findings) -> list[str]:
+    """Whether it is known that the model may be shipped that the ranking chose."""
+    rows = found.ranked["candidates"] if found.ranked else []
+    return [
+        f"it is not known whether {row['name']} may be shipped (licence: {row['licence'] or 'not known'})"
+        for row in rows
+        if found.ranked and row["name"] == found.ranked["chosen"] and row["may_ship"] == "unknown"
+    ]
 
 
 def _placed(placed: Placed) -> dict[str, Any]:

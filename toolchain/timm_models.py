@@ -26,6 +26,15 @@ class Card:
     tag: str  # of the training, as `in1k`
 
 
+def installed() -> bool:
+    """Whether there is a timm to ask."""
+    try:
+        library()
+    except ToolchainError:
+        return False
+    return True
+
+
 def library() -> Any:
     """The imported library.
 

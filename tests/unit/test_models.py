@@ -185,5 +185,6 @@ def test_what_timm_cannot_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ToolchainError, match=r"\[model\] arguments .'depth': 3. do not suit timm:tiny_net"):
         models.architecture(ModelSpec(name="timm:tiny_net", arguments={"depth": 3}), 3)
     monkeypatch.setitem(sys.modules, "timm", None)
+    assert nominated.read(["timm:tiny_net"])[0].name == "timm:tiny_net"  # beside others its row says what is missing
     with pytest.raises(ToolchainError, match=r"pip install 'edge-toolchain\[timm\]'"):
         models.architecture(ModelSpec(name="timm:tiny_net"), 3)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from conftest import Run, draw
 
 from toolchain import data as images
-from toolchain import discover, models, nominated, page, rankings, report, select_report, selection, spec
+from toolchain import discover, models, nominated, page, rankings, report, select_report, selection, spec, summary
 from toolchain.cli import main
 from toolchain.errors import ToolchainError
 from toolchain.reuse import Reuse
@@ -30,13 +32,14 @@ def milliseconds(value: float) -> Interval:
     return Interval(estimate=value, low=value, high=value, samples=3)
 
 
-def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None) -> Any:
-    """Stands for the clock: as long as it is told, nothing for what the target does not run."""
+def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None, *, timed: bool = True) -> Any:
+    """Stands for the clock: as long as it is told, nothing for what the target does not run or on another machine."""
 
     def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[dict[str, Clocked], dict[str, str]]:
         found = {
             name: Clocked(
-                macs=1, parameters=1, latencies={"f32": milliseconds(2 * taken.get(name, 1.0)), "int8": milliseconds(taken.get(name, 1.0))},
+                macs=1, parameters=1,
+                latencies={"f32": milliseconds(2 * taken.get(name, 1.0)), "int8": milliseconds(taken.get(name, 1.0))} if timed else {},
                 sizes={"f32": 4, "int8": 1},
             )
             for name in networks if name not in (refused or {})
@@ -209,7 +212,7 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     assert {row["rank"] for row in rows.values()} == {1, 2, None}
     assert rows["glyphs"]["weights"]["sha256"] == models.weights_digest(GLYPHS)
     assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None, None]
-    assert any("gone" in text for text in found["warnings"])  # nobody knows whether it may be shipped
+    assert not any("gone" in text for text in found["warnings"])  # what is not there need not ship
     with pytest.raises(ToolchainError, match="no candidate is left: gone"):
         selection.run(domain, CPU, [missing], None, tmp_path)
 
@@ -285,7 +288,9 @@ def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
     row, why = rankings.chosen(written, 2.0)
     assert row["name"] == "fast"
     assert "within 2 ms" in why
-    with pytest.raises(ToolchainError, match=r"no candidate keeps to 0.5 ms: the fastest takes 1 ms"):
+    with pytest.raises(
+        ToolchainError, match=r"no candidate keeps to 0.5 ms before it is pruned: the fastest takes 1 ms"
+    ):
         rankings.chosen(written, 0.5)
     untimed = rows(("best", 0.95, None, "yes"))
     selection._rank(untimed)
@@ -293,6 +298,61 @@ def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
     assert rankings.chosen(written, None)[0]["name"] == "best"
     with pytest.raises(ToolchainError, match="nothing was timed"):
         rankings.chosen(written, 1.0)
+
+
+def test_what_may_not_be_shipped_is_never_chosen() -> None:
+    found = rows(("closed", 0.99, 0.5, "no"), ("open", 0.7, 1.0, "yes"))
+    selection._rank(found)
+    written = {"score": selection.SCORE, "candidates": found}
+    row, why = rankings.chosen(written, None)
+    assert (row["name"], why) == ("open", "the best levels score of those that may be shipped, 0.700")
+    assert rankings.first(written)[0]["name"] == "open"
+    untimed = rows(("closed", 0.99, None, "no"), ("open", 0.7, None, "unknown"))
+    selection._rank(untimed)
+    assert rankings.chosen({**written, "candidates": untimed}, None)[0]["name"] == "open"
+    closed = {**written, "candidates": found[:1]}
+    with pytest.raises(ToolchainError, match="no candidate may be shipped: closed; where one is meant all the same"):
+        rankings.chosen(closed, None)
+    assert rankings.first(closed)[1] == "the best levels score, 0.990; none may be shipped"
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
+    timed: bool, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "run", pretend({}, timed=timed))
+    closed = [dataclasses.replace(one, may_ship="no") for one in candidates()[:2]]
+    found = selection.run(domain, CPU, closed, None, tmp_path)
+    select_report.write(found, tmp_path)
+    assert "none may be shipped" in rankings.summary(found)
+    assert ("latency and size of untrained copies" in rankings.summary(found)) == timed
+    assert ("nothing was timed" in rankings.summary(found)) != timed
+    assert "they may not be shipped: glyphs, glyphs to 4" in found["warnings"]
+    assert ("<svg" in (tmp_path / "tiny.cpu.html").read_text()) == timed
+    assert {row[-2].endswith(" f32") for row in rankings.ranking(found).rows} == {not timed}
+
+
+def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(domain.path, tmp_path / "own")
+    folder = next(path.parent for path in sorted((tmp_path / "own").rglob("*.png")))
+    for number in range(7):
+        (folder / f"cut{number}.png").write_bytes(b"no picture")
+    monkeypatch.setattr(clock, "run", pretend({}))
+    some = dataclasses.replace(domain, path=str(tmp_path / "own"), on_corrupt="skip")
+    said = next(
+        text for text in selection.run(some, CPU, candidates()[:1], None, tmp_path)["warnings"] if "unreadable" in text
+    )
+    assert said.count("cut") == 5
+    assert said.endswith(" and 2 more")
+
+
+@pytest.mark.parametrize(("ships", "said"), [("yes", []), ("unknown", ["glyphs may be shipped (licence: not known)"])])
+def test_the_report_warns_of_a_chosen_model_whose_licence_nobody_knows(ships: str, said: list[str]) -> None:
+    found = [{**row, "licence": ""} for row in rows(("glyphs", 0.9, 1.0, ships), ("other", 0.8, 1.0, "unknown"))]
+    ranked = {"candidates": found, "chosen": "glyphs"}
+    warned = summary._licence(SimpleNamespace(ranked=ranked))  # type: ignore[arg-type]
+    assert [text.partition("not known whether ")[2] for text in warned] == said
+    assert summary._licence(SimpleNamespace(ranked=None)) == []  # type: ignore[arg-type]
 
 
 def test_auto_takes_the_best_that_the_budget_allows(
@@ -309,6 +369,10 @@ def test_auto_takes_the_best_that_the_budget_allows(
     assert selection.settled(own, domain, CPU, Budget(latency="2 ms"), tmp_path)[0].reuse == Reuse(keep="features.7")
     named = dataclasses.replace(recipe, model=GLYPHS)
     assert selection.settled(named, domain, CPU, Budget(), tmp_path) == (named, None)
+    nobody = dataclasses.replace(recipe, model=ModelSpec(name="auto:"))
+    monkeypatch.undo()
+    with pytest.raises(ToolchainError, match="no candidates are named"):
+        selection.settled(nobody, domain, CPU, Budget(), tmp_path)
 
 
 def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(

@@ -137,7 +137,7 @@ def _timed(
     for name in able:
         layers = surgery.layers(networks[name].model, networks[name].image)
         found[name] = Clocked(
-            macs=int(surgery.macs(layers)), parameters=int(surgery.parameters(layers)),
+            macs=int(surgery.macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
             latencies={p: series.p50(measured, f"{name} {p}") for p in target.precisions if measured},
             sizes={p: made[name][p].size_bytes for p in target.precisions},
         )  # fmt: skip

@@ -71,6 +71,11 @@ def limits_of(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Q
         raise ToolchainError(
             f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
         )
+    if "latency" in limits and not recipe.quantize.search_seconds and not locked:
+        raise ToolchainError(
+            f"budget.latency = {budget.latency!r} needs models to be timed, which quantize.search_seconds = 0 rules out; allow "
+            "some seconds, or give [prune] ratio or a budget of macs instead"
+        )
     if spec.resolution < 1 and not locked and (not limits or spec.ratio is not None):
         instead = f"leave prune.ratio = {spec.ratio} out" if limits else "give one, as with --latency 0.5x"
         raise ToolchainError(f"prune.resolution = {spec.resolution} is searched for a budget; {instead}")
