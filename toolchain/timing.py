@@ -169,8 +169,8 @@ def _command(job: str, sides: Sequence[Side]) -> Iterator[tuple[list[str], dict[
     """
     python = sides[0].python
     if not python:
-        yield [sys.executable, "-m", "toolchain.timed", job], None
+        yield [sys.executable, "-P", "-m", "toolchain.timed", job], None
         return
     with tempfile.TemporaryDirectory() as folder:
         devices.kit(Path(folder), sorted({side.runtime for side in sides}))
-        yield [python, "-m", "toolchain.timed", job], {**os.environ, "PYTHONPATH": folder}
+        yield [python, "-m", "toolchain.timed", job], {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}

@@ -87,7 +87,7 @@ def shared(
     Yields:
         the name of a question and its answer, or the ToolchainError that came instead: a process that ends is replaced.
     """
-    command, count = [sys.executable, "-m", f"toolchain.{room}"], min(most or _cores(), len(questions))
+    command, count = [sys.executable, "-P", "-m", f"toolchain.{room}"], min(most or _cores(), len(questions))
     idle: queue.SimpleQueue[Process | None] = queue.SimpleQueue()
     for _ in range(count):
         idle.put(None)

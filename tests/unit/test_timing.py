@@ -45,6 +45,20 @@ def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
         assert stats.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
 
 
+@pytest.mark.parametrize("python", ["", sys.executable])
+def test_what_lies_in_the_working_directory_passes_for_no_library(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("random", "json", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else ran')")
+    monkeypatch.chdir(tmp_path)
+    one = dataclasses.replace(side(tmp_path, "a", 8), python=python)
+    assert timing.footprint(one).first_ms > 0
+    found: list[timing.Round] = []
+    timing.rounds([one], 1, 0, found.append)
+    assert len(found) == 1
+
+
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
     found: list[timing.Round] = []
     timing.rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)

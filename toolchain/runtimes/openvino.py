@@ -164,7 +164,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     made = stem.with_suffix(".blob")
     # in a process of its own: names in a blob count what the process has compiled before
     asked = json.dumps({"path": str(path), "hints": _properties(threads, precision)})
-    ended = subprocess.run([sys.executable, "-c", COMPILER, asked], capture_output=True, check=False)
+    ended = subprocess.run([sys.executable, "-P", "-c", COMPILER, asked], capture_output=True, check=False)
     if ended.returncode or not ended.stdout:
         reason = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise ToolchainError(f"OpenVINO does not write {path} as {made.name}: {reason}")
