@@ -94,10 +94,14 @@ def plot(found: Report) -> str:
 
 
 def _names(axes: Any, points: list[tuple[float, float]], rows: list[Report], front: list[tuple[float, float]]) -> None:
-    """Each name where it covers neither another one nor a dot or the line."""
+    """Each name where it covers neither another one nor a dot or a line."""
     frame = (axes.bbox.x0, axes.bbox.y0, axes.bbox.x1, axes.bbox.y1)
     spots = [tuple(map(float, axes.transData.transform(point))) for point in points]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in spots]
+    for (_, y), row in zip(spots, rows, strict=True):
+        one = row["latency_ms"][row["fastest"]]
+        low, high = (float(axes.transData.transform((one[end], 0))[0]) for end in ("low", "high"))
+        taken.append((low, y - 1, high, y + 1))
     corners = [tuple(map(float, axes.transData.transform(point))) for point in front]
     taken += [(x, y - 1, right, y + 1) for (x, y), (right, _) in pairwise(corners)]
     for (x, y), row in sorted(zip(spots, rows, strict=True), key=lambda pair: not pair[1]["front"]):
