@@ -19,6 +19,8 @@ for line in sys.stdin:
         print("hm", flush=True)
         continue
     time.sleep(asked.get("takes", 0))
+    while "until" in asked and not os.path.exists(asked["until"]):
+        time.sleep(0.01)
     print(json.dumps({{"twice": 2 * asked["number"], "by": os.getpid()}}), flush=True)
     answers += 1
 with open(os.environ["ENDED"] + "/" + str(os.getpid()), "w") as file:
@@ -47,8 +49,11 @@ def test_every_question_is_answered_by_few_processes_that_end(ended: Path) -> No
 
 
 def test_what_comes_first_is_told_first(ended: Path) -> None:
-    questions = {"slow": {"number": 1, "takes": 2}, "quick": {"number": 2}}
-    assert [name for name, _ in workers.shared("any", questions, "a helper", 2)] == ["quick", "slow"]
+    told = ended.parent / "told"
+    answers = workers.shared("any", {"slow": {"number": 1, "until": str(told)}, "quick": {"number": 2}}, "a helper", 2)
+    assert next(answers)[0] == "quick"
+    told.touch()
+    assert [name for name, _ in answers] == ["slow"]
 
 
 def test_a_process_that_ends_is_replaced(ended: Path) -> None:
