@@ -24,21 +24,28 @@ def latency(row: Report) -> float | None:
     return row["latency_ms"][row["fastest"]]["estimate"] if row["fastest"] else None
 
 
+def first(found: Mapping[str, Any]) -> tuple[Report, str]:
+    """The best that may be shipped, and why; where nothing may, the best of all."""
+    good = [row for row in found["candidates"] if not row["error"]]
+    row = next((row for row in good if row["may_ship"] != "no"), good[0])
+    shared = "" if row is good[0] else " of those that may be shipped"
+    closed = "; none may be shipped" if row["may_ship"] == "no" else ""
+    return row, f"the best {found['score']} score{shared}, {row['scores'][found['score']]:.3f}{closed}"
+
+
 def chosen(found: Mapping[str, Any], limit_ms: float | None) -> tuple[Report, str]:
     """The best that may be shipped and keeps to a latency, and why.
 
     Raises:
         ToolchainError: none may be shipped, none keeps to it, or nothing was timed while a latency is asked for.
     """
-    good = [row for row in found["candidates"] if not row["error"]]
-    able = [row for row in good if row["may_ship"] != "no"]
-    if not able:
-        names = ", ".join(row["name"] for row in good)
+    row, why = first(found)
+    if row["may_ship"] == "no":
+        names = ", ".join(row["name"] for row in found["candidates"] if not row["error"])
         raise ToolchainError(f"no candidate may be shipped: {names}; where one is meant all the same, name its model")
     if limit_ms is None:
-        shared = "" if able[0] is good[0] else " of those that may be shipped"
-        return able[0], f"the best {found['score']} score{shared}, {able[0]['scores'][found['score']]:.3f}"
-    front = [row for row in able if row["front"]]
+        return row, why
+    front = [row for row in found["candidates"] if row["front"]]
     fits = [row for row in front if (latency(row) or 0.0) <= limit_ms]
     if not fits:
         least = min((latency(row) or 0.0 for row in front), default=None)
@@ -49,14 +56,6 @@ def chosen(found: Mapping[str, Any], limit_ms: float | None) -> tuple[Report, st
         )
     row = fits[0]
     return row, f"the best {found['score']} score ({row['scores'][found['score']]:.3f}) within {limit_ms:.3g} ms"
-
-
-def first(found: Mapping[str, Any]) -> tuple[Report, str]:
-    """As `chosen` with any latency; where nothing may be shipped, the best of all."""
-    if any(row["may_ship"] != "no" for row in found["candidates"] if not row["error"]):
-        return chosen(found, None)
-    row = next(row for row in found["candidates"] if not row["error"])
-    return row, f"the best {found['score']} score, {row['scores'][found['score']]:.3f}; none may be shipped"
 
 
 def ranking(found: Report | None) -> Table:

@@ -126,9 +126,8 @@ def test_the_systems_own_tool_takes_the_package_and_refuses_it_with_one_bit_chan
     body, moments, changed = path.read_bytes(), random.Random(3), tmp_path / f"changed{path.suffix}"
     squashed = range(int.from_bytes(body[40:48], "little"))
     used = list(squashed) if system == "rauc" else [at for at, byte in enumerate(body) if byte]  # zeros fill blocks
-    if (
-        system == "swupdate"
-    ):  # what is in the files: cpio's own numbers (times, the last entry) are vouched for by nobody
+    # cpio's own numbers (times, the last entry) are vouched for by nobody, what is in the files is
+    if system == "swupdate":
         starts = [body.index(part) for part in (b"software =", bundle.read_bytes()[:512], b"#!/bin/sh")]
         spans = [
             range(starts[0], starts[0] + 300),
