@@ -58,7 +58,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 pretrain: $(READY)
-	$(BIN)/python -m toolchain.zoo.pretrain --out "$(OUT)"
+	$(BIN)/python scripts/pretrain_zoo.py --out "$(OUT)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -17,9 +17,14 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from toolchain import discover, models, onnx_export, quantizer, stats, timing
-from toolchain.stages import bench
-from toolchain.values import ModelSpec, Placement, QuantScheme
+from toolchain.config.recipe import ModelSpec
+from toolchain.config.target import QuantScheme
+from toolchain.core import registry, statistics
+from toolchain.export import to_onnx
+from toolchain.measure import latency, paired_timing
+from toolchain.models import build
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
 
 SHAPE = (1, 3, 224, 224)
 
@@ -43,34 +48,34 @@ def main(names: list[str]) -> None:
 
 
 def compare(name: str, folder: Path) -> None:
-    model = models.architecture(ModelSpec(name=name), 1000)
+    model = build.architecture(ModelSpec(name=name), 1000)
     with torch.no_grad():
         model.train()(torch.randn(8, *SHAPE[1:]))  # plausible batch norm statistics
     model.eval()
     image = torch.zeros(SHAPE)
-    onnx_export.to_onnx(model, image, folder / "float.onnx")
+    to_onnx.to_onnx(model, image, folder / "float.onnx")
     quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"))
     quantize_static(
         str(folder / "prepared.onnx"), str(folder / "peer.onnx"), Random(), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
     )  # fmt: skip
-    graph, planned = quantizer.prepare(model, image, Placement(), QuantScheme())
+    graph, planned = pt2e.prepare(model, image, Placement(), QuantScheme())
     with torch.no_grad():
         graph(torch.randn(8, *SHAPE[1:]))
-    onnx_export.to_onnx(quantizer.convert(graph, image), image, folder / "ours.onnx")
-    runtime = discover.module("runtimes", "onnxruntime")
+    to_onnx.to_onnx(pt2e.convert(graph, image), image, folder / "ours.onnx")
+    runtime = registry.module("runtimes", "onnxruntime")
     sides = [
-        timing.Side(
+        paired_timing.Side(
             name=n, runtime="onnxruntime", path=str(folder / f"{n}.onnx"), precision="int8", threads=1, shape=SHAPE
         )
         for n in ("float", "peer", "ours")
     ]
-    rounds: list[timing.Round] = []
-    timing.rounds(sides, bench.ROUNDS, 0, rounds.append)
+    rounds: list[paired_timing.Round] = []
+    paired_timing.rounds(sides, latency.ROUNDS, 0, rounds.append)
     p50 = {
         n: np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("float", "peer", "ours")
     }
-    slower = stats.speedup([stats.round_ratio(one.blocks["ours"], one.blocks["peer"]) for one in rounds])
+    slower = statistics.speedup([statistics.round_ratio(one.blocks["ours"], one.blocks["peer"]) for one in rounds])
     covered = [runtime.coverage(folder / f"{n}.onnx", precision="int8") for n in ("peer", "ours")]
     print(
         f"{name}: float {p50['float']:.2f} ms, quantize_static {p50['peer']:.2f} ms ({covered[0].integer} layers in integers), "

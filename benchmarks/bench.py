@@ -21,7 +21,9 @@ import peers
 import torch
 import typer
 
-from toolchain import discover, onnx_export, progress, series, subjects
+from toolchain.core import progress, registry
+from toolchain.export import to_onnx
+from toolchain.measure import model_files, paired_rounds
 
 BARE = """
 import json, sys, time
@@ -57,10 +59,10 @@ def main(
         path = out / f"{name}.onnx"
         if not path.exists():
             out.mkdir(parents=True, exist_ok=True)
-            onnx_export.to_onnx(peers.network(name), torch.zeros(peers.SHAPE), path)
+            to_onnx.to_onnx(peers.network(name), torch.zeros(peers.SHAPE), path)
         for runtime, other, call in (("onnxruntime", "bare loop", bare), ("openvino", "benchmark_app", app)):
-            made = discover.module("runtimes", runtime).compile(path, out / f"{name}-{runtime}").path
-            subject = subjects.read(made, out)
+            made = registry.module("runtimes", runtime).compile(path, out / f"{name}-{runtime}").path
+            subject = model_files.read(made, out)
             pairs = []
             for turn in range(turns):
                 found = in_turns(subject, call, made, turn, out / "rounds")
@@ -77,7 +79,7 @@ def main(
 
 
 def in_turns(
-    subject: subjects.Subject, call: Callable[[Path], float], made: Path, turn: int, folder: Path
+    subject: model_files.Subject, call: Callable[[Path], float], made: Path, turn: int, folder: Path
 ) -> tuple[float, float]:
     """What `bench` and the other say, whose turn is first every second time."""
     if turn % 2:
@@ -87,11 +89,11 @@ def in_turns(
     return ours, call(made)
 
 
-def own(subject: subjects.Subject, folder: Path, seed: int) -> float:
+def own(subject: model_files.Subject, folder: Path, seed: int) -> float:
     """p50 as `bench` measures it, from three rounds."""
     path = folder / f"{subject.name}-{seed}.json"
     path.unlink(missing_ok=True)
-    return series.p50(series.run([subject.side], 3, seed, path, "bench"), subject.name).estimate
+    return paired_rounds.p50(paired_rounds.run([subject.side], 3, seed, path, "bench"), subject.name).estimate
 
 
 def bare(path: Path) -> float:
@@ -116,14 +118,14 @@ def app(path: Path) -> float:
 
 def spread(name: str, repeats: int, out: Path) -> None:
     """How far one artefact's p50 strays, beside a reference of the same file."""
-    subject = subjects.read(out / f"{name}-onnxruntime" / "model.onnx", out)
+    subject = model_files.read(out / f"{name}-onnxruntime" / "model.onnx", out)
     ratios, alone = [], []
     for repeat in range(repeats):
         path = out / "rounds" / f"spread-{repeat}.json"
         path.unlink(missing_ok=True)
         sides = [subject.named("it").side, subject.named("reference").side]
-        measured = series.run(sides, 10, 100 * repeat, path, f"spread {repeat + 1}")
-        halves = [series.p50(measured, side).estimate for side in ("it", "reference")]
+        measured = paired_rounds.run(sides, 10, 100 * repeat, path, f"spread {repeat + 1}")
+        halves = [paired_rounds.p50(measured, side).estimate for side in ("it", "reference")]
         ratios.append(halves[0] / halves[1])
         alone.append(halves[0])
     low, high = np.percentile(ratios, [5, 95])

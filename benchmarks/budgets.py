@@ -25,13 +25,17 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from toolchain import discover, models, onnx_export, progress, records, spec, stats, surgery
-from toolchain.errors import ToolchainError
-from toolchain.loop import Trained
-from toolchain.stages import fit, place
-from toolchain.stages.adapt import Adapted
-from toolchain.timing import Side
-from toolchain.values import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.export import to_onnx
+from toolchain.measure.paired_timing import Side
+from toolchain.models import build, profile
+from toolchain.pruning import surgery
+from toolchain.search import place, pruning_plan
+from toolchain.training.finetune import Adapted
+from toolchain.training.trained import Trained
 
 DEFAULT = "resnet18:0.7+0.5+0.35,mobilenet_v2:0.7+0.5+0.35,resnet56:0.5,efficientnet_b0:0.5"
 CIFAR = (1, 3, 32, 32)
@@ -84,12 +88,12 @@ def main(
                     continue
                 progress.say(f"== {name}, {runtime}, {budget}x")
                 try:
-                    records.write_json(row, reached(name, runtime, float(budget), rounds, out))
+                    files.write_json(row, reached(name, runtime, float(budget), rounds, out))
                 except ToolchainError as reason:
                     progress.say(f"{name}, {runtime}, {budget}x: {reason}")
                 else:
-                    progress.say(line(records.read_json(row)))
-    print("\n".join([HEAD, *(line(records.read_json(path)) for path in sorted((out / "rows").glob("*.json")))]))
+                    progress.say(line(files.read_json(row)))
+    print("\n".join([HEAD, *(line(files.read_json(path)) for path in sorted((out / "rows").glob("*.json")))]))
 
 
 def network(name: str) -> tuple[nn.Module, str, Tensor]:
@@ -97,19 +101,19 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
     if name == "resnet56":
         torch.manual_seed(0)
         model = peers.settled(resnet56(), CIFAR)
-        return model, models.head_of(model, 10), torch.zeros(CIFAR)
+        return model, build.head_of(model, 10), torch.zeros(CIFAR)
     model = peers.network(name)
-    return model, models.head_of(model, 1000), torch.zeros(peers.SHAPE)
+    return model, build.head_of(model, 1000), torch.zeros(peers.SHAPE)
 
 
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
-    target, work = spec.target(placement.TARGETS[runtime]), out / "work"
+    target, work = reader.target(placement.TARGETS[runtime]), out / "work"
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     adapted = Adapted(Trained(dense, name, {}, 0.0), head, None, AugmentSpec(), (), ())  # type: ignore[arg-type]
-    plan = fit.run(adapted, recipe, target, Budget(latency=f"{budget}x"), image, work)
+    plan = pruning_plan.run(adapted, recipe, target, Budget(latency=f"{budget}x"), image, work)
     assert plan.fitted is not None
     pruned = surgery.apply(dense, plan.surgery)
     placed = place.families({"dense": (dense, image), "pruned": (pruned, image)}, plan.placements, recipe, target, work)
@@ -119,20 +123,20 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
             model=name, target=target, seconds=0, rounds=rounds, folder=out / name / runtime / folder, image=image
         )  # fmt: skip
         if not (job.folder / "float.onnx").exists():
-            onnx_export.to_onnx(model, image, job.folder / "float.onnx")
+            to_onnx.to_onnx(model, image, job.folder / "float.onnx")
         own, label = placement.ours(model, placed[family], job)  # type: ignore[index]
         plain = placement.once(job.folder / "float", lambda where, job=job: compiled(job, where))
-        file = discover.module("runtimes", runtime).FILE_NAMES[0]
+        file = registry.module("runtimes", runtime).FILE_NAMES[0]
         sides.append(dataclasses.replace(own, name=family))
         sides.append(dataclasses.replace(own, name=f"{family}, f32", path=str(plain / file), precision="f32"))
         progress.say(f"{name}: {family} ships as {label}")
     measured = placement.timed(sides, dataclasses.replace(job, folder=out / name / f"rounds-{plan.key}"))
-    shares = [stats.round_ratio(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
-    in_float = [stats.round_ratio(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
-    macs = [surgery.macs(layers) for layers in (plan.before, plan.after)]
+    shares = [statistics.round_ratio(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
+    in_float = [statistics.round_ratio(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
+    macs = [profile.macs(layers) for layers in (plan.before, plan.after)]
     return {
-        "model": name, "runtime": runtime, "budget": budget, "share": stats.speedup(shares), "fitted": plan.fitted,
-        "float_gain": stats.speedup(in_float), "macs": macs, "seconds": seconds(plan.key, work),
+        "model": name, "runtime": runtime, "budget": budget, "share": statistics.speedup(shares), "fitted": plan.fitted,
+        "float_gain": statistics.speedup(in_float), "macs": macs, "seconds": seconds(plan.key, work),
         "place_seconds": {family: one.seconds for family, one in placed.items()},
         "dense_ms": placement.median_ms(measured, "dense"), "dropped": list(plan.surgery.dropped),
         "forms": {side.name: side.precision for side in sides},
@@ -141,12 +145,12 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
 
 def compiled(job: placement.Job, where: Path) -> None:
     """The float model as the runtime takes it."""
-    discover.module("runtimes", job.target.runtime).compile(job.folder / "float.onnx", where)
+    registry.module("runtimes", job.target.runtime).compile(job.folder / "float.onnx", where)
 
 
 def seconds(key: str, work: Path) -> float:
     """How long a fit took, with the placement of the pruned model and without that of the dense one."""
-    return float(records.read_json(work / "fit" / key / records.RECORD)["seconds"])
+    return float(files.read_json(work / "fit" / key / stage_cache.RECORD)["seconds"])
 
 
 HEAD = """\

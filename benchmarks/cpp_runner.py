@@ -20,7 +20,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from toolchain import runner
+from toolchain.edge import run
 
 
 def main(
@@ -35,8 +35,8 @@ def main(
     files = sorted(str(path) for path in pictures.rglob("*") if path.suffix in {".png", ".pgm", ".ppm", ".npy"})
     files = random.Random(0).sample(files, min(images, len(files)))
     manifest = json.loads((bundle / "manifest.json").read_text())
-    model = runner.open_model(bundle, manifest, runner.check_files(bundle))
-    wanted = np.concatenate([model(runner.prepare(file, manifest["preprocess"])) for file in files])
+    model = run.open_model(bundle, manifest, run.check_files(bundle))
+    wanted = np.concatenate([model(run.prepare(file, manifest["preprocess"])) for file in files])
     ended = subprocess.run([*command, "--logits", *files], capture_output=True, text=True, check=True)
     found = np.array([json.loads(line)["logits"] for line in ended.stdout.splitlines()], np.float32)
     same = int((found.argmax(1) == wanted.argmax(1)).sum())

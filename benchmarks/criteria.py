@@ -17,11 +17,14 @@ import quantization
 import torch
 import typer
 
-from toolchain import discover, loop, overrides, progress, spec, stats
-from toolchain.listing import Split
-from toolchain.stages import fit, prune, recover
-from toolchain.stages.adapt import Adapted
-from toolchain.values import Budget, Recipe
+from toolchain.config import overrides, reader
+from toolchain.config.recipe import Budget, Recipe
+from toolchain.core import progress, registry, statistics
+from toolchain.data.image_folder import Split
+from toolchain.pruning import prune, recover
+from toolchain.search import pruning_plan
+from toolchain.training import loop, trained
+from toolchain.training.finetune import Adapted
 
 REFERENCE = "magnitude"
 
@@ -39,7 +42,7 @@ def main(
 ) -> None:
     """Prints one row a criterion, as means over the seeds."""
     whole, models = quantization.dense_models(recipe, overrides.Flags(data=data, weights=weights), seeds, out)
-    names = criteria.split(",") if criteria else discover.modules("criteria")
+    names = criteria.split(",") if criteria else registry.modules("criteria")
     labels = {split: whole.splits[split].labels.numpy() for split in ("val", "test")}
     dense, right = list[np.ndarray](), {name: {"val": [], "test": []} for name in names}
     for one, adapted in models:
@@ -54,21 +57,23 @@ def main(
                 right[name][split].append(_right(small.model, adapted, split, truth))
             scores = {split: f"{found[-1].mean():.4f}" for split, found in right[name].items()}
             progress.say(f"seed {one.seed}: {name}: {scores}")
-    print(f"dense: {quantization.share(stats.repeated(np.stack(dense)))} on {len(labels['test'])} images\n\n{HEAD}")
+    print(
+        f"dense: {quantization.share(statistics.repeated(np.stack(dense)))} on {len(labels['test'])} images\n\n{HEAD}"
+    )
     for name, found in sorted(right.items(), key=lambda item: -np.mean(item[1]["val"])):
         test = np.stack(found["test"])
         gain = test - np.stack(right[REFERENCE]["test"]) if REFERENCE in right else None
-        against = "" if gain is None or name == REFERENCE else quantization.points(stats.repeated(gain))
+        against = "" if gain is None or name == REFERENCE else quantization.points(statistics.repeated(gain))
         cells = (
-            name, f"{100 * np.mean(found['val']):.1f} %", quantization.share(stats.repeated(test)),
-            quantization.share(stats.repeated(test, labels["test"])), against,
+            name, f"{100 * np.mean(found['val']):.1f} %", quantization.share(statistics.repeated(test)),
+            quantization.share(statistics.repeated(test, labels["test"])), against,
         )  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
 
-def recovered(adapted: Adapted, recipe: Recipe, macs: str, work: Path) -> loop.Trained:
+def recovered(adapted: Adapted, recipe: Recipe, macs: str, work: Path) -> trained.Trained:
     """The dense model cut to the budget and trained."""
-    plan = fit.run(adapted, recipe, spec.target("cpu"), Budget(macs=macs), adapted.data.example, work)
+    plan = pruning_plan.run(adapted, recipe, reader.target("cpu"), Budget(macs=macs), adapted.data.example, work)
     return recover.run(prune.at_once(adapted.trained, plan), adapted, recipe, work)
 
 

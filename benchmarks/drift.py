@@ -16,7 +16,9 @@ import numpy as np
 import typer
 from PIL import Image, ImageFilter
 
-from toolchain import archives, drift, records, runner, watch, watched
+from toolchain.core import files as records
+from toolchain.deploy import drift, drift_reference
+from toolchain.edge import archive, run, watch
 
 WINDOW = watch.WINDOW
 
@@ -52,12 +54,12 @@ def main(
     shifted: Annotated[int, typer.Option(help="windows of every shift")] = 3,
 ) -> None:
     """Prints the table."""
-    own = watched.bundle(bundle)
+    own = drift_reference.bundle(bundle)
     manifest, sees = (
         records.read_json(bundle / "manifest.json"),
         records.read_json(bundle / "manifest.json")["preprocess"],
     )
-    model = runner.open_model(bundle, manifest, archives.listed(bundle))
+    model = run.open_model(bundle, manifest, archive.listed(bundle))
     pixels, labels = read(pictures, sees, own.classes)
     logits = answers(model, pixels, sees)
     order = np.random.default_rng(0)
@@ -82,17 +84,17 @@ def read(folder: Path, sees: Mapping[str, object], classes: tuple[str, ...]) -> 
     """Pixels as the network sees them, and classes; -1 where a folder's name is none."""
     rows, labels = [], []
     for path in sorted(path for path in folder.rglob("*") if path.suffix in {".png", ".jpg", ".jpeg"}):
-        rows.append(runner.fit_size(runner.read_picture(path, sees["mode"]), sees["image_size"]))
+        rows.append(run.fit_size(run.read_picture(path, sees["mode"]), sees["image_size"]))
         labels.append(classes.index(path.parent.name) if path.parent.name in classes else -1)
     return np.stack(rows), np.array(labels)
 
 
 def answers(model: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, sees: Mapping[str, object]) -> np.ndarray:
     """Logits [pictures, classes]."""
-    return np.concatenate([model(runner.normalise(one, sees["mean"], sees["std"])[None]) for one in pixels])
+    return np.concatenate([model(run.normalise(one, sees["mean"], sees["std"])[None]) for one in pixels])
 
 
-def judged(own: watched.Watched, pixels: np.ndarray, logits: np.ndarray) -> drift.Drift:
+def judged(own: drift_reference.Watched, pixels: np.ndarray, logits: np.ndarray) -> drift.Drift:
     """Counted as `run.py --watch` does it, and looked at as `toolchain drift` does it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counts.json"

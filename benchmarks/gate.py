@@ -23,8 +23,11 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import contenders, gate, gating, progress, records, spec, stats, subjects
-from toolchain.gating import Sample
+from toolchain.config import reader
+from toolchain.core import files, progress, statistics
+from toolchain.gates import gate_inputs, regression_gate, sequential_test
+from toolchain.gates.sequential_test import Sample
+from toolchain.measure import model_files
 
 CHANNELS, SIDE = 32, 32
 PAIRS = {"same": (20, 20), "3 %": (33, 34), "5 %": (20, 21), "10 %": (20, 22)}  # convolutions of reference, candidate
@@ -48,11 +51,11 @@ def main(
             path = out / runtime / name.replace(" ", "") / f"{number:03d}.json"
             if not path.exists():
                 busy = number % 2 == 1 and (name == "same" or loaded)
-                records.write_json(path, real(name, runtime, busy, seed=1000 * number, folder=out / "models"))
-                progress.say(f"{name} {number + 1}/{gates}: {records.read_json(path)['outcome']}")
+                files.write_json(path, real(name, runtime, busy, seed=1000 * number, folder=out / "models"))
+                progress.say(f"{name} {number + 1}/{gates}: {files.read_json(path)['outcome']}")
     print(f"\n{HEAD}")
     for name in names:
-        found = [records.read_json(path) for path in sorted((out / runtime / name.replace(" ", "")).glob("*.json"))]
+        found = [files.read_json(path) for path in sorted((out / runtime / name.replace(" ", "")).glob("*.json"))]
         for busy in (False, True):
             if own := [one for one in found if one["busy"] == busy]:
                 print(row(f"{name}{', under load' if busy else ''}", own, resampled))
@@ -60,15 +63,17 @@ def main(
 
 def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dict[str, Any]:
     """One gate on this machine, as `toolchain gate` runs it."""
-    reference, candidate = (subjects.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
-    target, started = spec.target(TARGETS[runtime]), time.monotonic()
+    reference, candidate = (model_files.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
+    target, started = reader.target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
-        found = gate.run(contenders.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed)
+        found = regression_gate.run(
+            gate_inputs.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed
+        )
     verdict = next(v for v in found.verdicts if v.check == "latency_growth")
-    samples = [gate.sample(one) for one in found.rounds]
+    samples = [regression_gate.sample(one) for one in found.rounds]
     return {
         "busy": busy, "outcome": verdict.outcome, "why": verdict.why, "seconds": time.monotonic() - started,
-        "samples": records.plain(samples),
+        "samples": files.plain(samples),
     }  # fmt: skip
 
 
@@ -88,7 +93,7 @@ def chain(length: int, folder: Path) -> Path:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], [numpy_helper.from_array(kernel, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
-    with records.writing(path) as file:
+    with files.writing(path) as file:
         file.write(model.SerializeToString())
     return path
 
@@ -127,14 +132,14 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     """What gates of one kind answered, and what gates drawn from their rounds would have."""
     said = Counter(one["outcome"] for one in found)
     pool = [Sample(**sample) for one in found for sample in one["samples"]]
-    slower = stats.speedup([sample.candidate for sample in pool])
+    slower = statistics.speedup([sample.candidate for sample in pool])
     order = random.Random(0)
-    threshold = spec.target("cpu").gate.regression_threshold
+    threshold = reader.target("cpu").gate.regression_threshold
     drawn = Counter(
-        gating.conduct(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
+        sequential_test.conduct(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
     )
     seconds = [one["seconds"] for one in found]
-    spread = stats.spread([sample.candidate for sample in pool])
+    spread = statistics.spread([sample.candidate for sample in pool])
     cells = (
         name, bounded(len(found), said["fail"]), f"{100 * (slower.estimate - 1):+.2f} % [{100 * (slower.low - 1):+.2f}, "
         f"{100 * (slower.high - 1):+.2f}]", f"{100 * spread:.2f} %", str(said["fail"]), str(said["cannot_tell"]),

@@ -19,9 +19,12 @@ import peers
 import torch
 import typer
 
-from toolchain import candidates, changes, placement, progress, search, spec, stats
-from toolchain.stages import place
-from toolchain.values import Placement
+from toolchain.config import reader
+from toolchain.core import progress, statistics
+from toolchain.export import insert_qdq
+from toolchain.quantization import placement
+from toolchain.quantization.placement import Placement
+from toolchain.search import place, placement_changes, placement_search
 
 TIMES = 10
 CHANGES = 5  # tried together
@@ -38,7 +41,7 @@ def main(
 ) -> None:
     """Prints how much faster the longer search's placement is."""
     torch.set_num_threads(1)
-    target = spec.target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
+    target = reader.target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
     print("| model | runtime | search | ten times longer | longer / usual latency |\n|---|---|---|---|---|")
     for name in models.split(","):
         model, image = peers.network(name), torch.zeros(peers.SHAPE)
@@ -50,7 +53,7 @@ def main(
         logs = [
             longer.timed({"longer": best}, than=placed.placement, again=True).get("longer", 0.0) for _ in range(ROUNDS)
         ]
-        gain = stats.speedup(logs)
+        gain = statistics.speedup(logs)
         print(
             f"| {name} | {runtime} | {placed.seconds:.0f} s, {len(placed.tried)} candidates | "
             f"{time.monotonic() - began:.0f} s, {len(longer.tried)} candidates | "
@@ -59,15 +62,15 @@ def main(
         )
 
 
-def gone_on(longer: search.Search, best: Placement, end: float) -> Placement:
+def gone_on(longer: placement_search.Search, best: Placement, end: float) -> Placement:
     """The best placement that random changes lead to in time."""
     dice = random.Random(0)
-    layers = placement.layers(candidates.operations(longer.base.graph), Placement())
-    parts = [*placement.blocks(layers, search.BLOCKS), *layers]
+    layers = placement.layers(insert_qdq.operations(longer.base.graph), Placement())
+    parts = [*placement.blocks(layers, placement_search.BLOCKS), *layers]
     while time.monotonic() < end:
         found = {}
         for number in range(CHANGES):
-            kinds = [kind for kind in changes.OPERATIONS if dice.random() < 0.3]
+            kinds = [kind for kind in placement_changes.OPERATIONS if dice.random() < 0.3]
             names = dice.sample(parts, dice.choice((0, 1, 1, 2, 4)))
             turned = dice.random() < 0.15
             found[f"change {len(longer.tried)}.{number}"] = lambda one, k=kinds, n=names, t=turned: changed(
@@ -84,7 +87,7 @@ def changed(one: Placement, kinds: list[str], names: list[str], turned: bool) ->
     modules = set(one.float_modules) ^ set(names)
     return Placement(
         float_modules=tuple(sorted(modules)),
-        float_operations=tuple(kind for kind in changes.OPERATIONS if kind in floats),
+        float_operations=tuple(kind for kind in placement_changes.OPERATIONS if kind in floats),
         results=one.results != turned,
     )
 

@@ -24,11 +24,20 @@ import typer
 from matplotlib.figure import Figure
 from torch import nn
 
-from toolchain import discover, loader, loop, onnx_export, overrides, pipeline, progress, records, runner, spec, stats
-from toolchain.stages import adapt, bench, prepare
-from toolchain.stages.adapt import Adapted
-from toolchain.timing import Side, rounds
-from toolchain.values import Budget, Domain, Precision, Recipe, Target
+from toolchain import pipeline
+from toolchain.config import overrides, reader
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Budget, Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core.types import Precision
+from toolchain.data import loader, prepare
+from toolchain.edge import run
+from toolchain.export import to_onnx
+from toolchain.measure import latency
+from toolchain.measure.paired_timing import Side, rounds
+from toolchain.training import finetune, loop, trained
+from toolchain.training.finetune import Adapted
 
 
 def main(
@@ -46,10 +55,10 @@ def main(
     job, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights))
     train = dataclasses.replace(job.recover, epochs=epochs or job.recover.epochs)
     job = dataclasses.replace(job, recover=train, prune=dataclasses.replace(job.prune, sensitivity=False))
-    chosen = spec.target(target)
+    chosen = reader.target(target)
     found = [ours(job, chosen, domain, budget, resolution, out) for budget in budgets.split(",") if budget]
     found += script(job, chosen, domain, [float(ratio) for ratio in ratios.split(",") if ratio], out)
-    records.write_json(out / f"pareto-{recipe}-{target}.json", found)
+    files.write_json(out / f"pareto-{recipe}-{target}.json", found)
     print("\n".join([HEAD, *map(line, found)]))
     draw(found, f"{recipe} in {chosen.runtime}", out / f"pareto-{recipe}-{target}.svg")
 
@@ -77,20 +86,20 @@ def ours(
 def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float], out: Path) -> list[dict[str, Any]]:
     """The plain script at every ratio, all timed in the same rounds."""
     data, _ = prepare.run(job, domain, out / "data")
-    adapted = adapt.run(job, domain.kind, data, (), out / "work")
+    adapted = finetune.run(job, domain.kind, data, (), out / "work")
     folder, image = out / f"script-{target.name}", data.example
-    runtime = discover.module("runtimes", target.runtime)
+    runtime = registry.module("runtimes", target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}
 
     def compiled(name: str, precision: Precision, ratio: float, source: Path | None = None) -> None:
         path = runtime.compile(source or folder / f"{name}.onnx", folder / name).path
         made[name] = (path, precision, ratio)
 
-    onnx_export.to_onnx(copy.deepcopy(adapted.trained.model), image, folder / "dense.onnx")
+    to_onnx.to_onnx(copy.deepcopy(adapted.trained.model), image, folder / "dense.onnx")
     compiled("dense", "f32", 0.0)
     for ratio in ratios:
         name = f"script-{ratio:g}"
-        onnx_export.to_onnx(pruned(adapted, job, target, ratio, out / "work"), image, folder / f"{name}.onnx")
+        to_onnx.to_onnx(pruned(adapted, job, target, ratio, out / "work"), image, folder / f"{name}.onnx")
         compiled(name, "f32", ratio)
         if target.runtime == "onnxruntime":
             images = loader.batches(data.calibration_images, data.preprocess, 1)
@@ -104,19 +113,19 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
         for name, (path, precision, _) in made.items()
     ]  # fmt: skip
     measured: list[Any] = []
-    rounds(sides, bench.ROUNDS, job.seed, measured.append)
+    rounds(sides, latency.ROUNDS, job.seed, measured.append)
     found = []
     for name, (path, precision, ratio) in made.items():
         if name == "dense":
             continue
-        logs = [stats.round_ratio(one.blocks["dense"], one.blocks[name]) for one in measured]
+        logs = [statistics.round_ratio(one.blocks["dense"], one.blocks[name]) for one in measured]
         right = answers(runtime, path, precision, adapted)
-        accuracy = stats.accuracy(right)
+        accuracy = statistics.accuracy(right)
         found.append({
             "curve": f"Torch-Pruning script, {'quantize_static' if precision == 'int8' else 'float'}",
             "point": f"channels {ratio:g}", "form": name, "image_size": list(image.shape[2:]),
             "accuracy": accuracy.estimate, "low": accuracy.low, "high": accuracy.high, "images": accuracy.samples,
-            "faster": records.plain(stats.speedup(logs)),
+            "faster": files.plain(statistics.speedup(logs)),
         })  # fmt: skip
     return found
 
@@ -131,23 +140,23 @@ def pruned(adapted: Adapted, job: Recipe, target: Target, ratio: float, work: Pa
         pruning_ratio=ratio, round_to=target.alignment, ignored_layers=[model.get_submodule(adapted.head)],
     )  # fmt: skip
     pruner.step()
-    with records.stage(
-        work, "script", records.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
+    with stage_cache.stage(
+        work, "script", files.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
     ) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, model).model
+            return trained.restored(stage, model).model
         settings = loop.Job(
             data=adapted.data, spec=train, augment=adapted.augment, seed=job.seed + 1, label=f"script {ratio:g}",
             folder=stage.folder,
         )  # fmt: skip
-        return loop.store(stage, 0.0, model, loop.train(model, settings), {}).model
+        return trained.store(stage, 0.0, model, loop.train(model, settings), {}).model
 
 
 def answers(runtime: Any, path: Path, precision: Precision, adapted: Adapted) -> np.ndarray:
     """Which test images the artefact gets right, bool [images]."""
     session = runtime.open(path, threads=1, precision=precision)
     test, sees = adapted.data.splits["test"], adapted.data.preprocess
-    logits = [session.run(runner.normalise(p, sees.mean, sees.std)[None])[0] for p in test.pixels.numpy()]
+    logits = [session.run(run.normalise(p, sees.mean, sees.std)[None])[0] for p in test.pixels.numpy()]
     found: np.ndarray = np.stack(logits).argmax(1) == test.labels.numpy()
     return found
 

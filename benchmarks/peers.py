@@ -25,9 +25,10 @@ import onnx
 import torch
 from torch import nn
 
-from toolchain import models, onnx_export
-from toolchain.errors import brief
-from toolchain.values import ModelSpec
+from toolchain.config.recipe import ModelSpec
+from toolchain.core.errors import brief
+from toolchain.export import to_onnx
+from toolchain.models import build
 
 SHAPE = (1, 3, 224, 224)
 IMAGES = 3
@@ -43,7 +44,7 @@ def network(name: str) -> nn.Module:
     slow in float and would flatter the integer side.
     """
     torch.manual_seed(0)
-    return settled(models.architecture(ModelSpec(name=name), 1000), SHAPE)
+    return settled(build.architecture(ModelSpec(name=name), 1000), SHAPE)
 
 
 def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
@@ -156,7 +157,7 @@ def torchao(source: Path, name: str, folder: Path) -> None:
             prepared(picture)
         converted = convert_pt2e(prepared)
     program = torch.onnx.export(
-        converted, (pictures[0],), dynamo=True, opset_version=onnx_export.OPSET, verbose=False,
+        converted, (pictures[0],), dynamo=True, opset_version=to_onnx.OPSET, verbose=False,
         input_names=["input"], output_names=["logits"],
     )  # fmt: skip
     assert program is not None

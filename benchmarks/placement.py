@@ -27,10 +27,15 @@ import torch
 import typer
 from torch import nn
 
-from toolchain import discover, onnx_export, progress, quantizer, records, spec, stats, timing
-from toolchain.errors import ToolchainError
-from toolchain.stages import place
-from toolchain.values import Precision, Target
+from toolchain.config import reader
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Precision
+from toolchain.export import to_onnx
+from toolchain.measure import paired_timing
+from toolchain.quantization import placement_result, pt2e
+from toolchain.search import place
 
 MODELS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0",
@@ -73,26 +78,26 @@ def main(
     for name in models.split(","):
         for runtime in runtimes.split(","):
             job = Job(
-                model=name, target=spec.target(TARGETS[runtime]), seconds=seconds, rounds=rounds, folder=out / name
+                model=name, target=reader.target(TARGETS[runtime]), seconds=seconds, rounds=rounds, folder=out / name
             )
             if finished(job.row):
                 continue
             progress.say(f"== {name}, {runtime}")
             try:
-                records.write_json(job.row, compared(job))
+                files.write_json(job.row, compared(job))
             except ToolchainError as reason:  # the other rows are still worth having
                 progress.say(f"{name}, {runtime}: {reason}")
             else:
-                progress.say(line(records.read_json(job.row)))
+                progress.say(line(files.read_json(job.row)))
     order = {name: index for index, name in enumerate(MODELS)}
-    rows = [records.read_json(path) for path in out.glob("*/*.json") if path.stem in TARGETS]
+    rows = [files.read_json(path) for path in out.glob("*/*.json") if path.stem in TARGETS]
     rows.sort(key=lambda row: (list(TARGETS).index(row["runtime"]), order.get(row["model"], len(order)), row["model"]))
     print("\n".join([HEAD, *(line(row) for row in rows), "", *notes(rows)]))
 
 
 def finished(path: Path) -> bool:
     """Whether a row is there and no peer that it lacks has been installed since."""
-    missing = records.read_json(path)["missing"] if path.exists() else []
+    missing = files.read_json(path)["missing"] if path.exists() else []
     return path.exists() and not any(peers.installed(peer) for peer in missing)
 
 
@@ -101,18 +106,18 @@ def compared(job: Job) -> dict[str, Any]:
     model = peers.network(job.model)
     source = job.folder / "float.onnx"
     if not source.exists():
-        onnx_export.to_onnx(model, IMAGE, source)
+        to_onnx.to_onnx(model, IMAGE, source)
     placed = place.run(model, IMAGE, job.target, (), job.seconds, job.folder.parent / "search")
     own, label = ours(model, placed, job)
     sides, fails, missing = rivals(job)
     measured = timed([own, *sides], job)
     ms = {side.name: median_ms(measured, side.name) for side in (own, *sides)}
     ratios = {
-        side.name: stats.speedup([stats.round_ratio(one["blocks"]["ours"], one["blocks"][side.name]) for one in measured])
+        side.name: statistics.speedup([statistics.round_ratio(one["blocks"]["ours"], one["blocks"][side.name]) for one in measured])
         for side in sides
     }  # fmt: skip
     best = max(ratios, key=lambda name: ratios[name].estimate)  # in pairs: on a busy machine medians mislead
-    covered = discover.module("runtimes", job.target.runtime).coverage(Path(own.path), precision=own.precision)
+    covered = registry.module("runtimes", job.target.runtime).coverage(Path(own.path), precision=own.precision)
     return {
         "model": job.model, "runtime": job.target.runtime, "ours": label, "ours_ms": ms.pop("ours"), "best": best,
         "ratio": ratios[best], "peers_ms": ms, "fails": fails, "missing": missing, "integer": covered.integer,
@@ -120,23 +125,23 @@ def compared(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours(model: nn.Module, placed: place.Placed, job: Job) -> tuple[timing.Side, str]:
+def ours(model: nn.Module, placed: placement_result.Placed, job: Job) -> tuple[paired_timing.Side, str]:
     """Our artefact and what it is: the placement that was found, or the float form that beats it."""
     best, floating = placed.best, placed.fastest_float
     if best is None or floating is None:
         raise ToolchainError(f"nothing was searched: this machine cannot measure the target {job.target.name}")
-    runtime = discover.module("runtimes", job.target.runtime)
+    runtime = registry.module("runtimes", job.target.runtime)
 
     def export(folder: Path) -> None:
         source = job.folder / "float.onnx"
         if not placed.float_wins:
             source = folder / "exported.onnx"
-            graph, _ = quantizer.prepare(model, job.image, placed.placement, job.target.scheme)
-            quantizer.observe(graph, ranges=True, rounding=False)
+            graph, _ = pt2e.prepare(model, job.image, placed.placement, job.target.scheme)
+            pt2e.observe(graph, ranges=True, rounding=False)
             with torch.no_grad():
                 graph(torch.from_numpy(np.concatenate(peers.images(tuple(job.image.shape)))))
-            quantizer.observe(graph, ranges=False, rounding=True)
-            onnx_export.to_onnx(quantizer.convert(graph, job.image), job.image, source)
+            pt2e.observe(graph, ranges=False, rounding=True)
+            to_onnx.to_onnx(pt2e.convert(graph, job.image), job.image, source)
         runtime.compile(source, folder)
 
     folder = once(job.folder / f"ours-{job.target.runtime}-{placed.key}", export)
@@ -146,10 +151,10 @@ def ours(model: nn.Module, placed: place.Placed, job: Job) -> tuple[timing.Side,
     return _side("ours", folder / runtime.FILE_NAMES[0], precision, job), label
 
 
-def rivals(job: Job) -> tuple[list[timing.Side], dict[str, str], list[str]]:
+def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str]]:
     """The peers that load, why others do not, and which are not installed."""
     name = job.target.runtime
-    runtime = discover.module("runtimes", name)
+    runtime = registry.module("runtimes", name)
     floats: tuple[Precision, ...] = ("f32", "bf16")
     in_float = [one for one in floats if runtime.available(one)]
     sides = [_side(f"float, {one}", job.folder / "float.onnx", one, job) for one in in_float]
@@ -168,7 +173,7 @@ def rivals(job: Job) -> tuple[list[timing.Side], dict[str, str], list[str]]:
         if "bf16" in in_float:  # the hint decides what the layers outside of the integers run in
             made.append(_side(f"{peer}, rest in bf16", folder / file, "bf16", job))
         try:
-            timing.footprint(made[0])
+            paired_timing.footprint(made[0])
         except ToolchainError as reason:
             fails[peer] = str(reason)
         else:
@@ -176,8 +181,8 @@ def rivals(job: Job) -> tuple[list[timing.Side], dict[str, str], list[str]]:
     return sides, fails, missing
 
 
-def _side(name: str, path: Path, precision: Precision, job: Job) -> timing.Side:
-    return timing.Side(
+def _side(name: str, path: Path, precision: Precision, job: Job) -> paired_timing.Side:
+    return paired_timing.Side(
         name=name,
         runtime=job.target.runtime,
         path=str(path),
@@ -198,19 +203,19 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def timed(sides: Sequence[timing.Side], job: Job) -> list[dict[str, Any]]:
+def timed(sides: Sequence[paired_timing.Side], job: Job) -> list[dict[str, Any]]:
     """The rounds of all sides; those that an earlier run measured with the same files are not repeated."""
     path = job.folder / "rounds" / f"{job.target.runtime}.json"
-    asked = records.digest([(side, records.sha256_file(Path(side.path))) for side in sides])
-    kept = records.read_json(path) if path.exists() else {}
+    asked = files.digest([(side, files.sha256_file(Path(side.path))) for side in sides])
+    kept = files.read_json(path) if path.exists() else {}
     rounds: list[dict[str, Any]] = kept["rounds"] if kept.get("asked") == asked else []
 
-    def keep(one: timing.Round) -> None:
+    def keep(one: paired_timing.Round) -> None:
         rounds.append({"blocks": one.blocks})
-        records.write_json(path, {"asked": asked, "rounds": rounds})
+        files.write_json(path, {"asked": asked, "rounds": rounds})
         progress.say(f"{job.model}: round {len(rounds)} of {job.rounds}")
 
-    timing.rounds(sides, job.rounds, 0, keep, skip=len(rounds))
+    paired_timing.rounds(sides, job.rounds, 0, keep, skip=len(rounds))
     return rounds[: job.rounds]
 
 

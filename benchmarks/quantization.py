@@ -21,12 +21,20 @@ import numpy as np
 import torch
 import typer
 
-from toolchain import loop, overrides, quantizer, records, spec, stats
-from toolchain.data import Dataset
-from toolchain.listing import Split
-from toolchain.stages import adapt, export, place, prepare, quantize, verify
-from toolchain.stages.adapt import Adapted
-from toolchain.values import Interval, Recipe, Target
+from toolchain.config import overrides, reader
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, stage_cache, statistics
+from toolchain.core.types import Interval
+from toolchain.data import prepare
+from toolchain.data.dataset import Dataset
+from toolchain.data.image_folder import Split
+from toolchain.export import export_variants
+from toolchain.measure import accuracy
+from toolchain.quantization import pt2e, quantize
+from toolchain.search import place
+from toolchain.training import finetune, loop, trained
+from toolchain.training.finetune import Adapted
 
 Served = Callable[[Split], np.ndarray]
 
@@ -51,7 +59,7 @@ def main(
     """Prints accuracy lost by calibration alone and by training, for every target, as a mean over the seeds."""
     whole, models = dense_models(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0), seeds, out)
     labels = whole.splits["test"].labels.numpy()
-    served = cache(lambda split: verify.served_pixels(whole, split))
+    served = cache(lambda split: accuracy.served_pixels(whole, split))
     floats, found = list[np.ndarray](), defaultdict[tuple[str, str], list[Answered]](list)
     for one, adapted in models:
         longer = trained_longer(adapted, one, out / "work")
@@ -60,7 +68,7 @@ def main(
         print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
         for name in targets.split(","):
             for method in ("ptq", "qat"):
-                answered = quantized(adapted, method, one, spec.target(name), served, out / "work")
+                answered = quantized(adapted, method, one, reader.target(name), served, out / "work")
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
@@ -74,43 +82,43 @@ def dense_models(
     torch.set_flush_denormal(True)
     whole, _ = prepare.run(chosen, domain, out / "data")
     each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
-    return whole, ((one, adapt.run(one, domain.kind, whole, (), out / "work")) for one in each)
+    return whole, ((one, finetune.run(one, domain.kind, whole, (), out / "work")) for one in each)
 
 
-def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
+def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trained:
     """The dense float model with the epochs of quantization-aware training, but without its rounding."""
     dense, train = adapted.trained, recipe.quantize.train
-    key = records.digest(dense.key, train, adapted.augment, recipe.seed)
+    key = files.digest(dense.key, train, adapted.augment, recipe.seed)
     model = copy.deepcopy(dense.model)
-    with records.stage(work, "longer", key) as stage:
+    with stage_cache.stage(work, "longer", key) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, model)
+            return trained.restored(stage, model)
         started = time.monotonic()
         job = loop.Job(
             data=adapted.data, spec=train, augment=adapted.augment, seed=recipe.seed + 2, label="float, longer",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
-        return loop.store(stage, started, model, loop.train(model, job, keep_start=True), {})
+        return trained.store(stage, started, model, loop.train(model, job, keep_start=True), {})
 
 
 def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, work: Path) -> Answered:
     """What one model in integers answers, in all of its forms."""
     made, built = exported(adapted, method, recipe, target, work)
-    answers = verify.run(built, target, adapted.data, "test", served, work)
-    converted = quantizer.convert(made.graph, adapted.data.example)
+    answers = accuracy.run(built, target, adapted.data, "test", served, work)
+    converted = pt2e.convert(made.graph, adapted.data.example)
     return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
 
 
 def exported(
     adapted: Adapted, method: str, recipe: Recipe, target: Target, work: Path
-) -> tuple[quantize.Quantized, export.Built]:
+) -> tuple[quantize.Quantized, export_variants.Built]:
     """One model in integers, placed, trained and exported as `toolchain export` does it."""
     dense, image = adapted.trained, adapted.data.example
     placed = place.run(dense.model, image, target, (), recipe.quantize.search_seconds, work)
     teacher = dense.model if method == "qat" else None
     made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
     both = dataclasses.replace(target, precisions=("f32", "int8"))
-    return made, export.variants([quantize.Family("dense", dense, made, adapted.data)], both, work)[1]
+    return made, export_variants.variants([quantize.Family("dense", dense, made, adapted.data)], both, work)[1]
 
 
 def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:
@@ -129,8 +137,8 @@ def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Ans
     right = np.stack([one.runtime == labels for one in each]).astype(float)
     lost = np.stack([answer == labels for answer in floats]).astype(float) - right
     cells = (
-        name, method, share(stats.repeated(right)), share(stats.repeated(right, labels)), points(stats.repeated(lost)),
-        points(stats.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
+        name, method, share(statistics.repeated(right)), share(statistics.repeated(right, labels)), points(statistics.repeated(lost)),
+        points(statistics.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
         _gap([(one.runtime, one.converted) for one in each], labels),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
@@ -144,7 +152,7 @@ def _gap(pairs: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> 
 
 def _scores(classes: np.ndarray, labels: np.ndarray) -> str:
     right = classes == labels
-    return f"{right.mean():.4f}, balanced {stats.balanced_accuracy(right, labels).estimate:.4f}"
+    return f"{right.mean():.4f}, balanced {statistics.balanced_accuracy(right, labels).estimate:.4f}"
 
 
 def share(value: Interval) -> str:

@@ -17,10 +17,15 @@ import torch
 import typer
 from scipy import stats as scipy_stats
 
-from toolchain import discover, loop, nominated, overrides, progress, stats
-from toolchain.shortlist import Candidate
-from toolchain.stages import adapt, look, prepare, score
-from toolchain.values import Domain, Recipe
+from toolchain.config import overrides
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.config.shortlist import Candidate
+from toolchain.core import progress, registry, statistics
+from toolchain.data import prepare
+from toolchain.selection import candidates as nominated
+from toolchain.selection import extract_features, transfer_scores
+from toolchain.training import finetune, loop
 
 
 def main(
@@ -36,10 +41,10 @@ def main(
     found = nominated.read(candidates.split(","))
     scored = [scores(one, chosen, domain, out) for one in found]
     reached = [accuracy(one, chosen, domain, out) for one in found]
-    names = [name for name in discover.modules("scores") if any(name in row for row in scored)]
+    names = [name for name in registry.modules("scores") if any(name in row for row in scored)]
     print(f"| candidate | {' | '.join(names)} | fine-tuned, validation |\n|---|{'--:|' * (len(names) + 1)}")
     for row in sorted(range(len(found)), key=lambda number: -reached[number].mean()):
-        bound = stats.accuracy(reached[row])
+        bound = statistics.accuracy(reached[row])
         cells = [f"{scored[row][name]:.3g}" if name in scored[row] else "" for name in names]
         print(
             f"| {found[row].name} | {' | '.join(cells)} | {100 * bound.estimate:.1f} % [{100 * bound.low:.1f}, {100 * bound.high:.1f}] |"
@@ -54,15 +59,15 @@ def main(
 def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[str, float]:
     """What `select` says of it."""
     data, _ = prepare.run(dataclasses.replace(recipe, model=one.model), domain, out / "data")
-    seen = look.run(one.name, one.model, data, out / "work")
-    return dict(score.run(seen, out / "work", one.reuse.keep or look.HEAD))
+    seen = extract_features.run(one.name, one.model, data, out / "work")
+    return dict(transfer_scores.run(seen, out / "work", one.reuse.keep or extract_features.HEAD))
 
 
 def accuracy(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> np.ndarray:
     """Which validation images it gets right after fine-tuning, float [images]."""
     asked = dataclasses.replace(recipe, model=one.model, reuse=one.reuse)
     data, _ = prepare.run(asked, domain, out / "data")
-    trained = adapt.run(asked, domain.kind, data, (), out / "work").trained
+    trained = finetune.run(asked, domain.kind, data, (), out / "work").trained
     held = data.splits["val"]
     answer = loop.predict(trained.model, held, data.preprocess).argmax(1)
     right: np.ndarray = (answer == held.labels).numpy().astype(float)

@@ -29,11 +29,15 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from toolchain import models, onnx_export, progress, records, surgery
-from toolchain.criteria import magnitude
-from toolchain.errors import ToolchainError, brief
-from toolchain.values import ModelSpec, PruneSpec, Surgery
-from toolchain.vision import torchvision
+from toolchain.config.recipe import ModelSpec, PruneSpec
+from toolchain.core import files, progress
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.export import to_onnx
+from toolchain.models import build, profile
+from toolchain.models.sources.torchvision_import import torchvision
+from toolchain.pruning import options, surgery
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.surgery import Surgery
 
 ALIGNMENT = 16
 IMAGES = 4
@@ -52,7 +56,7 @@ def main(
     library = torchvision().models
     names = models.split(",") if models else library.list_models(module=library)
     if one:
-        records.write_json(out / f"{names[0]}.json", tried(names[0], ratio, largest, out))
+        files.write_json(out / f"{names[0]}.json", tried(names[0], ratio, largest, out))
         return
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -62,8 +66,8 @@ def main(
         with contextlib.suppress(subprocess.TimeoutExpired), (out / f"{name}.log").open("w") as log:
             subprocess.run([sys.executable, __file__, *asked], stdout=log, stderr=log, timeout=SECONDS, check=False)
         row = out / f"{name}.json"
-        progress.say(line(records.read_json(row)) if row.exists() else f"{name}: failed, see {row.with_suffix('.log')}")
-    rows = [records.read_json(path) for path in sorted(out.glob("*.json"))]
+        progress.say(line(files.read_json(row)) if row.exists() else f"{name}: failed, see {row.with_suffix('.log')}")
+    rows = [files.read_json(path) for path in sorted(out.glob("*.json"))]
     print("\n".join([HEAD, *map(line, rows)]))
     results = [row["result"] for row in rows]
     counts = {result: results.count(result) for result in ("pruned", "refused", "disagrees", "left out")}
@@ -80,16 +84,16 @@ def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
     if parameters > largest:
         return row
     try:
-        before = surgery.layers(first, image)
-        plan = surgery.plan(
-            first, image, head=models.head_of(first, 1000), spec=PruneSpec(ratio=ratio), alignment=ALIGNMENT,
+        before = profile.layers(first, image)
+        plan = options.plan(
+            first, image, head=build.head_of(first, 1000), spec=PruneSpec(ratio=ratio), alignment=ALIGNMENT,
             criterion=magnitude.score,
         )  # fmt: skip
         path = out / "plans" / f"{name}.json"
-        records.write_json(path, plan)
+        files.write_json(path, plan)
         pruned = surgery.apply(network(name), surgery.read(path)).eval()
-        after = surgery.layers(pruned, image)
-        row |= {"left": surgery.macs(after) / surgery.macs(before), "masked": masked(first, pruned, plan, image)}
+        after = profile.layers(pruned, image)
+        row |= {"left": profile.macs(after) / profile.macs(before), "masked": masked(first, pruned, plan, image)}
         row |= agreement(pruned, image, out / f"{name}.onnx")
         row["result"] = "pruned" if row["difference"] < TOLERANCE and row["same_class"] == IMAGES else "disagrees"
     except ToolchainError as reason:
@@ -105,8 +109,8 @@ def shape(name: str) -> tuple[int, ...]:
 def network(name: str) -> nn.Module:
     """A model with random weights, also in its head, which some leave at zero."""
     torch.manual_seed(0)
-    model = peers.settled(models.architecture(ModelSpec(name=name), 1000), shape(name))
-    head = model.get_submodule(models.head_of(model, 1000))
+    model = peers.settled(build.architecture(ModelSpec(name=name), 1000), shape(name))
+    head = model.get_submodule(build.head_of(model, 1000))
     assert isinstance(head.weight, Tensor)
     if not head.weight.any():
         nn.init.normal_(head.weight, std=0.02)
@@ -134,7 +138,7 @@ def masked(whole: nn.Module, pruned: nn.Module, plan: Surgery, image: Tensor) ->
 def agreement(model: nn.Module, image: Tensor, path: Path) -> dict[str, float]:
     """How ONNX Runtime's answers differ from torch's."""
     pictures = np.random.default_rng(0).standard_normal((IMAGES, *image.shape), dtype=np.float32)
-    onnx_export.to_onnx(model, image, path)
+    to_onnx.to_onnx(model, image, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     path.unlink()
     with torch.no_grad():

@@ -14,9 +14,12 @@ import numpy as np
 import torch
 import typer
 
-from toolchain import loop, models, overrides, probe, stats
-from toolchain.data import Dataset, Images
-from toolchain.stages import adapt, prepare
+from toolchain.config import overrides
+from toolchain.core import statistics
+from toolchain.data import prepare
+from toolchain.data.dataset import Dataset, Images
+from toolchain.models import build
+from toolchain.training import finetune, linear_probe, loop
 
 
 def main(
@@ -36,14 +39,14 @@ def main(
     for draw in range(draws):
         few = drawn(whole, images, draw)
         one = dataclasses.replace(chosen, seed=draw, seeds=1)
-        found = adapt.run(one, domain.kind, few, (), out / "work")
-        model, head, _ = models.build(one.model, len(whole.classes), seed=draw)
-        fitted = probe.fit(model, head, few)
-        logits = probe.features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias
+        found = finetune.run(one, domain.kind, few, (), out / "work")
+        model, head, _ = build.build(one.model, len(whole.classes), seed=draw)
+        fitted = linear_probe.fit(model, head, few)
+        logits = linear_probe.features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias
         frozen.append((logits.argmax(1) == test.labels).numpy())
         tuned.append((loop.predict(found.trained.model, test, whole.preprocess).argmax(1) == test.labels).numpy())
         print(f"draw {draw}: fine-tuned {tuned[-1].mean():.4f}, linear probe {frozen[-1].mean():.4f}", flush=True)
-    gain = stats.repeated(np.stack(tuned).astype(float) - np.stack(frozen))
+    gain = statistics.repeated(np.stack(tuned).astype(float) - np.stack(frozen))
     print(
         f"mean of {draws} draws, {images} images a class: fine-tuned {np.mean(tuned):.4f}, linear probe {np.mean(frozen):.4f}; "
         f"gain {100 * gain.estimate:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], {len(test)} test images"

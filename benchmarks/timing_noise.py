@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from toolchain import stats, timing
-from toolchain.stages import bench
+from toolchain.core import statistics
+from toolchain.measure import latency, paired_timing
 
 REPEATS = 20
 
@@ -20,18 +20,18 @@ def main(path: Path) -> None:
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     shape = tuple(d.dim_value for d in dims)
     sides = [
-        timing.Side(name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape)
+        paired_timing.Side(name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape)
         for name in ("first", "second")
     ]
     ratios = []
     for repeat in range(REPEATS):
-        rounds: list[timing.Round] = []
-        timing.rounds(sides, bench.ROUNDS, 1000 * repeat, rounds.append)
-        logs = [stats.round_ratio(one.blocks["first"], one.blocks["second"]) for one in rounds]
+        rounds: list[paired_timing.Round] = []
+        paired_timing.rounds(sides, latency.ROUNDS, 1000 * repeat, rounds.append)
+        logs = [statistics.round_ratio(one.blocks["first"], one.blocks["second"]) for one in rounds]
         medians = [
             np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("first", "second")
         ]
-        found = stats.speedup(logs)
+        found = statistics.speedup(logs)
         ratios.append(found.estimate)
         print(
             f"{repeat + 1:2d}: paired {found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}], "

@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from toolchain import loader, loop, models, overrides, progress
-from toolchain.data import Dataset
-from toolchain.stages import prepare
-from toolchain.state import State
-from toolchain.values import AugmentSpec, Recipe
+from toolchain.config import overrides
+from toolchain.config.recipe import AugmentSpec, Recipe
+from toolchain.core import progress
+from toolchain.data import loader, prepare
+from toolchain.data.dataset import Dataset
+from toolchain.models import build
+from toolchain.training import loop
+from toolchain.training.training_state import State
 
 
 def main(
@@ -69,7 +72,7 @@ def main(
 
 def by_hand(recipe: Recipe, data: Dataset) -> Callable[[], None]:
     """An epoch of the loop anybody would write first."""
-    model, _, _ = models.build(recipe.model, len(data.classes), seed=0)
+    model, _, _ = build.build(recipe.model, len(data.classes), seed=0)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.adapt.learning_rate)
     train = data.splits["train"]
@@ -88,7 +91,7 @@ def by_hand(recipe: Recipe, data: Dataset) -> Callable[[], None]:
 
 def ours(recipe: Recipe, data: Dataset, augment: AugmentSpec) -> Callable[[], None]:
     """An epoch of the toolchain's own loop, without validation."""
-    model, head, _ = models.build(recipe.model, len(data.classes), seed=0)
+    model, head, _ = build.build(recipe.model, len(data.classes), seed=0)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     job = loop.Job(data=data, spec=recipe.adapt, augment=augment, seed=0, label="", folder=Path("unused"), head=head)
     state = State(model, recipe.adapt, 1000, Path("unused"))

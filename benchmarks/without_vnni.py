@@ -23,10 +23,13 @@ import onnxruntime
 import quantization
 import typer
 
-from toolchain import overrides, records, runner, spec, stats
-from toolchain.data import Dataset
-from toolchain.stages import verify
-from toolchain.stages.export import Built
+from toolchain.config import overrides, reader
+from toolchain.core import files as records
+from toolchain.core import stage_cache, statistics
+from toolchain.data.dataset import Dataset
+from toolchain.edge import run
+from toolchain.export.export_variants import Built
+from toolchain.measure import accuracy
 
 ANSWERS = "answers.npy"
 SCRIPT = """
@@ -55,13 +58,13 @@ def main(
     flags = overrides.Flags(data=data, weights=weights, ratio=0.0)
     whole, models = quantization.dense_models(recipe, flags, seeds, out)
     labels = whole.splits["test"].labels.numpy()
-    served = cache(lambda split: verify.served_pixels(whole, split))
+    served = cache(lambda split: accuracy.served_pixels(whole, split))
     right = defaultdict[tuple[str, str, str], list[np.ndarray]](list)
     for one, adapted in models:
         for method in methods.split(","):
             for name in ("cpu", "cpu-avx2"):
-                _, built = quantization.exported(adapted, method, one, spec.target(name), out / "work")
-                here = verify.run(built, spec.target(name), whole, "test", served, out / "work").artefact
+                _, built = quantization.exported(adapted, method, one, reader.target(name), out / "work")
+                here = accuracy.run(built, reader.target(name), whole, "test", served, out / "work").artefact
                 there = emulated(built, whole, served("test"), emulator, out / "work")
                 for where, logits in (("here", here), ("emulated", there)):
                     right[method, name, where].append(logits.argmax(1) == labels)
@@ -75,8 +78,8 @@ def main(
         for name in ("cpu", "cpu-avx2"):
             here, there = (np.stack(right[method, name, where]).astype(float) for where in ("here", "emulated"))
             cells = (
-                method, name, quantization.share(stats.repeated(here)), quantization.share(stats.repeated(there)),
-                quantization.points(stats.repeated(here - there)), quantization.points(stats.repeated(base - there)),
+                method, name, quantization.share(statistics.repeated(here)), quantization.share(statistics.repeated(there)),
+                quantization.points(statistics.repeated(here - there)), quantization.points(statistics.repeated(base - there)),
             )  # fmt: skip
             print(f"| {' | '.join(cells)} |")
 
@@ -86,10 +89,10 @@ def emulated(built: Built, whole: Dataset, pixels: np.ndarray, emulator: str, wo
     key = records.digest(
         built.variant.artefact.sha256, whole.digest, whole.preprocess, emulator, onnxruntime.__version__
     )
-    with records.stage(work, "emulate", key) as stage:
+    with stage_cache.stage(work, "emulate", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            images = [runner.normalise(one, whole.preprocess.mean, whole.preprocess.std) for one in pixels]
+            images = [run.normalise(one, whole.preprocess.mean, whole.preprocess.std) for one in pixels]
             np.save(stage.folder / "images.npy", np.stack(images))
             libraries = Path(onnxruntime.__file__).parents[1]
             python = Path(sys.executable).resolve()  # the emulator takes no link, and so no virtual environment
@@ -99,7 +102,7 @@ def emulated(built: Built, whole: Dataset, pixels: np.ndarray, emulator: str, wo
                 check=True, env={**os.environ, "PYTHONPATH": str(libraries)}, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             (stage.folder / "images.npy").unlink()
-            records.finish(stage, started, {})
+            stage_cache.finish(stage, started, {})
         logits: np.ndarray = np.load(stage.folder / ANSWERS)
         return logits
 

@@ -9,10 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain import loop, records, spec
-from toolchain.stages import adapt, prepare
+from toolchain.config import reader
+from toolchain.core import files, registry
+from toolchain.data import prepare
+from toolchain.training import finetune, loop
+from toolchain.training import trained as trained_module
 
-HERE = Path(__file__).resolve().parent
+ZOO = registry.PACKAGE / "models" / "zoo"
 COMMAND = "make pretrain"
 LARGEST_BYTES = 4_000_000
 
@@ -24,12 +27,12 @@ def main(out: Annotated[Path, typer.Option(help="Folder for the cache.")] = Path
 
 def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
-    recipe = spec.recipe(recipe_name)
-    domain = spec.domain(recipe.domain)
+    recipe = reader.recipe(recipe_name)
+    domain = reader.domain(recipe.domain)
     data, _ = prepare.run(recipe, domain, out / "data")
-    trained = adapt.run(recipe, domain.kind, data, (), out / "work").trained
-    path = HERE / f"{name}.safetensors"
-    loop.save_weights(trained.model, path)
+    trained = finetune.run(recipe, domain.kind, data, (), out / "work").trained
+    path = ZOO / f"{name}.safetensors"
+    trained_module.save_weights(trained.model, path)
     if path.stat().st_size > LARGEST_BYTES:
         path.unlink()
         raise SystemExit(f"{path.name} would be larger than {LARGEST_BYTES} bytes, too much to ship")
@@ -39,9 +42,9 @@ def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
         "domain": recipe.domain, "data_digest": data.digest, "licence_of_images": domain.licence,
         "classes": data.classes, "images": {split: len(part) for split, part in data.splits.items()},
         "test_accuracy": round(found, 4), "validation_accuracy": round(trained.figures["best_accuracy"], 4),
-        "sha256": records.sha256_file(path), "size_bytes": path.stat().st_size,
+        "sha256": files.sha256_file(path), "size_bytes": path.stat().st_size,
     }  # fmt: skip
-    records.write_json(HERE / f"{name}.json", card)
+    files.write_json(ZOO / f"{name}.json", card)
     typer.echo(f"{path.name}: test accuracy {found:.4f} over {len(data.classes)} classes, sha256 {card['sha256']}")
     return card
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from toolchain import peak, pipeline, spec
-from toolchain.stages import bench
-from toolchain.values import Budget, Domain, ModelSpec, PruneSpec, QuantizeSpec, Recipe, Target, TrainSpec
+from toolchain import pipeline
+from toolchain.config import reader
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
+from toolchain.config.target import Target
+from toolchain.measure import latency, peak_throughput
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -83,7 +86,7 @@ class Run:
 
 def build(folder: Path, pictures: Path, target: str = "cpu") -> Run:
     domain = Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=32)
-    chosen = dataclasses.replace(spec.target(target), budget=Budget(accuracy_drop=0.2))
+    chosen = dataclasses.replace(reader.target(target), budget=Budget(accuracy_drop=0.2))
     return Run(folder, tiny_recipe(), chosen, domain, pipeline.build(tiny_recipe(), chosen, domain, folder))
 
 
@@ -91,8 +94,8 @@ def build(folder: Path, pictures: Path, target: str = "cpu") -> Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("tiny")
     with pytest.MonkeyPatch.context() as patch:  # three rounds show that timing works; they are no figures
-        patch.setattr(bench, "ROUNDS", 3)
-        patch.setattr(peak, "ROUNDS", 1)
+        patch.setattr(latency, "ROUNDS", 3)
+        patch.setattr(peak_throughput, "ROUNDS", 1)
         return build(folder / "out", draw(folder / "pictures", {"ant": 40, "bee": 40, "cat": 40}))
 
 

@@ -19,9 +19,13 @@ from conftest import ROOT, Run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from toolchain import archives, cpp, peak, pipeline, records, runner
-from toolchain.packaging import Packaging
-from toolchain.stages import bench
+from toolchain import pipeline
+from toolchain.config.packaging import Packaging
+from toolchain.core import files as records
+from toolchain.deploy import cpp_runner
+from toolchain.edge import archive
+from toolchain.edge import run as runner
+from toolchain.measure import latency, peak_throughput
 
 pytestmark = [
     pytest.mark.slow,  # it is built first, twice
@@ -41,8 +45,8 @@ def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.target, name="openvino", runtime="openvino", precisions=("f32", "int8"), package=Packaging(sources=True)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "ROUNDS", 3)
-        patch.setattr(peak, "ROUNDS", 1)
+        patch.setattr(latency, "ROUNDS", 3)
+        patch.setattr(peak_throughput, "ROUNDS", 1)
         assert pipeline.build(run.recipe, target, run.domain, folder)["shipped"]
     return folder / "tiny" / "openvino" / "bundle"
 
@@ -60,14 +64,14 @@ def build(sources: Path, folder: Path, *more: str) -> Path:
 def program(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from what the bundle carries, as its receiver would."""
     folder = tmp_path_factory.mktemp("program")
-    with tarfile.open(bundle / cpp.FILE) as tar:
+    with tarfile.open(bundle / cpp_runner.FILE) as tar:
         tar.extractall(folder, filter="data")
     return build(folder / "runner", folder / "build")
 
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(cpp.folder(), tmp_path_factory.mktemp("guarded"), "-DSANITIZE=ON")
+    return build(cpp_runner.folder(), tmp_path_factory.mktemp("guarded"), "-DSANITIZE=ON")
 
 
 def ask(program: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -139,7 +143,7 @@ def coloured(bundle: Path, folder: Path) -> Path:
     records.write_json(folder / "manifest.json", manifest)
     golden = dict(np.load(folder / "golden.npz"))
     np.savez(folder / "golden.npz", **{**golden, "pixels": np.repeat(golden["pixels"][..., None], 3, axis=-1)})
-    archives.seal(folder)
+    archive.seal(folder)
     return folder
 
 
@@ -198,7 +202,7 @@ def test_other_answers_than_the_golden_ones_are_no_pass(bundle: Path, program: P
     one[3, 1] = np.nan  # neither the first nor the last class
     for changed in (golden["logits"] + np.float32(far), golden["logits"] * np.float32(np.nan), one):
         np.savez(tmp_path / "other/golden.npz", **{**golden, "logits": changed})
-        archives.seal(tmp_path / "other")
+        archive.seal(tmp_path / "other")
         ended = ask(program, tmp_path / "other", "--self-test")
         assert ended.returncode == 1
         assert "quantization steps, allowed are" in json.loads(ended.stdout)["reason"]
@@ -309,7 +313,7 @@ def test_parsers_stand_what_somebody_sealed_on_purpose(bundle: Path, guarded: Pa
             at = chance.randrange(len(body))
             body[at : at + chance.choice([0, 1, 1, 1, 9])] = chance.randbytes(1)
         (broken / name).write_bytes(body)
-        archives.seal(broken)
+        archive.seal(broken)
         ended = ask(guarded, broken, "--self-test", TBB_ENABLE_SANITIZERS="1")
         assert clean(ended), ended.stderr
         shutil.copy(bundle / name, broken / name)
@@ -346,5 +350,5 @@ def checked(body: bytearray) -> bytearray:
 
 
 def test_sources_are_packed_the_same_every_time(tmp_path: Path) -> None:
-    one, two = (cpp.pack(tmp_path / name).read_bytes() for name in ("one.tar", "two.tar"))
+    one, two = (cpp_runner.pack(tmp_path / name).read_bytes() for name in ("one.tar", "two.tar"))
     assert one == two

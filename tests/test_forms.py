@@ -15,11 +15,18 @@ import pytest
 from conftest import Run
 from onnx import TensorProto, helper
 
-from toolchain import archives, carray, discover, frames, machine, pipeline, records, runner, spec
-from toolchain.errors import ToolchainError
-from toolchain.packaging import Packaging
-from toolchain.stages import bench, package
-from toolchain.values import Preprocess, Target
+from toolchain import pipeline
+from toolchain.config import reader
+from toolchain.config.packaging import Packaging
+from toolchain.config.target import Target
+from toolchain.core import files, registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.deploy import c_array
+from toolchain.edge import archive
+from toolchain.edge import run as runner
+from toolchain.export.passes import camera_input
+from toolchain.measure import latency, machine
 
 SEES = Preprocess(image_size=(24, 40), mode="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
@@ -35,7 +42,7 @@ def packed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = asking(run, forms=("ort", "c-array"), input="uint8", frame=(48, 40))
     shutil.copytree(run.out / "work", folder / "work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "ROUNDS", 3)
+        patch.setattr(latency, "ROUNDS", 3)
         assert pipeline.build(run.recipe, target, run.domain, folder)["shipped"]
     return folder / "tiny" / "cpu" / "bundle"
 
@@ -47,7 +54,7 @@ def self_test(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_form_stands_in_the_manifest_with_its_agreement(packed: Path) -> None:
-    forms = {form["form"]: form for form in records.read_json(packed / "manifest.json")["forms"]}
+    forms = {form["form"]: form for form in files.read_json(packed / "manifest.json")["forms"]}
     assert list(forms) == ["frames", "ort", "c-array"]
     assert forms["frames"]["input"] == {"name": "frame", "dtype": "uint8", "shape": [1, 48, 40, 1], "layout": "NHWC"}
     assert all(form["top1_agreement"] >= 0.95 and form["images"] == 24 for form in forms.values())
@@ -56,13 +63,13 @@ def test_every_form_stands_in_the_manifest_with_its_agreement(packed: Path) -> N
     assert {name for form in forms.values() for name in form["files"]} == {
         "frames.onnx", "frames.ort", "required_operators.config", "model_data.c", "model_data.h"
     }  # fmt: skip
-    archives.manifest(packed)
+    archive.manifest(packed)
 
 
 def test_a_frame_through_the_graph_is_a_frame_through_the_runner(packed: Path) -> None:
-    made = records.read_json(packed / "manifest.json")
-    model = runner.open_model(packed, made, archives.listed(packed))
-    folded = runner.open_model(packed, made, archives.listed(packed), "frames.ort")
+    made = files.read_json(packed / "manifest.json")
+    model = runner.open_model(packed, made, archive.listed(packed))
+    folded = runner.open_model(packed, made, archive.listed(packed), "frames.ort")
     frame = np.random.default_rng(0).integers(0, 256, (48, 40), dtype=np.uint8)
     sees = made["preprocess"]
     small = runner.normalise(runner.fit_size(frame, sees["image_size"]), sees["mean"], sees["std"])[None]
@@ -80,7 +87,7 @@ def test_the_self_test_asks_every_form(packed: Path, tmp_path: Path) -> None:
     model.graph.node[0].output[0] = "whole"
     model.graph.node.insert(1, helper.make_node("Mul", ["whole", "half"], ["frame_float"]))  # half as bright
     onnx.save(model, broken / "frames.onnx")
-    archives.seal(broken)
+    archive.seal(broken)
     ended = self_test(broken)
     assert ended.returncode == 1
     assert "frames.onnx: golden outputs differ" in ended.stdout
@@ -107,13 +114,13 @@ def test_the_c_array_links_and_holds_the_model(packed: Path, tmp_path: Path) -> 
 
 
 def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
     folder = tmp_path / "out"
     shutil.copytree(run.out / "work", folder / "work")
-    fold = frames.fold
+    fold = camera_input.fold
     inverted = dataclasses.replace
     monkeypatch.setattr(
-        package.frames, "fold", lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest)
+        camera_input, "fold", lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest)
     )
     with pytest.raises(ToolchainError, match="the form 'frames', names the canonical model's class for"):
         pipeline.build(run.recipe, asking(run, input="uint8"), run.domain, folder)
@@ -122,15 +129,15 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
 
 @pytest.mark.parametrize("mode", ["rgb", "gray"])
 @pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30)])
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], mode: str, tmp_path: Path) -> None:
     sees = dataclasses.replace(SEES, mode=mode)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
     body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    frames.fold(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
+    camera_input.fold(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
-    room = discover.module("runtimes", runtime)
+    room = registry.module("runtimes", runtime)
     session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
     shape = (*frame, 3) if mode == "rgb" else frame
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -144,7 +151,7 @@ def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], 
 def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
-    room = discover.module("runtimes", "openvino")
+    room = registry.module("runtimes", "openvino")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
     body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
@@ -173,12 +180,12 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_what_a_runtime_lacks_is_refused_with_the_file(runtime: str, table: dict[str, object], said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        spec.check("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
+        reader.check("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
 
 
 def test_an_array_of_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(bytes(range(256)))
-    source, header = carray.write(tmp_path / "m.bin", tmp_path / "made")
+    source, header = c_array.write(tmp_path / "m.bin", tmp_path / "made")
     rows = source.read_text().partition("{\n")[2].partition("}")[0]
     assert bytes(json.loads(f"[{rows.strip().rstrip(',')}]")) == bytes(range(256))
     assert "256 bytes" in header.read_text()

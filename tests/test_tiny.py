@@ -21,26 +21,22 @@ from cyclonedx.validation.json import JsonStrictValidator
 from PIL import Image
 from safetensors.torch import load_file
 
-from toolchain import (
-    archives,
-    locks,
-    loop,
-    machine,
-    manifests,
-    models,
-    peak,
-    pipeline,
-    planning,
-    records,
-    runner,
-    sbom,
-    spec,
-    surgery,
-)
-from toolchain.errors import ToolchainError
-from toolchain.stages import adapt, bench, place
-from toolchain.stages.place import Placed
-from toolchain.values import Budget, ModelSpec
+from toolchain import pipeline
+from toolchain.config import reader
+from toolchain.config.recipe import Budget, ModelSpec
+from toolchain.core import files as records
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import sbom
+from toolchain.edge import archive as archives
+from toolchain.edge import manifest as manifests
+from toolchain.edge import run as runner
+from toolchain.measure import latency, machine, paired_timing, peak_throughput
+from toolchain.models import build, profile
+from toolchain.pruning import options, surgery
+from toolchain.quantization.placement_result import Placed
+from toolchain.search import lock as locks
+from toolchain.search import place, planner
+from toolchain.training import finetune, loop
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
 
@@ -93,8 +89,8 @@ def test_raw_samples_stay_beside_the_archive_and_not_inside(run: Run) -> None:
 def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = (run.folder / "bundle.tar").read_bytes()
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(bench.timing, "rounds", lambda *_, **__: pytest.fail("timed again"))
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(paired_timing, "rounds", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr(latency, "ROUNDS", 3)
     pipeline.build(run.recipe, run.target, run.domain, run.out)
     assert (run.folder / "bundle.tar").read_bytes() == archive
 
@@ -108,7 +104,7 @@ def test_a_lock_gives_the_same_archive_without_a_search(
         ignore=lambda folder, _: ["fit", "place"] if folder.endswith("work") else [],
     )
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(surgery, "plan", lambda *_, **__: pytest.fail("planned again"))
+    monkeypatch.setattr(options, "plan", lambda *_, **__: pytest.fail("planned again"))
     monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr(place, "replayed", lambda model, image, target, chosen, work: Placed(chosen, "", (), 0.0))
     lock = run.folder / "tiny.cpu.lock.json"
@@ -137,8 +133,8 @@ def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: 
 def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {stage: len(list((run.out / "work" / stage).iterdir())) for stage in STAGES}
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(peak, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
+    monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     other = dataclasses.replace(run.target, name="openvino", runtime="openvino", precisions=("f32", "bf16", "int8"))
     written = pipeline.build(run.recipe, other, run.domain, run.out)
     assert {one["precision"] for one in written["variants"]} == {"f32", "bf16", "int8"}
@@ -154,7 +150,7 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
-    other = dataclasses.replace(spec.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
+    other = dataclasses.replace(reader.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
     written = pipeline.build(run.recipe, other, run.domain, run.out)
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
     own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
@@ -174,7 +170,7 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
 def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
     hard = dataclasses.replace(run.target, budget=dataclasses.replace(run.target.budget, speedup=1000.0), name="hard")
     (run.out / "tiny" / "hard" / "bundle").mkdir(parents=True)
     written = pipeline.build(run.recipe, hard, run.domain, run.out)
@@ -197,7 +193,7 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
 def test_what_cannot_be_done_is_said_before_training(
     run: Run, change: dict[str, dict[str, Any]], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "run", None)
+    monkeypatch.setattr(finetune, "run", None)
     parts = {name: dataclasses.replace(getattr(run.recipe, name), **values) for name, values in change.items()}
     with pytest.raises(ToolchainError, match=said):
         pipeline.build(dataclasses.replace(run.recipe, **parts), run.target, run.domain, tmp_path / "out")
@@ -206,7 +202,7 @@ def test_what_cannot_be_done_is_said_before_training(
 def test_a_lock_for_another_model_is_said_before_training(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "run", None)
+    monkeypatch.setattr(finetune, "run", None)
     other = dataclasses.replace(run.recipe, model=ModelSpec(name="mobilenet_v2"))
     lock = run.folder / locks.file_name(run.recipe, run.target)
     with pytest.raises(ToolchainError, match="the lock has a layer features.0 where this model has features.0.0"):
@@ -216,8 +212,8 @@ def test_a_lock_for_another_model_is_said_before_training(
 def test_rounds_and_sparse_training_go_through_the_whole_job(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(peak, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
+    monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     out = tmp_path / "out"  # the dense model is kept: only what comes after it is trained
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny"))
     asked = dataclasses.replace(run.recipe.prune, rounds=3, sparsity=1e-3, sparse_epochs=2)
@@ -231,9 +227,9 @@ def test_rounds_and_sparse_training_go_through_the_whole_job(
     folder = out / "tiny" / run.target.name
     assert all(f">{word}<" in (folder / "report.html").read_text() for word in ("sparsify", "prune", "recover"))
     # the one plan that is shipped makes the network that was trained out of a fresh dense one
-    small = surgery.apply(models.architecture(recipe.model, 3), surgery.read(folder / "bundle" / "surgery.json"))
+    small = surgery.apply(build.architecture(recipe.model, 3), surgery.read(folder / "bundle" / "surgery.json"))
     small.load_state_dict(load_file(next((out / "work" / "recover").glob("*/weights.safetensors"))))
-    widths = [layer.outputs for layer in surgery.layers(small, torch.zeros(1, 3, 32, 32))]
+    widths = [layer.outputs for layer in profile.layers(small, torch.zeros(1, 3, 32, 32))]
     assert widths == [layer["after"] for layer in written["layers"]]
 
 
@@ -472,7 +468,7 @@ def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
 
 
 def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
     shutil.copytree(
         run.out / "work",
         tmp_path / "out" / "work",
@@ -500,10 +496,10 @@ def test_what_is_corrected_goes_with_the_ranges_that_were_best(run: Run) -> None
 def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 3)
-    monkeypatch.setattr(peak, "ROUNDS", 1)
+    monkeypatch.setattr(latency, "ROUNDS", 3)
+    monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     turns = itertools.count()  # the last size is taken for the best
-    monkeypatch.setattr(planning.adapt, "aim", lambda figures, balance: float(next(turns)))
+    monkeypatch.setattr(finetune, "aim", lambda figures, balance: float(next(turns)))
     out = tmp_path / "out"
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny", "fit"))
     asked = dataclasses.replace(run.recipe.prune, ratio=None, resolution=0.7)
@@ -526,7 +522,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     assert "bee" in answered.stdout
     assert "24×24" in (folder / "report.md").read_text()
     lock = folder / "tiny.cpu.lock.json"
-    monkeypatch.setattr(planning.Search, "budget", None)
+    monkeypatch.setattr(planner.Search, "budget", None)
     again = pipeline.build(recipe, target, run.domain, tmp_path / "again", lock=lock)
     assert again["variants"][-1]["image_size"] == [24, 24]
     assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

@@ -11,29 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, locks, machine, models, records, report, reuse_report, selection, summary, surgery
-from toolchain.listing import Split
-from toolchain.stages import (
-    adapt,
-    advise,
-    bench,
-    bundle,
-    control,
-    export,
-    fit,
-    judge,
-    package,
-    place,
-    prepare,
-    prune,
-    quantize,
-    recover,
-    resize,
-    sensitivity,
-    sparsify,
-    verify,
-)
-from toolchain.values import Architecture, Domain, Recipe, Target
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, registry
+from toolchain.core.types import Architecture
+from toolchain.data import prepare
+from toolchain.data.image_folder import Split
+from toolchain.deploy import bundle, packaged_forms
+from toolchain.export import export_variants
+from toolchain.gates import ship_decision
+from toolchain.measure import accuracy as verify
+from toolchain.measure import latency, machine
+from toolchain.models import build as models
+from toolchain.models import profile
+from toolchain.pruning import options, prune, recover, sparsify
+from toolchain.quantization import quantize
+from toolchain.report import assemble, write
+from toolchain.report.sections import reuse
+from toolchain.search import accuracy_control, place, pruning_plan, sensitivity
+from toolchain.search import lock as lock_module
+from toolchain.search import lock as locks
+from toolchain.selection import advise, select_model
+from toolchain.training import finetune, input_size
 
 
 def build(
@@ -50,34 +50,34 @@ def build(
     Raises:
         ToolchainError: wrong input or environment; finished stages stay in `out/work` and are not done again.
     """
-    budget = judge.merged(recipe.budget, target.budget)
+    budget = ship_decision.merged(recipe.budget, target.budget)
     folder, work, seconds = out / recipe.name / target.name, out / "work", dict[str, float]()
     decided = locks.find(lock, beside, recipe, target, budget)
-    fit.limits_of(recipe, budget, locked=decided is not None)
-    discover.module("runtimes", target.runtime).fingerprint()  # what is not installed is said before training
+    pruning_plan.limits_of(recipe, budget, locked=decided is not None)
+    registry.module("runtimes", target.runtime).fingerprint()  # what is not installed is said before training
     machine.runtime(target)  # and a board that is not there
-    with records.locked(folder, wait=False):
+    with files.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         with _timed(seconds, "select"):
-            recipe, ranked = selection.settled(recipe, domain, target, budget, out)
+            recipe, ranked = select_model.settled(recipe, domain, target, budget, out)
         with _timed(seconds, "data"):
             data, joins = prepare.run(recipe, domain, out / "data")
             image = data.example
         with _timed(seconds, "advise"):
             recipe, advice = advise.settled(recipe, data, work, target)
-            reuse_report.tell(advice)
+            reuse.tell(advice)
         with _timed(seconds, "adapt"):
             # what does not suit the model is said before it is trained
-            layers = surgery.layers(models.sketch(recipe.model, len(data.classes), image, recipe.reuse), image)
-            surgery.known(recipe.prune.protect, layers)
+            layers = profile.layers(models.sketch(recipe.model, len(data.classes), image, recipe.reuse), image)
+            options.known(recipe.prune.protect, layers)
             decided = locks.suited(decided, layers, data.preprocess.image_size, named=lock is not None)
-            adapted = adapt.run(recipe, domain.kind, data, joins, work)
+            adapted = finetune.run(recipe, domain.kind, data, joins, work)
             dense = adapted.trained
         with _timed(seconds, "sparsify"):
             start = sparsify.run(adapted, recipe, target, image, work)
         with _timed(seconds, "fit"):
-            at = cache(lambda size: resize.run(adapted, size, out / "data"))
-            plan = fit.run(replace(adapted, trained=start), recipe, target, budget, image, work, decided, at)
+            at = cache(lambda size: input_size.run(adapted, size, out / "data"))
+            plan = pruning_plan.run(replace(adapted, trained=start), recipe, target, budget, image, work, decided, at)
             view = at(plan.resized) if plan.resized else adapted  # as the pruned model sees it
         with _timed(seconds, "sensitivity"):
             curves = sensitivity.run(adapted, plan, recipe, target, image, work)
@@ -85,22 +85,22 @@ def build(
             networks: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.model, image)}
             networks |= {"pruned": (prune.at_once(start, plan).model, view.data.example)} if plan.changes else {}
             placed = place.families(networks, plan.placements, recipe, target, work)
-            fit.lock(plan, start, placed, recipe, target, budget, image, folder)
+            lock_module.lock(plan, start, placed, recipe, target, budget, image, folder)
         with _timed(seconds, "prune"):
             pruned = prune.run(start, plan, view, recipe, target, view.data.example, work)
         with _timed(seconds, "recover"):
             small = recover.run(pruned, view, recipe, work)
         with _timed(seconds, "quantize"):
             families = quantize.families(adapted, view, small, placed, recipe, target, work)
-            families, controlled = control.run(families, placed, budget, target, adapted, work)
+            families, controlled = accuracy_control.run(families, placed, budget, target, adapted, work)
         with _timed(seconds, "export"):
-            built = export.variants(families, target, work)
+            built = export_variants.variants(families, target, work)
             variants = [one.variant for one in built]
         with _timed(seconds, "verify"):
             pictures = {family.name: family.data for family in families}
             served = {name: cache(partial(verify.served_pixels, own)) for name, own in pictures.items()}
 
-            def answered(one: export.Built, split: Split) -> verify.Answers:
+            def answered(one: export_variants.Built, split: Split) -> verify.Answers:
                 name = one.variant.family
                 return verify.run(one, target, pictures[name], split, served[name], work)
 
@@ -109,10 +109,10 @@ def build(
             validation = verify.compare(variants, choosing, data.splits["val"].labels, target)
             accuracy = verify.compare(variants, answers, data.splits["test"].labels, target)
         with _timed(seconds, "bench"):
-            measured, warnings = bench.run(variants, target, recipe.seed, work)
+            measured, warnings = latency.run(variants, target, recipe.seed, work)
         pinned = decided.ships if decided else None
-        judged = judge.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense, pinned)
-        findings = summary.Findings(
+        judged = ship_decision.run(variants, validation, accuracy, measured, budget, plan.fitted, plan.dense, pinned)
+        findings = assemble.Findings(
             recipe=recipe, target=target, domain=domain, ranked=ranked, data=data, advice=advice, adapted=adapted,
             sparse=start, plan=plan, curves=curves,
             placed=placed, pruned=pruned, families=families, controlled=controlled, variants=variants,
@@ -124,13 +124,13 @@ def build(
             number = next(i for i, one in enumerate(variants) if one.name == judged.shipped)
             ships, own = variants[number], pictures[variants[number].family]
             seen: dict[Split, verify.Answers] = {"val": choosing[number], "test": answers[number]}
-            forms = package.run(ships, seen["test"], target, own, work)
-            contents = bundle.Contents(surgery=pruned.surgery, facts=summary.facts(findings), package=forms)
+            forms = packaged_forms.run(ships, seen["test"], target, own, work)
+            contents = bundle.Contents(surgery=pruned.surgery, facts=assemble.facts(findings), package=forms)
             bundle.run(ships, seen, contents, own, folder)
             locks.settle(folder / locks.file_name(recipe, target), ships.precision)
-        written = summary.report(findings)
-        records.write_json(folder / "measurements.json", summary.measurements(findings))
-        report.write(written, folder)
+        written = assemble.report(findings)
+        files.write_json(folder / "measurements.json", assemble.measurements(findings))
+        write.write(written, folder)
         return written
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from toolchain import spec
-from toolchain.checkup import examine
-from toolchain.checkup.finding import Checkup
+from toolchain.config import reader
+from toolchain.data.checks import run_checks
+from toolchain.data.checks.finding import Checkup
 
 CONFLICTS = {
     (161, 4518),
@@ -31,8 +31,8 @@ def pairs(checkup: Checkup, *, exact: bool) -> set[tuple[int, ...]]:
 
 @pytest.mark.slow
 def test_all_known_copies_of_the_solar_modules_are_found(sets: Path, tmp_path: Path) -> None:
-    domain = dataclasses.replace(spec.domain("solar"), path=str(sets / "infrared_solar_modules"))
-    checkup = examine.run(domain, tmp_path)
+    domain = dataclasses.replace(reader.domain("solar"), path=str(sets / "infrared_solar_modules"))
+    checkup = run_checks.run(domain, tmp_path)
     exact = pairs(checkup, exact=True)
     assert len(exact) == 22
     assert sum(len(group) - 1 for group in exact) == 22
@@ -48,8 +48,8 @@ def test_all_known_copies_of_the_solar_modules_are_found(sets: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_things_photographed_twice_are_found(sets: Path, tmp_path: Path) -> None:
-    domain = dataclasses.replace(spec.domain("trashnet"), path=str(sets / "trashnet"))
-    checkup = examine.run(domain, tmp_path)
+    domain = dataclasses.replace(reader.domain("trashnet"), path=str(sets / "trashnet"))
+    checkup = run_checks.run(domain, tmp_path)
     assert pairs(checkup, exact=True) == set()
     assert pairs(checkup, exact=False) == TAKEN_TWICE
     assert {m.label for group in checkup.copies for m in group.members} == {"paper"}

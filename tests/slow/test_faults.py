@@ -15,10 +15,12 @@ import pytest
 from conftest import Run, draw
 from test_kill import RECIPE
 
-from toolchain import archives, pipeline, records
-from toolchain.errors import ToolchainError
-from toolchain.packaging import Packaging
-from toolchain.stages import bench
+from toolchain import pipeline
+from toolchain.config.packaging import Packaging
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import archive
+from toolchain.measure import latency
 
 LONG = pytest.mark.skipif(not os.environ.get("FAULTS"), reason="takes ten minutes; FAULTS=1 runs it")
 PLACES = int(os.environ.get("PLACES", "6"))  # writes that fail, spread over all; more for the long experiment
@@ -53,7 +55,7 @@ def failing(at: int, reason: Callable[[], BaseException]) -> Iterator[list[int]]
 def again(run: Run, out: Path) -> bytes:
     target = dataclasses.replace(run.target, package=Packaging(input="uint8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "ROUNDS", 3)
+        patch.setattr(latency, "ROUNDS", 3)
         assert pipeline.build(run.recipe, target, run.domain, out)["shipped"]
     return (out / "tiny" / "cpu" / "bundle.tar").read_bytes()
 
@@ -70,10 +72,10 @@ def ending(job: Callable[[], object]) -> BaseException | None:
 def whole(folder: Path) -> None:
     """A bundle or archive that stands there is one."""
     if (folder / "bundle").exists():
-        archives.manifest(folder / "bundle")
+        archive.manifest(folder / "bundle")
     if (folder / "bundle.tar").exists():
         shutil.rmtree(scratch := folder / "unpacked", ignore_errors=True)
-        archives.unpacked(folder / "bundle.tar", scratch)
+        archive.unpacked(folder / "bundle.tar", scratch)
         shutil.rmtree(scratch)
 
 
@@ -127,7 +129,7 @@ def test_rebuilds_from_nothing_are_the_same_bytes(tmp_path: Path) -> None:
         folder = home / "out" / "own" / "cpu"
         lock = lock or str(shutil.copy(folder / "own.cpu.lock.json", tmp_path))
         made.append(folder / "bundle.tar")
-    sums = [(path.parent / "bundle" / archives.SUMS).read_text() for path in made]
+    sums = [(path.parent / "bundle" / archive.SUMS).read_text() for path in made]
     assert sums[1] == sums[0]  # the difference names the files
     assert sums[2] == sums[0]
-    assert len({records.sha256_file(path) for path in made}) == 1
+    assert len({files.sha256_file(path) for path in made}) == 1

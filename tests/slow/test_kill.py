@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import draw
 
-from toolchain import archives
+from toolchain.edge import archive as archives
 
 RECIPE = """
 schema = 1

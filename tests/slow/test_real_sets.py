@@ -11,8 +11,16 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from toolchain import discover, listing, models, onnx_export, quantizer, spec, surgery
-from toolchain.values import ModelSpec, Placement, PruneSpec, QuantScheme
+from toolchain.config import reader
+from toolchain.config.recipe import ModelSpec, PruneSpec
+from toolchain.config.target import QuantScheme
+from toolchain.core import registry
+from toolchain.data import image_folder
+from toolchain.export import to_onnx
+from toolchain.models import build
+from toolchain.pruning import options, surgery
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
 
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_w035" / "mobilenet_v2_w035_imagenet.safetensors"
 
@@ -23,8 +31,8 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("solar", "infrared_solar_modules", 20_000, 12),
         ("trashnet", "trashnet", 977, 6),
     ):
-        domain = dataclasses.replace(spec.domain(name), path=str(sets / folder))
-        found = listing.find(domain, tmp_path)
+        domain = dataclasses.replace(reader.domain(name), path=str(sets / folder))
+        found = image_folder.find(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
 
@@ -50,24 +58,24 @@ def test_a_photo_set_goes_from_checkpoint_to_classified_picture(sets: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = models.architecture(ModelSpec(name=name), 10)
+    model = build.architecture(ModelSpec(name=name), 10)
     with torch.no_grad():
         model.train()(torch.randn(8, 3, 64, 64))
     model.eval()
     image = torch.zeros(1, 3, 64, 64)
-    criterion = discover.module("criteria", "magnitude").score
-    head = models.head_of(model, 10)
-    planned = surgery.plan(model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
+    criterion = registry.module("criteria", "magnitude").score
+    head = build.head_of(model, 10)
+    planned = options.plan(model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
     small = surgery.apply(model, planned)
-    graph, layers = quantizer.prepare(small, image, Placement(), QuantScheme())
+    graph, layers = pt2e.prepare(small, image, Placement(), QuantScheme())
     with torch.no_grad():
         graph(torch.randn(8, 3, 64, 64))
-    quantizer.observe(graph, ranges=False, rounding=True)
-    onnx_export.to_onnx(quantizer.convert(graph, image), image, tmp_path / "model.onnx")
-    room = discover.module("runtimes", runtime)
+    pt2e.observe(graph, ranges=False, rounding=True)
+    to_onnx.to_onnx(pt2e.convert(graph, image), image, tmp_path / "model.onnx")
+    room = registry.module("runtimes", runtime)
     made = room.compile(tmp_path / "model.onnx", tmp_path / "made")
     found = room.coverage(made.path, precision="int8")
     assert found.integer == len(layers), f"in float: {found.float_ops}"
@@ -80,13 +88,13 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
 
 @pytest.mark.slow
 def test_the_zoo_is_what_its_card_says() -> None:
-    from toolchain import records
+    from toolchain.core import files as records
 
-    for card in (discover.PACKAGE / "zoo").glob("*.json"):
+    for card in (registry.PACKAGE / "models" / "zoo").glob("*.json"):
         said = records.read_json(card)
         weights = card.with_suffix(".safetensors")
         assert records.sha256_file(weights) == said["sha256"]
         assert weights.stat().st_size == said["size_bytes"] <= 4_000_000
-        recipe = spec.recipe(said["recipe"])
-        model = models.architecture(recipe.model, len(said["classes"]))
+        recipe = reader.recipe(said["recipe"])
+        model = build.architecture(recipe.model, len(said["classes"]))
         model.load_state_dict(load_file(weights))

@@ -7,14 +7,18 @@ import pytest
 import torch
 from conftest import Run
 
-from toolchain import data as images
-from toolchain import loop, models, page, report, reuse_report
-from toolchain.augment import chosen
-from toolchain.records import plain
-from toolchain.reuse import Reuse
-from toolchain.stages import adapt, advise, look, score
-from toolchain.stages.advise import Depth
-from toolchain.values import AugmentSpec, Domain, Interval, ModelSpec, Preprocess, Recipe, TrainSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
+from toolchain.core.files import plain
+from toolchain.core.types import Interval, Preprocess
+from toolchain.data import dataset
+from toolchain.data.augment import chosen
+from toolchain.models import blocks, build
+from toolchain.report import html, write
+from toolchain.report.sections import reuse as reuse_report
+from toolchain.selection import advise, extract_features, transfer_scores
+from toolchain.selection.advise import Depth
+from toolchain.training import finetune, loop
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
 SHOWN = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -61,24 +65,24 @@ def test_nothing_is_cut_where_nobody_could_tell_what_it_costs() -> None:
 
 
 def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
     found = advise.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (Reuse(), ())
     assert reuse_report.said(plain(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
     found = advise.run("glyphs", GLYPHS, data, tmp_path / "work")
-    whole = models.architecture(dataclasses.replace(GLYPHS, weights=""), 3)
+    whole = build.architecture(dataclasses.replace(GLYPHS, weights=""), 3)
     assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
     assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
     assert found.speedup is None  # no target was named
-    bare = look.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
-    trained = look.run("glyphs", GLYPHS, data, tmp_path / "work")
+    bare = extract_features.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    trained = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
     for depth in found.depths[0::4]:
-        assert depth.levels == score.run(trained, tmp_path / "work", depth.block)["levels"]
-        assert depth.untrained_levels == score.run(bare, tmp_path / "work", depth.block)["levels"]
+        assert depth.levels == transfer_scores.run(trained, tmp_path / "work", depth.block)["levels"]
+        assert depth.untrained_levels == transfer_scores.run(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
     shown = reuse_report.table(plain(found))
     assert len(shown.rows) == len(found.depths)
@@ -91,8 +95,8 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
 def test_a_network_that_is_no_chain_is_used_whole(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
-    monkeypatch.setattr(advise.look.blocks, "of", lambda model, head: ())
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    monkeypatch.setattr(blocks, "of", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
     settled, found = advise.settled(recipe, data, tmp_path / "work")
     assert settled == dataclasses.replace(recipe, reuse=Reuse())
@@ -102,7 +106,7 @@ def test_a_network_that_is_no_chain_is_used_whole(
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
     settled, found = advise.settled(recipe, data, tmp_path / "work")
     assert found is not None
@@ -112,11 +116,11 @@ def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: P
 
 
 def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
     reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
-    before, _, _ = models.build(GLYPHS, 3, seed=0)
-    found = adapt.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    before, _, _ = build.build(GLYPHS, 3, seed=0)
+    found = finetune.run(recipe, "photo", data, (), tmp_path / "work").trained.model
     for name in ("features.0.weight", "features.4.squeeze.weight"):
         assert torch.equal(found.state_dict()[name], before.state_dict()[name])
     assert not torch.equal(
@@ -124,13 +128,13 @@ def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None
     )
     assert isinstance(found.get_submodule("features.9"), torch.nn.Identity)
     assert all(parameter.requires_grad for parameter in found.parameters())
-    again = adapt.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    again = finetune.run(recipe, "photo", data, (), tmp_path / "work").trained.model
     assert torch.equal(again.features[6].squeeze.weight, found.features[6].squeeze.weight)
 
 
 def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> None:
-    data = images.load(domain, SHOWN, tmp_path / "data")
-    model, head, _ = models.build(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0)
+    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    model, head, _ = build.build(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0)
     job = loop.Job(
         data=data, spec=TRAIN, augment=chosen(AugmentSpec(), "photo", 30), seed=0, label="t", folder=tmp_path, head=head,
         frozen=("features.0", "features.1"),
@@ -146,13 +150,13 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
         model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip
-    assert reuse_report.TITLE not in report.markdown(run.report)
+    assert reuse_report.TITLE not in write.markdown(run.report)
     written = {**run.report, "reuse": {"used": plain(found.reuse), "advice": plain(found)}}
-    assert f"## {reuse_report.TITLE}" in report.markdown(written)
-    shown = page.html(written)
+    assert f"## {reuse_report.TITLE}" in write.markdown(written)
+    shown = html.html(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
-    assert shown.count("<svg") == page.html(run.report).count("<svg") + 1
+    assert shown.count("<svg") == html.html(run.report).count("<svg") + 1
     untold = dataclasses.replace(found, depths=(), reuse=Reuse(), why=("nobody can tell",))
-    bare = page.html({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
+    bare = html.html({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
     assert "net: all of it is used" in bare
     assert "nobody can tell." in bare

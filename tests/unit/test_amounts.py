@@ -2,8 +2,8 @@
 
 import pytest
 
-from toolchain import amounts
-from toolchain.errors import ToolchainError
+from toolchain.config import amounts
+from toolchain.core.errors import ToolchainError
 
 
 @pytest.mark.parametrize(

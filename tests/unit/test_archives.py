@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from toolchain import archives
-from toolchain.errors import ToolchainError
-from toolchain.records import sha256_file
+from toolchain.core.errors import ToolchainError
+from toolchain.core.files import sha256_file
+from toolchain.edge import archive as archives
 
 BODIES = {"manifest.json": b'{"schema": 1}', "golden.npz": b"golden", "model.onnx": b"model"}
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolchain import augment
-from toolchain.errors import ToolchainError
-from toolchain.values import AugmentSpec
-from toolchain.vision import torchvision
+from toolchain.config.recipe import AugmentSpec
+from toolchain.core.errors import ToolchainError
+from toolchain.data import augment
+from toolchain.models.sources.torchvision_import import torchvision
 
 
 def random(seed: int = 0) -> torch.Generator:

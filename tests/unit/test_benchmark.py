@@ -12,9 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from test_gate import archived, bundled
 from typer.testing import CliRunner
 
-from toolchain import bench_report, benchmark, cli, conditions, history, onnx_macs, peak, records
-from toolchain.errors import ToolchainError
-from toolchain.timing import Round
+from toolchain.cli import main
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.export import count_macs
+from toolchain.measure import benchmark, history, peak_throughput, timing_conditions
+from toolchain.measure.paired_timing import Round
+from toolchain.report.pages import bench
 
 VERBS = CliRunner()
 
@@ -46,12 +50,12 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark, "FOOTPRINTS", 1)
     monkeypatch.setattr(benchmark, "SWEPT_ROUNDS", 1)
-    monkeypatch.setattr(peak, "ROUNDS", 1)
+    monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     return tmp_path
 
 
 def benched(*arguments: object) -> str:
-    result = VERBS.invoke(cli.app, ["bench", *map(str, arguments)])
+    result = VERBS.invoke(main.app, ["bench", *map(str, arguments)])
     assert result.exit_code == 0, result.exception
     return result.output
 
@@ -59,7 +63,7 @@ def benched(*arguments: object) -> str:
 def test_everything_a_latency_needs_is_in_the_report(quick: Path) -> None:
     archive = archived(bundled(quick / "b"), quick / "b.tar")
     output = benched(convolution(quick / "a.onnx", 64), archive, "--rounds", 3, "--pin", 0)
-    found = records.read_json(quick / "out/bench/bench.json")
+    found = files.read_json(quick / "out/bench/bench.json")
     one, other = found["subjects"]
     assert (one["name"], other["name"]) == ("a", "b")
     assert (
@@ -93,7 +97,7 @@ def test_batches_and_threads_give_pictures_a_second(quick: Path) -> None:
         convolution(quick / "a.onnx", 8), convolution(quick / "b.onnx", 8, batch="n", reshape=-1), "--rounds", 3,
         "--batch", "4", "--threads", "1,2",
     )  # fmt: skip
-    found = records.read_json(quick / "out/bench/bench.json")
+    found = files.read_json(quick / "out/bench/bench.json")
     for one in found["subjects"]:
         assert one["shape"][0] == 1
         assert [(row["batch"], row["threads"]) for row in one["throughput"]] == [(1, 1), (1, 2), (4, 1), (4, 2)]
@@ -110,7 +114,7 @@ def test_a_graph_that_is_fixed_to_one_picture_says_so(quick: Path) -> None:
     model.graph.node.insert(0, helper.make_node("Constant", [], ["rows"], value=rows))
     onnx.save(model, path)
     output = benched(path, "--rounds", 3, "--batch", "4")
-    found = records.read_json(quick / "out/bench/bench.json")["subjects"][0]["throughput"]
+    found = files.read_json(quick / "out/bench/bench.json")["subjects"][0]["throughput"]
     assert [(row["batch"], row["images_per_second"] is None) for row in found] == [(1, False), (4, True)]
     assert found[1]["why"] == "fixed to another number than 4 pictures"
     assert "Why not" in output
@@ -127,7 +131,7 @@ def test_a_graph_that_is_fixed_to_one_picture_says_so(quick: Path) -> None:
 )
 def test_wrong_input_is_one_message(quick: Path, arguments: list[str], says: str) -> None:
     convolution(quick / "a.onnx", 8)
-    result = VERBS.invoke(cli.app, ["bench", *arguments])
+    result = VERBS.invoke(main.app, ["bench", *arguments])
     assert isinstance(result.exception, ToolchainError)
     assert says in str(result.exception)
 
@@ -156,24 +160,26 @@ def test_a_percentile_is_given_only_where_the_samples_carry_it_and_with_the_doub
 
 def test_drift_and_noise_are_named() -> None:
     slowing = made(*([1.0 + 0.05 * i] * 1000 for i in range(9)))
-    assert [(c.kind, round(c.figure or 0, 2)) for c in conditions.steadiness(slowing, ["a"])] == [("drift", 0.29)]
+    assert [(c.kind, round(c.figure or 0, 2)) for c in timing_conditions.steadiness(slowing, ["a"])] == [
+        ("drift", 0.29)
+    ]
     both = [
         Round(seed=i, blocks={"a": [[1.0] * 1000], "b": [[1.0 + 0.2 * (i % 2)] * 1000]}) for i in range(9)
     ]  # fmt: skip
-    assert [c.kind for c in conditions.steadiness(both, ["a", "b"])] == ["noise"]
-    assert conditions.steadiness(made(*([1.0] * 1000 for _ in range(9))), ["a"]) == []
+    assert [c.kind for c in timing_conditions.steadiness(both, ["a", "b"])] == ["noise"]
+    assert timing_conditions.steadiness(made(*([1.0] * 1000 for _ in range(9))), ["a"]) == []
 
 
 def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def moment(**changes: float) -> conditions._Moment:
-        return conditions._Moment(
+    def moment(**changes: float) -> timing_conditions._Moment:
+        return timing_conditions._Moment(
             **{"at": 0.0, "busy": 0.0, "stolen": 0.0, "own": 0.0, "throttled": 0, "frequency": 3000.0, **changes}
         )  # type: ignore[arg-type]
 
     moments = iter([moment(), moment(at=10.0, busy=25.0, own=9.0, stolen=1.0, throttled=3, frequency=2000.0)])
-    monkeypatch.setattr(conditions, "_moment", lambda: next(moments))
-    monkeypatch.setattr(conditions, "_governed", list)
-    found = {c.kind: c.figure for c in conditions.Watch().seen()}
+    monkeypatch.setattr(timing_conditions, "_moment", lambda: next(moments))
+    monkeypatch.setattr(timing_conditions, "_governed", list)
+    found = {c.kind: c.figure for c in timing_conditions.Watch().seen()}
     assert found == {
         "other load": pytest.approx(1.6),
         "stolen time": 0.1,
@@ -181,24 +187,24 @@ def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyP
         "frequency": pytest.approx(-1 / 3),
     }
     moments = iter([moment(), moment(at=10.0, busy=10.0, own=9.9)])
-    assert conditions.Watch().seen() == []
+    assert timing_conditions.Watch().seen() == []
 
 
 def test_cores_that_are_not_there_are_a_warning_and_no_error() -> None:
-    with conditions.pinned([4096]) as found:
+    with timing_conditions.pinned([4096]) as found:
         pass
     assert [c.kind for c in found] == ["not pinned"]
-    with conditions.pinned([]) as found:
+    with timing_conditions.pinned([]) as found:
         assert found == []
 
 
 def test_counted_products_agree_with_what_is_known(tmp_path: Path) -> None:
-    assert onnx_macs.count(convolution(tmp_path / "a.onnx", 16)) == 16 * 36 * 27 + 16 * 36 * 5
+    assert count_macs.count(convolution(tmp_path / "a.onnx", 16)) == 16 * 36 * 27 + 16 * 36 * 5
     (tmp_path / "b.onnx").write_bytes(b"no model")
-    assert onnx_macs.count(tmp_path / "b.onnx") is None
+    assert count_macs.count(tmp_path / "b.onnx") is None
 
 
 def test_the_report_reads_back_the_same(quick: Path) -> None:
     benched(convolution(quick / "a.onnx", 8), "--rounds", 3)
     found = json.loads((quick / "out/bench/bench.json").read_text())
-    assert bench_report.markdown(found) == (quick / "out/bench/bench.md").read_text()
+    assert bench.markdown(found) == (quick / "out/bench/bench.md").read_text()

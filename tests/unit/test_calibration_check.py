@@ -5,10 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain import calibration_check, quantizer, ranges
-from toolchain.calibration_check import Finding
-from toolchain.errors import ToolchainError
-from toolchain.values import Calibration, Placement, QuantScheme
+from toolchain.config.recipe import Calibration
+from toolchain.config.target import QuantScheme
+from toolchain.core.errors import ToolchainError
+from toolchain.quantization import calibration_checks, pt2e, ranges
+from toolchain.quantization.calibration_checks import Finding
+from toolchain.quantization.placement import Placement
 
 
 class Net(nn.Module):
@@ -37,7 +39,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 
 def calibrated(model: nn.Module, calibration: Tensor, method: Calibration = "minmax") -> GraphModule:
-    graph, _ = quantizer.prepare(model, calibration[:1], Placement(), QuantScheme())
+    graph, _ = pt2e.prepare(model, calibration[:1], Placement(), QuantScheme())
     ranges.put(graph, ranges.collect(graph, calibration.split(64)), method)
     return graph
 
@@ -46,7 +48,7 @@ def found(
     model: nn.Module, calibration: Tensor, validation: Tensor, method: Calibration = "minmax"
 ) -> tuple[Finding, ...]:
     graph = calibrated(model, calibration, method)
-    return calibration_check.check(graph, calibration.split(64), validation.split(64))
+    return calibration_checks.check(graph, calibration.split(64), validation.split(64))
 
 
 def of_kind(findings: tuple[Finding, ...], kind: str) -> list[Finding]:
@@ -105,9 +107,9 @@ def test_brighter_validation_images_are_said_to_be_clipped_worst_module_first(mo
     findings = found(model, images(64, 1), images(64, 2) * 3)
     clipped = of_kind(findings, "saturated activation")
     shares = [one.measured for one in clipped]
-    assert len(clipped) == calibration_check.WORST
+    assert len(clipped) == calibration_checks.WORST
     assert shares == sorted(shares, reverse=True)
-    assert shares[-1] > clipped[-1].limit == calibration_check.CLIPPED
+    assert shares[-1] > clipped[-1].limit == calibration_checks.CLIPPED
     assert " % of its values on the validation images lie outside the calibrated range" in clipped[0].why
     assert "more likewise)" in clipped[-1].why
 
@@ -146,7 +148,7 @@ def test_a_weight_that_is_not_a_number_is_an_error_naming_its_module(model: nn.M
     with torch.no_grad():
         graph.get_parameter("back.weight")[3, 2] = torch.nan
     with pytest.raises(ToolchainError, match=r"^back: 1 of 256 values of its weight are NaN or infinite"):
-        calibration_check.check(graph, [images(16)], [images(16, 1)])
+        calibration_checks.check(graph, [images(16)], [images(16, 1)])
 
 
 def test_values_that_overflow_are_an_error_naming_where_they_come_from(model: nn.Module) -> None:
@@ -154,22 +156,22 @@ def test_values_that_overflow_are_an_error_naming_where_they_come_from(model: nn
     with torch.no_grad():
         graph.get_parameter("inner.0.weight").fill_(3e38)
     with pytest.raises(ToolchainError, match=r"^inner\.1: NaN or infinite values") as error:
-        calibration_check.check(graph, [images(16)], [images(16, 1)])
+        calibration_checks.check(graph, [images(16)], [images(16, 1)])
     assert str(error.value).endswith("or leave the module in float")
 
 
 def test_a_range_that_is_not_finite_is_an_error_naming_its_module(model: nn.Module) -> None:
-    graph, _ = quantizer.prepare(model, images(1), Placement(), QuantScheme())  # never calibrated
+    graph, _ = pt2e.prepare(model, images(1), Placement(), QuantScheme())  # never calibrated
     with pytest.raises(ToolchainError, match=r"^input: its range is inf to -inf"):
-        calibration_check.check(graph, [images(16)], [images(16, 1)])
+        calibration_checks.check(graph, [images(16)], [images(16, 1)])
 
 
 def test_no_images_are_an_error_that_says_what_to_do(model: nn.Module) -> None:
     graph = calibrated(model, images(16))
     with pytest.raises(ToolchainError, match="there are no calibration images.*put images into"):
-        calibration_check.check(graph, [], [images(16)])
+        calibration_checks.check(graph, [], [images(16)])
     with pytest.raises(ToolchainError, match="there are no validation images"):
-        calibration_check.check(graph, [images(16)], [])
+        calibration_checks.check(graph, [images(16)], [])
 
 
 def test_a_single_image_and_copies_of_it_are_warned_of_and_nothing_else(model: nn.Module) -> None:
@@ -183,9 +185,9 @@ def test_a_single_image_and_copies_of_it_are_warned_of_and_nothing_else(model: n
 @pytest.mark.parametrize(("observing", "rounding"), [(False, True), (True, True), (True, False), (False, False)])
 def test_the_graph_is_left_as_it_was(model: nn.Module, observing: bool, rounding: bool) -> None:
     graph = calibrated(model, images(64))
-    quantizer.observe(graph, ranges=observing, rounding=rounding)
+    pt2e.observe(graph, ranges=observing, rounding=rounding)
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
-    calibration_check.check(graph, [images(64)], [images(64, 1) * 3])
+    calibration_checks.check(graph, [images(64)], [images(64, 1) * 3])
     after = graph.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -194,8 +196,8 @@ def test_the_graph_is_left_as_it_was(model: nn.Module, observing: bool, rounding
 
 def test_layers_left_in_float_are_looked_at_for_constant_channels_alone(model: nn.Module) -> None:
     zeroed(model.inner[0], slice(3, 5))
-    graph, _ = quantizer.prepare(model, images(1), Placement(float_modules=("",)), QuantScheme())
-    findings = calibration_check.check(graph, [images(64)], [images(64, 1) * 3])
+    graph, _ = pt2e.prepare(model, images(1), Placement(float_modules=("",)), QuantScheme())
+    findings = calibration_checks.check(graph, [images(64)], [images(64, 1) * 3])
     assert {one.kind for one in findings} == {"constant channels", "unlike validation"}
 
 

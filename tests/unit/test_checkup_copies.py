@@ -12,10 +12,13 @@ from PIL import Image, ImageEnhance
 from test_checkup import found, kinds
 from torch import nn
 
-from toolchain.checkup import examine, near, picture, sheet, shift
-from toolchain.checkup.finding import Checkup
-from toolchain.errors import ToolchainError
-from toolchain.values import Domain, ModelSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import ModelSpec
+from toolchain.core.errors import ToolchainError
+from toolchain.data.checks import near_duplicates, run_checks, thumbnails
+from toolchain.data.checks.finding import Checkup
+from toolchain.models import domain_shift
+from toolchain.report.pages import data_checks
 
 
 def scene(seed: int, *, alike: float = 0.0) -> Image.Image:
@@ -48,7 +51,7 @@ def scenes(tmp_path: Path) -> Path:
 
 def checked(folder: Path, **changes: str) -> Checkup:
     domain = Domain(name="scenes", path=str(folder), image_size=(64, 64))
-    return examine.run(dataclasses.replace(domain, **changes), folder.parent / "cache")  # type: ignore[arg-type]
+    return run_checks.run(dataclasses.replace(domain, **changes), folder.parent / "cache")  # type: ignore[arg-type]
 
 
 FIRST = "train/ant/00000.png"  # the picture that is copied
@@ -171,7 +174,7 @@ def test_finer_detail_decides(scenes: Path) -> None:
 
 
 def test_a_large_set_is_searched_in_part_and_says_so(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "MOST", 50)
+    monkeypatch.setattr(near_duplicates, "MOST", 50)
     checkup = checked(scenes)
     assert checkup.searched == 50
     assert "among 50 of 180 pictures" in found(checkup, "searched").text
@@ -183,7 +186,7 @@ def test_a_set_full_of_copies_ends(scenes: Path, monkeypatch: pytest.MonkeyPatch
     (group,) = checked(scenes).copies[:1]
     assert len(checked(scenes).copies) == 1
     assert len(group.members) == 41
-    monkeypatch.setattr(near, "MOST_PAIRS", 10)
+    monkeypatch.setattr(near_duplicates, "MOST_PAIRS", 10)
     assert "searched" in kinds(checked(scenes))
 
 
@@ -274,19 +277,19 @@ def test_the_sheet_shows_the_worst_side_by_side(scenes: Path) -> None:
     scene(30).save(scenes / "train" / "ant" / "other.png")
     for number in range(40):
         scene(number).save(scenes / "test" / "bee" / f"copy{number}.jpg", quality=80)
-    page = sheet.html(checked(scenes), None)
+    page = data_checks.html(checked(scenes), None)
     assert 58 <= page.count("data:image/") <= 60
     assert page.index("Same pixels, different labels") < page.index("Nearly equal, different labels")
     assert "further groups of copies" in page
 
 
 def test_thumbnails_are_taken_from_what_the_runner_sees() -> None:
-    gray, tint = picture.thumbnails(np.asarray(scene(0)))
+    gray, tint = thumbnails.thumbnails(np.asarray(scene(0)))
     assert gray.shape == (32, 32)
     assert tint is not None
     assert tint.shape == (8, 8, 3)
     assert abs(float(tint.astype(np.float32).sum(2).mean())) < 0.1
-    assert picture.thumbnails(np.asarray(scene(0).convert("L")))[1] is None
+    assert thumbnails.thumbnails(np.asarray(scene(0).convert("L")))[1] is None
 
 
 # --- distance ------------------------------------------------------------------------------------------------
@@ -295,10 +298,10 @@ def test_thumbnails_are_taken_from_what_the_runner_sees() -> None:
 def test_features_that_agree_are_near_and_others_far() -> None:
     random = torch.Generator().manual_seed(0)
     one, same, other = (torch.randn(120, 16, generator=random) for _ in range(3))
-    assert shift.a_distance(one, same) < 0.5
-    assert shift.a_distance(one, other + 3) > 1.9
-    assert shift.Distance(value=0.1, lowest=0.0, highest=2.0).word == "near"
-    assert shift.Distance(value=1.9, lowest=0.0, highest=2.0).word == "far"
+    assert domain_shift.a_distance(one, same) < 0.5
+    assert domain_shift.a_distance(one, other + 3) > 1.9
+    assert domain_shift.Distance(value=0.1, lowest=0.0, highest=2.0).word == "near"
+    assert domain_shift.Distance(value=1.9, lowest=0.0, highest=2.0).word == "far"
 
 
 def test_statistics_are_measured_in_the_sources_own_deviations() -> None:
@@ -310,8 +313,8 @@ def test_statistics_are_measured_in_the_sources_own_deviations() -> None:
     x = torch.randn(64, 2, 9, 9, generator=torch.Generator().manual_seed(0)) * 2 + 5
     sums: dict[str, list[torch.Tensor]] = {}
     for part in (x[:20], x[20:]):
-        shift._add(sums, "norm", norm, (part,))
-    found = shift._layer("norm", norm, sums["norm"])
+        domain_shift._add(sums, "norm", norm, (part,))
+    found = domain_shift._layer("norm", norm, sums["norm"])
     assert found is not None
     assert found.mean == pytest.approx(2.0, abs=0.1)  # (5 - 1) / 2
     assert found.spread == pytest.approx(0.0, abs=0.1)
@@ -323,28 +326,28 @@ def test_a_distance_comes_with_its_yardsticks(tmp_path: Path) -> None:
         Domain(name=name, path=str(draw(tmp_path / name, counts, seed=seed)), mode="gray", image_size=(32, 32))
         for seed, (name, counts) in enumerate([("here", {"ant": 40, "bee": 40}), ("there", {"cat": 60, "ant": 40})])
     ]
-    measured = shift.run(domains[0], spec, (32, 32), tmp_path, domains[1])
+    measured = domain_shift.run(domains[0], spec, (32, 32), tmp_path, domains[1])
     assert measured.statistics is None  # a SqueezeNet has no batch norm
     assert measured.features is not None
     assert measured.features.lowest <= measured.features.value <= 2
     assert "proxy A-distance" in measured.text
-    checkup = examine.run(domains[0], tmp_path)
-    assert "Distance to what the model knows" in sheet.html(checkup, measured)
+    checkup = run_checks.run(domains[0], tmp_path)
+    assert "Distance to what the model knows" in data_checks.html(checkup, measured)
     with pytest.raises(ToolchainError, match="no pretrained weights"):
-        shift.run(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
+        domain_shift.run(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
 
 
 def test_batch_norm_tells_the_distance_without_a_source(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from toolchain import models
+    from toolchain.models import build
 
-    model = models.architecture(ModelSpec(name="resnet18"), 2)
+    model = build.architecture(ModelSpec(name="resnet18"), 2)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     folder = draw(tmp_path / "here", {"ant": 30, "bee": 30})
     domain = Domain(name="here", path=str(folder), mode="gray", image_size=(32, 32))
     spec = ModelSpec(name="resnet18", weights=str(tmp_path / "weights.safetensors"))
-    measured = shift.run(domain, spec, (32, 32), tmp_path, None)
+    measured = domain_shift.run(domain, spec, (32, 32), tmp_path, None)
     assert measured.features is None
     assert measured.statistics is not None
     assert len(measured.layers) == 20

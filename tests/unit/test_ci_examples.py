@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from toolchain import cli
+from toolchain.cli import main
 
 EXAMPLES = sorted((ROOT / "docs" / "ci").iterdir())
 
@@ -49,10 +49,10 @@ def test_a_regression_is_red_and_what_cannot_be_told_is_not(example: Path, statu
 def test_examples_name_verbs_flags_and_files_that_exist(example: Path) -> None:
     text = example.read_text()
     for verb, rest in re.findall(r"^\s*-?\s*(?:run: )?toolchain (\w+)((?: .*)?)$", text, flags=re.MULTILINE):
-        usage = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"}).output
+        usage = CliRunner().invoke(main.app, [verb, "--help"], env={"COLUMNS": "200"}).output
         for flag in re.findall(r"--[a-z-]+", rest):
             assert flag in usage, (verb, flag)
     for name in re.findall(r"out/gate/\$TARGET/(\S+)", text):
-        assert name in (ROOT / "toolchain" / "gate_report.py").read_text()
+        assert name in (ROOT / "toolchain" / "report" / "pages" / "gate.py").read_text()
     assert "toolchain gate" in text
     assert "\t" not in text

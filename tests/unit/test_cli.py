@@ -18,7 +18,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys\nfrom toolchain import cli\nfrom typer.testing import CliRunner\n"
+    code = "import sys\nfrom toolchain.cli import main as cli\nfrom typer.testing import CliRunner\n"
     code += "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0\n"
     code += "print([m for m in ('torch', 'scipy', 'matplotlib', 'onnx', 'numpy', 'pydantic') if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import spec, timing, workers
-from toolchain.stages import clock
-from toolchain.stages.clock import Network
+from toolchain.config import reader
+from toolchain.measure import machine, paired_rounds, paired_timing, untrained_latency, worker_processes
+from toolchain.measure.untrained_latency import Network
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 
@@ -32,8 +32,8 @@ def net(width: int) -> nn.Module:
 
 def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = {"small": Network(net(8), IMAGE), "odd": Network(Odd(), IMAGE), "large": Network(net(128), IMAGE)}
-    monkeypatch.setattr(clock, "ROUNDS", 1)
-    found, refused = clock.run(networks, spec.target("cpu"), tmp_path)
+    monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
+    found, refused = untrained_latency.run(networks, reader.target("cpu"), tmp_path)
     assert set(refused) == {"odd"}
     assert set(found) == {"small", "large"}
     assert found["small"].latencies["f32"].estimate < found["large"].latencies["f32"].estimate
@@ -42,26 +42,26 @@ def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, mon
     assert found["large"].sizes["int8"] < 0.5 * found["large"].sizes["f32"]
     assert found["large"].fastest in {"f32", "int8"}
     assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
-    monkeypatch.setattr(clock, "_timed", None)
-    assert clock.run(networks, spec.target("cpu"), tmp_path)[0] == found
+    monkeypatch.setattr(untrained_latency, "_timed", None)
+    assert untrained_latency.run(networks, reader.target("cpu"), tmp_path)[0] == found
 
 
 @pytest.mark.parametrize("device", ["", "ssh:board"])
 def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[timing.Side] = []
+    timed: list[paired_timing.Side] = []
 
-    def run(sides: list[timing.Side], *_: object) -> list[timing.Round]:
+    def run(sides: list[paired_timing.Side], *_: object) -> list[paired_timing.Round]:
         timed.extend(sides)
         return []
 
-    monkeypatch.setattr(clock.series, "run", run)
-    monkeypatch.setattr(clock.machine, "kind", lambda device="": "x86-64-vnni")
-    monkeypatch.setattr(clock.machine, "runtime", lambda target: {})
-    monkeypatch.setattr(clock.machine, "describe", lambda device="": {})
-    target = dataclasses.replace(spec.target("openvino"), device=device)
-    found, _ = clock.run({"small": Network(net(8), IMAGE)}, target, tmp_path)
+    monkeypatch.setattr(paired_rounds, "run", run)
+    monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
+    monkeypatch.setattr(machine, "runtime", lambda target: {})
+    monkeypatch.setattr(machine, "describe", lambda device="": {})
+    target = dataclasses.replace(reader.target("openvino"), device=device)
+    found, _ = untrained_latency.run({"small": Network(net(8), IMAGE)}, target, tmp_path)
     assert {side.precision: Path(side.path).suffix for side in timed} == dict.fromkeys(
         target.precisions, ".xml" if device else ".blob"
     )
@@ -72,13 +72,13 @@ def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
 
 
 def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks, target = {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)}, spec.target("cpu")
-    monkeypatch.setattr(clock, "ROUNDS", 1)
-    _, path = clock._graph("broken", networks["broken"], target.scheme, tmp_path)
+    networks, target = {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)}, reader.target("cpu")
+    monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
+    _, path = untrained_latency._graph("broken", networks["broken"], target.scheme, tmp_path)
     graph = onnx.load(path)
     graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 20  # not the pictures that it gets
     onnx.save(graph, path)
-    found, refused = clock.run(networks, target, tmp_path)
+    found, refused = untrained_latency.run(networks, target, tmp_path)
     assert set(found) == {"small"}
     assert set(refused) == {"broken"}
     assert refused["broken"].startswith("onnxruntime does not run it as f32: ")
@@ -87,28 +87,28 @@ def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkey
 def test_one_whose_process_ended_is_tried_again_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks, target = {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)}, spec.target("cpu")
-    monkeypatch.setattr(clock, "ROUNDS", 1)
-    real = workers.shared
+    networks, target = {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)}, reader.target("cpu")
+    monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
+    real = worker_processes.shared
 
     def shared(*given: Any) -> Iterator[tuple[str, Any]]:
         for name, answer in real(*given):
-            yield name, workers.failed("a process", "no memory", -9) if name == "large" else answer
+            yield name, worker_processes.failed("a process", "no memory", -9) if name == "large" else answer
 
-    monkeypatch.setattr(workers, "shared", shared)
-    found, refused = clock.run(networks, target, tmp_path)
+    monkeypatch.setattr(worker_processes, "shared", shared)
+    found, refused = untrained_latency.run(networks, target, tmp_path)
     assert (set(found), refused) == ({"small"}, {"large": "a process failed: no memory"})
-    monkeypatch.setattr(workers, "shared", real)
-    found, refused = clock.run(networks, target, tmp_path)
+    monkeypatch.setattr(worker_processes, "shared", real)
+    found, refused = untrained_latency.run(networks, target, tmp_path)
     assert (set(found), refused) == ({"small", "large"}, {})
 
 
 def test_of_networks_that_are_built_alike_one_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "ROUNDS", 1)
+    monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
     networks = {name: Network(net(width), IMAGE) for name, width in {"one": 8, "other": 16, "twin": 8}.items()}
-    found, _ = clock.run(networks, spec.target("cpu"), tmp_path)
+    found, _ = untrained_latency.run(networks, reader.target("cpu"), tmp_path)
     assert found["one"] == found["twin"] != found["other"]
     rounds = json.loads(next(tmp_path.glob("clock/*/rounds.json")).read_text())
     assert {name.split()[0] for name in rounds[0]["blocks"]} == {"one", "other"}

@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import loop, quantizer, ranges
-from toolchain.data import Dataset, Images
-from toolchain.search import Tried
-from toolchain.stages import control, place
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.place import Placed
-from toolchain.stages.quantize import Family, Quantized
-from toolchain.values import AugmentSpec, Budget, Placement, Preprocess, QuantScheme, Target
+from toolchain.config.recipe import AugmentSpec, Budget
+from toolchain.config.target import QuantScheme, Target
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.quantization import pt2e, ranges
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Placed, Tried
+from toolchain.quantization.quantize import Family, Quantized
+from toolchain.search import accuracy_control, place
+from toolchain.training import loop
+from toolchain.training import trained as trained_module
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = Target(name="t", runtime="onnxruntime")
@@ -63,11 +67,11 @@ def model() -> nn.Module:
 
 
 def harmed(data: Dataset) -> Quantized:
-    graph, planned = quantizer.prepare(model(), IMAGE, Placement(), QuantScheme())
+    graph, planned = pt2e.prepare(model(), IMAGE, Placement(), QuantScheme())
     images = data.splits["val"].pixels.permute(0, 3, 1, 2) / 255
     found = ranges.collect(graph, [images])
     ranges.put(graph, found, "minmax")
-    trained = loop.Trained(graph, "quantized", {"best_epoch": -1}, 0.0)
+    trained = trained_module.Trained(graph, "quantized", {"best_epoch": -1}, 0.0)
     return Quantized(trained, Placement(), planned, "ptq", "ptq")
 
 
@@ -79,9 +83,9 @@ def placed(speedup: float = 2.0, floating: float = 1.0) -> Placed:
 
 
 def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
-    adapted = Adapted(loop.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
+    adapted = Adapted(trained_module.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
     family = Family("dense", adapted.trained, harmed(data), data)
-    families, found = control.run([family], {"dense": where}, budget, TARGET, adapted, tmp_path)
+    families, found = accuracy_control.run([family], {"dense": where}, budget, TARGET, adapted, tmp_path)
     return families[0].quantized, found
 
 
@@ -129,10 +133,10 @@ def test_nothing_is_changed_where_the_budget_is_kept_or_there_is_none(data: Data
 
 def test_a_cheaper_block_goes_before_a_dearer_one_that_does_the_same_harm(data: Dataset) -> None:
     own, where = harmed(data), placed()
-    judge = control._Judge(data, loop.predict(model(), data.splits["val"], data.preprocess))
-    first = control._ranked(own, judge, where)[0]
+    judge = accuracy_control._Judge(data, loop.predict(model(), data.splits["val"], data.preprocess))
+    first = accuracy_control._ranked(own, judge, where)[0]
     dear = [dataclasses.replace(where.tried[0], label=f"{first.block} in float", speedup=2.0 / np.exp(5.0))]
     slow = dataclasses.replace(where, tried=(*where.tried, *dear))
     assert slow.slowdown(first.block) == pytest.approx(np.exp(5.0))
-    costs = {one.block: one.slowdown for one in control._ranked(own, judge, slow)}
+    costs = {one.block: one.slowdown for one in accuracy_control._ranked(own, judge, slow)}
     assert costs[first.block] == pytest.approx(np.exp(5.0))

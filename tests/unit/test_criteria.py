@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain import discover, gradients, groups, importance, surgery
-from toolchain.criteria import bn_scale, fisher, l1, lamp, magnitude, random, taylor
-from toolchain.errors import ToolchainError
-from toolchain.gradients import Gradient
-from toolchain.groups import Group, Side
-from toolchain.values import PruneSpec
+from toolchain.config.recipe import PruneSpec
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.models import profile
+from toolchain.pruning import gradients, groups, importance, options, surgery
+from toolchain.pruning.criteria import bn_scale, fisher, l1, lamp, magnitude, random, taylor
+from toolchain.pruning.gradients import Gradient
+from toolchain.pruning.groups import Group, Side
 
 
 class Net(nn.Module):
@@ -215,9 +217,9 @@ def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(found
         assert not torch.isclose(score(bare), score(found["inner"])).any()
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, found: dict[str, Group]) -> None:
-    score = discover.module("criteria", name).score
+    score = registry.module("criteria", name).score
     for group in found.values():
         given = score(group)
         assert given.shape == (group.channels,)
@@ -227,9 +229,9 @@ def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, fo
         assert torch.equal(given, score(group))
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, found: dict[str, Group]) -> None:
-    score = discover.module("criteria", name).score
+    score = registry.module("criteria", name).score
     group = found["inner"]
     renamed = tuple(dataclasses.replace(member, module=f"other.{member.module}") for member in group.members)
     same = torch.equal(score(group), score(dataclasses.replace(group, members=renamed)))
@@ -247,24 +249,24 @@ def test_random_importance_does_not_see_weights_nor_torchs_seed(found: dict[str,
     assert torch.equal(random.score(dataclasses.replace(group, members=members)), first)
 
 
-@pytest.mark.parametrize("name", [n for n in discover.modules("criteria") if discover.module("criteria", n).NEEDS])
+@pytest.mark.parametrize("name", [n for n in registry.modules("criteria") if registry.module("criteria", n).NEEDS])
 def test_a_criterion_that_needs_gradients_says_so_where_there_are_none(name: str, net: nn.Module) -> None:
-    criterion = discover.module("criteria", name).score
+    criterion = registry.module("criteria", name).score
     spec = PruneSpec(ratio=0.1)
     with pytest.raises(ToolchainError, match="reads gradients, and none were collected"):
-        surgery.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
+        options.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 @pytest.mark.parametrize("ranking", ["global", "isomorphic"])
 def test_every_criterion_and_ranking_plans_a_network_that_runs(
     name: str, ranking: str, net: nn.Module, collected: Mapping[str, Gradient]
 ) -> None:
-    spec, score = PruneSpec(ratio=0.2, ranking=ranking), discover.module("criteria", name).score
-    planned = surgery.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected)
+    spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.module("criteria", name).score
+    planned = options.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected)
     small = surgery.apply(net, planned)
-    assert sum(layer.macs for layer in surgery.layers(small, IMAGE)) < 0.8 * sum(
-        layer.macs for layer in surgery.layers(net, IMAGE)
+    assert sum(layer.macs for layer in profile.layers(small, IMAGE)) < 0.8 * sum(
+        layer.macs for layer in profile.layers(net, IMAGE)
     )
     assert small(torch.randn(2, 3, 4, 4)).shape == (2, 3)
 

@@ -9,9 +9,13 @@ import torch
 from conftest import draw
 from PIL import Image
 
-from toolchain import data, listing, loader, runner
-from toolchain.errors import ToolchainError
-from toolchain.values import AugmentSpec, Domain, Preprocess
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import AugmentSpec
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data import dataset as data
+from toolchain.data import image_folder, loader
+from toolchain.edge import run
 
 PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
 
@@ -34,14 +38,14 @@ def test_given_splits_are_kept_and_validation_comes_from_training(tmp_path: Path
     draw(tmp_path / "set" / "train", {"ant": 20, "bee": 20})
     draw(tmp_path / "set" / "test", {"ant": 4, "bee": 6}, seed=1)
     found = load(Domain(name="x", path=str(tmp_path / "set"), mode="gray"), tmp_path)
-    assert [len(found.splits[split]) for split in listing.SPLITS] == [34, 6, 10]
+    assert [len(found.splits[split]) for split in image_folder.SPLITS] == [34, 6, 10]
 
 
 def test_training_and_serving_see_the_same_pixels(domain: Domain, tmp_path: Path) -> None:
     test = load(domain, tmp_path).splits["test"]
     trained, _ = next(loader.batches(test, PREPROCESS, 5))
     manifest = dataclasses.asdict(PREPROCESS)
-    served = np.concatenate([runner.prepare(file, manifest) for file in test.files[:5]])
+    served = np.concatenate([run.prepare(file, manifest) for file in test.files[:5]])
     assert np.array_equal(trained.numpy(), served)
 
 
@@ -49,7 +53,7 @@ def test_the_cache_is_used_and_follows_the_content(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load(domain, tmp_path)
-    monkeypatch.setattr(runner, "read_picture", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(run, "read_picture", lambda *_: pytest.fail("decoded again"))
     assert load(domain, tmp_path).digest == first.digest
     monkeypatch.undo()
     Image.fromarray(np.zeros((12, 10), np.uint8)).save(first.splits["train"].files[0])
@@ -126,7 +130,7 @@ def test_unusual_pictures_become_eight_bit(tmp_path: Path, mode: str) -> None:
         Image.fromarray(np.full((9, 7), 128 << 8, np.uint16)).save(tmp_path / "x.png")
     else:
         Image.new("L", (7, 9), 128).convert(mode).save(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-    found = runner.read_picture(next(tmp_path.glob("x.*")), "gray")
+    found = run.read_picture(next(tmp_path.glob("x.*")), "gray")
     assert found.shape == (9, 7)
     assert found.dtype == np.uint8
     assert mode == "1" or abs(int(found.mean()) - 128) <= 1
@@ -137,13 +141,13 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "x.jpg", exif=exif)
-    assert runner.read_picture(tmp_path / "x.jpg", "gray").shape == (20, 10)
+    assert run.read_picture(tmp_path / "x.jpg", "gray").shape == (20, 10)
 
 
 def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: Path) -> None:
     def refused(folder: Path) -> str:
         with pytest.raises(ToolchainError) as error:
-            listing.find(dataclasses.replace(domain, path=str(folder)), tmp_path)
+            image_folder.find(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
     assert "is not there" in refused(tmp_path / "nowhere")
@@ -164,7 +168,7 @@ def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: 
 
 def refused_with_classes(domain: Domain, folder: Path) -> str:
     with pytest.raises(ToolchainError) as error:
-        listing.find(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
+        image_folder.find(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
     return str(error.value)
 
 
@@ -183,29 +187,29 @@ def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_
         other.write_bytes((folder / "ant" / "000.png").read_bytes())
     for number in range(6, 18):
         (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
-    found = listing.find(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
-    side = {path.name: split for split in listing.SPLITS for path in found.files[split]}
-    copies = {split for split in listing.SPLITS for path in found.files[split] if path.name.startswith("copy")}
+    found = image_folder.find(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
+    side = {path.name: split for split in image_folder.SPLITS for path in found.files[split]}
+    copies = {split for split in image_folder.SPLITS for path in found.files[split] if path.name.startswith("copy")}
     assert len(copies) == 1
     for scene in ("scene1", "scene2"):
         assert len({split for name, split in side.items() if name.startswith(scene)}) == 1
 
 
 def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_path: Path) -> None:
-    plain = listing.find(Domain(name="x", path=str(pictures)), tmp_path)
-    alone = listing.find(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
+    plain = image_folder.find(Domain(name="x", path=str(pictures)), tmp_path)
+    alone = image_folder.find(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
     assert plain.digest == alone.digest
 
 
 def test_a_class_whose_only_picture_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
     with pytest.raises(ToolchainError, match="too few images in .*: train would have none of ant, bee"):
-        listing.find(Domain(name="x", path=str(folder)), tmp_path)
+        image_folder.find(Domain(name="x", path=str(folder)), tmp_path)
     whole = draw(tmp_path / "whole", {"ant": 9, "bee": 9})
     for path in [*whole.glob("*/*.png")]:
         path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
     with pytest.raises(ToolchainError, match="too few images.*group_pattern = .* keeps groups whole"):
-        listing.find(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
+        image_folder.find(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -214,8 +218,10 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
     for name in ("ant", "zebra"):
         for number, path in enumerate(sorted((folder / name).glob("*.png"))):
             path.rename(path.with_name(f"s{number}_{name}.png"))  # six scenes show both
-    found = listing.find(Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path)
-    for split in listing.SPLITS:
+    found = image_folder.find(
+        Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path
+    )
+    for split in image_folder.SPLITS:
         assert set(found.labels[split]) == {0, 1}
 
 
@@ -255,4 +261,4 @@ def in_fixed_point(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_pixels_do_not_depend_on_the_order_that_this_pillow_prefers(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for size in ((32, 32), (32, 200)):
-        assert np.array_equal(runner.fit_size(pixels, size), in_fixed_point(pixels, *size))
+        assert np.array_equal(run.fit_size(pixels, size), in_fixed_point(pixels, *size))

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import tiny_recipe
 
-from toolchain import dense, loop, records
-from toolchain.stages import adapt, prepare
-from toolchain.values import Domain, JoinSpec, ModelSpec, Recipe, TrainSpec
+from toolchain.cli import adapt as dense
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import JoinSpec, ModelSpec, Recipe, TrainSpec
+from toolchain.core import files
+from toolchain.data import prepare
+from toolchain.training import finetune, loop
 
 
 def recipe(**more: object) -> Recipe:
@@ -18,7 +21,7 @@ def recipe(**more: object) -> Recipe:
 
 def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domain, tmp_path: Path) -> None:
     written = dense.run(recipe(seeds=2), domain, tmp_path)
-    assert written == records.read_json(tmp_path / "tiny" / "adapt.json")
+    assert written == files.read_json(tmp_path / "tiny" / "adapt.json")
     assert [one["seed"] for one in written["test"]] == [0, 1]
     mean = sum(one["accuracy"]["estimate"] for one in written["test"]) / 2
     assert written["mean_accuracy"]["estimate"] == pytest.approx(mean)
@@ -35,7 +38,7 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
 
 def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = prepare.run(recipe(), domain, tmp_path / "data")
-    adapt.run(recipe(), "photo", data, (), tmp_path / "work")
+    finetune.run(recipe(), "photo", data, (), tmp_path / "work")
     trained: list[tuple[int, float]] = []
     train = loop.train
 
@@ -44,9 +47,9 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
         return train(model, job, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "train", counted)
-    found = adapt.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    found = finetune.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
     assert trained == [(1, 0.5)]
-    adapt.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    finetune.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
     assert len(trained) == 1
     assert [epoch["epoch"] for epoch in found.trained.figures["history"]] == [1, 2, 3, 4, 5]
     assert 0 <= found.trained.figures["best_epoch"] <= 4
@@ -54,21 +57,21 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
 
 def test_a_teacher_is_fine_tuned_first_and_changes_the_student(domain: Domain, tmp_path: Path) -> None:
     data, _ = prepare.run(recipe(), domain, tmp_path / "data")
-    alone = adapt.run(recipe(), "photo", data, (), tmp_path / "work")
+    alone = finetune.run(recipe(), "photo", data, (), tmp_path / "work")
     teacher = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.4,) * 3, std=(0.6,) * 3)
     learning = dataclasses.replace(recipe(teacher=teacher), adapt=dataclasses.replace(recipe().adapt, distill=0.5))
-    taught = adapt.run(learning, "photo", data, (), tmp_path / "work")
+    taught = finetune.run(learning, "photo", data, (), tmp_path / "work")
     assert taught.trained.key != alone.trained.key
-    again = adapt.run(learning, "photo", data, (), tmp_path / "work")
+    again = finetune.run(learning, "photo", data, (), tmp_path / "work")
     assert again.trained.key == taught.trained.key
     assert len(list((tmp_path / "work" / "adapt").iterdir())) == 3  # alone, the teacher, the student
 
 
 def test_a_small_set_trains_for_as_many_steps_as_asked() -> None:
     spec = TrainSpec(epochs=10, batch_size=32, least_steps=120)
-    assert adapt._long_enough(spec, 60).epochs == 60
-    assert adapt._long_enough(spec, 10_000).epochs == 10
-    assert adapt._long_enough(dataclasses.replace(spec, epochs=0), 60).epochs == 0
+    assert finetune._long_enough(spec, 60).epochs == 60
+    assert finetune._long_enough(spec, 10_000).epochs == 10
+    assert finetune._long_enough(dataclasses.replace(spec, epochs=0), 60).epochs == 0
 
 
 def test_a_budget_that_the_test_set_cannot_show_is_said_before_anything_is_compressed(

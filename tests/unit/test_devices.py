@@ -20,11 +20,14 @@ import pytest
 from test_gate import bundled
 from typer.testing import CliRunner
 
-from toolchain import cli, devices, machine, processor, records, spec, subjects, timing
-from toolchain.devices import Address
-from toolchain.errors import ToolchainError
-from toolchain.stages import bench
-from toolchain.timed import Effort
+from toolchain.cli import main
+from toolchain.config import reader
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import processor
+from toolchain.edge.timing_process import Effort
+from toolchain.measure import boards, latency, machine, model_files, paired_timing
+from toolchain.measure.boards import Address
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
 needs_sshd = pytest.mark.skipif(
@@ -99,19 +102,19 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
 
 
 @pytest.fixture
-def board(loopback: Loopback) -> Iterator[devices.Board]:
-    found = devices.Board(loopback.device, devices.address(loopback.device))
+def board(loopback: Loopback) -> Iterator[boards.Board]:
+    found = boards.Board(loopback.device, boards.address(loopback.device))
     yield found
     found.close()
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> timing.Side:
-    return subjects.read(bundled(tmp_path / "bundle"), tmp_path).named("bundle").side
+def side(tmp_path: Path) -> paired_timing.Side:
+    return model_files.read(bundled(tmp_path / "bundle"), tmp_path).named("bundle").side
 
 
-def request(*sides: timing.Side, effort: Effort = Effort()) -> dict[str, object]:  # noqa: B008  frozen
-    return timing._request(sides, 1, effort)
+def request(*sides: paired_timing.Side, effort: Effort = Effort()) -> dict[str, object]:  # noqa: B008  frozen
+    return paired_timing._request(sides, 1, effort)
 
 
 # --- what a device is ---------------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def request(*sides: timing.Side, effort: Effort = Effort()) -> dict[str, object]
     ],
 )
 def test_a_device_is_an_address(text: str, wanted: Address) -> None:
-    assert devices.address(text) == wanted
+    assert boards.address(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -134,18 +137,18 @@ def test_a_device_is_an_address(text: str, wanted: Address) -> None:
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ToolchainError, match="ssh:user@host is wanted"):
-        devices.address(text)
+        boards.address(text)
 
 
-def test_models_are_compared_on_one_device_only(side: timing.Side) -> None:
+def test_models_are_compared_on_one_device_only(side: paired_timing.Side) -> None:
     other = dataclasses.replace(side, name="other", device="ssh:board")
     with pytest.raises(ToolchainError, match="on one device"):
-        timing.rounds([side, other], 1, 0, lambda one: None)
+        paired_timing.rounds([side, other], 1, 0, lambda one: None)
 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
-    target = dataclasses.replace(spec.target("cpu"), device="ssh:board")
-    assert bench._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
+    target = dataclasses.replace(reader.target("cpu"), device="ssh:board")
+    assert latency._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 
 # --- on a board ---------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
 
 @needs_sshd
 def test_a_board_times_as_this_machine_does_and_keeps_nothing(
-    board: devices.Board, side: timing.Side, loopback: Loopback
+    board: boards.Board, side: paired_timing.Side, loopback: Loopback
 ) -> None:
     assert board.machine == processor.describe()
     found = board.answer("round", request(side, dataclasses.replace(side, name="again")))
@@ -169,7 +172,9 @@ def test_a_board_times_as_this_machine_does_and_keeps_nothing(
 
 
 @needs_sshd
-def test_a_model_that_does_not_load_there_is_told(board: devices.Board, side: timing.Side, tmp_path: Path) -> None:
+def test_a_model_that_does_not_load_there_is_told(
+    board: boards.Board, side: paired_timing.Side, tmp_path: Path
+) -> None:
     (tmp_path / "x.onnx").write_bytes(b"")  # an ONNX file without a graph
     with pytest.raises(ToolchainError, match=r"a timing process on ssh:.* failed: .*does not load"):
         board.answer("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
@@ -178,7 +183,7 @@ def test_a_model_that_does_not_load_there_is_told(board: devices.Board, side: ti
 @needs_sshd
 @pytest.mark.parametrize("how", ["connection", "server"])
 def test_a_board_that_goes_away_is_said_and_left_clean(
-    how: str, board: devices.Board, side: timing.Side, loopback: Loopback
+    how: str, board: boards.Board, side: paired_timing.Side, loopback: Loopback
 ) -> None:
     long = Effort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
 
@@ -200,10 +205,10 @@ def test_a_board_that_goes_away_is_said_and_left_clean(
 
 
 def test_a_process_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(boards, "CONNECT_SECONDS", 0.2)
     with tempfile.TemporaryFile("w+") as errors:
-        child = devices._started([sys.executable, "-c", "import time; time.sleep(60)"], errors)
-        devices._stopped(child)
+        child = boards._started([sys.executable, "-c", "import time; time.sleep(60)"], errors)
+        boards._stopped(child)
     assert child.returncode == -signal.SIGKILL
 
 
@@ -212,11 +217,11 @@ def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback)
     for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "it needs Python 3.11, numpy and")):
         device = f"{loopback.device.partition('#')[0]}#{python}"
         with pytest.raises(ToolchainError, match=says):
-            devices.Board(device, devices.address(device))
+            boards.Board(device, boards.address(device))
         assert soon(loopback.gone)
     loopback.server.kill()
     with pytest.raises(ToolchainError, match="must work without a question"):
-        devices.Board(loopback.device, devices.address(loopback.device))
+        boards.Board(loopback.device, boards.address(loopback.device))
 
 
 @needs_sshd
@@ -224,18 +229,18 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     try:
         own = str(bundled(tmp_path / "out/digits/cpu/bundle"))
-        result = CliRunner().invoke(cli.app, ["bench", own, "--rounds", "3", "--device", loopback.device])
+        result = CliRunner().invoke(main.app, ["bench", own, "--rounds", "3", "--device", loopback.device])
         assert result.exit_code == 0, result.exception
-        found = records.read_json(tmp_path / "out/bench/bench.json")
+        found = files.read_json(tmp_path / "out/bench/bench.json")
         assert (found["device"], found["machine"]) == (loopback.device, processor.describe())
         target = machine.kind()
         if target == "x86-64-vnni":
             arguments = ["gate", "--reference", own, "--device", loopback.device]
-            monkeypatch.setattr("toolchain.contenders.pictures", lambda *_: None)
-            result = CliRunner().invoke(cli.app, arguments)
+            monkeypatch.setattr("toolchain.gates.gate_inputs.pictures", lambda *_: None)
+            result = CliRunner().invoke(main.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
-            assert records.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device
+            assert files.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device
     finally:
-        devices.board(loopback.device).close()
-        devices.board.cache_clear()
+        boards.board(loopback.device).close()
+        boards.board.cache_clear()
     assert soon(loopback.gone)

@@ -7,14 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, gradients, loader, loop, spec, surgery
-from toolchain.data import Dataset, Images
-from toolchain.stages import fit
-from toolchain.stages.adapt import Adapted
-from toolchain.values import AugmentSpec, Budget, ModelSpec, Preprocess, PruneSpec, Recipe
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.core import registry
+from toolchain.core.types import Preprocess
+from toolchain.data import loader
+from toolchain.data.dataset import Dataset, Images
+from toolchain.pruning import gradients, options
+from toolchain.search import pruning_plan
+from toolchain.training import trained
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def adapted() -> Adapted:
     train = Images(pixels, labels, tuple(Path(str(i)) for i in range(40)), torch.ones(40))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", tuple(range(0, 40, 2)), "drawn", ())
-    return Adapted(loop.Trained(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return Adapted(trained.Trained(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 def recipe(criterion: str) -> Recipe:
@@ -38,29 +43,29 @@ def recipe(criterion: str) -> Recipe:
 def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str, dict[int, list[int]]]:
     train = adapted.data.splits["train"]
     x: Tensor = loader.normalise(train.pixels[list(rows)], adapted.data.preprocess)
-    planned = surgery.plan(
+    planned = options.plan(
         adapted.trained.model, IMAGE, head="6", spec=recipe(criterion).prune, alignment=4,
-        criterion=discover.module("criteria", criterion).score,
+        criterion=registry.module("criteria", criterion).score,
         gradients=gradients.collect(adapted.trained.model, [(x, train.labels[list(rows)])]),
     )  # fmt: skip
     return {name: {d: list(i) for d, i in kept.items()} for name, kept in planned.keep.items()}
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapted, tmp_path: Path) -> None:
-    done = fit.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    done = pruning_plan.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
     assert done.cuts
     assert kept == by_hand(adapted, name, adapted.data.calibration)
-    if discover.module("criteria", name).NEEDS:  # other images would have ranked differently here
+    if registry.module("criteria", name).NEEDS:  # other images would have ranked differently here
         assert kept != by_hand(adapted, name, tuple(range(1, 40, 2)))
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
     name: str, adapted: Adapted, tmp_path: Path
 ) -> None:
-    first = fit.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    first = pruning_plan.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
     drawn = dataclasses.replace(adapted.data, calibration=(1, 3, 5), calibration_digest="others")
-    again = fit.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, Budget(), IMAGE, tmp_path)
-    assert (first.key != again.key) == bool(discover.module("criteria", name).NEEDS)
+    again = pruning_plan.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    assert (first.key != again.key) == bool(registry.module("criteria", name).NEEDS)

@@ -8,11 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import fitting, progress, surgery, widths
-from toolchain.criteria import magnitude
-from toolchain.errors import ToolchainError
-from toolchain.values import Layer, PruneSpec, Surgery
-from toolchain.widths import Choice, Options
+from toolchain.config.recipe import PruneSpec
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.models import profile
+from toolchain.models.profile import Layer
+from toolchain.pruning import options as options_module
+from toolchain.pruning import width_search
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.surgery import Surgery
+from toolchain.pruning.width_search import Choice, Options
+from toolchain.search import latency_search
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 
@@ -41,7 +47,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def options() -> Options:
     torch.manual_seed(0)
-    return surgery.options(
+    return options_module.options(
         Net(), IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score,
         blocks=("body.1", "body.2"),
     )  # fmt: skip
@@ -75,11 +81,11 @@ class Device:
 @pytest.mark.parametrize("limit", [0.8, 0.5, 0.35])
 def test_the_budget_is_met_and_not_undercut(options: Options, limit: float) -> None:
     device = Device(options)
-    found = fitting.search(fitting.Job(options, device.plan, limit), device)
+    found = latency_search.search(latency_search.Job(options, device.plan, limit), device)
     truth = device.true(options.layers(device.plans[int(found.plan.dropped[0])]))
     truth /= device.true(options.layers(options.whole))
     assert 0.92 * limit < truth < 1.01 * limit
-    assert device.asked <= fitting.SAMPLES + fitting.ATTEMPTS
+    assert device.asked <= latency_search.SAMPLES + latency_search.ATTEMPTS
 
 
 def test_what_is_just_within_the_limit_is_not_taken_for_safe(options: Options) -> None:
@@ -88,33 +94,33 @@ def test_what_is_just_within_the_limit_is_not_taken_for_safe(options: Options) -
 
         def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
             found = super().latencies(plans, bar, rounds=rounds)
-            if rounds == fitting.ROUNDS and self.first:
+            if rounds == latency_search.ROUNDS and self.first:
                 self.first, found = False, [0.995 * 0.5]
             return found
 
     device = Close(options)
-    found = fitting.search(fitting.Job(options, device.plan, 0.5), device)
-    assert found.latency <= fitting.SAFE * 0.5
-    assert found.timed > fitting.SAMPLES + 1
+    found = latency_search.search(latency_search.Job(options, device.plan, 0.5), device)
+    assert found.latency <= latency_search.SAFE * 0.5
+    assert found.timed > latency_search.SAMPLES + 1
 
 
 def test_an_impossible_budget_is_refused_with_what_can_be_reached(options: Options) -> None:
     device = Device(options)
     with pytest.raises(ToolchainError, match=r"latency budget of 0\.05x cannot be met.*nearest.*0\.[12]\dx"):
-        fitting.search(fitting.Job(options, device.plan, 0.05), device)
+        latency_search.search(latency_search.Job(options, device.plan, 0.05), device)
 
 
 def test_random_architectures_are_of_all_sizes_and_the_same_every_time(options: Options) -> None:
-    drawn = fitting.drawn(options, 20)
-    assert drawn == fitting.drawn(options, 20)
-    sizes = [surgery.macs(options.layers(choice)) / surgery.macs(options.sizes) for choice in drawn]
+    drawn = latency_search.drawn(options, 20)
+    assert drawn == latency_search.drawn(options, 20)
+    sizes = [profile.macs(options.layers(choice)) / profile.macs(options.sizes) for choice in drawn]
     assert min(sizes) < 0.4
     assert max(sizes) > 0.7
     assert {block for choice in drawn for block in choice.dropped} == {"body.1", "body.2"}
 
 
 def test_a_block_that_is_gone_takes_its_layers_along(options: Options) -> None:
-    less = widths.Choice(options.whole.kept, frozenset({"body.1"}))
+    less = width_search.Choice(options.whole.kept, frozenset({"body.1"}))
     names = {layer.name for layer in options.sizes} - {layer.name for layer in options.layers(less)}
     assert names == {"body.1.wide", "body.1.deep", "body.1.back"}
     assert not any("body.1" in after.dropped - less.dropped for after, _ in options.steps(less))
@@ -127,7 +133,7 @@ def test_blocks_stay_where_a_limit_allows_it(options: Options) -> None:
     unused, spared = [], 0
     for share in np.linspace(0.35, 0.95, 13):
         limit = share * cost(options.sizes)
-        found, first = (how(options, cost, limit) for how in (widths.narrowed, widths._greedy))
+        found, first = (how(options, cost, limit) for how in (width_search.narrowed, width_search._greedy))
         used = cost(options.layers(found)) / limit
         assert used <= 1
         unused.append(1 - used)
@@ -138,9 +144,9 @@ def test_blocks_stay_where_a_limit_allows_it(options: Options) -> None:
 
 
 def test_what_counts_least_for_what_it_saves_goes_first(options: Options) -> None:
-    cheapest = widths.narrowed(options, surgery.macs, 0.95 * surgery.macs(options.sizes))
+    cheapest = width_search.narrowed(options, profile.macs, 0.95 * profile.macs(options.sizes))
     rates = [
-        lost / (surgery.macs(options.sizes) - surgery.macs(options.layers(after)))
+        lost / (profile.macs(options.sizes) - profile.macs(options.layers(after)))
         for after, lost in options.steps(options.whole)
     ]
     first = options.steps(options.whole)[int(np.argmin(rates))][0]

@@ -18,29 +18,22 @@ from conftest import draw
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from toolchain import (
-    archives,
-    baselines,
-    cli,
-    contenders,
-    gate,
-    gate_report,
-    gating,
-    machine,
-    records,
-    spec,
-    stats,
-    subjects,
-    timing,
-)
-from toolchain.errors import ToolchainError
-from toolchain.timing import Round
-from toolchain.values import Domain, ModelSpec, Recipe
+from toolchain.cli import main
+from toolchain.config import reader
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import ModelSpec, Recipe
+from toolchain.core import files, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import archive as archives
+from toolchain.gates import baselines, gate_inputs, regression_gate, sequential_test
+from toolchain.measure import machine, model_files, paired_timing
+from toolchain.measure.paired_timing import Round
+from toolchain.report.pages import gate as gate_report
 
 SIZE = (12, 10)
 CLASSES = ("ant", "bee", "cat")
 RECIPE = Recipe(name="digits", domain="tiny", model=ModelSpec(name="m"))
-TARGET = spec.target("cpu")
+TARGET = reader.target("cpu")
 VERBS = CliRunner()
 
 
@@ -69,7 +62,7 @@ def network(path: Path, mistakes: int = 0, ballast: int = 0) -> None:
 
 def seal(folder: Path) -> None:
     names = sorted(file.name for file in folder.iterdir() if file.name != "SHA256SUMS")
-    (folder / "SHA256SUMS").write_text("".join(f"{records.sha256_file(folder / n)}  {n}\n" for n in names))
+    (folder / "SHA256SUMS").write_text("".join(f"{files.sha256_file(folder / n)}  {n}\n" for n in names))
 
 
 def bundled(folder: Path, target: str = "cpu", mistakes: int = 0, ballast: int = 0) -> Path:
@@ -106,28 +99,34 @@ def made_up(patch: pytest.MonkeyPatch, took: Callable[[int, str], list[float]]) 
     seeds: list[int] = []
 
     def rounds(
-        sides: Sequence[timing.Side], count: int, seed: int, keep: Callable[[Round], None], *, skip: int, effort: object
+        sides: Sequence[paired_timing.Side],
+        count: int,
+        seed: int,
+        keep: Callable[[Round], None],
+        *,
+        skip: int,
+        effort: object,
     ) -> None:
         for own in range(seed + skip, seed + count):
             seeds.append(own)
             blocks = {side.name: [[block] * 2 for block in took(own, side.name)] for side in sides}
             keep(Round(seed=own, blocks=blocks))
 
-    patch.setattr(timing, "rounds", rounds)
-    alone = timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
-    patch.setattr(timing, "footprint", lambda side: alone)
+    patch.setattr(paired_timing, "rounds", rounds)
+    alone = paired_timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
+    patch.setattr(paired_timing, "footprint", lambda side: alone)
     return seeds
 
 
 @pytest.fixture
 def slower(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
     """Makes the candidate take so many times longer; returns the seeds that were asked for."""
-    names = [gate.CANDIDATE, gate.REFERENCE, gate.CONTROL]
+    names = [regression_gate.CANDIDATE, regression_gate.REFERENCE, regression_gate.CONTROL]
 
     def use(factor: float) -> list[int]:
         def took(seed: int, side: str) -> list[float]:
             noise = np.random.default_rng([seed, names.index(side)]).normal(0, 0.0005, 5)
-            return [(factor if side == gate.CANDIDATE else 1.0) * float(np.exp(one)) for one in noise]
+            return [(factor if side == regression_gate.CANDIDATE else 1.0) * float(np.exp(one)) for one in noise]
 
         return made_up(monkeypatch, took)
 
@@ -140,16 +139,16 @@ def pictures(tmp_path: Path) -> Domain:
     return Domain(name="tiny", path=str(path), mode="gray", image_size=SIZE, test_share=0.5)
 
 
-def verdicts(found: gate.Gated) -> dict[str, str]:
+def verdicts(found: regression_gate.Gated) -> dict[str, str]:
     return {verdict.check: verdict.outcome for verdict in found.verdicts}
 
 
-def compared(home: Path, candidate: Path, reference: Path) -> contenders.Pair:
-    return contenders.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
+def compared(home: Path, candidate: Path, reference: Path) -> gate_inputs.Pair:
+    return gate_inputs.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
 
 
-def shown(domain: Domain, pair: contenders.Pair) -> contenders.Pictures:
-    return contenders.pictures(domain, Path("out/data"), pair)
+def shown(domain: Domain, pair: gate_inputs.Pair) -> gate_inputs.Pictures:
+    return gate_inputs.pictures(domain, Path("out/data"), pair)
 
 
 # --- what is decided ----------------------------------------------------------------------------------------
@@ -158,22 +157,22 @@ def shown(domain: Domain, pair: contenders.Pair) -> contenders.Pictures:
 def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], list[int]], pictures: Domain) -> None:
     seeds, own = slower(1.0), home / "out/digits/cpu"
     pair = compared(home, own / "bundle", own / "bundle.tar")
-    found = gate.run(pair, TARGET, shown(pictures, pair), 7)
+    found = regression_gate.run(pair, TARGET, shown(pictures, pair), 7)
     assert verdicts(found) == dict.fromkeys(("latency_growth", "accuracy_drop", "size_growth", "memory_growth"), "pass")
     assert found.accuracy is not None
     assert (found.accuracy.samples, found.accuracy.estimate) == (90, 1.0)
-    assert seeds == list(range(7, 7 + gating.FIRST))
-    assert gate.status([found]) == 0
+    assert seeds == list(range(7, 7 + sequential_test.FIRST))
+    assert regression_gate.status([found]) == 0
 
 
 def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Callable[[float], list[int]]) -> None:
     seeds, own = slower(1.06), home / "out/digits/cpu/bundle"
-    found = gate.run(compared(home, own, own), TARGET, None, 0)
+    found = regression_gate.run(compared(home, own, own), TARGET, None, 0)
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
-    assert len(set(seeds)) == len(seeds) == gating.FIRST + gating.CONFIRMING == len(found.rounds)
+    assert len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING == len(found.rounds)
     assert found.latency.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
-    assert gate.status([found]) == 1
+    assert regression_gate.status([found]) == 1
 
 
 def test_a_model_that_answers_worse_fails_by_an_exact_test(
@@ -182,14 +181,14 @@ def test_a_model_that_answers_worse_fails_by_an_exact_test(
     slower(1.0)
     worse = bundled(home / "worse", mistakes=2)
     pair = compared(home, worse, home / "out/digits/cpu/bundle")
-    found = gate.run(pair, TARGET, shown(pictures, pair), 0)
+    found = regression_gate.run(pair, TARGET, shown(pictures, pair), 0)
     verdict = next(v for v in found.verdicts if v.check == "accuracy_drop")
     assert verdict.outcome == "fail"
     assert verdict.measured is not None
     assert 0.5 < verdict.measured < 1.0  # two of three classes, and some of the third
     assert "McNemar" in verdict.why
     pair = compared(home, home / "out/digits/cpu/bundle", worse)
-    better = gate.run(pair, TARGET, shown(pictures, pair), 0)
+    better = regression_gate.run(pair, TARGET, shown(pictures, pair), 0)
     assert verdicts(better)["accuracy_drop"] == "pass"
 
 
@@ -200,7 +199,7 @@ def test_a_loss_that_may_be_chance_is_no_alarm(lost: int, won: int, outcome: str
     reference, candidate = np.ones(120, bool), np.ones(120, bool)
     candidate[:lost] = False
     reference[lost : lost + won] = False
-    verdict = gate._accuracy((candidate, reference), TARGET.gate)
+    verdict = regression_gate._accuracy((candidate, reference), TARGET.gate)
     assert verdict is not None
     assert verdict.outcome == outcome
     assert ("pictures would tell" in verdict.why) == (outcome == "cannot_tell")
@@ -210,15 +209,17 @@ def test_a_larger_file_and_more_memory_fail_exactly(
     home: Path, slower: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slower(1.0)
-    sizes = {gate.CANDIDATE: 12 * 10**6, gate.REFERENCE: 10**7}
+    sizes = {regression_gate.CANDIDATE: 12 * 10**6, regression_gate.REFERENCE: 10**7}
     monkeypatch.setattr(
-        timing, "footprint", lambda side: timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name])
+        paired_timing,
+        "footprint",
+        lambda side: paired_timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name]),
     )
     large = bundled(home / "large", ballast=1000)
-    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
+    found = regression_gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
     assert {name for name, outcome in verdicts(found).items() if outcome == "fail"} == {"size_growth", "memory_growth"}
     roomy = dataclasses.replace(TARGET, gate=dataclasses.replace(TARGET.gate, size_growth=0.9, memory_growth=None))
-    found = gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
+    found = regression_gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
     assert verdicts(found)["size_growth"] == "pass"
     assert "memory_growth" not in verdicts(found)
 
@@ -226,17 +227,19 @@ def test_a_larger_file_and_more_memory_fail_exactly(
 def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[float], list[int]]) -> None:
     slower(1.06)
     own = home / "out/digits/cpu/bundle"
-    one = gate.run(compared(home, own, own), TARGET, None, 0)
+    one = regression_gate.run(compared(home, own, own), TARGET, None, 0)
     likely = dataclasses.replace(one, latency=dataclasses.replace(one.latency, p_value=0.004))
-    assert [verdicts(found)["latency_growth"] for found in gate.holm([likely])] == ["fail"]
-    assert [verdicts(found)["latency_growth"] for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
-    assert gate.status(gate.holm([likely, likely])) == 3
-    assert [found.latency.outcome for found in gate.holm([likely, likely])] == ["cannot_tell"] * 2
-    lost = gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
+    assert [verdicts(found)["latency_growth"] for found in regression_gate.holm([likely])] == ["fail"]
+    assert [verdicts(found)["latency_growth"] for found in regression_gate.holm([likely, likely])] == [
+        "cannot_tell"
+    ] * 2
+    assert regression_gate.status(regression_gate.holm([likely, likely])) == 3
+    assert [found.latency.outcome for found in regression_gate.holm([likely, likely])] == ["cannot_tell"] * 2
+    lost = regression_gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
     assert lost is not None
     worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), p_accuracy=0.03)
-    assert [verdicts(found)["accuracy_drop"] for found in gate.holm([worse])] == ["fail"]
-    assert [verdicts(found)["accuracy_drop"] for found in gate.holm([worse, worse])] == ["cannot_tell"] * 2
+    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.holm([worse])] == ["fail"]
+    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.holm([worse, worse])] == ["cannot_tell"] * 2
 
 
 @pytest.mark.parametrize(("longer", "outcomes"), [(8, {"pass", "cannot_tell"}), (24, {"fail", "cannot_tell"})])
@@ -245,14 +248,18 @@ def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_
 ) -> None:
     for name, length in (("reference", 8), ("candidate", longer)):
         chain(home / f"{name}.onnx", length)
-    pair = contenders.Pair(
+    pair = gate_inputs.Pair(
         recipe="chain",
-        **{name: subjects.read(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
+        **{name: model_files.read(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
     )
-    found = gate.run(pair, TARGET, None, 0)
+    found = regression_gate.run(pair, TARGET, None, 0)
     assert verdicts(found)["latency_growth"] in outcomes
     assert (found.latency.candidate.slower.estimate > 1.5) == (longer > 8)
-    assert set(found.rounds[0].blocks) == {gate.CANDIDATE, gate.REFERENCE, gate.CONTROL}
+    assert set(found.rounds[0].blocks) == {
+        regression_gate.CANDIDATE,
+        regression_gate.REFERENCE,
+        regression_gate.CONTROL,
+    }
 
 
 def chain(path: Path, length: int) -> None:
@@ -268,15 +275,15 @@ def chain(path: Path, length: int) -> None:
 
 def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def took(seed: int, side: str) -> list[float]:  # only the first attempt is noisy
-        return [1.0 + 0.9 * (seed % 2) * (seed < 1000) * (side == gate.CANDIDATE)] * 5
+        return [1.0 + 0.9 * (seed % 2) * (seed < 1000) * (side == regression_gate.CANDIDATE)] * 5
 
     asked = made_up(monkeypatch, took)
     own = home / "out/digits/cpu/bundle"
-    assert verdicts(gate.run(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
+    assert verdicts(regression_gate.run(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
     asked.clear()
-    found = gate.run(compared(home, own, own), TARGET, None, 0, attempts=3)
+    found = regression_gate.run(compared(home, own, own), TARGET, None, 0, attempts=3)
     assert verdicts(found)["latency_growth"] == "pass"
-    assert len(found.rounds) == gating.FIRST  # those of the attempt that told
+    assert len(found.rounds) == sequential_test.FIRST  # those of the attempt that told
     assert max(asked) < 2000
 
 
@@ -284,27 +291,27 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
 
 
 def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
-    own = subjects.read(home / "out/digits/cpu/bundle", home)
+    own = model_files.read(home / "out/digits/cpu/bundle", home)
     sides = [own.side, own.named("other").run_by(sys.executable).side]
     found: list[Round] = []
-    timing.rounds(sides, 1, 3, found.append)
+    paired_timing.rounds(sides, 1, 3, found.append)
     assert {name: np.shape(blocks) for name, blocks in found[0].blocks.items()} == {own.name: (25, 5), "other": (25, 5)}
-    assert stats.round_ratio(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
-    assert timing.versions(sides[1]) == timing.versions(sides[0])
+    assert statistics.round_ratio(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
+    assert paired_timing.versions(sides[1]) == paired_timing.versions(sides[0])
 
 
 def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
-    own = subjects.read(home / "out/digits/cpu/bundle", home)
+    own = model_files.read(home / "out/digits/cpu/bundle", home)
     broken = dataclasses.replace(own.named("other").run_by(sys.executable).side, path=str(home / "nothing.onnx"))
     with pytest.raises(ToolchainError, match=r"a timing process failed: .*does not load"):
-        timing.rounds([own.side, broken], 1, 3, lambda one: None)
+        paired_timing.rounds([own.side, broken], 1, 3, lambda one: None)
     with pytest.raises(ToolchainError, match="has no Python"):
-        contenders.interpreter(home)
-    assert contenders.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
+        gate_inputs.interpreter(home)
+    assert gate_inputs.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
 
 
 def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
-    found = contenders.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
+    found = gate_inputs.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
     assert found.candidate.artefact.sha256 == found.reference.artefact.sha256
     assert (found.candidate.side.python, found.reference.side.python) == ("", sys.executable)
 
@@ -313,7 +320,7 @@ def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Pat
 
 
 def gated(*arguments: str) -> tuple[int, str]:
-    result = VERBS.invoke(cli.app, ["gate", *arguments])
+    result = VERBS.invoke(main.app, ["gate", *arguments])
     if isinstance(result.exception, ToolchainError):
         return result.exception.exit_code, str(result.exception)
     assert isinstance(result.exception, SystemExit | None), result.exception
@@ -321,7 +328,7 @@ def gated(*arguments: str) -> tuple[int, str]:
 
 
 def accepted(*arguments: str) -> None:
-    result = VERBS.invoke(cli.app, ["accept", *arguments])
+    result = VERBS.invoke(main.app, ["accept", *arguments])
     assert result.exit_code == 0, result.exception
 
 
@@ -334,9 +341,9 @@ def test_a_first_run_says_what_to_do(home: Path) -> None:
 def test_what_was_accepted_is_what_is_compared_with(home: Path, slower: Callable[[float], list[int]]) -> None:
     slower(1.0)
     accepted()
-    record = records.read_json(home / "targets/baselines/cpu/digits.json")
+    record = files.read_json(home / "targets/baselines/cpu/digits.json")
     archive = home / "targets/baselines/cpu" / record["uri"]
-    assert record["sha256"] == records.sha256_file(archive) == records.sha256_file(home / "out/digits/cpu/bundle.tar")
+    assert record["sha256"] == files.sha256_file(archive) == files.sha256_file(home / "out/digits/cpu/bundle.tar")
     assert (record["target"], record["isa"], record["manifest"]["classes"]) == ("cpu", TARGET.isa, list(CLASSES))
     assert str(home) not in json.dumps(record)
     code, text = gated()
@@ -427,20 +434,20 @@ def test_a_model_that_was_changed_by_one_bit_is_refused_before_it_is_loaded(home
 
 def test_a_model_that_the_sums_do_not_vouch_for_is_refused(home: Path) -> None:
     folder = home / "out/digits/cpu/bundle"
-    manifest = records.read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json")
     network(home / "out/digits/cpu/outside.onnx")
     for names in (["../outside.onnx"], [], [str(home / "out/digits/cpu/outside.onnx")]):
         (folder / "manifest.json").write_text(json.dumps({**manifest, "model": {"files": names}}))
         seal(folder)
         with pytest.raises(ToolchainError, match="does not vouch for"):
-            subjects.read(folder, home)
+            model_files.read(folder, home)
 
 
 @pytest.mark.parametrize("missing", ["target", "classes", "placement", "runtime", "model"])
 def test_a_manifest_that_lacks_something_is_one_message(home: Path, missing: str) -> None:
     accepted()
     folder = home / "out/digits/cpu/bundle"
-    manifest = records.read_json(folder / "manifest.json")
+    manifest = files.read_json(folder / "manifest.json")
     del manifest[missing]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     seal(folder)
@@ -459,11 +466,11 @@ def test_what_an_earlier_gate_said_does_not_outlive_one_that_cannot_run(home: Pa
 
 def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
     other = archived(bundled(home / "b", target="openvino"), home / "b.tar")
-    result = VERBS.invoke(cli.app, ["accept", "--bundle", str(other)])
+    result = VERBS.invoke(main.app, ["accept", "--bundle", str(other)])
     assert "is 'digits' for 'openvino', not 'digits' for 'cpu'" in str(result.exception)
-    result = VERBS.invoke(cli.app, ["accept", "--uri", "s3://bucket/models"])
+    result = VERBS.invoke(main.app, ["accept", "--uri", "s3://bucket/models"])
     assert "a folder or an http address is wanted" in str(result.exception)
-    result = VERBS.invoke(cli.app, ["accept", "--recipe", "solar"])
+    result = VERBS.invoke(main.app, ["accept", "--recipe", "solar"])
     assert "is not there; run `toolchain export --target cpu --recipe solar`" in str(result.exception)
     assert not list((home / "targets").rglob("*.json"))
 
@@ -483,8 +490,8 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     accepted()
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
-    monkeypatch.setattr(contenders, "pictures", lambda *_: contenders.Pictures((), ()))
-    monkeypatch.setattr(gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
+    monkeypatch.setattr(gate_inputs, "pictures", lambda *_: gate_inputs.Pictures((), ()))
+    monkeypatch.setattr(regression_gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
     code, text = gated()
     return code, text, home / "out/gate/cpu"
 
@@ -492,10 +499,10 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
 def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) -> None:
     code, text, folder = written
     assert code == 1
-    found = records.read_json(folder / "gate.json")
+    found = files.read_json(folder / "gate.json")
     assert (found["outcome"], found["exit_status"]) == ("fail", 1)
     assert found["gates"][0]["latency"]["candidate"]["slower"]["estimate"] == pytest.approx(1.2, abs=0.01)
-    assert len(found["gates"][0]["rounds"]) == gating.FIRST + gating.CONFIRMING  # raw
+    assert len(found["gates"][0]["rounds"]) == sequential_test.FIRST + sequential_test.CONFIRMING  # raw
     assert "cpu: regression (digits latency growth)" in text
     suite = ElementTree.parse(folder / "gate.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "0")
@@ -505,14 +512,14 @@ def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) ->
     lines = [line for line in text.splitlines() if line.startswith("::")]
     assert len(lines) == 1
     assert re.match(r"::error title=digits on cpu%3A latency growth::digits: latency growth \+20\.\d %25", lines[0])
-    entries = records.read_json(folder / "gate.codequality.json")
+    entries = files.read_json(folder / "gate.codequality.json")
     assert [(one["check_name"], one["severity"]) for one in entries] == [("latency_growth", "critical")]
     assert (home / "summary.md").read_text() == (folder / "gate.md").read_text()
     assert "| digits | latency growth | fail |" in (folder / "gate.md").read_text()
 
 
 def test_what_cannot_be_told_is_an_error_to_junit_and_a_warning_to_github(written: tuple[int, str, Path]) -> None:
-    found = records.read_json(written[2] / "gate.json")
+    found = files.read_json(written[2] / "gate.json")
     found["gates"][0]["verdicts"][0]["outcome"] = "cannot_tell"
     assert "<error " in gate_report.junit(found)
     assert gate_report.annotations(found)[0].startswith("::warning ")

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from toolchain import gating, stats
-from toolchain.gating import Sample
+from toolchain.core import statistics
+from toolchain.gates import sequential_test
+from toolchain.gates.sequential_test import Sample
 
 THRESHOLD = 0.05
 NOISE = 0.013  # standard deviation of a round on a busy machine
@@ -23,7 +24,7 @@ def noisy(slower: float, noise: float = NOISE, seed: int = 0, favour: float = 0.
 
 
 def outcomes(slower: float, gates: int = 300, noise: float = NOISE) -> Counter[str]:
-    return Counter(gating.conduct(noisy(slower, noise, seed), THRESHOLD).outcome for seed in range(gates))
+    return Counter(sequential_test.conduct(noisy(slower, noise, seed), THRESHOLD).outcome for seed in range(gates))
 
 
 def test_equal_models_raise_no_alarm() -> None:
@@ -59,10 +60,10 @@ def test_undecided_rounds_are_followed_by_more_and_then_by_the_truth() -> None:
         values = [0.03, 0.08] * count  # neither certainly below five percent nor certainly above none
         return [Sample(value - 0.025, 0.001 * (-1) ** i) for i, value in enumerate(values[:count])]
 
-    found = gating.conduct(draw, THRESHOLD)
-    assert asked[0] == gating.FIRST
+    found = sequential_test.conduct(draw, THRESHOLD)
+    assert asked[0] == sequential_test.FIRST
     assert len(asked) > 1
-    assert sum(asked) <= gating.MOST + gating.CONFIRMING
+    assert sum(asked) <= sequential_test.MOST + sequential_test.CONFIRMING
     assert found.outcome in {"fail", "cannot_tell"}
 
 
@@ -74,13 +75,13 @@ def test_a_regression_is_called_one_only_when_further_rounds_say_so() -> None:
         slower = 0.08 if len(calls) == 1 else 0.0
         return [Sample(slower + 0.001 * (-1) ** i, 0.001 * (-1) ** i) for i in range(count)]
 
-    found = gating.conduct(fleeting, THRESHOLD)
+    found = sequential_test.conduct(fleeting, THRESHOLD)
     assert found.outcome == "cannot_tell"
     assert "not in 10 further ones" in found.why
-    lasting = gating.conduct(noisy(0.08, 0.001), THRESHOLD)
+    lasting = sequential_test.conduct(noisy(0.08, 0.001), THRESHOLD)
     assert lasting.outcome == "fail"
-    assert lasting.candidate.rounds == gating.FIRST + gating.CONFIRMING
-    assert f"confirmed by {gating.CONFIRMING} rounds" in lasting.why
+    assert lasting.candidate.rounds == sequential_test.FIRST + sequential_test.CONFIRMING
+    assert f"confirmed by {sequential_test.CONFIRMING} rounds" in lasting.why
 
 
 def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
@@ -91,8 +92,8 @@ def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
         drawn.extend(Sample(0.06 + 0.001 * (-1) ** i, favour + 0.001 * (-1) ** i) for i in range(count))
         return drawn[-count:]
 
-    found = gating.conduct(turning, THRESHOLD)
-    assert len(drawn) == gating.FIRST + gating.CONFIRMING
+    found = sequential_test.conduct(turning, THRESHOLD)
+    assert len(drawn) == sequential_test.FIRST + sequential_test.CONFIRMING
     assert (found.outcome, "against itself" in found.why) == ("cannot_tell", True)
 
 
@@ -100,15 +101,15 @@ def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
 def test_a_machine_that_favours_one_of_two_equal_models_decides_nothing(slower: float) -> None:
     asked: list[int] = []
     draw = noisy(slower, 0.002, favour=0.04)
-    found = gating.conduct(lambda count: asked.append(count) or draw(count), THRESHOLD)
+    found = sequential_test.conduct(lambda count: asked.append(count) or draw(count), THRESHOLD)
     assert found.outcome == "cannot_tell"
     assert "against itself came out +4." in found.why
-    assert asked == [gating.FIRST]  # nothing is gained by more of such rounds
+    assert asked == [sequential_test.FIRST]  # nothing is gained by more of such rounds
 
 
 def test_the_smallest_slowdown_that_is_named_is_found() -> None:
-    def read(slower: float, seed: int) -> gating.Found:
-        return gating.found(logs(slower, seed), THRESHOLD)
+    def read(slower: float, seed: int) -> sequential_test.Found:
+        return sequential_test.found(logs(slower, seed), THRESHOLD)
 
     def logs(slower: float, seed: int) -> list[float]:
         return [sample.candidate for sample in noisy(slower, seed=seed)(10)]
@@ -116,7 +117,7 @@ def test_the_smallest_slowdown_that_is_named_is_found() -> None:
     named = float(np.mean([read(0.0, seed).detectable for seed in range(200)]))
     assert THRESHOLD / 2 < named < 0.06
     for slower, least, most in ((named, 0.9, 1.0), (named / 2, 0.0, 0.3)):
-        found = np.mean([gating.decide(logs(slower, seed), THRESHOLD) == "regression" for seed in range(200)])
+        found = np.mean([sequential_test.decide(logs(slower, seed), THRESHOLD) == "regression" for seed in range(200)])
         assert least <= found <= most
 
 
@@ -125,7 +126,7 @@ def test_the_smallest_slowdown_that_is_named_is_found() -> None:
 
 def test_the_trimmed_mean_has_yuens_error() -> None:
     values = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 100.0]
-    found = stats.centre(values)
+    found = statistics.centre(values)
     clipped = np.array([3, 3, 3, 4, 5, 6, 7, 8, 8, 8], float)
     assert found.estimate == pytest.approx(np.mean([3, 4, 5, 6, 7, 8]))
     assert found.error == pytest.approx(clipped.std(ddof=1) * math.sqrt(9 / (6 * 5)))
@@ -134,24 +135,24 @@ def test_the_trimmed_mean_has_yuens_error() -> None:
 
 def test_p_values_of_the_trimmed_mean_are_uniform_where_nothing_differs() -> None:
     random = np.random.default_rng(1)
-    p = [stats.centre(random.normal(0, 1, 10)).p_above(0.0) for _ in range(4000)]
+    p = [statistics.centre(random.normal(0, 1, 10)).p_above(0.0) for _ in range(4000)]
     for level in (0.05, 0.5, 0.95):
         assert np.mean(np.array(p) < level) == pytest.approx(level, abs=0.03)
-    assert stats.centre([0.01] * 5).p_above(0.0) == 0.0
-    assert stats.centre([0.0] * 5).p_above(0.0) == 1.0
+    assert statistics.centre([0.01] * 5).p_above(0.0) == 0.0
+    assert statistics.centre([0.0] * 5).p_above(0.0) == 1.0
 
 
 def test_mcnemars_exact_test_counts_only_pictures_that_changed_sides() -> None:
     reference = np.array([True] * 10 + [False] * 2 + [True] * 50)
     candidate = np.array([False] * 10 + [True] * 2 + [True] * 50)
     heads = sum(math.comb(12, k) for k in (10, 11, 12)) / 2**12
-    assert stats.lost_by_chance(reference, candidate) == pytest.approx(heads)
-    assert stats.lost_by_chance(reference, reference) == 1.0
+    assert statistics.lost_by_chance(reference, candidate) == pytest.approx(heads)
+    assert statistics.lost_by_chance(reference, reference) == 1.0
 
 
 def test_holm_steps_down() -> None:
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert stats.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     random.seed(0)
     p: Sequence[float] = [random.random() for _ in range(9)]
-    assert all(adjusted >= value for value, adjusted in zip(p, stats.holm(p), strict=True))
+    assert all(adjusted >= value for value, adjusted in zip(p, statistics.holm(p), strict=True))

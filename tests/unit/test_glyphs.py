@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from toolchain.sources import glyphs
+from toolchain.data.sources import glyphs
 
 
 @pytest.mark.parametrize("character", ["8", "I", "\N{MINUS SIGN}", "ξ"])

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain import gradients
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
+from toolchain.pruning import gradients
 
 
 def net() -> nn.Module:

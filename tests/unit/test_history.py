@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from toolchain import cli, history, history_report
-from toolchain.errors import ToolchainError
+from toolchain.cli import main
+from toolchain.core.errors import ToolchainError
+from toolchain.measure import history
+from toolchain.report.pages import history as history_report
 
 
 def entry(day: int, target: str = "cpu", **changes: object) -> dict[str, object]:
@@ -53,7 +55,7 @@ def test_every_target_is_drawn_with_what_was_measured_of_it(tmp_path: Path) -> N
     history.append(tmp_path / "history.jsonl", entries)
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write("cut")
-    result = CliRunner().invoke(cli.app, ["report", "--history", str(tmp_path)])
+    result = CliRunner().invoke(main.app, ["report", "--history", str(tmp_path)])
     assert result.exit_code == 0, result.exception
     assert "line 5 of the history" in result.output
     page = (tmp_path / "history.html").read_text()
@@ -71,7 +73,7 @@ def test_every_target_is_drawn_with_what_was_measured_of_it(tmp_path: Path) -> N
 
 
 def test_a_report_needs_a_run_or_the_history() -> None:
-    result = CliRunner().invoke(cli.app, ["report"])
+    result = CliRunner().invoke(main.app, ["report"])
     assert "name the folder of a run" in str(result.exception)
 
 

@@ -15,8 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from toolchain import archives, external, subjects, vouched
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import verify_bundle
+from toolchain.edge import archive
+from toolchain.measure import external_weights, model_files
 
 Bodies = dict[str, bytes]
 
@@ -38,7 +40,7 @@ def test_a_manifest_of_nothing_but_brackets_is_one_message(tmp_path: Path) -> No
     parts = [member(f"bundle/{name}", body) for name, body in {**bodies, "SHA256SUMS": sums(bodies)}.items()]
     (tmp_path / "bundle.tar").write_bytes(b"".join(parts) + b"\0" * 1024)
     with pytest.raises(ToolchainError, match="not valid JSON"):
-        vouched.check(tmp_path / "bundle.tar", None, 0)
+        verify_bundle.check(tmp_path / "bundle.tar", None, 0)
 
 
 def member(name: str, body: bytes = b"x", kind: bytes = tarfile.REGTYPE, **fields: object) -> bytes:
@@ -68,7 +70,7 @@ HARM: dict[str, Callable[[random.Random], bytes]] = {
     "twice": lambda order: member(f"bundle/{order.choice(['model.onnx', 'manifest.json', 'SHA256SUMS'])}"),
     "bomb": lambda order: member("bundle/big", b"x", size=order.randint(1 << 32, 1 << 40)),
     "sparse": lambda order: member("bundle/holes", kind=tarfile.GNUTYPE_SPARSE, size=0),
-    "many": lambda order: b"".join(member(f"bundle/{number}") for number in range(archives.MOST_FILES + 1)),
+    "many": lambda order: b"".join(member(f"bundle/{number}") for number in range(archive.MOST_FILES + 1)),
     "long name": lambda order: member("bundle/" + "n" * order.randint(120, 5000)),
     "unknown kind": lambda order: member("bundle/odd", kind=b"Z"),
     "pax path": lambda order: member("bundle/x", pax_headers={"path": "/tmp/evil"}),
@@ -95,9 +97,9 @@ def test_a_hostile_member_is_refused_wherever_it_stands(kind: str, seed: int, tm
     path.write_bytes(b"".join(parts) + b"\0" * 1024)
     before = everything(tmp_path)
     for check in (
-        lambda: archives.unpacked(path, tmp_path / "out" / "b"),
-        lambda: subjects.read(path, tmp_path / "scratch"),
-        lambda: vouched.check(path, None, 0),
+        lambda: archive.unpacked(path, tmp_path / "out" / "b"),
+        lambda: model_files.read(path, tmp_path / "scratch"),
+        lambda: verify_bundle.check(path, None, 0),
     ):
         with pytest.raises(ToolchainError):
             check()
@@ -112,10 +114,10 @@ def test_headers_before_a_member_and_sizes_beyond_the_archive_are_refused_as_suc
     path = tmp_path / "bundle.tar"
     path.write_bytes(member("bundle/x", pax_headers={"comment": "harmless"}) + whole + b"\0" * 1024)
     with pytest.raises(ToolchainError, match="'bundle/x' does not belong in one"):
-        archives.unpacked(path, tmp_path / "out" / "b")
+        archive.unpacked(path, tmp_path / "out" / "b")
     path.write_bytes(whole + member("bundle/x", size=1 << 30) + b"\0" * 1024)  # less than the most, more than there is
     with pytest.raises(ToolchainError, match="is cut short: bundle/x is not whole"):
-        archives.unpacked(path, tmp_path / "out" / "b")
+        archive.unpacked(path, tmp_path / "out" / "b")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -129,11 +131,11 @@ def test_noise_in_an_archive_never_gets_through(seed: int, tmp_path: Path) -> No
     path = tmp_path / "bundle.tar"
     path.write_bytes(noisy[: order.randint(1, len(noisy))] if seed % 3 == 0 else noisy)
     try:
-        found = archives.unpacked(path, tmp_path / "out" / "b")
+        found = archive.unpacked(path, tmp_path / "out" / "b")
     except ToolchainError:
         return
     # what is let through is what was sealed: the noise fell into padding or into fields that decide nothing
-    assert {name: (found / name).read_bytes() for name in archives.listed(found)} == bodies
+    assert {name: (found / name).read_bytes() for name in archive.listed(found)} == bodies
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_other_formats_are_no_archives(wrap: Callable[[bytes], bytes], tmp_path:
     path = tmp_path / "bundle.tar"
     path.write_bytes(wrap(member("bundle/model.onnx") + b"\0" * 1024))
     with pytest.raises(ToolchainError):
-        archives.unpacked(path, tmp_path / "out" / "b")
+        archive.unpacked(path, tmp_path / "out" / "b")
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ def test_weights_elsewhere_are_not_followed(location: str, where: str, tmp_path:
     (home / "sub" / "weights.bin").write_bytes(b"\0" * 432)
     path = model(home / "m.onnx", location, where)
     with pytest.raises(ToolchainError, match="refused|not beside it"):
-        subjects.read(path, tmp_path / "scratch")
+        model_files.read(path, tmp_path / "scratch")
 
 
 def test_links_beside_a_model_are_not_followed(tmp_path: Path) -> None:
@@ -203,22 +205,22 @@ def test_links_beside_a_model_are_not_followed(tmp_path: Path) -> None:
     for link in (lambda at: at.symlink_to(secret), lambda at: os.link(secret, at), lambda at: os.mkfifo(at)):
         link(home / "w.bin")
         with pytest.raises(ToolchainError, match="is a link or no regular file; refused"):
-            subjects.read(path, tmp_path / "scratch")
+            model_files.read(path, tmp_path / "scratch")
         (home / "w.bin").unlink()
 
 
 def test_weights_beside_a_model_belong_to_it_by_their_hash(tmp_path: Path) -> None:
     path = model(tmp_path / "m.onnx", "w.bin")
     (tmp_path / "w.bin").write_bytes(struct.pack("108f", *([1.0] * 108)))
-    found = subjects.read(path, tmp_path / "scratch")
+    found = model_files.read(path, tmp_path / "scratch")
     assert [file.name for file in found.artefact.files] == ["m.onnx", "w.bin"]
     (tmp_path / "w.bin").write_bytes(struct.pack("108f", *([2.0] * 108)))
-    assert subjects.read(path, tmp_path / "scratch").artefact.sha256 != found.artefact.sha256
-    assert external.files(model(tmp_path / "whole.onnx", None)) == ()
+    assert model_files.read(path, tmp_path / "scratch").artefact.sha256 != found.artefact.sha256
+    assert external_weights.files(model(tmp_path / "whole.onnx", None)) == ()
 
 
 def test_what_is_no_onnx_is_said_before_a_runtime_sees_it(tmp_path: Path) -> None:
     for body in (b"\x80\x04\x95pickle", b"PK\3\4", io.BytesIO(os.urandom(400)).getvalue()):
         (tmp_path / "m.onnx").write_bytes(body)
         with pytest.raises(ToolchainError, match="not a readable ONNX file"):
-            subjects.read(tmp_path / "m.onnx", tmp_path / "scratch")
+            model_files.read(tmp_path / "m.onnx", tmp_path / "scratch")

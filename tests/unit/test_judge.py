@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from toolchain.fitting import Fitted
-from toolchain.stages import judge
-from toolchain.values import Accuracy, Artefact, Budget, Coverage, Interval, Measurement, Parity, Variant
+from toolchain.config.recipe import Budget
+from toolchain.core.types import Artefact, Coverage, Interval
+from toolchain.export.export_variants import Variant
+from toolchain.gates import ship_decision
+from toolchain.measure.accuracy import Accuracy, Parity
+from toolchain.measure.latency import Measurement
+from toolchain.search.latency_search import Fitted
 
 
 def interval(estimate: float, reach: float = 0.001) -> Interval:
@@ -66,12 +70,12 @@ FAST = {
 GOOD = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
 
 
-def decide(budget: Budget, **changed: Accuracy) -> judge.Judged:
+def decide(budget: Budget, **changed: Accuracy) -> ship_decision.Judged:
     found = GOOD | {name.replace("_", "-"): value for name, value in changed.items()}
-    return judge.run(VARIANTS, found, found, FAST, budget)
+    return ship_decision.run(VARIANTS, found, found, FAST, budget)
 
 
-def outcome(judged: judge.Judged, check: str) -> str:
+def outcome(judged: ship_decision.Judged, check: str) -> str:
     return next(verdict.outcome for verdict in judged.verdicts if verdict.check == check)
 
 
@@ -86,11 +90,11 @@ def test_float_ships_where_integers_cost_too_much_accuracy_and_it_is_said() -> N
 
 
 def test_a_lock_says_which_form_ships_though_another_is_faster_today() -> None:
-    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
+    found = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
     assert (found.shipped, found.notes[-1]) == ("pruned-fp32", "the lock says which form ships")
     bad = GOOD | {"pruned-fp32": accuracy(0.05)}
-    assert judge.run(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
-    absent = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16")
+    assert ship_decision.run(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
+    absent = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16")
     assert (absent.shipped, "the lock says which form ships" in absent.notes) == ("pruned-int8", False)
 
 
@@ -103,9 +107,9 @@ def test_nothing_ships_when_every_variant_misses_and_the_closest_is_named() -> N
 def test_the_choice_is_made_on_validation_and_judged_on_test() -> None:
     good = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
     bad = {**good, "pruned-int8": accuracy(0.03)}
-    chosen = judge.run(VARIANTS, good, bad, FAST, Budget(accuracy_drop=0.01))
+    chosen = ship_decision.run(VARIANTS, good, bad, FAST, Budget(accuracy_drop=0.01))
     assert (chosen.shipped, chosen.candidate) == (None, "pruned-int8")  # not swapped for what does better on test
-    assert judge.run(VARIANTS, bad, good, FAST, Budget(accuracy_drop=0.01)).shipped == "pruned-fp32"
+    assert ship_decision.run(VARIANTS, bad, good, FAST, Budget(accuracy_drop=0.01)).shipped == "pruned-fp32"
 
 
 def test_an_interval_across_the_limit_passes_but_is_flagged() -> None:
@@ -151,29 +155,29 @@ def test_speed_and_size_budgets_are_held() -> None:
 
 
 def test_a_target_that_cannot_be_timed_ships_its_smallest_and_says_what_was_not_measured() -> None:
-    found = judge.run(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
+    found = ship_decision.run(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
     assert found.shipped == "pruned-int8"
     assert {v.check for v in found.verdicts if v.outcome == "not_measured"} == {"speedup"}
-    assert math.isnan(judge.faster({}, "pruned-int8", "dense-fp32").estimate)
+    assert math.isnan(ship_decision.faster({}, "pruned-int8", "dense-fp32").estimate)
 
 
 def test_coverage_that_this_machine_cannot_show_is_not_a_pass() -> None:
     blind = {name: dataclasses.replace(own, coverage=None) for name, own in GOOD.items()}
-    found = judge.run(VARIANTS, blind, blind, {}, Budget())
+    found = ship_decision.run(VARIANTS, blind, blind, {}, Budget())
     assert [v.outcome for v in found.verdicts if v.check == "integer_coverage"] == ["not_measured"]
     assert found.shipped
 
 
 def test_the_recipes_budget_wins_key_by_key() -> None:
-    merged = judge.merged(Budget(accuracy_drop=0.01), Budget(accuracy_drop=0.5, size_bytes=7))
+    merged = ship_decision.merged(Budget(accuracy_drop=0.01), Budget(accuracy_drop=0.5, size_bytes=7))
     assert (merged.accuracy_drop, merged.size_bytes) == (0.01, 7)
 
 
 def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_it_needs() -> None:
-    said = judge.cannot_show(0.005, 165, 0.05)
+    said = ship_decision.cannot_show(0.005, 165, 0.05)
     assert "this test set cannot show 0.5 pt: 165 images show 4.9 at the least" in said
     assert int(said.rsplit(" ", 1)[1]) == pytest.approx(15_700, rel=0.01)
-    assert judge.cannot_show(0.05, 165, 0.05) == ""
+    assert ship_decision.cannot_show(0.05, 165, 0.05) == ""
     found = decide(Budget(accuracy_drop=0.005), pruned_int8=accuracy(0.004, differ=0.05))
     assert "cannot show" in next(v.why for v in found.verdicts if v.check == "accuracy_drop")
 
@@ -186,7 +190,7 @@ FITTED = Fitted(
 @pytest.mark.parametrize(("limit", "shipped"), [(0.7, "pruned-int8"), (0.6, "pruned-int8"), (0.5, None)])
 def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit: float, shipped: str | None) -> None:
     fitted = dataclasses.replace(FITTED, limit=limit)
-    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), fitted)
+    found = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), fitted)
     assert found.shipped == shipped
     verdict = next(one for one in found.verdicts if one.check == "latency")
     assert verdict.limit == limit
@@ -197,12 +201,14 @@ def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit
 
 
 def test_a_latency_budget_on_another_machine_is_not_measured() -> None:
-    found = judge.run(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
+    found = ship_decision.run(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
     assert outcome(found, "latency") == "not_measured"
 
 
 def test_a_latency_budget_of_a_form_that_cannot_run_here_is_not_measured() -> None:
-    found = judge.run(VARIANTS, GOOD, GOOD, FAST, Budget(latency="0.6x"), dataclasses.replace(FITTED, dense="bf16"))
+    found = ship_decision.run(
+        VARIANTS, GOOD, GOOD, FAST, Budget(latency="0.6x"), dataclasses.replace(FITTED, dense="bf16")
+    )
     verdict = next(one for one in found.verdicts if one.check == "latency")
     assert (verdict.outcome, verdict.limit) == ("not_measured", FITTED.limit)
     assert "the form that the dense model would ship in" in verdict.why
@@ -213,6 +219,6 @@ def test_a_budget_of_bytes_is_a_share_of_the_form_that_was_planned_for(dense: st
     variants = [VARIANTS[0], variant("dense-int8", size=40), *VARIANTS[1:]]
     accuracies = GOOD | {"dense-int8": accuracy(0.5)}  # the best dense form here is the float one
     fast = FAST | {"dense-int8": timed({"dense-fp32": 0.1})}
-    found = judge.run(variants, accuracies, accuracies, fast, Budget(size="0.5x"), None, dense)  # type: ignore[arg-type]
+    found = ship_decision.run(variants, accuracies, accuracies, fast, Budget(size="0.5x"), None, dense)  # type: ignore[arg-type]
     verdict = next(one for one in found.verdicts if one.check == "size")
     assert (verdict.limit, verdict.outcome) == (limit, outcome)

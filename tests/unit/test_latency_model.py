@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from toolchain import latency_model
-from toolchain.latency_model import Timed
-from toolchain.values import Layer, LayerKind
+from toolchain.models.profile import Layer, LayerKind
+from toolchain.search import latency_model
+from toolchain.search.latency_model import Timed
 
 RATES = {"depthwise": 4e-9, "pointwise": 1e-9, "spatial": 0.7e-9, "linear": 2e-9, "grouped": 3e-9}
 

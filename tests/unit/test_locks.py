@@ -8,16 +8,27 @@ import pytest
 import torch
 from torch import nn
 
-from toolchain import discover, locks, loop, spec, surgery
-from toolchain.data import Dataset, Images
-from toolchain.errors import ToolchainError
-from toolchain.locks import Lock
-from toolchain.stages import fit, judge, place
-from toolchain.stages.adapt import Adapted
-from toolchain.values import AugmentSpec, Budget, ModelSpec, Placement, Preprocess, PruneSpec, Recipe
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.gates import ship_decision
+from toolchain.models import profile
+from toolchain.pruning import options, surgery
+from toolchain.quantization import placement_result
+from toolchain.quantization.placement import Placement
+from toolchain.search import lock as lock_module
+from toolchain.search import lock as locks
+from toolchain.search import plan as plan_module
+from toolchain.search import pruning_plan
+from toolchain.search.plan import Lock
+from toolchain.training import trained
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
 OWN = Placement(float_modules=("0",), float_operations=())
 
@@ -35,29 +46,32 @@ def adapted(model: nn.Module, key: str = "dense") -> Adapted:
     train = Images(pixels, torch.tensor([0, 1, 0, 1]), tuple(Path(str(i)) for i in range(4)), torch.ones(4))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", (0, 1), "drawn", ())
-    return Adapted(loop.Trained(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return Adapted(trained.Trained(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     whole = adapted(net())
-    plan = fit.run(whole, RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
-    placed = {"dense": place.Placed(OWN, "", (), 0.0), "pruned": place.Placed(Placement(), "", (), 0.0)}
-    fit.lock(plan, whole.trained, placed, RECIPE, TARGET, Budget(), IMAGE, tmp_path)
+    plan = pruning_plan.run(whole, RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    placed = {
+        "dense": placement_result.Placed(OWN, "", (), 0.0),
+        "pruned": placement_result.Placed(Placement(), "", (), 0.0),
+    }
+    lock_module.lock(plan, whole.trained, placed, RECIPE, TARGET, Budget(), IMAGE, tmp_path)
     return tmp_path / "r.cpu.lock.json"
 
 
-def replay(path: Path, model: Adapted, work: Path) -> fit.Fit:
+def replay(path: Path, model: Adapted, work: Path) -> plan_module.Fit:
     lock = locks.find(path, None, RECIPE, TARGET, Budget())
-    return fit.run(model, RECIPE, TARGET, Budget(), IMAGE, work, lock)
+    return pruning_plan.run(model, RECIPE, TARGET, Budget(), IMAGE, work, lock)
 
 
 def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = fit.run(adapted(net()), RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
-    monkeypatch.setattr(surgery, "plan", None)
-    monkeypatch.setattr(surgery, "options", None)
+    planned = pruning_plan.run(adapted(net()), RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    monkeypatch.setattr(options, "plan", None)
+    monkeypatch.setattr(options, "options", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")
     assert again.cuts
     assert again.surgery == planned.surgery
@@ -125,7 +139,7 @@ def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path)
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        locks.find(written, None, RECIPE, spec.target("openvino"), Budget())
+        locks.find(written, None, RECIPE, reader.target("openvino"), Budget())
 
 
 @pytest.mark.parametrize(
@@ -171,8 +185,8 @@ def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None
 def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
     written: Path, model: nn.Sequential, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock, layers = locks.read(written), surgery.layers(model, IMAGE)
-    assert locks.suited(lock, surgery.layers(net(), IMAGE), (8, 8), named=False) is lock
+    lock, layers = locks.read(written), profile.layers(model, IMAGE)
+    assert locks.suited(lock, profile.layers(net(), IMAGE), (8, 8), named=False) is lock
     assert locks.suited(None, layers, size, named=False) is None
     assert locks.suited(lock, layers, size, named=False) is None
     assert "lock: left aside: the lock was made for " in capsys.readouterr().out
@@ -181,8 +195,11 @@ def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
 
 
 def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
-    found = sorted((discover.PACKAGE / "recipes").glob("*.lock.json"))
+    found = sorted((registry.PACKAGE / "recipes").glob("*.lock.json"))
     assert found
     for path in found:
-        recipe, target = spec.recipe(path.name.split(".")[0]), spec.target(path.name.split(".")[1])
-        assert locks.find(None, path.parent, recipe, target, judge.merged(recipe.budget, target.budget)) is not None
+        recipe, target = reader.recipe(path.name.split(".")[0]), reader.target(path.name.split(".")[1])
+        assert (
+            locks.find(None, path.parent, recipe, target, ship_decision.merged(recipe.budget, target.budget))
+            is not None
+        )

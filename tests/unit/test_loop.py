@@ -7,10 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import data, loop, quantizer, state
-from toolchain.errors import ToolchainError
-from toolchain.listing import Split
-from toolchain.values import AugmentSpec, Domain, Placement, Preprocess, QuantScheme, TrainSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import AugmentSpec, TrainSpec
+from toolchain.config.target import QuantScheme
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data import dataset as data
+from toolchain.data.image_folder import Split
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
+from toolchain.training import loop, training_state
 
 PREPROCESS = Preprocess(image_size=(12, 10), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
 SPEC = TrainSpec(epochs=4, batch_size=16, learning_rate=3e-3, average=0.9)
@@ -66,8 +72,8 @@ def test_a_cut_run_continues_to_the_same_weights(dataset: data.Dataset, tmp_path
 
 def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path) -> None:
     def graph() -> nn.Module:
-        prepared, _ = quantizer.prepare(model(), torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
-        quantizer.observe(prepared, ranges=True, rounding=True)
+        prepared, _ = pt2e.prepare(model(), torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
+        pt2e.observe(prepared, ranges=True, rounding=True)
         prepared(torch.randn(8, 3, 12, 10).clamp(-1, 1))
         return prepared
 
@@ -109,7 +115,7 @@ def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
     with pytest.raises(ToolchainError, match="the loss became nan in epoch 2.*Lower learning_rate"):
         loop.train(Poisoned(), job(dataset, tmp_path))
     assert len(seen) == 8
-    again = state.State(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT)
+    again = training_state.State(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT)
     again.resume()
     assert again.epoch == 1
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
@@ -209,10 +215,10 @@ def test_the_running_average_is_that_of_each_tensor_by_name(
 ) -> None:
     net = model()
     if exported:
-        net, _ = quantizer.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
-        quantizer.observe(net, ranges=True, rounding=True)
+        net, _ = pt2e.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
+        pt2e.observe(net, ranges=True, rounding=True)
         net(torch.randn(8, 3, 12, 10))
-    running = state.State(net, SPEC, 1, tmp_path / "none")
+    running = training_state.State(net, SPEC, 1, tmp_path / "none")
     assert running.average is not None
     with torch.no_grad():
         for tensor in running.average.state_dict().values():
@@ -273,5 +279,5 @@ def test_layers_further_from_the_head_learn_slower(dataset: data.Dataset, tmp_pa
 
 
 def test_blocks_are_counted_from_the_head() -> None:
-    shares = [share for _, share in state.by_block(model(), 0.5)]
+    shares = [share for _, share in training_state.by_block(model(), 0.5)]
     assert shares == [0.25, 0.5, 1.0]

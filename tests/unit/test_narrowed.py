@@ -7,10 +7,15 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from toolchain import narrowed, onnx_export, qdq, quantizer, surgery
-from toolchain.criteria import magnitude
-from toolchain.values import PruneSpec, QuantScheme
-from toolchain.widths import Choice
+from toolchain.config.recipe import PruneSpec
+from toolchain.config.target import QuantScheme
+from toolchain.export import prune_graph, to_onnx
+from toolchain.export.passes import cleanup
+from toolchain.pruning import options as options_module
+from toolchain.pruning import surgery
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.width_search import Choice
+from toolchain.quantization import pt2e
 
 IMAGE = torch.zeros(1, 3, 12, 12)
 
@@ -41,16 +46,16 @@ class Flat(nn.Module):
 def test_a_cut_graph_answers_as_the_pruned_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Flat().eval()
-    graph = onnx_export.translate(quantizer.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
-    blocks = narrowed.droppable(graph)
+    graph = to_onnx.translate(pt2e.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
+    blocks = prune_graph.droppable(graph)
     assert blocks == ("body.0", "body.1")
-    options = surgery.options(
+    options = options_module.options(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score, blocks=blocks
     )
     kept = tuple(options.possible(index)[0] for index in range(len(options.groups)))
     plan = surgery.of(model, options, Choice(kept, frozenset({"body.0"})))
     assert plan.keep["head.weight"].keys() == {1}
-    qdq.save(narrowed.apply(graph, plan), tmp_path / "small.onnx")
+    cleanup.save(prune_graph.apply(graph, plan), tmp_path / "small.onnx")
     picture = torch.randn(1, 3, 12, 12)
     with torch.no_grad():
         wanted = surgery.apply(model, plan)(picture).numpy()

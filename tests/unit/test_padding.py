@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, models, onnx_export, quantizer, surgery
-from toolchain.values import Placement, Precision, PruneSpec, QuantScheme
+from toolchain.config.recipe import PruneSpec
+from toolchain.config.target import QuantScheme
+from toolchain.core import registry
+from toolchain.core.types import Precision
+from toolchain.export import to_onnx
+from toolchain.models import padding
+from toolchain.pruning import options, surgery
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
 
 IMAGE = torch.zeros(1, 3, 32, 24)
 
@@ -22,10 +29,10 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Sequential(
-            models._padded(nn.Conv2d(3, 32, 3, 2, 1, bias=False)), nn.BatchNorm2d(32), nn.ReLU6()
+            padding._padded(nn.Conv2d(3, 32, 3, 2, 1, bias=False)), nn.BatchNorm2d(32), nn.ReLU6()
         )
         self.second = nn.Sequential(
-            models._padded(nn.Conv2d(32, 48, 3, 2, 1, bias=False)), nn.BatchNorm2d(48), nn.ReLU6()
+            padding._padded(nn.Conv2d(32, 48, 3, 2, 1, bias=False)), nn.BatchNorm2d(48), nn.ReLU6()
         )
         self.aside = nn.Sequential(nn.Conv2d(32, 48, 3, 2, 1), nn.ReLU6())
         self.head = nn.Linear(48, 4)
@@ -40,8 +47,8 @@ def net() -> nn.Module:
     model = Net()
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 24))
-    criterion = discover.module("criteria", "magnitude").score
-    plan = surgery.plan(model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
+    criterion = registry.module("criteria", "magnitude").score
+    plan = options.plan(model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
     small = surgery.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     return small
@@ -54,18 +61,18 @@ def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precis
     x = torch.randn(16, 3, 32, 24)
     module: nn.Module = copy.deepcopy(model)
     if precision == "int8":
-        graph, _ = quantizer.prepare(model, IMAGE, Placement(), QuantScheme())
+        graph, _ = pt2e.prepare(model, IMAGE, Placement(), QuantScheme())
         with torch.no_grad():
             graph(x)
-        quantizer.observe(graph, ranges=False, rounding=True)
-        module, model = quantizer.convert(graph, IMAGE), graph
-    onnx_export.to_onnx(module, IMAGE, tmp_path / "m.onnx")
+        pt2e.observe(graph, ranges=False, rounding=True)
+        module, model = pt2e.convert(graph, IMAGE), graph
+    to_onnx.to_onnx(module, IMAGE, tmp_path / "m.onnx")
     kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
     assert kinds["Conv"] == 3
     assert kinds["Pad"] == 0
     wanted = model(x).detach().numpy()
     for runtime in ("onnxruntime", "openvino"):
-        room = discover.module("runtimes", runtime)
+        room = registry.module("runtimes", runtime)
         made = room.compile(tmp_path / "m.onnx", tmp_path / runtime)
         session = room.open(made.path, threads=1, precision=precision)
         given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(len(x))])

@@ -14,14 +14,19 @@ from conftest import Run
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from toolchain import agreement, cli, discover, parity, quantizer, readings, records
-from toolchain.errors import ToolchainError
-from toolchain.onnx_export import to_onnx
-from toolchain.values import Placement, QuantScheme
+from toolchain.cli import main
+from toolchain.config.target import QuantScheme
+from toolchain.core import files, registry
+from toolchain.core.errors import ToolchainError
+from toolchain.export.to_onnx import to_onnx
+from toolchain.measure.parity import compare, runtime_outputs
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
+from toolchain.report.pages import parity as agreement
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-RUNTIMES = discover.modules("runtimes")
-SIDES = [side.name for side in readings.sides()]
+RUNTIMES = registry.modules("runtimes")
+SIDES = [side.name for side in runtime_outputs.sides()]
 
 
 class Block(nn.Module):
@@ -43,12 +48,12 @@ def exported(folder: Path, *floats: str) -> tuple[onnx.ModelProto, nn.Module]:
     torch.manual_seed(1)
     block = Block()
     block(torch.randn(32, 3, 8, 8) * 2)
-    graph, _ = quantizer.prepare(block.eval(), IMAGE, Placement(float_modules=floats), QuantScheme())
-    quantizer.observe(graph, ranges=True, rounding=False)
+    graph, _ = pt2e.prepare(block.eval(), IMAGE, Placement(float_modules=floats), QuantScheme())
+    pt2e.observe(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(64, 3, 8, 8))
-    quantizer.observe(graph, ranges=False, rounding=True)
-    converted = quantizer.convert(graph, IMAGE)
+    pt2e.observe(graph, ranges=False, rounding=True)
+    converted = pt2e.convert(graph, IMAGE)
     to_onnx(copy.deepcopy(converted), IMAGE, folder / "model.onnx")
     return onnx.load(folder / "model.onnx"), converted
 
@@ -75,7 +80,7 @@ def damaged(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
 
 
 def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
-    found = parity.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare(sound[0], pictures(), 1.5).figures
     assert set(found["parts"].values()) == {None}
     assert {one["top1_agreement"] for one in found["logits"].values()} == {1.0}
     assert [layer["layer"] for layer in found["layers"]] == [
@@ -87,7 +92,7 @@ def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Modul
 
 def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
     images = pictures()
-    found = parity.compare(sound[0], images, 1.5)
+    found = compare.compare(sound[0], images, 1.5)
     with torch.no_grad():
         wanted = np.concatenate([sound[1](torch.from_numpy(image[None])).numpy() for image in images])
     assert np.abs(found.reference - wanted).max() <= 1.01 * found.step
@@ -98,7 +103,7 @@ def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto
 def test_the_layer_that_computes_something_else_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], runtime: str, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = discover.module("runtimes", runtime)
+    room: ModuleType = registry.module("runtimes", runtime)
     compiled = room.compile
 
     def compile_damaged(path: Path, folder: Path) -> object:
@@ -106,8 +111,8 @@ def test_the_layer_that_computes_something_else_is_named(
         return compiled(path, folder)
 
     monkeypatch.setattr(room, "compile", compile_damaged)
-    found = parity.compare(sound[0], pictures(), 1.5).figures
-    own = {side.name for side in readings.sides() if side.runtime == runtime}
+    found = compare.compare(sound[0], pictures(), 1.5).figures
+    own = {side.name for side in runtime_outputs.sides() if side.runtime == runtime}
     assert {side: parts and parts["layer"] for side, parts in found["parts"].items()} == {
         side: layer if side in own else None for side in SIDES
     }
@@ -115,7 +120,7 @@ def test_the_layer_that_computes_something_else_is_named(
 
 def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> None:
     model, _ = exported(tmp_path, "inner")
-    found = parity.compare(model, pictures(), 1.5).figures
+    found = compare.compare(model, pictures(), 1.5).figures
     for one in found["coverage"].values():
         assert (one["integer"], one["planned"], one["fell_back"], one["meant_as_float"]) == (3, 3, [], ["inner.0"])
 
@@ -123,7 +128,7 @@ def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> Non
 def test_a_layer_that_falls_back_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = discover.module("runtimes", RUNTIMES[0])
+    room: ModuleType = registry.module("runtimes", RUNTIMES[0])
     honest = room.coverage
 
     def without_back(path: Path, **given: str) -> object:
@@ -131,14 +136,14 @@ def test_a_layer_that_falls_back_is_named(
         return type(found)(integer=found.integer - 1, planned=0, total=found.total, float_ops=("back",))
 
     monkeypatch.setattr(room, "coverage", without_back)
-    found = parity.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare(sound[0], pictures(), 1.5).figures
     assert found["coverage"][RUNTIMES[0]]["fell_back"] == ["back"]
 
 
 def test_a_result_whose_reading_changes_the_answers_is_not_believed(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = readings._outputs
+    honest = runtime_outputs._outputs
 
     def disturbed(side: object, graph: object, wanted: Sequence, images: np.ndarray) -> object:
         given, covered = honest(side, graph, wanted, images)  # type: ignore[arg-type]
@@ -146,10 +151,10 @@ def test_a_result_whose_reading_changes_the_answers_is_not_believed(
             given["logits"] = given["logits"] + 1
         return given, covered
 
-    monkeypatch.setattr(readings, "_outputs", disturbed)
-    found = parity.compare(sound[0], pictures(), 1.5).figures
+    monkeypatch.setattr(runtime_outputs, "_outputs", disturbed)
+    found = compare.compare(sound[0], pictures(), 1.5).figures
     assert all("back" in fused for fused in found["fused"].values())
-    assert found["fused"][readings.sides()[0].name] == ["back"]
+    assert found["fused"][runtime_outputs.sides()[0].name] == ["back"]
     back = next(layer for layer in found["layers"] if layer["layer"] == "back")
     assert back["sides"] == dict.fromkeys(SIDES)
     assert set(found["parts"].values()) == {None}
@@ -161,23 +166,23 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
     def absent() -> None:
         raise ToolchainError("needs something, which is not installed; run: pip install it")
 
-    monkeypatch.setattr(discover.module("runtimes", RUNTIMES[0]), "library", absent)
-    found = parity.compare(sound[0], pictures(), 1.5).figures
+    monkeypatch.setattr(registry.module("runtimes", RUNTIMES[0]), "library", absent)
+    found = compare.compare(sound[0], pictures(), 1.5).figures
     table = agreement.layers({"name": "dense-int8", **found})
-    gone = [1 + i for i, side in enumerate(readings.sides()) if side.runtime == RUNTIMES[0]]
+    gone = [1 + i for i, side in enumerate(runtime_outputs.sides()) if side.runtime == RUNTIMES[0]]
     assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:
-        monkeypatch.setattr(discover.module("runtimes", name), "library", absent)
+        monkeypatch.setattr(registry.module("runtimes", name), "library", absent)
     with pytest.raises(ToolchainError, match="nothing to compare with.*not installed"):
-        parity.compare(sound[0], pictures(), 1.5)
+        compare.compare(sound[0], pictures(), 1.5)
 
 
 # --- on what a run leaves behind ----------------------------------------------------------------------------
 
 
 def test_a_finished_run_can_be_compared(run: Run) -> None:
-    ended = CliRunner().invoke(cli.app, ["parity", str(run.folder), "--images", "4"])
-    written = records.read_json(run.folder / parity.FILE)
+    ended = CliRunner().invoke(main.app, ["parity", str(run.folder), "--images", "4"])
+    written = files.read_json(run.folder / compare.FILE)
     assert ended.exit_code == (0 if written["agree"] else 1), ended.output
     names = [one["name"] for one in written["variants"]]
     assert sorted(names) == ["dense-int8", "pruned-int8"]
@@ -188,14 +193,14 @@ def test_a_finished_run_can_be_compared(run: Run) -> None:
 
 
 def test_different_answers_are_exit_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = readings._outputs
+    honest = runtime_outputs._outputs
 
-    def mirrored(side: readings.Side, *given: object) -> object:
+    def mirrored(side: runtime_outputs.Side, *given: object) -> object:
         values, covered = honest(side, *given)  # type: ignore[arg-type]
         return ({"logits": -values["logits"], **{k: v for k, v in values.items() if k != "logits"}}, covered)
 
-    monkeypatch.setattr(readings, "_outputs", mirrored)
-    ended = CliRunner().invoke(cli.app, ["parity", str(run.folder), "--images", "2"])
+    monkeypatch.setattr(runtime_outputs, "_outputs", mirrored)
+    ended = CliRunner().invoke(main.app, ["parity", str(run.folder), "--images", "2"])
     assert ended.exit_code == 1, ended.output
 
 
@@ -217,13 +222,13 @@ def test_what_is_not_there_is_said(run: Run, tmp_path: Path, change: object, mes
     shutil.copytree(run.out / "work" / "export", tmp_path / "work" / "export")
     change(folder)  # type: ignore[operator]
     with pytest.raises(ToolchainError, match=message):
-        parity.run(folder)
+        compare.run(folder)
 
 
 def test_more_images_than_there_are_is_refused(run: Run) -> None:
     with pytest.raises(ToolchainError, match="the bundle has 16 golden inputs"):
-        parity.run(run.folder, images=17)
+        compare.run(run.folder, images=17)
 
 
 def edit(folder: Path, **fields: object) -> None:
-    records.write_json(folder / "report.json", {**records.read_json(folder / "report.json"), **fields})
+    files.write_json(folder / "report.json", {**files.read_json(folder / "report.json"), **fields})

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import groups, models, parts, surgery
-from toolchain.criteria import magnitude
-from toolchain.errors import ToolchainError
-from toolchain.groups import Group
-from toolchain.parts import Part
-from toolchain.values import ModelSpec, PruneSpec
+from toolchain.config.recipe import ModelSpec, PruneSpec
+from toolchain.core.errors import ToolchainError
+from toolchain.models import build
+from toolchain.pruning import groups, options, surgery, traceable_parts
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.groups import Group
+from toolchain.pruning.traceable_parts import Part
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -55,7 +56,7 @@ def test_only_channels_inside_of_parts_may_go() -> None:
 def test_a_plan_made_of_parts_cuts_the_same_channels_everywhere() -> None:
     net = Net().eval()
     spec = PruneSpec(ratio=0.2)
-    plan = surgery.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    plan = options.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(net, plan)
     with torch.no_grad():
         for name, kept in plan.keep.items():
@@ -95,7 +96,7 @@ def test_what_is_called_twice_is_no_part() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.once(self.shared(self.shared(x)))
 
-    assert [part.name for part in parts.below(Part("net", Twice(), IMAGE))] == ["net.once"]
+    assert [part.name for part in traceable_parts.below(Part("net", Twice(), IMAGE))] == ["net.once"]
 
 
 @pytest.mark.parametrize("needed", [False, True])
@@ -133,7 +134,7 @@ def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x1_0", "swin_t"])
 def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str) -> None:
-    model, image = models.architecture(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
-    spec, head = PruneSpec(ratio=0.3), models.head_of(model, 7)
-    plan = surgery.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    model, image = build.architecture(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
+    spec, head = PruneSpec(ratio=0.3), build.head_of(model, 7)
+    plan = options.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     assert surgery.apply(model, plan)(torch.randn(2, 3, 64, 64)).shape == (2, 7)

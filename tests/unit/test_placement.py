@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import candidates, changes, devices, fxgraph, onnx_export, placement, qdq, quantizer, search
-from toolchain.devices import Gone
-from toolchain.errors import ToolchainError
-from toolchain.placement import Op
-from toolchain.values import Placement, QuantScheme
+from toolchain.config.target import QuantScheme
+from toolchain.core.errors import ToolchainError
+from toolchain.export import insert_qdq, to_onnx
+from toolchain.export.passes import cleanup
+from toolchain.measure import boards, machine, paired_timing
+from toolchain.measure.boards import Gone
+from toolchain.quantization import fx_graph, placement, pt2e
+from toolchain.quantization.placement import Op, Placement
+from toolchain.search import placement_changes, placement_search
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 
@@ -41,7 +45,7 @@ class Gated(nn.Module):
 
 
 PLACEMENTS = {
-    **search.STARTS,
+    **placement_search.STARTS,
     "one block in float": Placement(float_modules=("gate",)),
     "two blocks in float": Placement(float_modules=("stem", "side"), float_operations=()),
     "all in float": Placement(float_modules=("",)),
@@ -57,11 +61,11 @@ def model() -> nn.Module:
 
 
 def trained(model: nn.Module, chosen: Placement):
-    graph, planned = quantizer.prepare(model, IMAGE, chosen, QuantScheme())
-    quantizer.observe(graph, ranges=True, rounding=False)
+    graph, planned = pt2e.prepare(model, IMAGE, chosen, QuantScheme())
+    pt2e.observe(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(16, 3, 16, 16))
-    quantizer.observe(graph, ranges=False, rounding=True)
+    pt2e.observe(graph, ranges=False, rounding=True)
     return graph, planned
 
 
@@ -97,10 +101,10 @@ def roundings(path: Path) -> tuple[int, int]:
 def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str, tmp_path: Path) -> None:
     chosen, scheme = PLACEMENTS[label], QuantScheme()
     graph, planned = trained(model, chosen)
-    onnx_export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
-    plain, _ = quantizer.prepare(model, IMAGE, None, scheme)
-    made, layers = candidates.make(onnx_export.translate(plain, IMAGE), chosen, scheme)
-    qdq.save(made, tmp_path / "candidate.onnx")
+    to_onnx.to_onnx(pt2e.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
+    plain, _ = pt2e.prepare(model, IMAGE, None, scheme)
+    made, layers = insert_qdq.make(to_onnx.translate(plain, IMAGE), chosen, scheme)
+    cleanup.save(made, tmp_path / "candidate.onnx")
     onnx.checker.check_model(str(tmp_path / "candidate.onnx"), full_check=True)
     wanted, given = (pairs(onnx.load(tmp_path / name)) for name in ("trained.onnx", "candidate.onnx"))
     assert sorted(given) == sorted(wanted)
@@ -114,17 +118,17 @@ def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str
 def test_a_graph_with_less_rounding_is_the_one_that_would_have_been_prepared(model: nn.Module, block: str) -> None:
     chosen = Placement(float_modules=(block,))
     graph, _ = trained(model, Placement())
-    less, fresh = fxgraph.less_rounded(graph, chosen), trained(model, chosen)[0]
+    less, fresh = fx_graph.less_rounded(graph, chosen), trained(model, chosen)[0]
     assert _rounded_edges(less) == _rounded_edges(fresh) < _rounded_edges(graph)
     x = torch.randn(4, 3, 16, 16)
-    torch.testing.assert_close(quantizer.convert(less, IMAGE)(x), less(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pt2e.convert(less, IMAGE)(x), less(x), atol=1e-5, rtol=1e-5)
 
 
 def _rounded_edges(graph: torch.fx.GraphModule) -> set[tuple[str, str]]:
     return {
-        (fxgraph.source_of(graph, node).name, user.name)
+        (fx_graph.source_of(graph, node).name, user.name)
         for node in graph.graph.nodes
-        if fxgraph.is_rounding(graph, node)
+        if fx_graph.is_rounding(graph, node)
         for user in node.users
     }
 
@@ -178,7 +182,7 @@ class Clock:
     def __call__(self, sides: list, count: int, seed: int, keep, **_: object) -> None:
         self.calls += 1
         blocks = {side.name: [[self.milliseconds(side)] * 5] * 4 for side in sides}
-        keep(search.timing.Round(seed=seed, blocks=blocks))
+        keep(paired_timing.Round(seed=seed, blocks=blocks))
 
     def milliseconds(self, side) -> float:
         if "broken" in self.cost and side.precision == "int8":
@@ -194,14 +198,14 @@ class Clock:
 
 @pytest.fixture
 def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    from toolchain import machine, spec
-    from toolchain.stages import place
+    from toolchain.config import reader
+    from toolchain.search import place
 
-    target = spec.target("cpu")
+    target = reader.target("cpu")
     monkeypatch.setattr(machine, "kind", lambda device="": target.isa)
 
     def run(clock: Clock, seconds: float = 100.0, device: str = ""):
-        monkeypatch.setattr(search.timing, "rounds", clock)
+        monkeypatch.setattr(paired_timing, "rounds", clock)
         return place.run(model, IMAGE, dataclasses.replace(target, device=device), (), seconds, tmp_path)
 
     return run
@@ -235,7 +239,7 @@ COSTS = {"Conv f32": 1.0, "Conv int8": 0.3}
 
 
 def test_what_one_machine_measured_is_not_taken_for_another(searching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "board", Board)
+    monkeypatch.setattr(boards, "board", Board)
     clock, seen = Clock(COSTS), []
     took = clock.milliseconds
     monkeypatch.setattr(clock, "milliseconds", lambda side: seen.append(side.device) or took(side))
@@ -249,7 +253,7 @@ def test_what_one_machine_measured_is_not_taken_for_another(searching, monkeypat
 
 
 def test_a_board_that_goes_away_ends_the_search_and_is_no_answer(searching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "board", Board)
+    monkeypatch.setattr(boards, "board", Board)
 
     class Leaving(Clock):
         def milliseconds(self, side) -> float:
@@ -281,12 +285,12 @@ class Neighbours(Clock):
 
 
 def test_a_placement_that_is_known_is_timed_and_not_searched(searching, model: nn.Module, tmp_path: Path) -> None:
-    from toolchain import spec
-    from toolchain.stages import place
+    from toolchain.config import reader
+    from toolchain.search import place
 
     cost = {"Conv f32": 1.0, "Conv int8": 0.5, "Gemm f32": 0.1, "Gemm int8": 0.1}
     searching(clock := Clock(cost), seconds=0)
-    target, chosen = spec.target("cpu"), Placement(float_modules=("stem",))
+    target, chosen = reader.target("cpu"), Placement(float_modules=("stem",))
     placed = place.replayed(model, IMAGE, target, chosen, tmp_path)
     assert placed.placement == chosen
     assert 1 < placed.best_speedup < 2
@@ -307,7 +311,7 @@ def test_small_changes_go_on_from_what_was_found(searching) -> None:
 def test_changes_nearby_come_first_and_each_is_one() -> None:
     layers = ["a.0", "a.1", "b.0", "b.1", "c"]
     now = Placement(float_modules=("b.0", "forced"))
-    found = list(changes.nearby(now, layers, ["a", "b", "c"], seed=0))
+    found = list(placement_changes.nearby(now, layers, ["a", "b", "c"], seed=0))
     labels = [label for label, _ in found]
     first = labels[: labels.index("a and b in float")]
     assert {"a in float", "a.1 in float", "b.1 in float", "b.0 in integers"} <= set(first)
@@ -316,7 +320,7 @@ def test_changes_nearby_come_first_and_each_is_one() -> None:
         changed = change(now)
         assert "forced" in changed.float_modules, label
         assert changed != now or "+" in label, label
-    assert [label for label, _ in changes.nearby(now, layers, ["a", "b", "c"], seed=0)] == labels
+    assert [label for label, _ in placement_changes.nearby(now, layers, ["a", "b", "c"], seed=0)] == labels
 
 
 def test_float_wins_where_integers_are_slower(searching) -> None:

@@ -7,28 +7,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import fitting, loop, models, narrowed, planning, spec, surgery
-from toolchain.architectures import Architectures, Form
-from toolchain.criteria import magnitude
-from toolchain.data import Dataset, Images
-from toolchain.errors import ToolchainError
-from toolchain.stages import fit, resize
-from toolchain.stages.adapt import Adapted
-from toolchain.values import (
-    AugmentSpec,
-    Budget,
-    ModelSpec,
-    Placement,
-    Preprocess,
-    PruneSpec,
-    QuantizeSpec,
-    Recipe,
-    Surgery,
-    TrainSpec,
-)
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.export import prune_graph
+from toolchain.models import build, profile
+from toolchain.pruning import options as options_module
+from toolchain.pruning import surgery
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.surgery import Surgery
+from toolchain.quantization.placement import Placement
+from toolchain.search import latency_search, planner, pruning_plan
+from toolchain.search.architecture_timing import Architectures, Form
+from toolchain.training import input_size, loop
+from toolchain.training import trained as trained_module
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 
 
 def net(pooled: bool = True) -> nn.Module:
@@ -46,7 +44,9 @@ def adapted(model: nn.Module) -> Adapted:
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(20)), torch.ones(20))
     preprocess = Preprocess(image_size=(32, 32), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": images, "val": images}, preprocess, "data", (0, 1), "drawn", ())
-    return Adapted(loop.Trained(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ())  # type: ignore[arg-type]
+    return Adapted(
+        trained_module.Trained(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ()
+    )  # type: ignore[arg-type]
 
 
 def recipe(**prune: float) -> Recipe:
@@ -61,7 +61,7 @@ def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
     """`resize.run` without files: a corner of each picture will do."""
     if size == whole.data.preprocess.image_size:
         return whole
-    teacher = dataclasses.replace(whole.trained, model=resize.Enlarged(whole.trained.model, (32, 32)))
+    teacher = dataclasses.replace(whole.trained, model=input_size.Enlarged(whole.trained.model, (32, 32)))
     images = {
         name: dataclasses.replace(one, pixels=one.pixels[:, : size[0], : size[1]])
         for name, one in whole.data.splits.items()
@@ -87,7 +87,7 @@ def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
 def test_smaller_sizes_are_multiples_of_eight_down_to_the_least(
     whole: tuple[int, int], least: float, found: list[tuple[int, int]]
 ) -> None:
-    assert resize.sizes(whole, least) == found
+    assert input_size.sizes(whole, least) == found
 
 
 def test_a_teacher_sees_its_own_size() -> None:
@@ -97,12 +97,12 @@ def test_a_teacher_sees_its_own_size() -> None:
             return x.mean((1, 2, 3))
 
     x = torch.full((2, 3, 16, 16), 0.25)
-    torch.testing.assert_close(resize.Enlarged(Asks(), (32, 24))(x), torch.full((2,), 0.25))
+    torch.testing.assert_close(input_size.Enlarged(Asks(), (32, 24))(x), torch.full((2,), 0.25))
 
 
 def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -> None:
     whole = adapted(net())
-    plan = fit.run(whole, recipe(), TARGET, Budget(size="0.6x"), IMAGE, tmp_path)
+    plan = pruning_plan.run(whole, recipe(), TARGET, Budget(size="0.6x"), IMAGE, tmp_path)
     timer = Architectures(whole.trained.model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
     share = timer.size_bytes(plan.surgery) / timer.size_bytes(Surgery())
     assert 0.5 < share <= 0.6
@@ -119,13 +119,13 @@ def test_smaller_pictures_are_timed_as_such_beside_the_dense_model_at_its_own(tm
 
 def test_bytes_are_known_of_architectures_that_were_not_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = models.architecture(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
+    model = build.architecture(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
     timer = Architectures(model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
-    options = surgery.options(
-        model, IMAGE, head=models.head_of(model, 5), spec=PruneSpec(), alignment=8, criterion=magnitude.score,
-        blocks=narrowed.droppable(timer.graph),
+    options = options_module.options(
+        model, IMAGE, head=build.head_of(model, 5), spec=PruneSpec(), alignment=8, criterion=magnitude.score,
+        blocks=prune_graph.droppable(timer.graph),
     )  # fmt: skip
-    cost, others = planning.sized(timer, model, options), fitting.drawn(options, 12)[planning.SIZE_SAMPLES :]
+    cost, others = planner.sized(timer, model, options), latency_search.drawn(options, 12)[planner.SIZE_SAMPLES :]
     for choice in others:
         real = timer.size_bytes(surgery.of(model, options, choice))
         assert cost(options.layers(choice)) == pytest.approx(real, rel=0.01)
@@ -136,12 +136,12 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
     asked = dataclasses.replace(recipe(), quantize=QuantizeSpec(search_seconds=0, float_modules=("2",)))
     in_float = dataclasses.replace(TARGET, precisions=("f32",))
     plans = [
-        fit.run(whole, one, target, Budget(size="40 kB"), IMAGE, tmp_path)
+        pruning_plan.run(whole, one, target, Budget(size="40 kB"), IMAGE, tmp_path)
         for one, target in ((recipe(), in_float), (recipe(), TARGET), (asked, TARGET))
     ]
     assert len({plan.key for plan in plans}) == 3
     assert [plan.dense for plan in plans] == ["f32", "int8", "int8"]
-    assert surgery.parameters(plans[0].after) < surgery.parameters(plans[2].after) < surgery.parameters(plans[1].after)
+    assert profile.parameters(plans[0].after) < profile.parameters(plans[2].after) < profile.parameters(plans[1].after)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
 )
 def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str, tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=said):
-        fit.run(adapted(net()), recipe(), TARGET, budget, IMAGE, tmp_path)
+        pruning_plan.run(adapted(net()), recipe(), TARGET, budget, IMAGE, tmp_path)
 
 
 def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
@@ -167,13 +167,13 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
         job.folder.mkdir()
         folders.add(job.folder)
         side = job.data.preprocess.image_size[0]
-        trained.append((side, job.spec.epochs, surgery.macs(surgery.layers(model, torch.zeros(1, 3, side, side)))))
+        trained.append((side, job.spec.epochs, profile.macs(profile.layers(model, torch.zeros(1, 3, side, side)))))
         return loop.Training((), 0, scores[side], 0.0)
 
-    monkeypatch.setattr(planning.loop, "train", train)
-    limit = 0.45 * surgery.macs(surgery.layers(whole.trained.model, IMAGE))
+    monkeypatch.setattr(loop, "train", train)
+    limit = 0.45 * profile.macs(profile.layers(whole.trained.model, IMAGE))
     asked = recipe(resolution=0.5)
-    plan = fit.run(
+    plan = pruning_plan.run(
         whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
     )  # fmt: skip
     assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
@@ -184,14 +184,14 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     assert [(one.size, one.reached, one.images) for one in plan.trials] == [
         ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
     ]  # fmt: skip
-    assert surgery.macs(plan.after) == trained[1][2]
-    again = fit.run(
+    assert profile.macs(plan.after) == trained[1][2]
+    again = pruning_plan.run(
         whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
     )  # fmt: skip
     assert (again.resized, again.trials, again.surgery) == (plan.resized, plan.trials, plan.surgery)
     assert len(trained) == 3
     assert not any(folder.exists() for folder in folders)
-    fit.run(whole, asked, TARGET, Budget(macs="0.4x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size))
+    pruning_plan.run(whole, asked, TARGET, Budget(macs="0.4x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size))
     names = {folder.name for folder in folders}  # another plan does not go on with this one's training
     assert [sum(f"-{side}x" in name for name in names) for side in (32, 24, 16)] == [2, 2, 1]  # 16x16 cuts nothing
 
@@ -212,19 +212,19 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
 
     whole, tried = dataclasses.replace(adapted(net()), head="body.8"), []
     whole = dataclasses.replace(whole, trained=dataclasses.replace(whole.trained, model=Auxiliary().eval()))
-    monkeypatch.setattr(planning.loop, "train", lambda *_, **__: loop.Training((), 0, 0.5, 0.5))
+    monkeypatch.setattr(loop, "train", lambda *_, **__: loop.Training((), 0, 0.5, 0.5))
 
     def at(size: tuple[int, int]) -> Adapted:
         tried.append(size)
         return smaller(whole, size)
 
-    fit.run(whole, recipe(resolution=0.5), TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=at)
+    pruning_plan.run(whole, recipe(resolution=0.5), TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=at)
     assert tried == [(32, 32), (24, 24)]
 
 
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = adapted(net(pooled=False))
-    plan = fit.run(
+    plan = pruning_plan.run(
         whole, recipe(resolution=0.5), TARGET, Budget(macs="0.6x"), IMAGE, tmp_path,
         at=lambda size: smaller(whole, size),
     )  # fmt: skip
@@ -234,9 +234,9 @@ def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"leave prune\.ratio = 0 out"):
-        fit.run(adapted(net()), recipe(resolution=0.5, ratio=0), TARGET, Budget(macs="0.5x"), IMAGE, tmp_path)
+        pruning_plan.run(adapted(net()), recipe(resolution=0.5, ratio=0), TARGET, Budget(macs="0.5x"), IMAGE, tmp_path)
 
 
 def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"resolution = 0\.5 is searched for a budget; .* --latency"):
-        fit.run(adapted(net()), recipe(resolution=0.5, ratio=0.3), TARGET, Budget(), IMAGE, tmp_path)
+        pruning_plan.run(adapted(net()), recipe(resolution=0.5, ratio=0.3), TARGET, Budget(), IMAGE, tmp_path)

@@ -11,9 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import dialects, discover, onnx_export, qdq, quantizer
-from toolchain.errors import ToolchainError
-from toolchain.values import Placement, QuantScheme
+from toolchain.config.target import QuantScheme
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.export import to_onnx
+from toolchain.export.passes import cleanup, runtime_fusions
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
 
 
 class Block(nn.Module):
@@ -44,23 +48,23 @@ def model() -> nn.Module:
 
 
 def calibrated(model: nn.Module, placement: Placement | None = None, scheme: QuantScheme | None = None):
-    graph, planned = quantizer.prepare(model, IMAGE, placement or Placement(), scheme or QuantScheme())
-    quantizer.observe(graph, ranges=True, rounding=False)
+    graph, planned = pt2e.prepare(model, IMAGE, placement or Placement(), scheme or QuantScheme())
+    pt2e.observe(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(64, 3, 8, 8))
-    quantizer.observe(graph, ranges=False, rounding=True)
+    pt2e.observe(graph, ranges=False, rounding=True)
     return graph, planned
 
 
 def exported(graph: nn.Module, folder: Path) -> Path:
-    onnx_export.to_onnx(quantizer.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
+    to_onnx.to_onnx(pt2e.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
     return folder / "model.onnx"
 
 
 def test_batch_norm_is_folded_before_anything_is_observed(model: nn.Module) -> None:
-    graph, _ = quantizer.prepare(model, IMAGE, Placement(), QuantScheme())
+    graph, _ = pt2e.prepare(model, IMAGE, Placement(), QuantScheme())
     assert not [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
-    quantizer.observe(graph, ranges=False, rounding=False)
+    pt2e.observe(graph, ranges=False, rounding=False)
     x = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
 
@@ -78,7 +82,7 @@ def test_converted_model_equals_the_fake_quantized_one_after_training(model: nn.
         optimizer.step()
     x = torch.randn(16, 3, 8, 8)
     trained = graph(x).detach()
-    converted = quantizer.convert(graph, IMAGE)
+    converted = pt2e.convert(graph, IMAGE)
     assert torch.equal(converted(x), trained)
 
 
@@ -91,19 +95,19 @@ def test_preparing_leaves_the_float_model_alone(model: nn.Module) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_all_planned_layers_run_in_integers(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model)
-    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
     found = room.coverage(made.path, precision="int8")
     assert (found.integer, found.float_ops) == (len(planned), ())
 
 
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model, Placement(float_modules=("inner",)))
-    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
     found = room.coverage(made.path, precision="int8")
     assert planned == ("stem.0", "back", "head")
@@ -111,14 +115,14 @@ def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str
     assert found.float_ops == ("inner.0",)
 
 
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, _ = calibrated(model)
     x = torch.randn(20, 3, 8, 8)
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
-    step = onnx_export.output_step(path)
-    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    step = to_onnx.output_step(path)
+    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     session = room.open(room.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     assert step is not None
@@ -139,7 +143,7 @@ class Hard(nn.Module):
         return self.head((x * self.gate(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 @pytest.mark.parametrize("chosen", [Placement(float_modules=("",)), Placement(), Placement(float_operations=())])
 def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     runtime: str, chosen: Placement, tmp_path: Path
@@ -150,11 +154,11 @@ def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
     assert "HardSigmoid" in {node.op_type for node in onnx.load(path).graph.node}
-    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     made = room.compile(path, tmp_path / "compiled")
     session = room.open(made.path, threads=1, precision="int8" if planned else "f32")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
-    step = onnx_export.output_step(path)
+    step = to_onnx.output_step(path)
     assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
 
 
@@ -173,13 +177,13 @@ class Rows(nn.Module):
         return self.head((x + y.permute(0, 3, 1, 2)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("runtime", discover.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 @pytest.mark.parametrize("results", [True, False])
 def test_products_over_the_last_of_four_dimensions_run_in_integers(runtime: str, results: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, planned = calibrated(Rows().eval(), Placement(results=results))
     path = exported(graph, tmp_path)
-    room = importlib.import_module(f"toolchain.runtimes.{runtime}")
+    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     made = room.compile(path, tmp_path / "compiled")
     in_float = room.coverage(made.path, precision="int8").float_ops
     assert set(planned) == {"stem", "wide", "plain", "narrow", "head"}
@@ -189,7 +193,7 @@ def test_products_over_the_last_of_four_dimensions_run_in_integers(runtime: str,
     session = room.open(made.path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     wanted = graph(x).detach().numpy()
-    assert np.abs(given - wanted).max() <= 2 * (onnx_export.output_step(path) or np.ptp(wanted) / 255) + 1e-6
+    assert np.abs(given - wanted).max() <= 2 * (to_onnx.output_step(path) or np.ptp(wanted) / 255) + 1e-6
 
 
 class Shuffled(nn.Module):
@@ -211,12 +215,12 @@ def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, _ = calibrated(Shuffled().eval())
     written = onnx_ir.load(exported(graph, tmp_path))
-    before = len(qdq.of_type(written.graph, "QuantizeLinear"))
-    dialects.drop_rounding_behind_moves(written.graph)
-    qdq.remove_dead(written.graph)
+    before = len(cleanup.of_type(written.graph, "QuantizeLinear"))
+    runtime_fusions.drop_rounding_behind_moves(written.graph)
+    cleanup.remove_dead(written.graph)
     moves = [node for node in written.graph if node.op_type in {"Concat", "Transpose", "Reshape"}]
-    qdq.save(written, tmp_path / "moved.onnx")
-    assert len(qdq.of_type(written.graph, "QuantizeLinear")) < before
+    cleanup.save(written, tmp_path / "moved.onnx")
+    assert len(cleanup.of_type(written.graph, "QuantizeLinear")) < before
     assert len(moves) == 4
     assert not any(use.node.op_type == "QuantizeLinear" for node in moves for use in node.outputs[0].uses())
     x = torch.randn(1, 3, 8, 8).numpy()
@@ -246,9 +250,9 @@ def test_a_move_into_another_scale_is_rounded_again() -> None:
         graph = onnx_ir.from_proto(
             onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [values["x"]], [values["y"]], known))
         ).graph
-        dialects.drop_rounding_behind_moves(graph)
-        qdq.remove_dead(graph)
-        assert len(qdq.of_type(graph, "QuantizeLinear")) == left
+        runtime_fusions.drop_rounding_behind_moves(graph)
+        cleanup.remove_dead(graph)
+        assert len(cleanup.of_type(graph, "QuantizeLinear")) == left
 
 
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:
@@ -289,7 +293,7 @@ def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
     with pytest.raises(
         ToolchainError, match=r"cannot be exported for quantization.*test_quantizer.py, line \d+: return x \* 2 if"
     ):
-        quantizer.prepare(Branching(), IMAGE, Placement(), QuantScheme())
+        pt2e.prepare(Branching(), IMAGE, Placement(), QuantScheme())
 
 
 def test_a_model_of_two_inputs_is_refused_by_their_names() -> None:
@@ -298,7 +302,7 @@ def test_a_model_of_two_inputs_is_refused_by_their_names() -> None:
             return image * mask
 
     with pytest.raises(ToolchainError, match=r"takes 2 inputs \(image, mask\)"):
-        quantizer.prepare(Pair(), IMAGE, Placement(), QuantScheme())
+        pt2e.prepare(Pair(), IMAGE, Placement(), QuantScheme())
 
 
 def test_an_operation_that_onnx_lacks_is_named(tmp_path: Path) -> None:
@@ -338,21 +342,19 @@ def test_frozen_ranges_are_those_that_conversion_uses(model: nn.Module) -> None:
         for name, buffer in graph.named_buffers():
             if name.endswith("max_val"):
                 buffer.mul_(0.7)  # as averaging the weights of several steps would
-    quantizer.observe(graph, ranges=False, rounding=True)
+    pt2e.observe(graph, ranges=False, rounding=True)
     x = torch.randn(16, 3, 8, 8)
     shown = graph(x).detach()
-    assert torch.equal(quantizer.convert(graph, IMAGE)(x), shown)
+    assert torch.equal(pt2e.convert(graph, IMAGE)(x), shown)
 
 
 def test_an_activation_in_channels_last_is_rounded_like_any_other() -> None:
     values = torch.randn(2, 5, 7, 3)
     found = []
     for form in (torch.contiguous_format, torch.channels_last):
-        graph, _ = quantizer.prepare(
-            nn.Sequential(nn.Conv2d(5, 4, 1)), torch.zeros(1, 5, 7, 3), Placement(), QuantScheme()
-        )
-        one = next(iter(quantizer.activations(graph).values()))
-        quantizer.observe(graph, ranges=True, rounding=True)
+        graph, _ = pt2e.prepare(nn.Sequential(nn.Conv2d(5, 4, 1)), torch.zeros(1, 5, 7, 3), Placement(), QuantScheme())
+        one = next(iter(pt2e.activations(graph).values()))
+        pt2e.observe(graph, ranges=True, rounding=True)
         given = values.clone(memory_format=form).requires_grad_()
         rounded = one(given)
         rounded.square().sum().backward()

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import quantizer, ranges
-from toolchain.values import Placement, QuantScheme
+from toolchain.config.target import QuantScheme
+from toolchain.quantization import pt2e, ranges
+from toolchain.quantization.placement import Placement
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -68,7 +69,7 @@ def net() -> nn.Module:
 
 
 def prepared(net: nn.Module, images: Tensor):
-    graph, _ = quantizer.prepare(net, IMAGE, Placement(), QuantScheme())
+    graph, _ = pt2e.prepare(net, IMAGE, Placement(), QuantScheme())
     found = ranges.collect(graph, images.split(40))
     return graph, found
 
@@ -87,7 +88,7 @@ def test_every_method_gives_a_model_close_to_the_float_one(net: nn.Module, metho
     graph, found = prepared(net, images)
     ranges.put(graph, found, method)
     assert (graph(images) - net(images)).abs().max() < 0.1
-    torch.testing.assert_close(quantizer.convert(graph, IMAGE)(images), graph(images), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pt2e.convert(graph, IMAGE)(images), graph(images), atol=1e-6, rtol=1e-6)
 
 
 def test_corrected_biases_take_the_mean_shift_of_rounding_back(net: nn.Module) -> None:

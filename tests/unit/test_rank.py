@@ -7,10 +7,10 @@ import torch
 from test_fit import IMAGE, TARGET, adapted, recipe
 from torch import nn
 
-from toolchain import gradients
-from toolchain.stages import fit, rank
-from toolchain.stages.adapt import Adapted
-from toolchain.values import Budget, PruneSpec
+from toolchain.config.recipe import Budget, PruneSpec
+from toolchain.pruning import channel_ranking, gradients
+from toolchain.search import pruning_plan
+from toolchain.training.finetune import Adapted
 
 __all__ = ["adapted"]
 FISHER = PruneSpec(criterion="fisher")
@@ -24,7 +24,7 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
 
 
 def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
-    first, again = (rank.run(adapted, FISHER, tmp_path).gradients for _ in range(2))
+    first, again = (channel_ranking.run(adapted, FISHER, tmp_path).gradients for _ in range(2))
     assert len(collected) == 1
     assert first is not None
     assert again is not None
@@ -36,13 +36,13 @@ def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, coll
 
 
 def test_two_plans_of_one_model_share_them(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
-    fit.run(adapted, recipe("fisher"), TARGET, Budget(), IMAGE, tmp_path)
-    fit.run(adapted, recipe("taylor"), TARGET, Budget(), IMAGE, tmp_path)
+    pruning_plan.run(adapted, recipe("fisher"), TARGET, Budget(), IMAGE, tmp_path)
+    pruning_plan.run(adapted, recipe("taylor"), TARGET, Budget(), IMAGE, tmp_path)
     assert len(collected) == 1
 
 
 def test_a_criterion_that_reads_weights_alone_costs_none(
     adapted: Adapted, tmp_path: Path, collected: list[nn.Module]
 ) -> None:
-    assert rank.run(adapted, PruneSpec(criterion="magnitude"), tmp_path).gradients is None
+    assert channel_ranking.run(adapted, PruneSpec(criterion="magnitude"), tmp_path).gradients is None
     assert collected == []

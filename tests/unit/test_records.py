@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from toolchain import records
-from toolchain.errors import ToolchainError
+from toolchain.core import files, stage_cache
+from toolchain.core.errors import ToolchainError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
-    records.write_text(tmp_path / "x", "old")
+    files.write_text(tmp_path / "x", "old")
     with (
         pytest.raises(ToolchainError, match="cannot write.*No space left.*free some room"),
-        records.writing(tmp_path / "x") as out,
+        files.writing(tmp_path / "x") as out,
     ):
         out.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -31,48 +31,48 @@ def test_a_full_disk_is_one_clear_message() -> None:
             full.write(b"x" * 100_000)
             full.flush()
         except OSError as reason:
-            raise records.disk_error(Path("/dev/full"), reason) from reason
+            raise files.disk_error(Path("/dev/full"), reason) from reason
 
 
 def test_numpys_short_write_is_taken_for_a_full_disk() -> None:
     with Path("/dev/full").open("wb") as full, pytest.raises(OSError, match="requested") as short:
         np.zeros(100_000).tofile(full)
-    assert "free some room" in str(records.disk_error(Path("x.npy"), short.value))
+    assert "free some room" in str(files.disk_error(Path("x.npy"), short.value))
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path) -> None:
-    hold = "import sys,time\nfrom pathlib import Path\nfrom toolchain import records\n"
+    hold = "import sys,time\nfrom pathlib import Path\nfrom toolchain.core import files as records\n"
     hold += "with records.locked(Path(sys.argv[1]), wait=False):\n print('held', flush=True)\n time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ToolchainError, match="another run is writing"), records.locked(tmp_path, wait=False):
+        with pytest.raises(ToolchainError, match="another run is writing"), files.locked(tmp_path, wait=False):
             pass
         other.kill()
         other.wait()
-    with records.locked(tmp_path, wait=False):
+    with files.locked(tmp_path, wait=False):
         pass
 
 
 def test_a_stage_is_done_only_when_its_record_stands(tmp_path: Path) -> None:
-    with records.stage(tmp_path, "adapt", "k") as stage:
+    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
         assert stage.figures is None
         (stage.folder / ".half.tmp").write_text("left by a kill")
-    with records.stage(tmp_path, "adapt", "k") as stage:
+    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
         assert stage.figures is None
         assert not (stage.folder / ".half.tmp").exists()
-        records.finish(stage, time.monotonic(), {"accuracy": 0.5})
-    with records.stage(tmp_path, "adapt", "k") as stage:
+        stage_cache.finish(stage, time.monotonic(), {"accuracy": 0.5})
+    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
         assert stage.figures == {"accuracy": 0.5}
 
 
 def test_digests_see_every_difference_and_no_order() -> None:
-    assert records.digest({"a": 1, "b": (1, 2)}) == records.digest({"b": [1, 2], "a": 1})
-    assert records.digest(1, 2) != records.digest([1, 2])
-    assert records.digest({"a": 1}) != records.digest({"a": 1.5})
+    assert files.digest({"a": 1, "b": (1, 2)}) == files.digest({"b": [1, 2], "a": 1})
+    assert files.digest(1, 2) != files.digest([1, 2])
+    assert files.digest({"a": 1}) != files.digest({"a": 1.5})
 
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ToolchainError, match=r"x\.json is not valid JSON"):
-        records.read_json(tmp_path / "x.json")
+        files.read_json(tmp_path / "x.json")

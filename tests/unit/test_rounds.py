@@ -8,18 +8,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import gradients, groups, loop, records, rounds, spec, surgery, widths
-from toolchain.criteria import magnitude
-from toolchain.data import Dataset, Images
-from toolchain.errors import ToolchainError
-from toolchain.stages import fit, prune, recover
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.fit import Fit
-from toolchain.stages.prune import Pruned
-from toolchain.values import AugmentSpec, Budget, ModelSpec, Preprocess, PruneSpec, Recipe, Surgery, TrainSpec
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.models import profile
+from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, surgery, width_search
+from toolchain.pruning import options as options_module
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.prune import Pruned
+from toolchain.pruning.surgery import Surgery
+from toolchain.search import pruning_plan
+from toolchain.search.plan import Fit
+from toolchain.training import loop
+from toolchain.training import trained as trained_module
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 
 
 class Block(nn.Module):
@@ -68,7 +76,9 @@ def adapted() -> Adapted:
     splits = {"train": images(range(32)), "val": images(range(32, 48))}
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 32, 2)), "drawn", ())  # type: ignore[arg-type]
-    return Adapted(loop.Trained(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ())
+    return Adapted(
+        trained_module.Trained(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
+    )
 
 
 def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
@@ -80,7 +90,7 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
 
 
 def planned(adapted: Adapted, asked: Recipe, work: Path) -> Fit:
-    return fit.run(adapted, asked, TARGET, Budget(), IMAGE, work)
+    return pruning_plan.run(adapted, asked, TARGET, Budget(), IMAGE, work)
 
 
 def pruned(adapted: Adapted, asked: Recipe, work: Path, plan: Fit | None = None) -> Pruned:
@@ -94,23 +104,23 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def dropping(plan: Fit, adapted: Adapted, block: str) -> Fit:
     """The plan without one block."""
-    found = surgery.options(
+    found = options_module.options(
         adapted.trained.model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
     )
     wanted = tuple(
         8 if group.channels > 8 and any(m.module in plan.surgery.attributes for m in group.members) else group.channels
         for group in found.groups
     )
-    made = surgery.of(adapted.trained.model, found, widths.Choice(wanted, frozenset({block})))
+    made = surgery.of(adapted.trained.model, found, width_search.Choice(wanted, frozenset({block})))
     return dataclasses.replace(plan, surgery=made)
 
 
 def only_mix(adapted: Adapted, channels: int) -> Surgery:
     """A plan that narrows the layer `mix` and nothing else."""
     net = adapted.trained.model
-    found = surgery.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
+    found = options_module.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
     kept = tuple(channels if group.name == "mix" else group.channels for group in found.groups)
-    return surgery.of(net, found, widths.Choice(kept))
+    return surgery.of(net, found, width_search.Choice(kept))
 
 
 @pytest.fixture
@@ -131,10 +141,10 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[loop.Job]:
 
 
 def cut(model: nn.Module, kept: Callable[[int], int], *dropped: str) -> Surgery:
-    found = surgery.options(
+    found = options_module.options(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score, blocks=("first", "second")
     )
-    choice = widths.Choice(tuple(kept(group.channels) for group in found.groups), frozenset(dropped))
+    choice = width_search.Choice(tuple(kept(group.channels) for group in found.groups), frozenset(dropped))
     return surgery.of(model, found, choice)
 
 
@@ -149,7 +159,7 @@ def test_two_plans_as_one_replay_identically(tmp_path: Path) -> None:
     second = cut(middle, lambda channels: max(4, channels - 8))
     both = surgery.compose(first, second)
     end = surgery.apply(middle, second)
-    records.write_json(tmp_path / "plan.json", both)
+    files.write_json(tmp_path / "plan.json", both)
     fresh = surgery.apply(Net().eval(), surgery.read(tmp_path / "plan.json"))
     fresh.load_state_dict(end.state_dict())
     x = torch.randn(2, 3, 8, 8)
@@ -175,16 +185,16 @@ def test_what_a_second_plan_drops_takes_the_first_ones_cuts_with_it() -> None:
 def test_nothing_before_or_behind_a_plan_changes_nothing() -> None:
     plan = cut(Net().eval(), lambda channels: channels - 4)
     for both in (surgery.compose(plan, Surgery()), surgery.compose(Surgery(), plan)):
-        assert records.plain(both) == records.plain(plan)
+        assert files.plain(both) == files.plain(plan)
 
 
 # --- how far each round goes --------------------------------------------------------------------------------
 
 
 def test_widths_fall_by_the_same_share_and_end_at_the_plan() -> None:
-    assert [rounds.width(256, 32, share / 3, 16) for share in (1, 2, 3)] == [128, 64, 32]
+    assert [pruning_rounds.width(256, 32, share / 3, 16) for share in (1, 2, 3)] == [128, 64, 32]
     for whole, final, alignment in ((320, 48, 16), (72, 16, 16), (24, 24, 16), (100, 12, 4), (40, 24, 16)):
-        found = [rounds.width(whole, final, share / 7, alignment) for share in range(1, 8)]
+        found = [pruning_rounds.width(whole, final, share / 7, alignment) for share in range(1, 8)]
         assert found == sorted(found, reverse=True)
         assert found[0] > final or whole == final or whole - final == alignment
         assert found[-1] == final
@@ -205,7 +215,7 @@ def test_the_architecture_is_the_planned_one_and_one_plan_leads_to_it(
     assert str(found.model) == str(once.model)
     assert found.surgery.dropped == plan.surgery.dropped == ((block,) if block else ())
     fresh = surgery.apply(Net().eval(), found.surgery)
-    assert surgery.layers(fresh, IMAGE) == surgery.layers(once.model, IMAGE)
+    assert profile.layers(fresh, IMAGE) == profile.layers(once.model, IMAGE)
     fresh.load_state_dict(found.model.state_dict())
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(fresh(x), found.model.eval()(x))
@@ -259,20 +269,20 @@ def test_groups_that_share_a_layers_outputs_are_told_apart() -> None:
 
     now = (group(0, 4), group(4, 8))
     ranked = tuple(torch.arange(one.channels) for one in now)
-    options = widths.Options((), now, ranked, ranked, (), 1, 1.0)
+    options = width_search.Options((), now, ranked, ranked, (), 1, 1.0)
     done, plan = kept(range(4), range(8, 16)), kept(range(2), range(8, 14))
-    choice = rounds.choice(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
+    choice = pruning_rounds.choice(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
     assert choice.kept == (2, 6)
 
 
 def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: Adapted) -> None:
     net = adapted.trained.model
     whole = groups.find(net, IMAGE, "head")
-    found = surgery.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
+    found = options_module.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
     plan = cut(net, lambda channels: channels - 4)
     fewer = dataclasses.replace(found, groups=found.groups[1:], ranked=found.ranked[1:])
     with pytest.raises(ToolchainError, match="can no longer be traced .* rounds = 1"):
-        rounds.choice(fewer, whole, plan, Surgery(), 0.5)
+        pruning_rounds.choice(fewer, whole, plan, Surgery(), 0.5)
 
 
 # --- epochs and records -------------------------------------------------------------------------------------
@@ -311,8 +321,8 @@ def test_a_killed_run_does_no_finished_round_again(
         pass
 
     train, ranked = loop.train, list[int]()
-    choice = rounds.choice
-    monkeypatch.setattr(rounds, "choice", lambda *given: ranked.append(1) or choice(*given))
+    choice = pruning_rounds.choice
+    monkeypatch.setattr(pruning_rounds, "choice", lambda *given: ranked.append(1) or choice(*given))
 
     def killed(model: nn.Module, job: loop.Job) -> loop.Training:
         if "round 2" not in job.label:
@@ -333,7 +343,7 @@ def test_a_killed_run_does_no_finished_round_again(
     again = pruned(adapted, asked, tmp_path / "cut")
     assert [job.label for job in trained] == ["prune: round 2"]
     assert len(ranked) == 3  # the round that was killed had been ranked
-    assert records.plain(again.surgery) == records.plain(whole.surgery)
+    assert files.plain(again.surgery) == files.plain(whole.surgery)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
     trained.clear()
@@ -348,7 +358,7 @@ def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: Adapted, tm
     found = pruned(adapted, asked, tmp_path)
     small = recover.run(found, adapted, asked, tmp_path)
     assert not (tmp_path / "prune").exists()
-    assert small.key == records.digest(
+    assert small.key == files.digest(
         recover.VERSION, "dense", found.surgery, asked.recover, adapted.augment, asked.balance, asked.seed
     )  # as before there were rounds
     in_rounds = recover.run(pruned(adapted, recipe(2), tmp_path), adapted, recipe(2), tmp_path)

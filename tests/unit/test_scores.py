@@ -5,11 +5,11 @@ import ast
 import numpy as np
 import pytest
 
-from toolchain import discover
-from toolchain.errors import ToolchainError
-from toolchain.scores import hscore, leep, levels, logme, probe
-from toolchain.seen import Seen, enough
-from toolchain.stages import score as stage
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.models.frozen_features import Seen, enough
+from toolchain.selection import transfer_scores
+from toolchain.selection.scores import hscore, leep, levels, logme, probe
 
 # images, features, classes, features that are not zero -> LogME by github.com/thuml/LogME, commit 3a08950 (fixed point), and
 # LEEP by its LEEP.py, commit 1dbc4d1, run on what `drawn` gives
@@ -81,9 +81,9 @@ def test_hscore_does_not_grow_with_features_of_noise() -> None:
     assert hscore.score(padded, padded) < 1.3 * hscore.score(seen, seen)
 
 
-@pytest.mark.parametrize("name", discover.modules("scores"))
+@pytest.mark.parametrize("name", registry.modules("scores"))
 def test_every_score_prefers_features_that_tell_the_classes_apart(name: str) -> None:
-    room = discover.module("scores", name)
+    room = registry.module("scores", name)
     good, shuffled = drawn(0, 300, 20, 4, 20), drawn(0, 300, 20, 4, 20)
     mixed = np.random.default_rng(0).permutation(300)
     bad = Seen(features=shuffled.features[mixed], labels=shuffled.labels, source=shuffled.source[mixed])  # type: ignore[index]
@@ -112,8 +112,9 @@ def test_what_no_score_can_tell_is_said(labels: list[int], features: np.ndarray,
 
 def test_what_scores_call_decides_whether_they_are_computed_anew() -> None:
     called = set[str]()
-    for path in (discover.PACKAGE / "scores").glob("*.py"):
+    for path in (registry.PACKAGE / "selection" / "scores").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "toolchain":
-                called |= {alias.name for alias in node.names}
-    assert called == set(stage.SHARED)
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("toolchain."):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                called |= {name for name in names if not name.startswith("toolchain.models.")}
+    assert called == {f"toolchain.{name.replace('/', '.')}" for name in transfer_scores.SHARED}

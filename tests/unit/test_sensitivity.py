@@ -10,17 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover, loader, loop, records, spec, summary, surgery, widths
-from toolchain.data import Dataset, Images
-from toolchain.groups import Group
-from toolchain.stages import fit, sensitivity
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.fit import Fit
-from toolchain.stages.sensitivity import Curve, Sensitivity
-from toolchain.values import AugmentSpec, Budget, ModelSpec, Preprocess, PruneSpec, Recipe, Surgery
+from toolchain.config import reader
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.core import files, registry
+from toolchain.core.types import Preprocess
+from toolchain.data import loader
+from toolchain.data.dataset import Dataset, Images
+from toolchain.models import profile
+from toolchain.pruning import surgery, width_search
+from toolchain.pruning.groups import Group
+from toolchain.pruning.surgery import Surgery
+from toolchain.report import assemble
+from toolchain.search import pruning_plan, sensitivity
+from toolchain.search.plan import Fit
+from toolchain.search.sensitivity import Curve, Sensitivity
+from toolchain.training import loop, trained
+from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(spec.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion="magnitude"))
 
 
@@ -64,7 +72,7 @@ def made(block: nn.Module) -> Adapted:
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(90)), torch.ones(90))
     splits = Splits({"train": images.chosen(range(30)), "val": images.chosen(range(30, 90))})
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 30, 2)), "drawn", ())  # type: ignore[arg-type]
-    return Adapted(loop.Trained(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
+    return Adapted(trained.Trained(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
 
 
 class Splits(dict[str, Any]):
@@ -86,7 +94,7 @@ def adapted() -> Adapted:
 
 
 def planned(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Fit:
-    return fit.run(adapted, recipe, TARGET, Budget(), IMAGE, work)
+    return pruning_plan.run(adapted, recipe, TARGET, Budget(), IMAGE, work)
 
 
 def found(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:
@@ -185,7 +193,7 @@ def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: Adapted, tm
         assert all(round(point.share * curve.channels) % 4 == 0 for point in curve.points)
 
 
-@pytest.mark.parametrize("name", discover.modules("criteria"))
+@pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_channels_go_in_the_order_in_which_the_plan_took_them(name: str, adapted: Adapted, tmp_path: Path) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
@@ -200,7 +208,7 @@ def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: 
     fine = dataclasses.replace(TARGET, alignment=1)
     options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
-    plan = Fit(surgery.of(adapted.trained.model, options, widths.Choice(kept)), "fine", (), (), None)
+    plan = Fit(surgery.of(adapted.trained.model, options, width_search.Choice(kept)), "fine", (), (), None)
     curves = sensitivity.run(adapted, plan, RECIPE, fine, IMAGE, tmp_path)
     assert curves is not None
     shares = {curve.name: [point.share for point in curve.points] for curve in curves.curves}
@@ -279,7 +287,7 @@ def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_no
     stream = next(g for g in options.groups if any(m.module == "stem" for m in g.members))
     inside = dataclasses.replace(stream, members=tuple(m for m in stream.members if m.module == "block.body"))
     kept = tuple(12 if group is stream else group.channels for group in options.groups)
-    plan = surgery.of(adapted.trained.model, options, widths.Choice(kept, frozenset({"block"})))
+    plan = surgery.of(adapted.trained.model, options, width_search.Choice(kept, frozenset({"block"})))
     assert stream.name == "block.body"  # which is gone, so another layer has to tell
     assert sensitivity.cut(stream, plan) == 0.25
     assert sensitivity.cut(inside, plan) == 1.0
@@ -298,7 +306,7 @@ def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Adapte
 def test_asking_for_it_does_not_plan_anew(adapted: Adapted, tmp_path: Path) -> None:
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     assert planned(adapted, tmp_path, silent).key == planned(adapted, tmp_path).key
-    assert records.plain(silent.prune)["sensitivity"] is False
+    assert files.plain(silent.prune)["sensitivity"] is False
 
 
 def test_a_part_of_validation_keeps_the_classes_shares() -> None:
@@ -313,13 +321,13 @@ def test_a_part_of_validation_keeps_the_classes_shares() -> None:
 def test_the_report_has_the_curve_with_the_dense_model_first(adapted: Adapted, tmp_path: Path) -> None:
     curves = found(adapted, tmp_path)
     curve: Curve = next(c for c in curves.curves if c.cut)
-    row = summary.curve(curve, curves.dense)
+    row = assemble.curve(curve, curves.dense)
     assert row["shares"] == [0.0, *(point.share for point in curve.points)]
     assert row["accuracies"] == [1.0, *(point.accuracy.estimate for point in curve.points)]
     assert all(
         low <= middle <= high for low, middle, high in zip(row["low"], row["accuracies"], row["high"], strict=True)
     )
     assert (row["name"], row["cut"], row["images"], row["split"]) == (curve.name, curve.cut, 60, "val")
-    assert surgery.layers(adapted.trained.model, IMAGE)[0].name in {name for c in curves.curves for name in c.layers}
-    empty = summary.curve(dataclasses.replace(curve, points=(), why="no time"), curves.dense)
+    assert profile.layers(adapted.trained.model, IMAGE)[0].name in {name for c in curves.curves for name in c.layers}
+    empty = assemble.curve(dataclasses.replace(curve, points=(), why="no time"), curves.dense)
     assert (empty["shares"], empty["accuracies"], empty["drops"], empty["why"]) == ([], [], [], "no time")

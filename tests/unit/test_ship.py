@@ -16,8 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa, x25
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from toolchain import archives, manifests, records, sbom, signing, vouched
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import sbom, signing, verify_bundle
+from toolchain.edge import archive as archives
+from toolchain.edge import manifest as manifests
 
 KINDS = {
     "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
@@ -63,7 +66,7 @@ def manifest(**changed: Any) -> dict[str, Any]:
 def packed(folder: Path, **changed: Any) -> Path:
     made = folder / "bundle"
     made.mkdir(parents=True)
-    records.write_json(made / "manifest.json", manifest(**changed))
+    files.write_json(made / "manifest.json", manifest(**changed))
     (made / "model.onnx").write_bytes(b"model")
     (made / "golden.npz").write_bytes(b"golden")
     archives.seal(made)
@@ -74,12 +77,12 @@ def packed(folder: Path, **changed: Any) -> Path:
 def test_what_was_signed_is_vouched_for(kind: str, tmp_path: Path) -> None:
     private, public = keys(tmp_path, KINDS[kind]())
     archive = packed(tmp_path)
-    assert vouched.sign(archive, private) == tmp_path / "bundle.tar.sig"
-    found = vouched.check(archive, public, 3)
+    assert verify_bundle.sign(archive, private) == tmp_path / "bundle.tar.sig"
+    found = verify_bundle.check(archive, public, 3)
     assert (found.files, found.manifest.classes) == (3, ("ant", "bee"))
     assert "sha256:" in found.signer
     with pytest.raises(ToolchainError, match="altered or cut since it was signed, or it was signed with another key"):
-        vouched.check(archive, keys(tmp_path / "other", KINDS[kind]())[1], 0)
+        verify_bundle.check(archive, keys(tmp_path / "other", KINDS[kind]())[1], 0)
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl here")
@@ -87,7 +90,7 @@ def test_what_was_signed_is_vouched_for(kind: str, tmp_path: Path) -> None:
 def test_a_board_with_openssl_alone_can_check(kind: str, digest: str, tmp_path: Path) -> None:
     private, public = keys(tmp_path, KINDS[kind]())
     archive = packed(tmp_path)
-    vouched.sign(archive, private)
+    verify_bundle.sign(archive, private)
     ask = ["openssl", "dgst", digest, "-verify", public, "-signature", tmp_path / "bundle.tar.sig", archive]
     assert "Verified OK" in subprocess.run(ask, capture_output=True, text=True, check=True).stdout
     archive.write_bytes(archive.read_bytes()[:-1] + b"x")
@@ -99,39 +102,39 @@ def test_what_openssl_signed_is_taken(tmp_path: Path) -> None:
     archive = packed(tmp_path)
     ask = ["openssl", "dgst", "-sha256", "-sign", private, "-out", tmp_path / "bundle.tar.sig", archive]
     subprocess.run(ask, check=True)
-    assert vouched.check(archive, public, 0).signer.startswith("EC secp256r1")
+    assert verify_bundle.check(archive, public, 0).signer.startswith("EC secp256r1")
 
 
 def test_any_altered_byte_or_lost_end_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     private, public = keys(tmp_path, KINDS["ed25519"]())
     archive = packed(tmp_path)
-    vouched.sign(archive, private)
+    verify_bundle.sign(archive, private)
     whole = archive.read_bytes()
     monkeypatch.setattr(archives, "unpacked", lambda *_: pytest.fail("it was opened"))
     for body in (whole[:-512], whole[:100], b"", whole[:700] + bytes([whole[700] ^ 1]) + whole[701:], whole + b"\0"):
         archive.write_bytes(body)
         with pytest.raises(ToolchainError, match="altered or cut"):
-            vouched.check(archive, public, 0)
+            verify_bundle.check(archive, public, 0)
 
 
 def test_unsigned_is_refused_where_a_key_is_asked_for(tmp_path: Path) -> None:
     _, public = keys(tmp_path, KINDS["p256"]())
     archive = packed(tmp_path)
     with pytest.raises(ToolchainError, match="nobody signed this archive"):
-        vouched.check(archive, public, 0)
-    assert "nobody asked" in vouched.check(archive, None, 0).sentence
+        verify_bundle.check(archive, public, 0)
+    assert "nobody asked" in verify_bundle.check(archive, None, 0).sentence
     with pytest.raises(ToolchainError, match=r"a signature is over the archive, give bundle\.tar"):
-        vouched.check(tmp_path / "bundle", public, 0)
+        verify_bundle.check(tmp_path / "bundle", public, 0)
     (tmp_path / "bundle.tar.sig").write_bytes(b"x" * 100_000)
     with pytest.raises(ToolchainError, match="larger than a signature can be"):
-        vouched.check(archive, public, 0)
+        verify_bundle.check(archive, public, 0)
 
 
 def test_an_older_release_is_refused(tmp_path: Path) -> None:
     archive = packed(tmp_path)
-    assert vouched.check(archive, None, 3).manifest.release == 3
+    assert verify_bundle.check(archive, None, 3).manifest.release == 3
     with pytest.raises(ToolchainError, match="release 3 of digits for cpu is older than 4"):
-        vouched.check(archive, None, 4)
+        verify_bundle.check(archive, None, 4)
 
 
 def test_damaged_archives_are_not_signed(tmp_path: Path) -> None:
@@ -139,10 +142,10 @@ def test_damaged_archives_are_not_signed(tmp_path: Path) -> None:
     archive = packed(tmp_path)
     archive.write_bytes(archive.read_bytes().replace(b"golden", b"gelden", 2))
     with pytest.raises(ToolchainError):
-        vouched.sign(archive, private)
+        verify_bundle.sign(archive, private)
     assert not (tmp_path / "bundle.tar.sig").exists()
     with pytest.raises(ToolchainError, match="the archive is what leaves the house"):
-        vouched.sign(tmp_path / "bundle", private)
+        verify_bundle.sign(tmp_path / "bundle", private)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +161,10 @@ def test_keys_of_another_kind_are_refused(made: Any, said: str, tmp_path: Path) 
     private, public = keys(tmp_path, made())
     archive = packed(tmp_path)
     with pytest.raises(ToolchainError, match=said):
-        vouched.sign(archive, private)
+        verify_bundle.sign(archive, private)
     (tmp_path / "bundle.tar.sig").write_bytes(b"x")
     with pytest.raises(ToolchainError, match=said):
-        vouched.check(archive, public, 0)
+        verify_bundle.check(archive, public, 0)
 
 
 def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,17 +179,17 @@ def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: p
     }
     for key, said in wrong.items():
         with pytest.raises(ToolchainError, match=said):
-            vouched.sign(archive, key)
+            verify_bundle.sign(archive, key)
     monkeypatch.setenv(signing.PASSWORD, "guessed")
     with pytest.raises(ToolchainError, match=f"or {signing.PASSWORD} is wrong"):
-        vouched.sign(archive, private)
+        verify_bundle.sign(archive, private)
     monkeypatch.setenv(signing.PASSWORD, "hidden")
-    vouched.sign(archive, private)
-    vouched.check(archive, public, 0)
+    verify_bundle.sign(archive, private)
+    verify_bundle.check(archive, public, 0)
     with pytest.raises(ToolchainError, match="is a private key; checking takes the public one: openssl pkey"):
-        vouched.check(archive, private, 0)
+        verify_bundle.check(archive, private, 0)
     with pytest.raises(ToolchainError, match="is not encrypted, unset"):
-        vouched.sign(archive, keys(tmp_path / "open", KINDS["p256"]())[0])
+        verify_bundle.sign(archive, keys(tmp_path / "open", KINDS["p256"]())[0])
 
 
 def test_a_newer_schema_says_what_to_do(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_a_newer_schema_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         ToolchainError, match=r"bundle\S*\.tar.*manifest schema 2; this version reads 1; a newer toolchain wrote it"
     ):
-        vouched.check(archive, None, 0)
+        verify_bundle.check(archive, None, 0)
 
 
 def test_a_manifest_is_checked_key_by_key(tmp_path: Path) -> None:
@@ -219,7 +222,7 @@ def test_the_verbs_never_load_torch(tmp_path: Path) -> None:
     private, public = keys(tmp_path, KINDS["p256"]())
     archive = packed(tmp_path)
     ask = (
-        "import sys; from toolchain import cli\ntry:\n cli.main()\n"
+        "import sys; from toolchain.cli import main as cli\ntry:\n cli.main()\n"
         "finally:\n print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
     )
 
@@ -228,7 +231,7 @@ def test_the_verbs_never_load_torch(tmp_path: Path) -> None:
         return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False).stdout.splitlines()
 
     assert said("sign", private) == [f"signature: {tmp_path / 'bundle.tar.sig'}", "[]"]
-    by = vouched.check(archive, public, 0).signer
+    by = verify_bundle.check(archive, public, 0).signer
     assert said("verify", public) == [f"OK: digits for cpu, release 3: 3 files intact, signed with {by}", "[]"]
 
 
@@ -248,13 +251,13 @@ def test_the_same_files_give_the_same_archive(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_signature_stays_only_over_the_same_bytes(tmp_path: Path) -> None:
-    from toolchain.stages import bundle
+    from toolchain.deploy import bundle
 
     private, public = keys(tmp_path, KINDS["p256"]())
     archive = packed(tmp_path)
-    vouched.sign(archive, private)
+    verify_bundle.sign(archive, private)
     bundle._packed(tmp_path / "bundle", archive)
-    vouched.check(archive, public, 0)
+    verify_bundle.check(archive, public, 0)
     (tmp_path / "bundle" / "labels.txt").write_text("ant\nbee\n")
     archives.seal(tmp_path / "bundle")
     bundle._packed(tmp_path / "bundle", archive)

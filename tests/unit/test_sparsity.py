@@ -10,12 +10,15 @@ import torch
 from test_rounds import IMAGE, TARGET, Net, adapted, recipe  # noqa: F401  the fixture is used by name
 from torch import Tensor, nn
 
-from toolchain import groups, loop, records, sparsity, surgery
-from toolchain.groups import Group
-from toolchain.stages import fit, prune, recover, sparsify
-from toolchain.stages.adapt import Adapted
-from toolchain.state import Score
-from toolchain.values import Budget, Recipe
+from toolchain.config.recipe import Budget, Recipe
+from toolchain.core import files
+from toolchain.models import profile
+from toolchain.pruning import groups, prune, recover, sparsify, sparsity_penalty
+from toolchain.pruning.groups import Group
+from toolchain.search import pruning_plan
+from toolchain.training import loop
+from toolchain.training.finetune import Adapted
+from toolchain.training.training_state import Score
 
 STRENGTH = 0.01
 
@@ -95,7 +98,7 @@ def _all(weights: dict[str, Tensor]) -> list[list[list[Tensor]]]:
 def test_penalty_and_gradient_are_those_of_a_sum_by_hand(net: nn.Module) -> None:
     found = groups.find(net, IMAGE, "head")
     assert len(found) == 6
-    term = sparsity.penalty(found, STRENGTH)(net)
+    term = sparsity_penalty.penalty(found, STRENGTH)(net)
     term.backward()
     wanted, gradient = by_hand(net)
     assert term.item() == pytest.approx(wanted, rel=1e-5)
@@ -108,13 +111,16 @@ def test_channels_of_equal_strength_are_pressed_alike(net: nn.Module) -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(0.5)
-    sparsity.penalty(groups.find(net, IMAGE, "head"), STRENGTH)(net).backward()
+    sparsity_penalty.penalty(groups.find(net, IMAGE, "head"), STRENGTH)(net).backward()
     torch.testing.assert_close(net.get_parameter("stem.weight").grad, torch.full((24, 3, 3, 3), STRENGTH))
 
 
 def norms(found: Sequence[Group], model: nn.Module) -> list[Tensor]:
     weights = dict(model.named_parameters())
-    return [sparsity._norms(sparsity._slots(g), {n: t.detach() ** 2 for n, t in weights.items()}) for g in found]
+    return [
+        sparsity_penalty._norms(sparsity_penalty._slots(g), {n: t.detach() ** 2 for n, t in weights.items()})
+        for g in found
+    ]
 
 
 def weakest(adapted: Adapted, model: nn.Module) -> float:  # noqa: F811
@@ -162,13 +168,13 @@ def test_only_what_may_be_narrowed_is_pressed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    penalty = sparsity.penalty
+    penalty = sparsity_penalty.penalty
 
     def noted(found: Sequence[Group], strength: float) -> object:
         seen.extend(group.name for group in found)
         return penalty(found, strength)
 
-    monkeypatch.setattr(sparsity, "penalty", noted)
+    monkeypatch.setattr(sparsity_penalty, "penalty", noted)
     asked = sparse(epochs=1)
     asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, protect=("right",)))
     sparsify.run(adapted, asked, dataclasses.replace(TARGET, alignment=12), IMAGE, tmp_path)
@@ -181,8 +187,10 @@ def test_without_it_nothing_is_done_and_no_key_changes(adapted: Adapted, tmp_pat
     unpruned = dataclasses.replace(sparse(), prune=dataclasses.replace(sparse().prune, ratio=0))
     assert sparsify.run(adapted, unpruned, TARGET, IMAGE, tmp_path) is adapted.trained
     assert not (tmp_path / "sparsify").exists()
-    found = fit.run(adapted, recipe(1), TARGET, Budget(), IMAGE, tmp_path)
-    assert found.key == fit.run(adapted, sparse(3), TARGET, Budget(), IMAGE, tmp_path).key  # as long as the model is it
+    found = pruning_plan.run(adapted, recipe(1), TARGET, Budget(), IMAGE, tmp_path)
+    assert (
+        found.key == pruning_plan.run(adapted, sparse(3), TARGET, Budget(), IMAGE, tmp_path).key
+    )  # as long as the model is it
 
 
 def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
@@ -192,7 +200,7 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
 ) -> None:
     asked = sparse(2)
     start = sparsify.run(adapted, asked, TARGET, IMAGE, tmp_path)
-    plan = fit.run(dataclasses.replace(adapted, trained=start), asked, TARGET, Budget(), IMAGE, tmp_path)
+    plan = pruning_plan.run(dataclasses.replace(adapted, trained=start), asked, TARGET, Budget(), IMAGE, tmp_path)
     train, teachers = loop.train, list[nn.Module | None]()
     monkeypatch.setattr(loop, "train", lambda model, job: teachers.append(job.teacher) or train(model, job))
     once = prune.at_once(start, plan)
@@ -200,7 +208,7 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
     found = prune.run(start, plan, adapted, asked, TARGET, IMAGE, tmp_path)
     small = recover.run(found, adapted, asked, tmp_path)
     assert teachers == [adapted.trained.model] * 2
-    assert surgery.layers(small.model, IMAGE) == surgery.layers(once.model, IMAGE)
+    assert profile.layers(small.model, IMAGE) == profile.layers(once.model, IMAGE)
     plain = recover.run(dataclasses.replace(once, key=adapted.trained.key), adapted, asked, tmp_path)
     assert recover.run(once, adapted, asked, tmp_path).key != plain.key  # other weights, another training
 
@@ -227,7 +235,7 @@ def test_it_is_done_once_and_continues_where_it_was_cut(
         patch.setattr(loop, "evaluate", killed)
         sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
     again = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
-    assert records.plain(again.figures) == records.plain(whole.figures)
+    assert files.plain(again.figures) == files.plain(whole.figures)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     third = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
     for name, tensor in whole.model.state_dict().items():

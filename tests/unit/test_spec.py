@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from toolchain import discover, overrides, spec
-from toolchain.errors import ToolchainError
-from toolchain.stages import fit
+from toolchain.config import overrides, reader
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.search import pruning_plan
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> str:
@@ -23,16 +24,16 @@ MODEL = '[model]\nname = "resnet18"\n'
 
 
 @pytest.mark.parametrize("kind", ["recipes", "targets", "calibration"])
-def test_every_shipped_file_is_valid_and_described(kind: discover.DataKind) -> None:
-    readers = {"recipes": spec.recipe, "targets": spec.target, "calibration": spec.domain}
-    names = discover.names(kind)
+def test_every_shipped_file_is_valid_and_described(kind: registry.DataKind) -> None:
+    readers = {"recipes": reader.recipe, "targets": reader.target, "calibration": reader.domain}
+    names = registry.names(kind)
     assert names
     for name in names:
         assert readers[kind](name).description
 
 
 def test_every_recipe_names_a_domain_that_exists() -> None:
-    assert {spec.recipe(name).domain for name in discover.names("recipes")} <= set(discover.names("calibration"))
+    assert {reader.recipe(name).domain for name in registry.names("recipes")} <= set(registry.names("calibration"))
 
 
 @pytest.mark.parametrize(
@@ -94,21 +95,21 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
 )
 def test_a_wrong_recipe_is_refused_with_its_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ToolchainError, match=message) as error:
-        spec.recipe(write(tmp_path, text))
+        reader.recipe(write(tmp_path, text))
     assert "mine.toml" in str(error.value)
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "new.toml").write_text("schema = 9")
     with pytest.raises(ToolchainError, match="this version reads schema = 1"):
-        spec.recipe(str(tmp_path / "new.toml"))
+        reader.recipe(str(tmp_path / "new.toml"))
 
 
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(ToolchainError, match="did you mean 'openvino'"):
-        spec.target("openvno")
+        reader.target("openvno")
     with pytest.raises(ToolchainError, match="did you mean 'digits'"):
-        spec.recipe("digit")
+        reader.recipe("digit")
 
 
 def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +117,7 @@ def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nprecisions = ["f32", "bf16"]')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="onnxruntime has no bf16 here; possible are f32, int8"):
-        spec.target("odd")
+        reader.target("odd")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_a_scheme_that_the_instructions_do_not_serve_is_refused(
     (tmp_path / "targets" / "odd.toml").write_text(f'runtime = "onnxruntime"\nisa = "{isa}"\n[scheme]\n{scheme}')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match=message):
-        spec.target("odd")
+        reader.target("odd")
 
 
 def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,7 @@ def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "cpuu"')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="fit_like = 'cpuu'; did you mean 'cpu'"):
-        spec.target("odd")
+        reader.target("odd")
 
 
 def test_a_target_does_not_borrow_from_itself_or_lead_out_of_the_output(
@@ -157,18 +158,18 @@ def test_a_target_does_not_borrow_from_itself_or_lead_out_of_the_output(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "odd"')
     with pytest.raises(ToolchainError, match="cannot borrow from itself"):
-        spec.target("odd")
+        reader.target("odd")
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nname = "../odd"')
     with pytest.raises(ToolchainError, match="name = '../odd'"):
-        spec.target("odd")
+        reader.target("odd")
 
 
 def test_the_users_own_repository_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "cpu.toml").write_text('runtime = "onnxruntime"\nthreads = 3')
     monkeypatch.chdir(tmp_path)
-    assert spec.target("cpu").threads == 3
-    assert "openvino" in discover.names("targets")
+    assert reader.target("cpu").threads == 3
+    assert "openvino" in registry.names("targets")
 
 
 @pytest.mark.parametrize("pattern", ["(", "scene"])
@@ -179,7 +180,7 @@ def test_a_group_pattern_that_names_no_group_is_refused(
     (tmp_path / "calibration" / "odd.toml").write_text(f"group_pattern = '{pattern}'")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="a regular expression with one .group."):
-        spec.domain("odd")
+        reader.domain("odd")
 
 
 def test_flags_change_recipe_and_domain() -> None:
@@ -202,7 +203,7 @@ def test_a_ratio_and_a_latency_are_not_both_given() -> None:
 def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
     recipe, _ = overrides.job("solar", overrides.Flags(latency="0.5x", resolution=0.65))
     assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
-    assert spec.recipe("solar").prune.ratio == 0.5
+    assert reader.recipe("solar").prune.ratio == 0.5
     with pytest.raises(
         ToolchainError, match=r"prune\.resolution = 2\.0: the least share of each side, from 0\.25 to 1"
     ):
@@ -213,7 +214,7 @@ def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> 
     mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
     recipe, _ = overrides.job(mine, overrides.Flags(epochs=2))
     assert (recipe.prune.rounds, recipe.prune.sparse_epochs) == (2, 2)
-    assert overrides.job("digits", overrides.Flags(epochs=1))[0].prune == spec.recipe("digits").prune
+    assert overrides.job("digits", overrides.Flags(epochs=1))[0].prune == reader.recipe("digits").prune
 
 
 def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
@@ -233,7 +234,7 @@ def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
     for name in ("own", "large"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"")
     teacher = '\n[teacher]\nname = "resnet50"\nweights = "large.safetensors"\n[adapt]\ndistill = 0.5'
-    found = spec.recipe(write(tmp_path, MODEL + 'weights = "own.safetensors"' + teacher))
+    found = reader.recipe(write(tmp_path, MODEL + 'weights = "own.safetensors"' + teacher))
     assert found.model.weights == str(tmp_path / "own.safetensors")
     assert found.teacher
     assert found.teacher.weights == str(tmp_path / "large.safetensors")
@@ -245,11 +246,11 @@ def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
 
 
 def test_schemas_name_every_key() -> None:
-    assert "prune" in spec.json_schema(spec.Recipe)["properties"]
+    assert "prune" in reader.json_schema(reader.Recipe)["properties"]
 
 
 def test_what_the_readme_shows_is_accepted() -> None:
-    kinds: dict[str, tuple[discover.DataKind, dict[str, Any]]] = {
+    kinds: dict[str, tuple[registry.DataKind, dict[str, Any]]] = {
         "candidates": ("shortlists", {}), "model": ("recipes", {}), "reuse": ("recipes", {"domain": "d", "model": {"name": "m"}}),
         "package": ("targets", {"runtime": "onnxruntime"}), "gate": ("targets", {"runtime": "onnxruntime"}),
     }  # fmt: skip
@@ -259,8 +260,8 @@ def test_what_the_readme_shows_is_accepted() -> None:
     assert len(shown) >= 5
     for content in shown:
         kind, rest = next(kinds[name] for name in kinds if name in content)
-        found = spec.check(
+        found = reader.check(
             kind, {"name": "shown", **rest, **{k: v for k, v in content.items() if k != "schema"}}, "README.md"
         )
         if content.get("prune"):
-            fit.limits_of(found, found.budget, locked=False)
+            pruning_plan.limits_of(found, found.budget, locked=False)

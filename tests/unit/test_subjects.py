@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from toolchain import subjects
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
+from toolchain.measure import model_files
 
 
 def model(path: Path, *shapes: tuple[object, ...], kind: int = TensorProto.FLOAT) -> Path:
@@ -20,36 +20,36 @@ def model(path: Path, *shapes: tuple[object, ...], kind: int = TensorProto.FLOAT
 
 
 def test_a_bare_file_is_timed_as_one_picture(tmp_path: Path) -> None:
-    found = subjects.read(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
+    found = model_files.read(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
     assert (found.side.shape, found.side.dtype, found.side.runtime) == ((1, 3, 8, 9), "float32", "onnxruntime")
     assert (found.name, found.side.precision, found.manifest) == ("a", "f32", None)
     assert found.artefact.size_bytes == (tmp_path / "a.onnx").stat().st_size
-    frames = subjects.read(model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2)
+    frames = model_files.read(model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2)
     assert (frames.side.shape, frames.side.dtype, frames.side.threads) == ((4, 8, 9, 3), "uint8", 2)
 
 
 def test_an_onnx_file_may_be_for_openvino(tmp_path: Path) -> None:
-    found = subjects.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path, runtime="openvino", precision="bf16")
+    found = model_files.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path, runtime="openvino", precision="bf16")
     assert (found.side.runtime, found.side.precision) == ("openvino", "bf16")
 
 
 def test_what_cannot_be_timed_is_said(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="is open; export it with a fixed height and width"):
-        subjects.read(model(tmp_path / "a.onnx", (1, 3, "h", "w")), tmp_path)
+        model_files.read(model(tmp_path / "a.onnx", (1, 3, "h", "w")), tmp_path)
     with pytest.raises(ToolchainError, match="has 2 inputs"):
-        subjects.read(model(tmp_path / "b.onnx", (1, 3), (1, 3)), tmp_path)
+        model_files.read(model(tmp_path / "b.onnx", (1, 3), (1, 3)), tmp_path)
     with pytest.raises(ToolchainError, match="is not there"):
-        subjects.read(tmp_path / "c.onnx", tmp_path)
+        model_files.read(tmp_path / "c.onnx", tmp_path)
     (tmp_path / "d.onnx").write_bytes(b"no model")
     with pytest.raises(ToolchainError, match="not a readable ONNX file"):
-        subjects.read(tmp_path / "d.onnx", tmp_path)
+        model_files.read(tmp_path / "d.onnx", tmp_path)
     (tmp_path / "e.tflite").write_bytes(b"")
     with pytest.raises(ToolchainError, match=r"of no kind that can be timed; there are \.tar, \.onnx, \.xml"):
-        subjects.read(tmp_path / "e.tflite", tmp_path)
+        model_files.read(tmp_path / "e.tflite", tmp_path)
     with pytest.raises(ToolchainError, match="onnxruntime has no 'bf16'"):
-        subjects.read(model(tmp_path / "f.onnx", (1, 3, 8, 8)), tmp_path, precision="bf16")
+        model_files.read(model(tmp_path / "f.onnx", (1, 3, 8, 8)), tmp_path, precision="bf16")
 
 
 def test_names_differ(tmp_path: Path) -> None:
-    one = subjects.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path)
-    assert [s.name for s in subjects.distinct([one, one.named("b"), one])] == ["a (1)", "b", "a (3)"]
+    one = model_files.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path)
+    assert [s.name for s in model_files.distinct([one, one.named("b"), one])] == ["a (1)", "b", "a (3)"]

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain import groups, models, records, surgery, widths
-from toolchain.criteria import magnitude
-from toolchain.errors import ToolchainError
-from toolchain.values import ModelSpec, PruneSpec, Surgery
+from toolchain.config.recipe import ModelSpec, PruneSpec
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.models import build, profile
+from toolchain.pruning import groups, options, surgery, width_search
+from toolchain.pruning.criteria import magnitude
+from toolchain.pruning.surgery import Surgery
 
 
 class Net(nn.Module):
@@ -46,11 +49,11 @@ def net() -> nn.Module:
 
 def plan(net: nn.Module, ratio: float = 0.4, *, protect: tuple[str, ...] = (), alignment: int = 16) -> Surgery:
     spec = PruneSpec(ratio=ratio, protect=protect)
-    return surgery.plan(net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score)
+    return options.plan(net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score)
 
 
 def macs(net: nn.Module) -> int:
-    return sum(layer.macs for layer in surgery.layers(net, IMAGE))
+    return sum(layer.macs for layer in profile.layers(net, IMAGE))
 
 
 def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> None:
@@ -60,15 +63,15 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
 
 
 def test_predicted_layers_are_those_of_the_network_that_comes_out(net: nn.Module) -> None:
-    found = surgery.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score)
+    found = options.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score)
     kept = tuple(16 if group.channels > 16 else group.channels for group in found.groups)
-    choice = widths.Choice(kept)
-    assert tuple(found.layers(choice)) == surgery.layers(surgery.apply(net, surgery.of(net, found, choice)), IMAGE)
+    choice = width_search.Choice(kept)
+    assert tuple(found.layers(choice)) == profile.layers(surgery.apply(net, surgery.of(net, found, choice)), IMAGE)
 
 
 def test_widths_are_multiples_of_the_alignment_or_untouched(net: nn.Module) -> None:
     small = surgery.apply(net, plan(net))
-    pairs = zip(surgery.layers(net, IMAGE), surgery.layers(small, IMAGE), strict=True)
+    pairs = zip(profile.layers(net, IMAGE), profile.layers(small, IMAGE), strict=True)
     changed = [(before.outputs, after.outputs) for before, after in pairs if before.outputs != after.outputs]
     assert changed
     assert all(after % 16 == 0 for _, after in changed)
@@ -80,7 +83,7 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
             layer.weight[:16] = 0
             layer.bias[:16] = 0
     spec = PruneSpec(ratio=0.01, protect=("stem", "left", "right", "back"))
-    planned = surgery.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    planned = options.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     assert list(planned.keep["inner.weight"][0]) == list(range(16, 64))
     x = torch.randn(3, 3, 4, 4)
     torch.testing.assert_close(surgery.apply(net, planned)(x), net(x))
@@ -118,7 +121,7 @@ def test_groups_that_the_graph_loses_track_of_are_left_alone() -> None:
 
 def test_plan_survives_json_and_replays_on_a_fresh_model(net: nn.Module, tmp_path: Path) -> None:
     planned = plan(net)
-    records.write_json(tmp_path / "plan.json", planned)
+    files.write_json(tmp_path / "plan.json", planned)
     again = surgery.read(tmp_path / "plan.json")
     fresh = surgery.apply(Net().eval(), again)
     fresh.load_state_dict(surgery.apply(net, planned).state_dict())
@@ -170,9 +173,9 @@ def test_magnitude_agrees_with_a_brute_force_sum(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
 def test_torchvision_models_prune_and_run(name: str) -> None:
-    model = models.architecture(ModelSpec(name=name), 7).eval()
+    model = build.architecture(ModelSpec(name=name), 7).eval()
     image = torch.zeros(1, 3, 64, 64)
-    spec, head = PruneSpec(ratio=0.3), models.head_of(model, 7)
-    planned = surgery.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    spec, head = PruneSpec(ratio=0.3), build.head_of(model, 7)
+    planned = options.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(model, planned)
     assert small(torch.randn(2, 3, 64, 64)).shape == (2, 7)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import discover, stats, timed, timing
-from toolchain.errors import ToolchainError
+from toolchain.core import registry, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import timing_process
+from toolchain.measure import paired_timing
 
 SHAPE = (1, 3, 16, 16)
 
 
-def side(folder: Path, name: str, channels: int) -> timing.Side:
+def side(folder: Path, name: str, channels: int) -> paired_timing.Side:
     kernel = np.ones((channels, 3, 3, 3), np.float32)
     node = helper.make_node("Conv", ["input", "w"], ["logits"])
     graph = helper.make_graph(
@@ -27,22 +29,22 @@ def side(folder: Path, name: str, channels: int) -> timing.Side:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    return timing.Side(
+    return paired_timing.Side(
         name=name, runtime="onnxruntime", path=str(folder / f"{name}.onnx"), precision="f32", threads=1, shape=SHAPE
     )
 
 
 def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
     sides = [side(tmp_path, "small", 8), side(tmp_path, "large", 512)]
-    found: list[timing.Round] = []
-    timing.rounds(sides, 2, 7, found.append)
+    found: list[paired_timing.Round] = []
+    paired_timing.rounds(sides, 2, 7, found.append)
     assert [one.seed for one in found] == [7, 8]
     for one in found:
         assert {name: np.shape(blocks) for name, blocks in one.blocks.items()} == {
-            "small": (timed.BLOCKS, timed.RUNS_A_BLOCK),
-            "large": (timed.BLOCKS, timed.RUNS_A_BLOCK),
+            "small": (timing_process.BLOCKS, timing_process.RUNS_A_BLOCK),
+            "large": (timing_process.BLOCKS, timing_process.RUNS_A_BLOCK),
         }
-        assert stats.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
+        assert statistics.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
 
 
 @pytest.mark.parametrize("python", ["", sys.executable])
@@ -53,25 +55,25 @@ def test_what_lies_in_the_working_directory_passes_for_no_library(
         (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)
     one = dataclasses.replace(side(tmp_path, "a", 8), python=python)
-    assert timing.footprint(one).first_ms > 0
-    found: list[timing.Round] = []
-    timing.rounds([one], 1, 0, found.append)
+    assert paired_timing.footprint(one).first_ms > 0
+    found: list[paired_timing.Round] = []
+    paired_timing.rounds([one], 1, 0, found.append)
     assert len(found) == 1
 
 
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    found: list[timing.Round] = []
-    timing.rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)
+    found: list[paired_timing.Round] = []
+    paired_timing.rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)
     assert [one.seed for one in found] == [7]
 
 
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(timed, "_load", lambda s: lambda: order.append(s["name"]))
-    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(timing.REPORTED)}
-    timed._run_round(request)
-    turn = timed.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
-    counted = order[-2 * timed.BLOCKS * turn :]  # what comes before is warm-up
+    monkeypatch.setattr(timing_process, "_load", lambda s: lambda: order.append(s["name"]))
+    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(paired_timing.REPORTED)}
+    timing_process._run_round(request)
+    turn = timing_process.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
+    counted = order[-2 * timing_process.BLOCKS * turn :]  # what comes before is warm-up
     turns = ["".join(counted[i : i + turn]) for i in range(0, len(counted), turn)]
     assert set(turns) == {"aaaaaa", "bbbbbb"}
     assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaaabbbbbb", "bbbbbbaaaaaa"}
@@ -79,7 +81,7 @@ def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.M
 
 def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
     ballast = np.ones(60_000_000)  # half a gigabyte in the parent
-    found = timing.footprint(side(tmp_path, "a", 8))
+    found = paired_timing.footprint(side(tmp_path, "a", 8))
     assert ballast.nbytes > 4e8
     assert 1e7 < found.peak_rss_bytes < 3e8
     assert found.load_ms > 0 < found.first_ms
@@ -87,40 +89,46 @@ def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    broken = timing.Side(
+    broken = paired_timing.Side(
         name="x", runtime="onnxruntime", path=str(tmp_path / "x.onnx"), precision="f32", threads=1, shape=SHAPE
     )
     with pytest.raises(ToolchainError, match="a timing process failed: .*does not load"):
-        timing.footprint(broken)
+        paired_timing.footprint(broken)
 
 
 @pytest.mark.parametrize(
     ("once", "effort", "wanted"),
     [
-        (0.001, timed.Effort(), (25, 5)),
-        (0.1, timed.Effort(), (8, 5)),
-        (3.0, timed.Effort(), (5, 5)),  # what is reported is never cut short
-        (0.1, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
-        (0.5, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
-        (1.0, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
-        (4.0, timed.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
+        (0.001, timing_process.Effort(), (25, 5)),
+        (0.1, timing_process.Effort(), (8, 5)),
+        (3.0, timing_process.Effort(), (5, 5)),  # what is reported is never cut short
+        (0.1, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
+        (0.5, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
+        (1.0, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
+        (4.0, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
     ],
 )
-def test_a_search_spends_little_on_slow_models(once: float, effort: timed.Effort, wanted: tuple[int, int]) -> None:
-    assert timed.extent(once, effort) == wanted
+def test_a_search_spends_little_on_slow_models(
+    once: float, effort: timing_process.Effort, wanted: tuple[int, int]
+) -> None:
+    assert timing_process.extent(once, effort) == wanted
 
 
 def test_what_another_interpreter_gets_needs_nothing_more_of_the_package() -> None:
-    given = timed.files(discover.modules("runtimes"))
+    given = timing_process.files(registry.modules("runtimes"))
     for name in given:
-        tree = ast.parse((discover.PACKAGE / name).read_text())
+        tree = ast.parse((registry.PACKAGE / name).read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         for node in top:  # what a function imports is for exporting, which happens here
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             names = [alias.name for alias in node.names]
             for module in modules:
-                if module == "toolchain":
-                    assert {f"{one}.py" for one in names} <= set(given), name
+                if (
+                    module.startswith("toolchain")
+                    and module.count(".") == 1
+                    and module.replace(".", "/").removeprefix("toolchain/") in {"core", "config", "edge"}
+                ):
+                    assert {f"{module.split('.')[1]}/{one}.py" for one in names} <= set(given), name
                 elif module.startswith("toolchain."):
                     assert f"{module.removeprefix('toolchain.').replace('.', '/')}.py" in given, name
                 else:

@@ -26,8 +26,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from test_ship import keys, manifest
 from typer.testing import CliRunner
 
-from toolchain import archives, cargo, cli, records
-from toolchain.errors import ToolchainError
+from toolchain.cli import main
+from toolchain.core import files as records
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import update_package
+from toolchain.edge import archive
 
 SYSTEMS = {"swupdate": ".swu", "mender": ".mender", "rauc": ".raucb"}
 TOOLS = {"swupdate": "swupdate", "mender": "mender-artifact", "rauc": "rauc"}
@@ -41,8 +44,8 @@ def bundled(folder: Path, **changed: object) -> Path:
     (made / "model.onnx").write_bytes(b"model")
     (made / "golden.npz").write_bytes(random.Random(1).randbytes(30_000))
     records.write_json(made / "manifest.json", manifest(**changed))
-    archives.seal(made)
-    return archives.pack(made, folder / f"{made.name}.tar")
+    archive.seal(made)
+    return archive.pack(made, folder / f"{made.name}.tar")
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def signer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def package(bundle: Path, system: str, *words: str, out: Path | None = None) -> str:
     given = ["package", str(bundle), "--for", system, "--device-type", "board", "--out", str(out or bundle.parent)]
-    ended = CliRunner().invoke(cli.app, [*given, *words])
+    ended = CliRunner().invoke(main.app, [*given, *words])
     if isinstance(ended.exception, ToolchainError):
         raise ended.exception
     assert ended.exit_code == 0, ended.output
@@ -203,7 +206,7 @@ class Board:
         """What runs, if it is whole."""
         if not (self.kept / "current").exists():
             return None
-        archives.manifest(self.kept / "current")
+        archive.manifest(self.kept / "current")
         found: int = records.read_json(self.kept / "current" / "manifest.json")["release"]
         return found
 
@@ -211,7 +214,7 @@ class Board:
         self, bundle: Path, word: str = "", limit: str = "unlimited", fatal: int = 0, tar: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Runs the package's install.sh; `fatal` kills it when it starts so many tools."""
-        text = cargo.load(bundle, "swupdate", "board", str(self.store), "").text("install.sh")
+        text = update_package.load(bundle, "swupdate", "board", str(self.store), "").text("install.sh")
         (script := self.folder / "install.sh").write_bytes(text)
         (tools := self.folder / "tools").mkdir(exist_ok=True)
         (counter := self.folder / "counter").write_text("")

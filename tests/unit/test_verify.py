@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from toolchain import stats, summary
-from toolchain.stages import verify
-from toolchain.stages.verify import Answers
+from toolchain.core import statistics
+from toolchain.measure import accuracy
+from toolchain.measure.accuracy import Answers
+from toolchain.report import assemble
 
 
 def test_answers_that_are_all_the_same_have_a_step(recwarn: pytest.WarningsRecorder) -> None:
     same = np.zeros((6, 3), np.float32)
-    found = verify.parity(SimpleNamespace(output_step=None), Answers(same, same, None), np.zeros(6, np.int64))
+    found = accuracy.parity(SimpleNamespace(output_step=None), Answers(same, same, None), np.zeros(6, np.int64))
     assert found.max_steps == 0
     assert found.step > 0
     assert not recwarn.list
@@ -25,10 +26,10 @@ def test_a_model_that_may_only_guess_is_said(right: int, warned: bool) -> None:
     correct = np.arange(24) < right
     found = SimpleNamespace(
         judged=SimpleNamespace(candidate="small"),
-        accuracy={"small": SimpleNamespace(accuracy=stats.accuracy(correct))},
+        accuracy={"small": SimpleNamespace(accuracy=statistics.accuracy(correct))},
         data=SimpleNamespace(splits={"test": SimpleNamespace(labels=labels)}, classes=("a", "b", "c")),
     )
-    said = summary._guessing(found)
+    said = assemble._guessing(found)
     assert bool(said) == warned
     if warned:
         assert "always answering 'a' gives 41.7%" in said[0]

@@ -1,6 +1,7 @@
 """Counting in the field and what it tells: bounded files that survive a cut, quiet where nothing moved, loud where it did."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from toolchain import drift, drift_report, stats, watch, watched
-from toolchain.errors import ToolchainError
+from toolchain.core import statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import drift, drift_reference
+from toolchain.edge import watch
+from toolchain.report.pages import drift as drift_report
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -39,17 +43,17 @@ def answers(count: int, seed: int = 0, *, sure: float = 4.0) -> tuple[np.ndarray
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
     logits, labels = answers(2000)
-    return watched.arrays([watched.Seen(pixels=pictures(2000), logits=logits, labels=labels)])
+    return drift_reference.arrays([drift_reference.Seen(pixels=pictures(2000), logits=logits, labels=labels)])
 
 
 @pytest.fixture(scope="module")
-def reference(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> watched.Reference:
+def reference(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> drift_reference.Reference:
     path = tmp_path_factory.mktemp("reference") / watch.REFERENCE
     np.savez(path, **arrays)
-    return watched.read(path)
+    return drift_reference.read(path)
 
 
-def counted(path: Path, reference: watched.Reference, pixels: np.ndarray, logits: np.ndarray) -> Path:
+def counted(path: Path, reference: drift_reference.Reference, pixels: np.ndarray, logits: np.ndarray) -> Path:
     counters = watch.Counters(path, "me", reference.edges, len(CLASSES))
     for one, answer in zip(pixels, logits, strict=True):
         counters.add(one, answer)
@@ -57,23 +61,23 @@ def counted(path: Path, reference: watched.Reference, pixels: np.ndarray, logits
     return path
 
 
-def judged(path: Path, reference: watched.Reference) -> drift.Drift:
+def judged(path: Path, reference: drift_reference.Reference) -> drift.Drift:
     files = drift.counters([path], "me", reference.sizes(len(CLASSES)))
     return drift.run("digits for cpu", reference, len(CLASSES), files)
 
 
-def test_nothing_moved(tmp_path: Path, reference: watched.Reference) -> None:
+def test_nothing_moved(tmp_path: Path, reference: drift_reference.Reference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(1000, 7), answers(1000, 7)[0]), reference)
     assert (found.verdict, len(found.windows), found.left_out) == ("fine", 2, 0)
     assert found.false_alarms.estimate <= 0.01
     assert "FINE: nothing moved beyond chance" in drift_report.sentence(found)
 
 
-def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: watched.Reference) -> None:
+def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_reference.Reference) -> None:
     sizes = reference.sizes(len(CLASSES))
     alone = drift.false_alarms(reference, sizes, 500, drift.CHANCE / len(watch.READINGS), 1)
     assert 0 < alone.estimate <= 0.015  # not deaf either
-    half = watched.Reference(
+    half = drift_reference.Reference(
         edges=reference.edges, bins={k: v[::4] for k, v in reference.bins.items()}, right=reference.right[::4]
     )
     few = drift.false_alarms(half, sizes, 500, drift.CHANCE / len(watch.READINGS), 1)  # more than half of it
@@ -91,7 +95,7 @@ def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: watched.
     ],
 )
 def test_pictures_that_changed_are_called(
-    change: dict[str, float], reading: str, way: str, tmp_path: Path, reference: watched.Reference
+    change: dict[str, float], reading: str, way: str, tmp_path: Path, reference: drift_reference.Reference
 ) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7, **change), answers(500, 7)[0]), reference)
     assert found.verdict == "recalibrate"  # it is as sure as it was
@@ -101,7 +105,7 @@ def test_pictures_that_changed_are_called(
     assert not moved["confidence"].called
 
 
-def test_a_model_that_is_less_sure_is_to_be_retrained(tmp_path: Path, reference: watched.Reference) -> None:
+def test_a_model_that_is_less_sure_is_to_be_retrained(tmp_path: Path, reference: drift_reference.Reference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7), answers(500, 7, sure=1.0)[0]), reference)
     assert found.verdict == "retrain"
     assert found.windows[0].moved[0].reading == "confidence"
@@ -111,7 +115,7 @@ def test_a_model_that_is_less_sure_is_to_be_retrained(tmp_path: Path, reference:
     assert f"{100 * found.windows[0].expected_drop.estimate:.1f} points lost" in found.why
 
 
-def test_another_mix_of_classes_alone_is_only_mentioned(tmp_path: Path, reference: watched.Reference) -> None:
+def test_another_mix_of_classes_alone_is_only_mentioned(tmp_path: Path, reference: drift_reference.Reference) -> None:
     logits = answers(500, 7)[0]
     order = np.argsort(-logits, axis=1)
     mixed = np.take_along_axis(logits, order, axis=1)  # always the first class, as sure as before
@@ -119,19 +123,19 @@ def test_another_mix_of_classes_alone_is_only_mentioned(tmp_path: Path, referenc
     assert (found.verdict, found.why) == ("fine", "nothing moved beyond chance, but for the mix of classes")
 
 
-def test_too_few_pictures_tell_nothing(tmp_path: Path, reference: watched.Reference) -> None:
+def test_too_few_pictures_tell_nothing(tmp_path: Path, reference: drift_reference.Reference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(99, 7), answers(99, 7)[0]), reference)
     assert (found.verdict, found.left_out) == ("cannot_tell", 1)
 
 
-def test_what_happened_last_is_not_drowned(tmp_path: Path, reference: watched.Reference) -> None:
+def test_what_happened_last_is_not_drowned(tmp_path: Path, reference: drift_reference.Reference) -> None:
     dark = np.concatenate([pictures(2000, 5), pictures(500, 8, offset=-30)])
     found = judged(counted(tmp_path / "c.json", reference, dark, answers(2500, 5)[0]), reference)
     assert [one.verdict for one in found.windows] == ["fine"] * 4 + ["recalibrate"]
     assert "in 1 of 5 windows" in found.why
 
 
-def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: watched.Reference) -> None:
+def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_reference.Reference) -> None:
     path, sizes = tmp_path / "c.json", reference.sizes(len(CLASSES))
     for seed in range(2):
         counted(path, reference, pictures(300, seed), answers(300, seed)[0])
@@ -145,12 +149,12 @@ def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: watched.Ref
 
 
 def test_a_killed_counter_leaves_whole_counts(
-    tmp_path: Path, arrays: dict[str, np.ndarray], reference: watched.Reference
+    tmp_path: Path, arrays: dict[str, np.ndarray], reference: drift_reference.Reference
 ) -> None:
     np.savez(tmp_path / watch.REFERENCE, **arrays)
     body = f"""
 import sys, numpy as np
-from toolchain import watch
+from toolchain.edge import watch
 folder = sys.argv[1]
 counters = watch.Counters(folder + "/c.json", "me", watch.edges_in(folder + "/{watch.REFERENCE}"), 3)
 watch.EVERY = 1
@@ -175,7 +179,7 @@ while True:
 @pytest.mark.parametrize("where", ["inputs", "confidence", "bin_of"])
 @pytest.mark.parametrize("before", [0, 3, watch.WINDOW])
 def test_an_interrupted_picture_leaves_whole_counts(
-    where: str, before: int, tmp_path: Path, reference: watched.Reference, monkeypatch: pytest.MonkeyPatch
+    where: str, before: int, tmp_path: Path, reference: drift_reference.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters, sizes = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3), reference.sizes(3)
     one, answer = np.full((24, 20), 90, np.uint8), np.zeros(3)
@@ -197,14 +201,14 @@ def test_an_interrupted_picture_leaves_whole_counts(
 
 
 def test_a_full_disk_is_one_message_and_counting_goes_on(
-    tmp_path: Path, reference: watched.Reference, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reference: drift_reference.Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(watch.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     for number in range(watch.EVERY):
         if number == watch.EVERY - 1:
             with pytest.raises(watch.Unusable, match="cannot write .*: No space left"):
@@ -218,7 +222,7 @@ def test_a_full_disk_is_one_message_and_counting_goes_on(
 
 
 def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_sure(
-    tmp_path: Path, reference: watched.Reference
+    tmp_path: Path, reference: drift_reference.Reference
 ) -> None:
     names = []
     for seed in range(20):
@@ -232,7 +236,7 @@ def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_s
     assert (found.verdict, len(found.windows)) == ("recalibrate", 20)
 
 
-def test_two_do_not_count_into_one_file(tmp_path: Path, reference: watched.Reference) -> None:
+def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_reference.Reference) -> None:
     first = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
     with pytest.raises(watch.Unusable, match="another process counts into"):
         watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
@@ -255,7 +259,7 @@ def test_two_do_not_count_into_one_file(tmp_path: Path, reference: watched.Refer
     ],
 )
 def test_counters_that_are_not_whole_are_refused(
-    spoil: Any, said: str, tmp_path: Path, reference: watched.Reference
+    spoil: Any, said: str, tmp_path: Path, reference: drift_reference.Reference
 ) -> None:
     path = counted(tmp_path / "c.json", reference, pictures(200), answers(200)[0])
     path.write_text(spoil(path.read_text()))
@@ -265,7 +269,7 @@ def test_counters_that_are_not_whole_are_refused(
         watch.Counters(path, "me", reference.edges, len(CLASSES))
 
 
-def test_missing_counters_are_one_message(tmp_path: Path, reference: watched.Reference) -> None:
+def test_missing_counters_are_one_message(tmp_path: Path, reference: drift_reference.Reference) -> None:
     with pytest.raises(ToolchainError, match="cannot read .*: No such file"):
         drift.counters([tmp_path / "none.json"], "me", reference.sizes(3))
 
@@ -291,14 +295,14 @@ def test_the_two_sample_test_agrees_with_scipy() -> None:
         rows = order.integers(0, 30, (2, 8))
         rows[:, 3] = 0
         used = rows[:, rows.sum(0) > 0]
-        assert stats.homogeneity(*rows) == pytest.approx(chi2_contingency(used, correction=False).pvalue)
-    assert stats.homogeneity(np.array([5, 0]), np.array([9, 0])) == 1.0
-    assert stats.homogeneity(np.array([0, 0]), np.array([9, 1])) == 1.0
+        assert statistics.homogeneity(*rows) == pytest.approx(chi2_contingency(used, correction=False).pvalue)
+    assert statistics.homogeneity(np.array([5, 0]), np.array([9, 0])) == 1.0
+    assert statistics.homogeneity(np.array([0, 0]), np.array([9, 1])) == 1.0
 
 
-def test_the_page_and_the_json_are_written(tmp_path: Path, reference: watched.Reference) -> None:
+def test_the_page_and_the_json_are_written(tmp_path: Path, reference: drift_reference.Reference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7, offset=25), answers(500, 7)[0]), reference)
-    own = watched.Watched(name="digits for cpu", identity="me", classes=CLASSES, reference=reference)
+    own = drift_reference.Watched(name="digits for cpu", identity="me", classes=CLASSES, reference=reference)
     drift_report.write(found, own, tmp_path / "drift")
     text = (tmp_path / "drift" / "drift.html").read_text()
     assert "<h1>Recalibrate</h1>" in text

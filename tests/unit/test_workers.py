@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolchain import workers
+from toolchain.measure import worker_processes
 
 ROOM = """#!{python}
 import json, os, sys, time
@@ -35,14 +35,14 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     room.write_text(ROOM.format(python=sys.executable))
     room.chmod(0o755)
     folder.mkdir()
-    monkeypatch.setattr(workers.sys, "executable", str(room))
+    monkeypatch.setattr(sys, "executable", str(room))
     monkeypatch.setenv("ENDED", str(folder))
     return folder
 
 
 def test_every_question_is_answered_by_few_processes_that_end(ended: Path) -> None:
     questions = {f"n{number}": {"number": number} for number in range(20)}
-    found = dict(workers.shared("any", questions, "a helper", 3))
+    found = dict(worker_processes.shared("any", questions, "a helper", 3))
     assert {name: answer["twice"] for name, answer in found.items()} == {f"n{i}": 2 * i for i in range(20)}
     assert {str(answer["by"]) for answer in found.values()} == {path.name for path in ended.iterdir()}
     assert len(list(ended.iterdir())) <= 3
@@ -50,7 +50,9 @@ def test_every_question_is_answered_by_few_processes_that_end(ended: Path) -> No
 
 def test_what_comes_first_is_told_first(ended: Path) -> None:
     told = ended.parent / "told"
-    answers = workers.shared("any", {"slow": {"number": 1, "until": str(told)}, "quick": {"number": 2}}, "a helper", 2)
+    answers = worker_processes.shared(
+        "any", {"slow": {"number": 1, "until": str(told)}, "quick": {"number": 2}}, "a helper", 2
+    )
     assert next(answers)[0] == "quick"
     told.touch()
     assert [name for name, _ in answers] == ["slow"]
@@ -58,16 +60,16 @@ def test_what_comes_first_is_told_first(ended: Path) -> None:
 
 def test_a_process_that_ends_is_replaced(ended: Path) -> None:
     questions = {"a": {"number": 1}, "b": {"ends": True}, "c": {"mumbles": True}, "d": {"number": 2}}
-    found = dict(workers.shared("any", questions, "a helper", 1))
+    found = dict(worker_processes.shared("any", questions, "a helper", 1))
     assert (found["a"]["twice"], found["d"]["twice"]) == (2, 4)
-    assert isinstance(found["b"], workers.Ended)
+    assert isinstance(found["b"], worker_processes.Ended)
     assert str(found["b"]) == "a helper failed: no memory left"
     assert str(found["c"]) == "a helper answered 'hm', which is no result"
     assert found["a"]["by"] != found["d"]["by"]
 
 
 def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> None:
-    answers = workers.shared("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
+    answers = worker_processes.shared("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
     next(answers)
     answers.close()
     assert sum(int(path.read_text()) for path in ended.iterdir()) < 20
@@ -78,4 +80,4 @@ def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> 
 
 
 def test_nothing_to_ask(ended: Path) -> None:
-    assert not list(workers.shared("any", {}, "a helper"))
+    assert not list(worker_processes.shared("any", {}, "a helper"))

@@ -7,14 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain import figures, loop, models, probe, records, reuse_report, stats, summary, tables
-from toolchain.data import Dataset
-from toolchain.errors import ToolchainError
-from toolchain.shortlist import left_open
-from toolchain.stages import adapt, advise, judge, prepare
-from toolchain.stages.adapt import Adapted
-from toolchain.tables import Table
-from toolchain.values import Domain, Recipe
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.config.shortlist import left_open
+from toolchain.core import files, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.data import prepare
+from toolchain.data.dataset import Dataset
+from toolchain.gates import ship_decision
+from toolchain.models import build
+from toolchain.report import assemble, format, table
+from toolchain.report.sections import reuse, training
+from toolchain.report.table import Table
+from toolchain.selection import advise
+from toolchain.training import finetune, linear_probe, loop
+from toolchain.training.finetune import Adapted
 
 SCHEMA = 1
 
@@ -32,24 +39,24 @@ def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
             f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
         )
     folder = out / recipe.name
-    with records.locked(folder, wait=False):
+    with files.locked(folder, wait=False):
         torch.set_flush_denormal(True)
         data, joins = prepare.run(recipe, domain, out / "data")
         recipe, advice = advise.settled(recipe, data, out / "work")
-        reuse_report.tell(advice)
-        models.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)  # what does not fit is said first
-        found = adapt.run(recipe, domain.kind, data, joins, out / "work")
+        reuse.tell(advice)
+        build.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)  # what does not fit is said first
+        found = finetune.run(recipe, domain.kind, data, joins, out / "work")
         written = _report(recipe, domain, found, _yardstick(recipe, found))
-        records.write_json(folder / "adapt.json", written)
+        files.write_json(folder / "adapt.json", written)
         return written
 
 
 def _yardstick(recipe: Recipe, found: Adapted) -> np.ndarray:
     """Which test images a linear probe on the pretrained backbone gets right: bool [images]."""
-    model, head, _ = models.build(recipe.model, len(found.data.classes), seed=recipe.seed)
-    fitted = probe.fit(model, head, found.data, recipe.balance)
+    model, head, _ = build.build(recipe.model, len(found.data.classes), seed=recipe.seed)
+    fitted = linear_probe.fit(model, head, found.data, recipe.balance)
     test = found.data.splits["test"]
-    logits = probe.features(model, head, test, found.data.preprocess) @ fitted.weight.T + fitted.bias
+    logits = linear_probe.features(model, head, test, found.data.preprocess) @ fitted.weight.T + fitted.bias
     return _right(logits, found.data)
 
 
@@ -66,27 +73,27 @@ def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) 
     chosen = models_of.index(found.trained)
 
     def both(right: np.ndarray) -> dict[str, Any]:
-        return {"accuracy": stats.accuracy(right), "balanced": stats.balanced_accuracy(right, labels)}
+        return {"accuracy": statistics.accuracy(right), "balanced": statistics.balanced_accuracy(right, labels)}
 
     written = {
         "schema": SCHEMA,
         "recipe": recipe.name,
         "domain": domain.name,
         "images": {split: len(images) for split, images in data.splits.items()},
-        "adapt": summary.adapted(recipe, found),
+        "adapt": assemble.adapted(recipe, found),
         "weights": found.trained.figures["weights"],
         "test": [{"seed": one.figures["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
-        "mean_accuracy": stats.repeated(np.stack(correct)),
-        "mean_balanced": stats.repeated(np.stack(correct), labels),
+        "mean_accuracy": statistics.repeated(np.stack(correct)),
+        "mean_balanced": statistics.repeated(np.stack(correct), labels),
         "linear_probe": both(frozen),
-        "gain_over_probe": stats.drop(correct[chosen], frozen),
-        "balanced_gain_over_probe": stats.balanced_drop(correct[chosen], frozen, labels),
-        "smallest_difference": stats.smallest_difference(len(labels)),
+        "gain_over_probe": statistics.drop(correct[chosen], frozen),
+        "balanced_gain_over_probe": statistics.balanced_drop(correct[chosen], frozen, labels),
+        "smallest_difference": statistics.smallest_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    said = judge.cannot_show(limit, len(labels), stats.DISAGREEMENT) if limit else ""
+    said = ship_decision.cannot_show(limit, len(labels), statistics.DISAGREEMENT) if limit else ""
     written["notes"] = [f"budget accuracy_drop = {limit}{said}"] if said else []
-    plain: dict[str, Any] = records.plain(written)
+    plain: dict[str, Any] = files.plain(written)
     return plain
 
 
@@ -97,12 +104,12 @@ def tables_of(written: Mapping[str, Any]) -> list[Table]:
         rows.append(_row(f"mean of {len(rows)} seeds", written["mean_accuracy"], written["mean_balanced"]))
     frozen = written["linear_probe"]
     rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"]))
-    gains = (figures.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
+    gains = (format.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
     rows.append(("gain over the probe, paired", *gains))
     title = f"On {written['images']['test']:,} test images"
     found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
-    return [found, tables.seeds(written), tables.joined(written)]
+    return [found, training.seeds(written), training.joined(written)]
 
 
 def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, figures.accuracy(tables.spread(accuracy)), figures.accuracy(tables.spread(balanced))
+    return name, format.accuracy(table.spread(accuracy)), format.accuracy(table.spread(balanced))

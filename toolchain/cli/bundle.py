@@ -20,9 +20,9 @@ def sign(
 
     Exit status: 0 done, 2 wrong input.
     """
-    from toolchain import vouched
+    from toolchain.deploy import verify_bundle
 
-    typer.echo(f"signature: {vouched.sign(bundle, key)}")
+    typer.echo(f"signature: {verify_bundle.sign(bundle, key)}")
 
 
 def verify(
@@ -34,9 +34,9 @@ def verify(
 
     Exit status: 0 all in order, 2 refused; the message says what.
     """
-    from toolchain import vouched
+    from toolchain.deploy import verify_bundle
 
-    typer.echo(f"OK: {vouched.check(bundle, key, min_release).sentence}")
+    typer.echo(f"OK: {verify_bundle.check(bundle, key, min_release).sentence}")
 
 
 def package(
@@ -59,41 +59,17 @@ def package(
 
     Exit status: 0 done, 2 wrong input.
     """
-    from toolchain import cargo, discover
-    from toolchain.errors import ToolchainError
-    from toolchain.signing import Signer
+    from toolchain.core import registry
+    from toolchain.core.errors import ToolchainError
+    from toolchain.deploy import update_package
+    from toolchain.deploy.signing import Signer
 
-    room = discover.module("updates", system)
+    room = registry.module("updates", system)
     if certificate and not key:
         raise ToolchainError("--certificate without --key: the private key signs, the certificate says whose it is")
-    load = cargo.load(bundle, system, device_type, folder, templates)
+    load = update_package.load(bundle, system, device_type, folder, templates)
     signer = Signer(key=key, certificate=certificate) if key else None
     for what, path in room.build(load, out / "package" / system, signer).items():
         typer.echo(f"{what}: {path}")
     if not signer:
         typer.echo("warning: not signed (--key)", err=True)
-
-
-def drift(
-    bundle: Annotated[Path, typer.Argument(help="The bundle that counted: its folder or archive.")],
-    counts: Annotated[list[Path], typer.Argument(help="Files that `run.py --watch` wrote, one or of many boards.")],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder; drift/drift.html and drift.json are written in it.")
-    ] = Path("out"),
-) -> None:
-    """Has the world moved away from what the model was tested on? fine, recalibrate or retrain, and what moved.
-
-    Exit status: 0 fine, 1 something moved, 2 wrong input, 3 too few pictures to tell.
-    """
-    from toolchain import drift as drifts
-    from toolchain import drift_report, report, watched
-
-    own = watched.bundle(bundle)
-    files = drifts.counters(counts, own.identity, own.reference.sizes(len(own.classes)))
-    found = drifts.run(own.name, own.reference, len(own.classes), files)
-    drift_report.write(found, own, out / "drift")
-    report.show(drift_report.tables(found))
-    typer.echo(drift_report.sentence(found))
-    typer.echo(f"plots: {out / 'drift' / 'drift.html'}")
-    if found.verdict != "fine":
-        raise typer.Exit(3 if found.verdict == "cannot_tell" else 1)

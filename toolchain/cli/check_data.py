@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolchain import progress, records
-from toolchain.checkup import examine, sheet
-from toolchain.checkup.finding import Checkup
-from toolchain.errors import ToolchainError
-from toolchain.values import Domain, Recipe
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.core import files, progress
+from toolchain.core.errors import ToolchainError
+from toolchain.data.checks import run_checks
+from toolchain.data.checks.finding import Checkup
+from toolchain.report.pages import data_checks
 
 if TYPE_CHECKING:
-    from toolchain.checkup.shift import Shift
+    from toolchain.models.domain_shift import Shift
+
 
 SCHEMA = 1
 
@@ -23,20 +26,20 @@ def run(recipe: Recipe, domain: Domain, source: Domain | None, out: Path) -> tup
     """
     folder = out / "check-data" / domain.name
     size = recipe.image_size or domain.image_size
-    with records.locked(folder, wait=False):
-        found = examine.run(domain, out / "data", budget=recipe.budget, image_size=size)
+    with files.locked(folder, wait=False):
+        found = run_checks.run(domain, out / "data", budget=recipe.budget, image_size=size)
         shift = _shift(recipe, domain, source, size, out)
-        records.write_json(folder / "report.json", {"schema": SCHEMA, "checkup": found, "shift": shift})
-        records.write_text(folder / "report.html", sheet.html(found, shift))
+        files.write_json(folder / "report.json", {"schema": SCHEMA, "checkup": found, "shift": shift})
+        files.write_text(folder / "report.html", data_checks.html(found, shift))
     return found, shift, folder
 
 
 def _shift(recipe: Recipe, domain: Domain, source: Domain | None, size: tuple[int, int], out: Path) -> "Shift | None":
     """The distance to what the recipe's model knows; None, with a word, where it cannot be measured."""
-    from toolchain.checkup import shift  # here, because it brings torch, which the rest does without
+    from toolchain.models import domain_shift  # here, because it brings torch, which the rest does without
 
     try:
-        return shift.run(domain, recipe.model, size, out / "data", source)
+        return domain_shift.run(domain, recipe.model, size, out / "data", source)
     except ToolchainError as reason:
         if source:  # asked for by name: not to be passed over
             raise

@@ -1,66 +1,16 @@
 """Verbs that measure what was made: timing models, the gate against the accepted reference, and accepting one."""
 
 import os
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
 
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")]
 Device = Annotated[str, typer.Option(help="Board to time on, ssh:user@host[:port][#python]; without it, this machine.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")]
-
-
-def bench(
-    models: Annotated[list[Path], typer.Argument(help="Bundles, their archives, .onnx or OpenVINO .xml files.")],
-    rounds: Annotated[int, typer.Option(help="Fresh processes in which all are timed in turns.", min=3)] = 10,
-    batch: Annotated[str, typer.Option(help="Further batch sizes, with commas: pictures a second.")] = "",
-    threads: Annotated[str, typer.Option(help="Numbers of threads for that, with commas.")] = "",
-    runtime: Annotated[str, typer.Option(help="What runs bare .onnx files: onnxruntime or openvino.")] = "",
-    precision: Annotated[str, typer.Option(help="Of bare files: f32, bf16 or int8, as the runtime has it.")] = "",
-    device: Device = "",
-    pin: Annotated[str, typer.Option(help="Processor cores to stay on, with commas.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the order in which they take turns.", min=0)] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder; results are written to bench/ in it.")] = Path("out"),
-) -> None:
-    """Time models against one another: percentiles with intervals, memory, load time, ratios, share of the core's peak.
-
-    Exit status: 0 done (whatever the warnings), 2 wrong input.
-    """
-    from toolchain import bench_report, benchmark, history, report, subjects
-
-    scratch, folder = out / "work" / "subjects", out / "bench"
-    found = subjects.distinct([
-        subjects.read(path, scratch, runtime=runtime, precision=precision).on(device) for path in models
-    ])  # fmt: skip
-    asked = benchmark.Asked(
-        rounds=rounds, seed=seed, batches=_numbers("--batch", batch), threads=_numbers("--threads", threads),
-        cpus=_numbers("--pin", pin, least=0),
-    )  # fmt: skip
-    raw = folder / "rounds"
-    shutil.rmtree(raw, ignore_errors=True)
-    written = benchmark.run(found, asked, raw)
-    bench_report.write(written, folder)
-    shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
-    history.append(out / history.FILE, history.of_bench(written))
-    report.show([bench_report.latencies(written), *(content for _, content in bench_report.sections(written))])
-    typer.echo(bench_report.samples(written))
-    for warning in written["warnings"]:
-        typer.echo(f"Warning: {warning['text']}", err=True)
-    typer.echo(f"figures: {folder / 'bench.json'} (every sample), bench.md, bench.html")
-
-
-def _numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        numbers = (least - 1,)
-    if any(number < least for number in numbers):
-        raise ToolchainError(f"{option} {text!r}: whole numbers from {least} on are wanted, with commas, such as 1,4,8")
-    return numbers
 
 
 def gate(
@@ -91,10 +41,13 @@ def gate(
 
     Exit status: 0 pass, 1 regression, 3 cannot tell (the machine is too noisy, the pictures too few), 2 wrong input.
     """
-    from toolchain import contenders, gate_report, history, overrides, report, spec
-    from toolchain import gate as gates
+    from toolchain.config import overrides, reader
+    from toolchain.gates import gate_inputs, regression_gate
+    from toolchain.measure import history
+    from toolchain.report import write
+    from toolchain.report.pages import gate as gate_report
 
-    chosen, recipes = spec.target(target), recipe or ["digits"]
+    chosen, recipes = reader.target(target), recipe or ["digits"]
     device = device or chosen.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")
@@ -102,19 +55,21 @@ def gate(
         raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
     folder = out / "gate" / chosen.name
     gate_report.remove(folder)
-    gates.check(chosen, device)
-    python = contenders.interpreter(reference_python) if reference_python else ""
+    regression_gate.check(chosen, device)
+    python = gate_inputs.interpreter(reference_python) if reference_python else ""
     tests = []
     for name in recipes:  # whatever is wrong shows before anything is timed
         job, domain = overrides.job(name, overrides.Flags(data=data))
-        pair = contenders.pair(job, chosen, out, candidate=candidate, reference=reference, python=python, device=device)
-        shown = contenders.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        pair = gate_inputs.pair(
+            job, chosen, out, candidate=candidate, reference=reference, python=python, device=device
+        )
+        shown = gate_inputs.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
         tests.append((pair, shown))
-    gated = gates.holm([gates.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
+    gated = regression_gate.holm([regression_gate.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
     found = gate_report.of(gated, chosen)
     gate_report.write(found, folder)
     history.append(out / history.FILE, history.of_gate(found, chosen.runtime))
-    report.show([gate_report.table(found), gate_report.times(found)])
+    write.show([gate_report.table(found), gate_report.times(found)])
     for row in found["gates"]:
         for verdict in row["verdicts"]:
             if verdict["outcome"] != "pass":
@@ -149,9 +104,10 @@ def accept(
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("out"),
 ) -> None:
     """Make a bundle the reference that `gate` compares with from now on; commit the file that this writes."""
-    from toolchain import baselines, spec
+    from toolchain.config import reader
+    from toolchain.gates import baselines
 
-    chosen, name = spec.target(target), spec.recipe(recipe).name
+    chosen, name = reader.target(target), reader.recipe(recipe).name
     archive = bundle or out / name / chosen.name / "bundle.tar"
     record, kept = baselines.accept(archive, chosen, name, uri)
     typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")

@@ -12,9 +12,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from toolchain import cli_choose, cli_measure, cli_ship
-from toolchain.cli_choose import Data, ImageSize, OnCorrupt
-from toolchain.errors import ToolchainError
+from toolchain.cli import bench, bundle, drift, gate, select
+from toolchain.cli.select import Data, ImageSize, OnCorrupt
+from toolchain.core.errors import ToolchainError
 
 app = typer.Typer(
     add_completion=False,
@@ -72,7 +72,7 @@ def export(
         Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
     ] = None,
     release: Annotated[int, typer.Option(help="Number of this release in the manifest; -1 keeps the recipe's.")] = -1,
-    device: cli_measure.Device = "",
+    device: gate.Device = "",
     on_corrupt: OnCorrupt = "",
     out: Out = Path("out"),
 ) -> None:
@@ -80,7 +80,7 @@ def export(
 
     Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
     """
-    from toolchain import overrides
+    from toolchain.config import overrides
 
     chosen = overrides.apply(
         recipe, target,
@@ -90,13 +90,16 @@ def export(
             on_corrupt=on_corrupt, release=release, device=device,
         ),
     )  # fmt: skip
-    from toolchain import discover, history, pipeline, records, report
+    from toolchain import pipeline
+    from toolchain.core import files, registry
+    from toolchain.measure import history
+    from toolchain.report import write
 
-    beside = discover.find("recipes", recipe).parent
+    beside = registry.find("recipes", recipe).parent
     written = pipeline.build(*chosen, out, lock=lock, beside=beside)
-    report.terminal(written)
+    write.terminal(written)
     folder = out / written["recipe"] / written["target"]
-    archive = records.sha256_file(folder / "bundle.tar") if written["shipped"] else ""
+    archive = files.sha256_file(folder / "bundle.tar") if written["shipped"] else ""
     history.append(out / history.FILE, history.of_export(written, archive))
     _where(folder, written)
     if written["shipped"] is None:
@@ -133,18 +136,18 @@ def adapt(
 
     `export` with the same settings goes on from here without training again.
     """
-    from toolchain import overrides
+    from toolchain.config import overrides
 
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, on_corrupt=on_corrupt,
     )  # fmt: skip
     chosen, images = overrides.job(recipe, flags)
-    from toolchain import dense
-    from toolchain import report as reports
+    from toolchain.cli import adapt as dense
+    from toolchain.report import write
 
     written = dense.run(chosen, images, out)
-    reports.show(dense.tables_of(written))
+    write.show(dense.tables_of(written))
     for note in written["notes"]:
         typer.echo(f"Warning: {note}", err=True)
     typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")
@@ -169,15 +172,15 @@ def check_data(
 
     Exit status: 0 nothing severe, 1 something that should be put right before training, 2 wrong input.
     """
-    from toolchain import overrides, spec
+    from toolchain.config import overrides, reader
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
     chosen, images = overrides.job(recipe, flags)
-    from toolchain.checkup import report as checkup
-    from toolchain.checkup import words
+    from toolchain.cli import check_data as checkup
+    from toolchain.report.pages import data_checks_text
 
-    found, shift, folder = checkup.run(chosen, images, spec.domain(source) if source else None, out)
-    words.terminal(found, shift)
+    found, shift, folder = checkup.run(chosen, images, reader.domain(source) if source else None, out)
+    data_checks_text.terminal(found, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if found.severe:
         raise typer.Exit(1)
@@ -208,12 +211,14 @@ def schema(
     """Print the JSON schema of one kind of file, for editors."""
     import json
 
-    from toolchain import discover, manifests, spec
+    from toolchain.config import reader
+    from toolchain.core import registry
+    from toolchain.edge import manifest
 
-    shapes: dict[str, type] = {**{str(k): v for k, v in spec.SHAPES.items()}, "manifest": manifests.Manifest}
+    shapes: dict[str, type] = {**{str(k): v for k, v in reader.SHAPES.items()}, "manifest": manifest.Manifest}
     if kind not in shapes:
-        raise ToolchainError(f"there is no kind {kind!r}; {discover.nearest(kind, list(shapes))}")
-    typer.echo(json.dumps(spec.json_schema(shapes[kind]), indent=1))
+        raise ToolchainError(f"there is no kind {kind!r}; {registry.nearest(kind, list(shapes))}")
+    typer.echo(json.dumps(reader.json_schema(shapes[kind]), indent=1))
 
 
 @app.command()
@@ -224,26 +229,26 @@ def report(
     history: Annotated[bool, typer.Option(help="Latency and accuracy over time instead, from history.jsonl.")] = False,
 ) -> None:
     """Show a finished run's report again and rewrite its HTML and Markdown; or how a target has moved over time."""
-    from toolchain import history as histories
-    from toolchain import records
-    from toolchain import report as reports
+    from toolchain.core import files
+    from toolchain.measure import history as histories
+    from toolchain.report import write
 
     if history:
-        from toolchain import history_report
+        from toolchain.report.pages import history as history_report
 
         folder = run or Path("out")
         entries, odd = histories.read(folder / histories.FILE)
         history_report.write(entries, odd, folder / "history.html")
-        reports.show([history_report.table(name, own) for name, own in history_report.targets(entries).items()])
+        write.show([history_report.table(name, own) for name, own in history_report.targets(entries).items()])
         if odd:
             typer.echo(f"Warning: {history_report.skipped(odd)}", err=True)
         typer.echo(f"plots: {folder / 'history.html'}")
         return
     if run is None:
         raise ToolchainError("name the folder of a run, such as out/digits/cpu, or ask for --history")
-    written = records.read_json(run / "report.json")
-    reports.write(written, run)
-    reports.terminal(written)
+    written = files.read_json(run / "report.json")
+    write.write(written, run)
+    write.terminal(written)
     _where(run, written)
 
 
@@ -257,43 +262,45 @@ def parity(
 
     Exit status: 0 all answer alike, 1 they name different classes, 2 wrong input.
     """
-    from toolchain import agreement, report
-    from toolchain import parity as parities
+    from toolchain.measure.parity import compare
+    from toolchain.report import write
+    from toolchain.report.pages import parity as agreement
 
-    written = parities.run(run, images, threshold)
+    written = compare.run(run, images, threshold)
     for one in written["variants"]:
-        report.show(agreement.tables(one))
+        write.show(agreement.tables(one))
         for sentence in agreement.sentences(one, written):
             typer.echo(sentence)
-    typer.echo(f"figures: {run / parities.FILE}")
+    typer.echo(f"figures: {run / compare.FILE}")
     if not written["agree"]:
         raise typer.Exit(1)
 
 
-app.command()(cli_choose.select)
-app.command()(cli_measure.bench)
-app.command()(cli_measure.gate)
-app.command()(cli_measure.accept)
-app.command()(cli_ship.sign)
-app.command()(cli_ship.verify)
-app.command()(cli_ship.package)
-app.command()(cli_ship.drift)
+app.command()(select.select)
+app.command()(bench.bench)
+app.command()(gate.gate)
+app.command()(gate.accept)
+app.command()(bundle.sign)
+app.command()(bundle.verify)
+app.command()(bundle.package)
+app.command()(drift.drift)
 
 
 def _table(kind: Any, what: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from toolchain import discover, spec
+    from toolchain.config import reader
+    from toolchain.core import registry
 
-    readers: dict[str, Any] = {"targets": spec.target, "recipes": spec.recipe, "calibration": spec.domain}
+    readers: dict[str, Any] = {"targets": reader.target, "recipes": reader.recipe, "calibration": reader.domain}
     table = Table(what, "what for", "file", box=None, header_style="bold")
-    for name in discover.names(kind):
+    for name in registry.names(kind):
         try:
             description = readers[kind](name).description
         except ToolchainError as reason:
             description = f"(cannot be used: {reason})"
-        table.add_row(name, description, os.path.relpath(discover.find(kind, name)))
+        table.add_row(name, description, os.path.relpath(registry.find(kind, name)))
     Console().print(table)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli_measure import Device, TargetName
+from toolchain.cli.gate import Device, TargetName
 
 Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
 ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
@@ -36,21 +36,27 @@ def select(
     """
     import dataclasses
 
-    from toolchain import nominated, overrides, rankings, report, reuse_report, select_report, selection, spec
+    from toolchain.config import overrides, reader
+    from toolchain.report import write
+    from toolchain.report.pages import select as select_report
+    from toolchain.report.sections import reuse
+    from toolchain.report.sections import selection as selection_module
+    from toolchain.selection import candidates as nominated
+    from toolchain.selection import select_model
 
-    chosen = spec.domain(domain)
+    chosen = reader.domain(domain)
     chosen = overrides.pictures(chosen, data, on_corrupt)
     found = nominated.read([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.size(image_size) if image_size else None
-    on = spec.target(target)
+    on = reader.target(target)
     on = dataclasses.replace(on, device=device or on.device)
-    written = selection.run(chosen, on, found, size, out, layers=layers)
+    written = select_model.run(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
-    report.show([rankings.ranking(written), *(content for _, content in rankings.sections(written))])
-    typer.echo(rankings.summary(written))
+    write.show([selection_module.ranking(written), *(content for _, content in selection_module.sections(written))])
+    typer.echo(selection_module.summary(written))
     if written["advice"]:
-        report.show([reuse_report.table(written["advice"])])
-        typer.echo(reuse_report.said(written["advice"]))
+        write.show([reuse.table(written["advice"])])
+        typer.echo(reuse.said(written["advice"]))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
     stem = out / "select" / f"{chosen.name}.{on.name}"

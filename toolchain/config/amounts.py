@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from toolchain.errors import ToolchainError
-from toolchain.values import Budget
+from toolchain.config.recipe import Budget
+from toolchain.core.errors import ToolchainError
 
 Quantity = Literal["latency", "size", "macs", "parameters"]
 UNITS: Mapping[Quantity, Mapping[str, float]] = {  # to the unit that the project counts in

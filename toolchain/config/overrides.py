@@ -5,10 +5,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import records, rules, spec
-from toolchain.errors import ToolchainError
-from toolchain.shortlist import left_open
-from toolchain.values import Domain, ModelSpec, Recipe, Target
+from toolchain.config import reader, validation
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import ModelSpec, Recipe
+from toolchain.config.shortlist import left_open
+from toolchain.config.target import Target
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Tar
     Raises:
         ToolchainError: as `spec`; or a flag's value makes no sense.
     """
-    target = spec.target(target_name)
+    target = reader.target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = job(recipe_name, flags)
     return recipe, target, domain
@@ -54,8 +57,8 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         raise ToolchainError(
             f"--ratio {flags.ratio:g} and --latency {flags.latency} both say how far to prune; give one of them"
         )
-    recipe = spec.recipe(recipe_name)
-    domain = spec.domain(flags.domain or recipe.domain)
+    recipe = reader.recipe(recipe_name)
+    domain = reader.domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
     if flags.image_size:
         recipe = dataclasses.replace(recipe, image_size=size(flags.image_size))
@@ -79,7 +82,7 @@ def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
-    checked: Recipe = spec.check("recipes", records.plain(recipe), "command line")
+    checked: Recipe = reader.check("recipes", files.plain(recipe), "command line")
     return checked, pictures(domain, flags.data, flags.on_corrupt)
 
 
@@ -92,7 +95,7 @@ def pictures(domain: Domain, data: str, on_corrupt: str) -> Domain:
     if data:
         domain = dataclasses.replace(domain, source="folder", path=data)
     if on_corrupt:
-        domain = spec.check("calibration", {**records.plain(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
+        domain = reader.check("calibration", {**files.plain(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
     return domain
 
 
@@ -117,7 +120,7 @@ def size(text: str) -> tuple[int, int]:
             f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square"
         )
     found = int(match[1]), int(match[2] or match[1])
-    fits, complaint = rules.size_rule("--image-size", found)
+    fits, complaint = validation.size_rule("--image-size", found)
     if not fits:
         raise ToolchainError(complaint)
     return found

@@ -13,13 +13,16 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain import discover, rules
-from toolchain.errors import ToolchainError
-from toolchain.shortlist import Shortlist
-from toolchain.values import Domain, ModelSpec, Recipe, Target
+from toolchain.config import validation
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import ModelSpec, Recipe
+from toolchain.config.shortlist import Shortlist
+from toolchain.config.target import Target
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
-SHAPES: Mapping[discover.DataKind, type] = {
+SHAPES: Mapping[registry.DataKind, type] = {
     "recipes": Recipe, "targets": Target, "calibration": Domain, "shortlists": Shortlist,
 }  # fmt: skip
 
@@ -59,8 +62,8 @@ def json_schema(shape: Any) -> dict[str, Any]:
     return TypeAdapter(shape).json_schema()
 
 
-def _read(kind: discover.DataKind, name: str) -> Any:
-    path = discover.find(kind, name)
+def _read(kind: registry.DataKind, name: str) -> Any:
+    path = registry.find(kind, name)
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
@@ -72,14 +75,14 @@ def _read(kind: discover.DataKind, name: str) -> Any:
     return check(kind, content, str(path))
 
 
-def check(kind: discover.DataKind, content: Mapping[str, Any], where: str) -> Any:
+def check(kind: registry.DataKind, content: Mapping[str, Any], where: str) -> Any:
     """Turns a mapping into its value.
 
     Raises:
         ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
     """
     value = validated(SHAPES[kind], content, where)
-    for ok, complaint in rules.RULES[kind](value):
+    for ok, complaint in validation.RULES[kind](value):
         if not ok:
             raise ToolchainError(f"{where}: {complaint}")
     return value
@@ -104,7 +107,7 @@ def _explain(error: ValidationError, shape: Any) -> str:
     keys, shape = _walked(first["loc"], shape)
     if first["type"] in unknown:
         accepted = [f.name for f in dataclasses.fields(shape)]
-        return f"unknown key {'.'.join(keys)}; {discover.nearest(keys[-1], accepted)}"
+        return f"unknown key {'.'.join(keys)}; {registry.nearest(keys[-1], accepted)}"
     if first["type"] == "missing":
         return f"{'.'.join(keys)} is missing"
     # of a value that may be one of several kinds every kind complains; what each would take is told together

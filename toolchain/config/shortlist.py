@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from toolchain.reuse import Reuse
-from toolchain.values import ModelSpec
+from toolchain.config.recipe import ModelSpec, Reuse
 
 AUTO = "auto"
 MayShip = Literal["yes", "no", "unknown"]

@@ -5,12 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain import amounts, discover
-from toolchain.allowances import Allowance
-from toolchain.errors import ToolchainError
-from toolchain.packaging import C_ARRAY, Packaging
-from toolchain.shortlist import Shortlist, left_open
-from toolchain.values import Budget, Domain, Isa, ModelSpec, PruneSpec, QuantScheme, Recipe, Target, TrainSpec
+from toolchain.config import amounts
+from toolchain.config.dataset import Domain
+from toolchain.config.packaging import C_ARRAY, Packaging
+from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
+from toolchain.config.shortlist import Shortlist, left_open
+from toolchain.config.target import Allowance, Isa, QuantScheme, Target
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
 
 # integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
 # products are kept in 16 bits, which eight-bit weights overflow; ARM multiplies signed by signed
@@ -56,7 +58,7 @@ def size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
 
 
 def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
-    criteria = discover.modules("criteria")
+    criteria = registry.modules("criteria")
     return [
         (
             value.ratio is None or 0 <= value.ratio < 1,
@@ -64,7 +66,7 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
         ),
         (
             value.criterion in criteria,
-            f"prune.criterion = {value.criterion!r}; {discover.nearest(value.criterion, criteria)}",
+            f"prune.criterion = {value.criterion!r}; {registry.nearest(value.criterion, criteria)}",
         ),
         (0 < value.max_share <= 1, f"prune.max_share = {value.max_share}: must be above 0, at most 1"),
         (
@@ -173,10 +175,10 @@ def _amount_rule(name: amounts.Quantity, text: str) -> tuple[bool, str]:
 
 
 def _target_rules(value: Target) -> Rules:
-    runtimes = discover.modules("runtimes")
+    runtimes = registry.modules("runtimes")
     if value.runtime not in runtimes:
-        return [(False, f"runtime = {value.runtime!r}; {discover.nearest(value.runtime, runtimes)}")]
-    possible = discover.module("runtimes", value.runtime).PRECISIONS
+        return [(False, f"runtime = {value.runtime!r}; {registry.nearest(value.runtime, runtimes)}")]
+    possible = registry.module("runtimes", value.runtime).PRECISIONS
     odd = [p for p in value.precisions if p not in possible]
     return [
         _name_rule(value.name),
@@ -184,8 +186,8 @@ def _target_rules(value: Target) -> Rules:
         (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
         _scheme_rule(value.isa, value.scheme),
         (
-            not value.fit_like or value.fit_like in discover.names("targets"),
-            f"fit_like = {value.fit_like!r}; {discover.nearest(value.fit_like, discover.names('targets'))}",
+            not value.fit_like or value.fit_like in registry.names("targets"),
+            f"fit_like = {value.fit_like!r}; {registry.nearest(value.fit_like, registry.names('targets'))}",
         ),
         (value.fit_like != value.name, f"fit_like = {value.fit_like!r}: a target cannot borrow from itself"),
         (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
@@ -198,11 +200,11 @@ def _target_rules(value: Target) -> Rules:
 
 
 def _package_rules(value: Packaging, runtime: str) -> Rules:
-    room = discover.module("runtimes", runtime)
+    room = registry.module("runtimes", runtime)
     possible = [*room.FORMS, *([C_ARRAY] if len(room.FILE_NAMES) == 1 else [])]
     odd = next((form for form in value.forms if form not in possible), None)
     return [
-        (odd is None, f"package.forms: {runtime} has no {odd!r}; {discover.nearest(str(odd), possible)}"),
+        (odd is None, f"package.forms: {runtime} has no {odd!r}; {registry.nearest(str(odd), possible)}"),
         (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is named twice"),
         size_rule("package.frame", value.frame),
         (
@@ -234,10 +236,10 @@ def _scheme_rule(isa: Isa, scheme: QuantScheme) -> tuple[bool, str]:
 
 
 def _domain_rules(value: Domain) -> Rules:
-    sources = ["folder", *discover.modules("sources")]
+    sources = ["folder", *registry.modules("sources")]
     shares = value.validation_share > 0 and value.test_share > 0 and value.validation_share + value.test_share < 0.9
     return [
-        (value.source in sources, f"source = {value.source!r}; {discover.nearest(value.source, sources)}"),
+        (value.source in sources, f"source = {value.source!r}; {registry.nearest(value.source, sources)}"),
         (shares, "validation_share and test_share must be above 0 and together below 0.9"),
         (min(value.split_seed, value.calibration_seed) >= 0, "split_seed and calibration_seed must not be negative"),
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
@@ -271,7 +273,7 @@ def _shortlist_rules(value: Shortlist) -> Rules:
     ]
 
 
-RULES: Mapping[discover.DataKind, Any] = {
+RULES: Mapping[registry.DataKind, Any] = {
     "recipes": _recipe_rules,
     "targets": _target_rules,
     "calibration": _domain_rules,

@@ -13,18 +13,14 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from toolchain import progress
-from toolchain.errors import ToolchainError
-from toolchain.values import Artefact
-
-RECORD = "record.json"
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Artefact
 
 
 def now() -> str:
@@ -157,31 +153,3 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
             progress.say(f"{folder.parent.name}: another run is at it; waiting for its result")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage's own folder while it works, and its record when it is done."""
-
-    folder: Path
-    key: str
-    figures: Mapping[str, Any] | None  # None: not done yet
-    seconds: float = 0.0
-
-
-@contextlib.contextmanager
-def stage(work: Path, name: str, key: str) -> Iterator[Stage]:
-    """The folder `work/name/key`, held for this process; leftovers of a killed writer are swept."""
-    folder = work / name / key
-    with locked(folder, wait=True):
-        for orphan in folder.glob(".*.tmp"):
-            orphan.unlink() if orphan.is_file() else shutil.rmtree(orphan)
-        record = read_json(folder / RECORD) if (folder / RECORD).exists() else None
-        yield Stage(folder, key, record and record["figures"], record["seconds"] if record else 0.0)
-
-
-def finish(stage: Stage, started: float, figures: Mapping[str, Any]) -> Stage:
-    """Marks a stage as done; `started` is `time.monotonic()` at its start."""
-    seconds = round(time.monotonic() - started, 3)
-    write_json(stage.folder / RECORD, {"key": stage.key, "seconds": seconds, "figures": figures})
-    return dataclasses.replace(stage, figures=plain(figures), seconds=seconds)

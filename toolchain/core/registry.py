@@ -10,11 +10,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
 
 DataKind = Literal["targets", "calibration", "recipes", "shortlists"]
 CodeKind = Literal["criteria", "runtimes", "scores", "sources", "updates"]
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
+ROOMS = {  # where each kind of drop-in lies
+    "criteria": "pruning/criteria",
+    "runtimes": "export/runtimes",
+    "scores": "selection/scores",
+    "sources": "data/sources",
+    "updates": "deploy/updates",
+}
 
 
 def folders(kind: DataKind) -> list[Path]:
@@ -65,7 +72,7 @@ def nearest(name: str, accepted: list[str]) -> str:
 
 def modules(kind: CodeKind) -> list[str]:
     """Names of all drop-in modules of a kind."""
-    return sorted(path.stem for path in (PACKAGE / kind).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (PACKAGE / ROOMS[kind]).glob("*.py") if not path.stem.startswith("_"))
 
 
 def module(kind: CodeKind, name: str) -> ModuleType:
@@ -76,4 +83,4 @@ def module(kind: CodeKind, name: str) -> ModuleType:
     """
     if name not in modules(kind):
         raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {nearest(name, modules(kind))}")
-    return importlib.import_module(f"toolchain.{kind}.{name}")
+    return importlib.import_module(f"toolchain.{ROOMS[kind].replace('/', '.')}.{name}")

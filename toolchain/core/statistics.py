@@ -15,7 +15,7 @@ from scipy import optimize as scipy_optimize
 from scipy import stats as scipy_stats
 from scipy.stats import mstats
 
-from toolchain.values import Interval
+from toolchain.core.types import Interval
 
 CONFIDENCE = 0.95
 TRIM = 0.2

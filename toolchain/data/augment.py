@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolchain.errors import ToolchainError
-from toolchain.values import AugmentSpec, Kind
+from toolchain.config.dataset import Kind
+from toolchain.config.recipe import AugmentSpec
+from toolchain.core.errors import ToolchainError
 
 # what leaves a picture of its kind in its class, at the strength that a few dozen pictures a class need
 ALLOWED: Mapping[Kind, AugmentSpec] = {

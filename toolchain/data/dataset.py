@@ -17,14 +17,18 @@ import PIL
 import torch
 from torch import Tensor
 
-from toolchain import listing, progress, records, runner
-from toolchain.errors import ToolchainError
-from toolchain.listing import SPLITS, Split
-from toolchain.values import Domain, Preprocess
+from toolchain.config.dataset import Domain
+from toolchain.core import files as records
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data import image_folder
+from toolchain.data.image_folder import SPLITS, Split
+from toolchain.edge import run
 
 # of the runner what makes pixels, so that another message of it trains nothing anew
 DECODER = (
-    *(inspect.getsource(part) for part in (runner.read_picture, runner.fit_size, runner.normalise)),
+    *(inspect.getsource(part) for part in (run.read_picture, run.fit_size, run.normalise)),
     PIL.__version__,
 )
 
@@ -83,7 +87,7 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     Raises:
         ToolchainError: as `listing.find`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
     """
-    found = listing.find(domain, cache)
+    found = image_folder.find(domain, cache)
     key = pixels_key(found.digest, preprocess, domain.on_corrupt)
     with records.locked(cache / "pixels" / key, wait=True):
         splits, skipped = {}, []
@@ -95,7 +99,7 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
             files = tuple(found.files[split][i] for i in good)
             splits[split] = Images(torch.from_numpy(pixels), labels, files, torch.ones(len(good)))
             entries = [(found.files[split][i], found.labels[split][i]) for i in good]
-            listing.check_split(split, entries, found.classes, found.root)
+            image_folder.check_split(split, entries, found.classes, found.root)
             skipped += [str(found.files[split][i]) for i in sorted(bad)]
     count = min(domain.calibration_images, len(splits["train"]))
     drawn = np.random.default_rng(domain.calibration_seed).permutation(len(splits["train"]))[:count]
@@ -142,8 +146,8 @@ def decoded(
     with progress.bar(f"decode {path.stem}", len(files)) as bar:
         for index, file in enumerate(files):
             try:
-                rows.append(runner.fit_size(runner.read_picture(file, preprocess.mode), preprocess.image_size))
-            except runner.Refused as reason:
+                rows.append(run.fit_size(run.read_picture(file, preprocess.mode), preprocess.image_size))
+            except run.Refused as reason:
                 if on_corrupt == "fail":
                     raise ToolchainError(
                         f'{reason}; repair or remove it, or set on_corrupt = "skip" in the domain (--on-corrupt skip)'

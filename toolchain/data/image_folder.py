@@ -18,9 +18,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from toolchain import records
-from toolchain.errors import ToolchainError
-from toolchain.values import Domain
+from toolchain.config.dataset import Domain
+from toolchain.core import files as records
+from toolchain.core.errors import ToolchainError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -94,7 +94,7 @@ def root_of(domain: Domain, cache: Path) -> Path:
     if domain.source != "folder":
         folder = cache / domain.source
         with records.locked(folder, wait=True):
-            room = importlib.import_module(f"toolchain.sources.{domain.source}")
+            room = importlib.import_module(f"toolchain.data.sources.{domain.source}")
             version, mark = records.sha256_file(Path(str(room.__file__))), folder / "COMPLETE"
             if not mark.exists() or mark.read_text() != version:
                 shutil.rmtree(folder / "images", ignore_errors=True)

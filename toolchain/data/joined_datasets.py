@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolchain import discover, listing, records
-from toolchain.data import Dataset, Images, decoded, pixels_key
-from toolchain.errors import ToolchainError
-from toolchain.values import Domain, JoinSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import JoinSpec
+from toolchain.core import files as records
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.data import image_folder
+from toolchain.data.dataset import Dataset, Images, decoded, pixels_key
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
         raise ToolchainError(
             f"{where}: where its images are is not said; give path in [[join]], or in the domain's own file"
         )
-    found = listing.pool(dataclasses.replace(other, path=spec.path or other.path), cache)
+    found = image_folder.pool(dataclasses.replace(other, path=spec.path or other.path), cache)
     labels = mapped(spec, tuple(found), data.classes, where)
     entries = _drawn([(path, labels[name]) for name in labels for path in found[name]], spec.images)
     content = hashlib.sha256("".join(records.sha256_file(path) for path, _ in entries).encode()).hexdigest()
@@ -70,9 +73,9 @@ def mapped(spec: JoinSpec, theirs: Sequence[str], ours: Sequence[str], where: st
     """
     for name, meaning in spec.labels.items():
         if name not in theirs:
-            raise ToolchainError(f"{where}: labels names {name!r}; {discover.nearest(name, list(theirs))}")
+            raise ToolchainError(f"{where}: labels names {name!r}; {registry.nearest(name, list(theirs))}")
         if meaning not in ours:
-            raise ToolchainError(f"{where}: labels.{name} = {meaning!r}; {discover.nearest(meaning, list(ours))}")
+            raise ToolchainError(f"{where}: labels.{name} = {meaning!r}; {registry.nearest(meaning, list(ours))}")
     meant = {name: spec.labels.get(name, name) for name in theirs}
     lacking = [name for name, meaning in meant.items() if meaning not in ours]
     if lacking and spec.others == "fail":

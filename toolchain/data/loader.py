@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolchain import augment as augmentation
-from toolchain.data import Dataset, Images
-from toolchain.values import AugmentSpec, Preprocess
+from toolchain.config.recipe import AugmentSpec
+from toolchain.core.types import Preprocess
+from toolchain.data import augment as augmentation
+from toolchain.data.dataset import Dataset, Images
 
 WORKERS = (
     1 if (os.cpu_count() or 1) > 1 else 0

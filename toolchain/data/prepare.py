@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
-from toolchain import data as images
-from toolchain import join, spec
-from toolchain.data import Dataset
-from toolchain.join import Joined
-from toolchain.values import Domain, Preprocess, Recipe
+from toolchain.config import reader
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.core.types import Preprocess
+from toolchain.data import dataset, joined_datasets
+from toolchain.data.dataset import Dataset
+from toolchain.data.joined_datasets import Joined
 
 
 def run(recipe: Recipe, domain: Domain, cache: Path) -> tuple[Dataset, list[Joined]]:
@@ -17,5 +19,5 @@ def run(recipe: Recipe, domain: Domain, cache: Path) -> tuple[Dataset, list[Join
     """
     size = recipe.image_size or domain.image_size
     wanted = Preprocess(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
-    data = images.load(domain, wanted, cache)
-    return data, [join.read(one, spec.domain(one.domain), data, cache) for one in recipe.join]
+    data = dataset.load(domain, wanted, cache)
+    return data, [joined_datasets.read(one, reader.domain(one.domain), data, cache) for one in recipe.join]

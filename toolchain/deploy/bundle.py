@@ -14,12 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, arrays, discover, manifests, records, runner, sbom, signing, watch, watched
-from toolchain.data import Dataset
-from toolchain.listing import Split
-from toolchain.stages.package import Packaged
-from toolchain.stages.verify import Answers, step_of
-from toolchain.values import Artefact, Preprocess, Surgery, Variant
+from toolchain.core import files as records
+from toolchain.core import registry
+from toolchain.core.types import Artefact, Preprocess
+from toolchain.data.dataset import Dataset
+from toolchain.data.image_folder import Split
+from toolchain.deploy import drift_reference, npz, sbom, signing
+from toolchain.deploy.packaged_forms import Packaged
+from toolchain.edge import archive as archives
+from toolchain.edge import manifest as manifests
+from toolchain.edge import run as runner
+from toolchain.edge import watch
+from toolchain.export.export_variants import Variant
+from toolchain.measure.accuracy import Answers, step_of
+from toolchain.pruning.surgery import Surgery
 
 GOLDENS = 16
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
@@ -114,7 +122,7 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
         "labels": test.labels.numpy()[chosen],
     }
     with records.writing(path) as out:
-        arrays.save(out, golden)
+        npz.save(out, golden)
     step = step_of(variant, answers)
     spread = 0.0
     if answers.unoptimized is not None:
@@ -125,11 +133,11 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
 def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> None:
     """Readings of the pictures that the model was tested on, for `run.py --watch` and `toolchain drift`."""
     seen = [
-        watched.Seen(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
+        drift_reference.Seen(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
         for split, own in ((data.splits[name], answers[name]) for name in sorted(answers))
     ]
     with records.writing(path) as out:
-        arrays.save(out, watched.arrays(seen))
+        npz.save(out, drift_reference.arrays(seen))
 
 
 def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden: Mapping[str, float]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
             "scale": "pixels / 255",
         },
         "classes": list(data.classes),
-        "runtime_least": discover.module("runtimes", facts["runtime"]).least_version(variant.artefact.path),
+        "runtime_least": registry.module("runtimes", facts["runtime"]).least_version(variant.artefact.path),
         "watch": watch.REFERENCE,
         "golden": {"file": "golden.npz", **golden},
         **facts,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from toolchain import records
+from toolchain.core import files
 
 FILES = ("model_data.c", "model_data.h")
 A_LINE = 20  # bytes
@@ -45,7 +45,7 @@ def write(model: Path, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [",".join(map(str, body[at : at + A_LINE])) + "," for at in range(0, len(body), A_LINE)]
     source, header = (folder / name for name in FILES)
-    records.write_text(source, BODY.format(size=len(body), rows="\n".join(rows)))
-    digest = records.sha256_file(model)
-    records.write_text(header, HEADER.format(name=model.name, size=len(body), digest=digest))
+    files.write_text(source, BODY.format(size=len(body), rows="\n".join(rows)))
+    digest = files.sha256_file(model)
+    files.write_text(header, HEADER.format(name=model.name, size=len(body), digest=digest))
     return source, header

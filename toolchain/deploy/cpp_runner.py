@@ -4,9 +4,10 @@ import hashlib
 import tarfile
 from pathlib import Path
 
-from toolchain import archives, records
-from toolchain.discover import PACKAGE
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.core.registry import PACKAGE
+from toolchain.edge import archive
 
 FILE = "runner.tar"
 INSIDE = "runner"
@@ -28,16 +29,16 @@ def digest() -> str:
     """Over names and contents."""
     found = hashlib.sha256()
     for name, file in _files():
-        found.update(f"{name}\0{records.sha256_file(file)}\n".encode())
+        found.update(f"{name}\0{files.sha256_file(file)}\n".encode())
     return found.hexdigest()
 
 
 def pack(path: Path) -> Path:
     """A tar of them with fixed order, owner, mode and time."""
-    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with files.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, file in _files():
             with file.open("rb") as body:
-                tar.addfile(archives.member(name, file.stat().st_size), body)
+                tar.addfile(archive.member(name, file.stat().st_size), body)
     return path
 
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from toolchain import stats, watch
-from toolchain.errors import ToolchainError
-from toolchain.values import Interval
-from toolchain.watched import Reference
+from toolchain.core import statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Interval
+from toolchain.deploy.drift_reference import Reference
+from toolchain.edge import watch
 
 Verdict = Literal["fine", "recalibrate", "retrain", "cannot_tell"]
 CHANCE = 0.01  # that anything is called where nothing moved
@@ -104,7 +105,7 @@ def _window(
 ) -> Window:  # fmt: skip
     moved = []
     for name, row in counts.items():
-        p = stats.homogeneity(row, whole[name])
+        p = statistics.homogeneity(row, whole[name])
         moved.append(Moved(reading=name, p=p, called=p < level, share=_position(row, whole[name])))
     return Window(
         source=source, number=number, pictures=int(counts["class"].sum()),
@@ -145,10 +146,10 @@ def false_alarms(reference: Reference, sizes: Mapping[str, int], pictures: int, 
         chosen = window[:pictures]
         for name in watch.READINGS:
             rows = [np.bincount(reference.bins[name][part], minlength=sizes[name]) for part in (chosen, rest)]
-            if stats.homogeneity(*rows) < level:
+            if statistics.homogeneity(*rows) < level:
                 called[draw] = True
                 break
-    return stats.accuracy(called)
+    return statistics.accuracy(called)
 
 
 def _verdict(windows: Sequence[Window], reference: Reference) -> tuple[Verdict, str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain import archives, manifests, records, watch
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import archive, manifest, watch
 
 MOST_PICTURES = 6000  # spread over all; more tell nothing that these do not
 
@@ -78,13 +79,13 @@ def bundle(path: Path) -> Watched:
         if not path.is_file():
             raise ToolchainError(f"{path} is not there; a bundle's folder or .tar is wanted")
         with tempfile.TemporaryDirectory() as scratch:
-            return bundle(archives.unpacked(path, Path(scratch) / "bundle"))
-    made = manifests.checked(archives.manifest(path), path)
-    if made.watch not in archives.listed(path):
+            return bundle(archive.unpacked(path, Path(scratch) / "bundle"))
+    made = manifest.checked(archive.manifest(path), path)
+    if made.watch not in archive.listed(path):
         raise ToolchainError(f"{path} carries nothing to watch by; it was built by an older toolchain, export it again")
     return Watched(
         name=f"{made.recipe} for {made.target}, release {made.release}", classes=made.classes,
-        identity=records.sha256_file(path / archives.SUMS), reference=read(path / made.watch),
+        identity=files.sha256_file(path / archive.SUMS), reference=read(path / made.watch),
     )  # fmt: skip
 
 

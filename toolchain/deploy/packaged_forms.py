@@ -12,13 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import arrays, carray, cpp, discover, frames, machine, progress, records, runner, spec
-from toolchain.data import Dataset
-from toolchain.errors import ToolchainError
-from toolchain.manifests import Form, Tensor
-from toolchain.packaging import C_ARRAY, FRAMES, Packed
-from toolchain.stages.verify import Answers, step_of
-from toolchain.values import Artefact, Preprocess, Target, Variant
+from toolchain.config import reader
+from toolchain.config.packaging import C_ARRAY, FRAMES, Packed
+from toolchain.config.target import Target
+from toolchain.core import files as records
+from toolchain.core import progress, registry, stage_cache
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Artefact, Preprocess
+from toolchain.data.dataset import Dataset
+from toolchain.deploy import c_array, cpp_runner, npz
+from toolchain.edge import run as runner
+from toolchain.edge.manifest import Form, Tensor
+from toolchain.export.export_variants import Variant
+from toolchain.export.passes import camera_input
+from toolchain.measure import machine
+from toolchain.measure.accuracy import Answers, step_of
 
 VERSION = 1
 PICTURES = 64  # of test, that every form is asked
@@ -48,30 +56,30 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
         return Packaged()
     key = records.digest(
         VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
-        discover.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
-        cpp.digest() if target.package.sources else "",
+        registry.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
+        cpp_runner.digest() if target.package.sources else "",
     )  # fmt: skip
-    with records.stage(work, "package", key) as stage:
+    with stage_cache.stage(work, "package", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))
             if target.package.sources:
-                cpp.pack(stage.folder / cpp.FILE)
-            stage = records.finish(stage, started, {"forms": forms})
+                cpp_runner.pack(stage.folder / cpp_runner.FILE)
+            stage = stage_cache.finish(stage, started, {"forms": forms})
         found = (
-            tuple(spec.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
+            tuple(reader.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
             if stage.figures
             else ()
         )
         files = [stage.folder / name for form in found for name in form.files]
         golden = [stage.folder / GOLDEN_FILE] if target.package.input == "uint8" else []
-        sources = [stage.folder / cpp.FILE] if target.package.sources else []
+        sources = [stage.folder / cpp_runner.FILE] if target.package.sources else []
         return Packaged(forms=found, files=(*files, *golden, *sources))
 
 
 def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:
     """One form after the other, written to `folder` under the names that they ship by."""
-    asked, runtime = target.package, discover.module("runtimes", target.runtime)
+    asked, runtime = target.package, registry.module("runtimes", target.runtime)
     judge = _Judge(variant, answers, target, data)
     source, stem = variant.artefact, "model"
     if asked.input == "uint8":
@@ -90,14 +98,14 @@ def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, fol
         yield judge.form(form, packed)
     if C_ARRAY in asked.forms:  # of the last form made: what a static build would link
         progress.say(f"package: {packed.files[0].name} as a C array")
-        written = carray.write(packed.files[0], folder)
+        written = c_array.write(packed.files[0], folder)
         alike = Packed(files=written, deterministic=packed.deterministic, bound_to=packed.bound_to)
         yield judge.form(C_ARRAY, alike, opened=packed.files[0])
 
 
 def _framed(variant: Variant, runtime: Any, preprocess: Preprocess, size: tuple[int, int], folder: Path) -> Artefact:
     """The model with resizing and normalising inside, under its own name."""
-    frames.fold(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
+    camera_input.fold(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
     made = runtime.compile(folder / "folded" / "folded.onnx", folder / "folded")
     return records.artefact(*(file.replace(folder / f"{FRAMES}{file.suffix}") for file in made.files))
 
@@ -117,15 +125,15 @@ class _Judge:
         """From now on pictures come as a camera's frames would; some of them are written for the self-test."""
         sees, files = self.data.preprocess, [self.data.splits["test"].files[i] for i in self.chosen]
         shots = np.stack([runner.fit_size(runner.read_picture(file, sees.mode), size) for file in files])
-        room, shown = discover.module("runtimes", self.target.runtime), runner.normalise
+        room, shown = registry.module("runtimes", self.target.runtime), runner.normalise
         session = room.open(self.variant.artefact.path, threads=1, precision=self.variant.precision)
         small = [runner.fit_size(shot, sees.image_size) for shot in shots]
         self.wanted = np.concatenate([session.run(shown(one, sees.mean, sees.std)[None]) for one in small])
         self.inputs = shots.reshape(*shots.shape[:3], -1)
-        self.tensor = Tensor(name=frames.INPUT, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:]))
+        self.tensor = Tensor(name=camera_input.INPUT, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:]))
         kept = slice(0, None, max(1, len(shots) // GOLDEN_FRAMES))
         with records.writing(golden) as out:
-            arrays.save(out, {"frames": self.inputs[kept], "logits": self.wanted[kept]})
+            npz.save(out, {"frames": self.inputs[kept], "logits": self.wanted[kept]})
 
     def form(self, name: str, packed: Packed, opened: Path | None = None) -> Form:
         """What the manifest says of a form.
@@ -136,7 +144,7 @@ class _Judge:
         Raises:
             ToolchainError: it answers otherwise than the canonical model.
         """
-        room = discover.module("runtimes", self.target.runtime)
+        room = registry.module("runtimes", self.target.runtime)
         path = opened or packed.files[0]
         session = room.open(path, threads=self.target.threads, precision=self.variant.precision)
         given = np.concatenate([session.run(one[None]) for one in self.inputs])

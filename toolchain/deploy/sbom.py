@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.manifests import Manifest
+from toolchain.edge.manifest import Manifest
 
 FILE = "sbom.cdx.json"
 PRODUCT = "edge-toolchain"

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 
-from toolchain import records
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
 
 SUFFIX = ".sig"
 PASSWORD = "TOOLCHAIN_KEY_PASSWORD"  # noqa: S105  of an environment variable
@@ -46,7 +46,7 @@ def sign(archive: Path, body: bytes, key: Path) -> Path:
         ToolchainError: a file is missing, or the key is none that is accepted.
     """
     secret = _private(key)
-    with records.writing(path_of(archive)) as out:
+    with files.writing(path_of(archive)) as out:
         out.write(_signature(secret, body))
     return path_of(archive)
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import vouched
-from toolchain.discover import PACKAGE, nearest
-from toolchain.errors import ToolchainError
-from toolchain.manifests import Manifest
+from toolchain.core.errors import ToolchainError
+from toolchain.core.registry import PACKAGE, nearest
+from toolchain.deploy import verify_bundle
+from toolchain.edge.manifest import Manifest
 
-TEMPLATES = PACKAGE / "templates"
+TEMPLATES = PACKAGE / "deploy" / "templates"
 ARCHIVE = "bundle.tar"
 INSTALL = "install.sh"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
@@ -79,7 +79,7 @@ def load(bundle: Path, system: str, device: str, folder: str, templates: str) ->
     Raises:
         ToolchainError: the archive is damaged, or a name cannot stand in a package.
     """
-    body, manifest = vouched.whole(bundle)
+    body, manifest = verify_bundle.whole(bundle)
     for what, given, wanted in (
         ("--device-type", device, DEVICE), ("--folder", folder, FOLDER), ("the recipe's name", manifest.recipe, NAME),
         ("the target's name", manifest.target, NAME),

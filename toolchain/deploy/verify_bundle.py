@@ -4,9 +4,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import archives, manifests, signing
-from toolchain.errors import ToolchainError
-from toolchain.manifests import Manifest
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import signing
+from toolchain.edge import archive as archives
+from toolchain.edge import manifest as manifests
+from toolchain.edge.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolchain import manifests, records, runner
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import manifest as manifests
+from toolchain.edge import run
 
 MOST_FILES = 64
 MOST_BYTES = 4 << 30
@@ -27,8 +29,8 @@ LAST_MOMENT = 8**11  # that the tar format can hold
 def seal(folder: Path) -> None:
     """Writes SHA256SUMS over all that lies in a bundle's folder."""
     names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
-    lines = [f"{records.sha256_file(folder / name)}  {name}" for name in names]
-    records.write_text(folder / SUMS, "\n".join(lines) + "\n")
+    lines = [f"{files.sha256_file(folder / name)}  {name}" for name in names]
+    files.write_text(folder / SUMS, "\n".join(lines) + "\n")
 
 
 def pack(folder: Path, path: Path) -> Path:
@@ -37,7 +39,7 @@ def pack(folder: Path, path: Path) -> Path:
     Raises:
         ToolchainError: SOURCE_DATE_EPOCH is no time; or the archive cannot be written.
     """
-    with records.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with files.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in sorted(folder.iterdir()):
             with file.open("rb") as body:
                 tar.addfile(member(f"{INSIDE}{file.name}", file.stat().st_size), body)
@@ -91,7 +93,7 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
         except ToolchainError as reason:  # what is wrong is wrong with the archive, not with where it was unpacked
             raise ToolchainError(str(reason).replace(str(making), str(archive))) from reason
         except OSError as reason:
-            raise records.disk_error(folder, reason) from reason
+            raise files.disk_error(folder, reason) from reason
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return folder
@@ -127,10 +129,10 @@ def manifest(folder: Path) -> Mapping[str, Any]:
         ToolchainError: a file is missing, was changed or is not vouched for; or the manifest is of another version.
     """
     try:
-        runner.check_files(folder)
-    except runner.Refused as reason:
+        run.check_files(folder)
+    except run.Refused as reason:
         raise ToolchainError(f"{folder}: {reason}") from reason
-    found: Mapping[str, Any] = records.read_json(folder / "manifest.json")
+    found: Mapping[str, Any] = files.read_json(folder / "manifest.json")
     manifests.of_schema(found, folder)
     return found
 

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from toolchain import spec
-from toolchain.errors import ToolchainError
-from toolchain.values import Coverage, Interval, Precision, Preprocess, QuantScheme
+from toolchain.config import reader
+from toolchain.config.target import QuantScheme
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Coverage, Interval, Precision, Preprocess
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid")
@@ -136,7 +137,7 @@ def checked(content: Any, where: Path) -> Manifest:
         ToolchainError: of another schema, or not as this one is.
     """
     of_schema(content, where)
-    found: Manifest = spec.validated(Manifest, content, f"{where}: the manifest is not one that this toolchain wrote")
+    found: Manifest = reader.validated(Manifest, content, f"{where}: the manifest is not one that this toolchain wrote")
     return found
 
 

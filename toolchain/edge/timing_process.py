@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import processor
+from toolchain.edge import processor
 
 WARMUP_RUNS = 10
 WARMUP_SECONDS = 0.05  # at least, for kernels so short that ten runs do not wake the core
@@ -50,10 +50,21 @@ class Effort:
 def files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
     rooms = (
-        "__init__", "allowances", "errors", "packaging", "processor", "progress", "records", "reuse", "timed", "values",
-        "runtimes/__init__",
-    )  # fmt: skip
-    return [f"{name}.py" for name in (*rooms, *(f"runtimes/{name}" for name in runtimes))]
+        "__init__",
+        "core/__init__",
+        "core/errors",
+        "core/files",
+        "core/progress",
+        "core/types",
+        "config/__init__",
+        "config/packaging",
+        "edge/__init__",
+        "edge/processor",
+        "edge/timing_process",
+        "export/__init__",
+        "export/runtimes/__init__",
+    )
+    return [f"{name}.py" for name in (*rooms, *(f"export/runtimes/{name}" for name in runtimes))]
 
 
 def beside(path: Path) -> list[Path]:
@@ -94,7 +105,7 @@ def extent(once: float, effort: Effort) -> tuple[int, int]:
 
 
 def _load(side: Mapping[str, Any]) -> Call:
-    runtime = importlib.import_module(f"toolchain.runtimes.{side['runtime']}")
+    runtime = importlib.import_module(f"toolchain.export.runtimes.{side['runtime']}")
     session = runtime.open(Path(side["path"]), threads=side["threads"], precision=side["precision"])
     generator, dtype = np.random.default_rng(0), np.dtype(side["dtype"])
     if dtype.kind == "f":
@@ -152,7 +163,9 @@ def _milliseconds(call: Call) -> float:
 
 
 def _run_footprint(request: Mapping[str, Any]) -> dict[str, float]:
-    importlib.import_module(f"toolchain.runtimes.{request['side']['runtime']}").library()  # its import is not our load
+    importlib.import_module(
+        f"toolchain.export.runtimes.{request['side']['runtime']}"
+    ).library()  # its import is not our load
     start = time.perf_counter()
     call = _load(request["side"])
     loaded = time.perf_counter()
@@ -164,13 +177,15 @@ def _run_footprint(request: Mapping[str, Any]) -> dict[str, float]:
 
 def _run_versions(request: Mapping[str, Any]) -> dict[str, str]:
     """Which version of a runtime this interpreter has."""
-    found: dict[str, str] = dict(importlib.import_module(f"toolchain.runtimes.{request['runtime']}").fingerprint())
+    found: dict[str, str] = dict(
+        importlib.import_module(f"toolchain.export.runtimes.{request['runtime']}").fingerprint()
+    )
     return found
 
 
 def _run_available(request: Mapping[str, Any]) -> bool:
     """Whether the processor computes in a precision."""
-    room = importlib.import_module(f"toolchain.runtimes.{request['runtime']}")
+    room = importlib.import_module(f"toolchain.export.runtimes.{request['runtime']}")
     return bool(room.available(request["precision"]))
 
 

@@ -5,14 +5,37 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor, nn
 
-from toolchain import discover, machine, progress, quantizer, records
-from toolchain.onnx_export import output_step, to_onnx
-from toolchain.stages.quantize import Family, Quantized
-from toolchain.surgery import layers
-from toolchain.values import Artefact, Precision, Target, Variant
+from toolchain.config.target import Target
+from toolchain.core import files as records
+from toolchain.core import progress, registry, stage_cache
+from toolchain.core.types import Architecture, Artefact, Precision
+from toolchain.export.to_onnx import output_step, to_onnx
+from toolchain.measure import machine
+from toolchain.models.profile import layers
+from toolchain.quantization import pt2e
+from toolchain.quantization.quantize import Family, Quantized
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model as a runtime runs it: dense or pruned, in one precision."""
+
+    name: str  # "dense-fp32", "pruned-int8", ...
+    family: Architecture
+    precision: Precision
+    method: Literal["", "ptq", "qat"]
+    artefact: Artefact
+    onnx: Path
+    planned: tuple[str, ...]  # modules that are to run in integers
+    image_size: tuple[int, int]  # of the input: height, width
+    output_step: float | None  # quantization step of the logits; None: they are float
+    macs: int
+    parameters: int
+
 
 VERSION = 4
 ONNX = "exported.onnx"
@@ -71,17 +94,17 @@ def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, w
     Raises:
         ToolchainError: an operation cannot be exported, or the runtime does not take it.
     """
-    runtime = discover.module("runtimes", target.runtime)
+    runtime = registry.module("runtimes", target.runtime)
     key = records.digest(VERSION, key, target.runtime, runtime.fingerprint(), list(image.shape))
-    with records.stage(work, "export", key) as stage:
+    with stage_cache.stage(work, "export", key) as stage:
         path = stage.folder / ONNX
         if stage.figures is None:
             started = time.monotonic()
             progress.say(f"export: to {target.runtime} ({key})")
-            module = quantizer.convert(model.graph, image) if isinstance(model, Quantized) else copy.deepcopy(model)
+            module = pt2e.convert(model.graph, image) if isinstance(model, Quantized) else copy.deepcopy(model)
             to_onnx(module, image, path)
             made = runtime.compile(path, stage.folder)
-            stage = records.finish(
+            stage = stage_cache.finish(
                 stage, started, {"files": [file.name for file in made.files], "step": output_step(path)}
             )
         assert stage.figures is not None

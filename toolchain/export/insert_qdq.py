@@ -10,9 +10,10 @@ from itertools import count
 import numpy as np
 import onnx_ir as ir
 
-from toolchain import placement, qdq
-from toolchain.placement import Kind, Op, Rounding
-from toolchain.values import Placement, QuantScheme
+from toolchain.config.target import QuantScheme
+from toolchain.export.passes import cleanup
+from toolchain.quantization import placement
+from toolchain.quantization.placement import Kind, Op, Placement, Rounding
 
 KINDS: dict[str, Kind] = {
     **dict.fromkeys(("Conv", "Gemm", "MatMul"), "layer"),
@@ -42,7 +43,7 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
     """
     model = base.clone()
     graph = model.graph
-    qdq.name_layers(graph)
+    cleanup.name_layers(graph)
     ops = operations(graph)
     values = {str(value.name): value for node in graph for value in node.outputs} | {
         str(v.name): v for v in graph.inputs
@@ -61,7 +62,7 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
             writer.read(node, values[name])
         if rounding.output:
             writer.write(values[op.output])
-    return qdq.clean(model), placement.layers(ops, chosen)
+    return cleanup.clean(model), placement.layers(ops, chosen)
 
 
 def operations(graph: ir.Graph) -> list[Op]:
@@ -71,7 +72,7 @@ def operations(graph: ir.Graph) -> list[Op]:
         output = str(node.outputs[0].name)
         if output in biases.values():
             continue
-        inputs = [value for value in node.inputs if value is not None and qdq.constant(value) is None]
+        inputs = [value for value in node.inputs if value is not None and cleanup.constant(value) is None]
         kind = KINDS.get(node.op_type, "other")
         if kind == "layer" and (len(inputs) != 1 or inputs[0] is not node.inputs[0]):
             kind = "other"  # a product of two activations
@@ -99,7 +100,7 @@ def module(node: ir.Node) -> str:
 def _bias_behind(node: ir.Node) -> ir.Node | None:
     behind = [use.node for use in node.outputs[0].uses()]
     single = len(behind) == 1 and behind[0].op_type == "Add"
-    return behind[0] if single and any(qdq.constant(value) is not None for value in behind[0].inputs) else None
+    return behind[0] if single and any(cleanup.constant(value) is not None for value in behind[0].inputs) else None
 
 
 def _shared(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> dict[str, str]:
@@ -126,7 +127,7 @@ def _range(value: ir.Value) -> tuple[float, float]:
         return ELSEWHERE
     kind = KINDS.get(producer.op_type)
     if kind in {"keep", "concatenate"}:
-        sources = [one for one in producer.inputs if one is not None and qdq.constant(one) is None]
+        sources = [one for one in producer.inputs if one is not None and cleanup.constant(one) is None]
         ranges = [_range(one) for one in (sources if kind == "concatenate" else sources[:1])]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
     return RANGES.get(producer.op_type, ELSEWHERE)
@@ -170,7 +171,7 @@ class _Writer:
     def weight(self, node: ir.Node) -> None:
         """Replaces a float kernel by an int8 one, symmetric, with a scale for each output channel."""
         value = node.inputs[1]
-        kernel = qdq.constant(value)
+        kernel = cleanup.constant(value)
         assert kernel is not None
         assert value is not None
         axis = kernel.ndim - 1 if node.op_type == "MatMul" else 0
@@ -179,9 +180,9 @@ class _Writer:
         scale = np.maximum(np.abs(kernel).max(axis=others), 1e-6).astype(np.float32) / levels
         steps = np.round(kernel / np.expand_dims(scale, others)).astype(np.int8)
         inputs = [
-            qdq.initializer(self.graph, f"{value.name}_int8", steps),
-            qdq.initializer(self.graph, f"{value.name}_scale", scale),
-            qdq.initializer(self.graph, f"{value.name}_zero", np.zeros(scale.shape, np.int8)),
+            cleanup.initializer(self.graph, f"{value.name}_int8", steps),
+            cleanup.initializer(self.graph, f"{value.name}_scale", scale),
+            cleanup.initializer(self.graph, f"{value.name}_zero", np.zeros(scale.shape, np.int8)),
         ]
         real = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
         self.graph.insert_before(node, real)
@@ -197,8 +198,8 @@ class _Writer:
             step = (high - low) / 255 * (1 - 1e-3 * next(self.numbers) / 1000)
             zero = round(limits.min - low / step)
             self.scales[name] = (
-                qdq.initializer(self.graph, f"{name}_step", np.asarray(step, np.float32)),
-                qdq.initializer(self.graph, f"{name}_zero", np.asarray(zero, dtype)),
+                cleanup.initializer(self.graph, f"{name}_step", np.asarray(step, np.float32)),
+                cleanup.initializer(self.graph, f"{name}_zero", np.asarray(zero, dtype)),
             )
         return self.scales[name]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolchain.values import Artefact, Coverage, Precision
+from toolchain.core.types import Artefact, Coverage, Precision
 
 
 class Session(Protocol):

@@ -7,8 +7,8 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from toolchain import qdq
-from toolchain.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.export.passes import cleanup
 
 OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
 
@@ -19,7 +19,7 @@ def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
     Raises:
         ToolchainError: torch cannot translate the model; names its reason.
     """
-    qdq.save(qdq.clean(translate(module, image)), path)
+    cleanup.save(cleanup.clean(translate(module, image)), path)
 
 
 def translate(module: nn.Module, image: Tensor) -> onnx_ir.Model:

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import shutil
 import tempfile
-import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain import archives, discover, machine, progress, records
-from toolchain.errors import ToolchainError
-from toolchain.values import Target
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry
+from toolchain.core.errors import ToolchainError
+from toolchain.edge import archive as archives
+from toolchain.measure import machine
 
 SCHEMA = 1
 REMOTE = {"http", "https"}
@@ -66,7 +67,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         raise ToolchainError(
             f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"
         )
-    where, digest = path_of(target.name, recipe), records.sha256_file(archive)
+    where, digest = path_of(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = archives.manifest(archives.unpacked(archive, Path(scratch) / "bundle"))
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
@@ -83,17 +84,17 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         progress.say(f"upload {archive} to {uri}")
     else:
         kept = (Path(uri) if uri else where.parent) / name
-        with records.writing(kept) as out, archive.open("rb") as source:
+        with files.writing(kept) as out, archive.open("rb") as source:
             shutil.copyfileobj(source, out)
         uri = str(kept.resolve()) if uri else name
-    runtime = discover.module("runtimes", target.runtime)
+    runtime = registry.module("runtimes", target.runtime)
     found_on = {"machine": machine.describe(), "runtime": dict(runtime.fingerprint())}
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
         size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
-        accepted_at=records.now(),
+        accepted_at=files.now(),
     )  # fmt: skip
-    records.write_json(where, baseline)
+    files.write_json(where, baseline)
     return where, baseline
 
 
@@ -109,7 +110,7 @@ def read(target: Target, recipe: str) -> tuple[Path, Baseline]:
             f"there is no accepted reference for {recipe} on {target.name} ({path}); record the present bundle with "
             f"`toolchain accept --target {target.name} --recipe {recipe}` and commit that file, or name one with --reference"
         )
-    row = records.read_json(path)
+    row = files.read_json(path)
     try:
         found: Baseline = TypeAdapter(Baseline).validate_python(row)
     except ValidationError as reason:
@@ -141,7 +142,7 @@ def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
     """
     if _scheme(baseline.uri) in REMOTE:
         archive = cache / f"{baseline.sha256}.tar"
-        if not archive.exists() or records.sha256_file(archive) != baseline.sha256:
+        if not archive.exists() or files.sha256_file(archive) != baseline.sha256:
             _download(record, baseline, archive)
     else:
         archive = record.parent / baseline.uri  # an absolute path stays one
@@ -149,7 +150,7 @@ def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
             raise ToolchainError(
                 f"the reference's archive is not at {archive}; bring it there, or record another: toolchain accept"
             )
-    if (given := records.sha256_file(archive)) != baseline.sha256:
+    if (given := files.sha256_file(archive)) != baseline.sha256:
         raise _another(str(archive), given, record, baseline)
     return archive
 
@@ -170,7 +171,7 @@ def _scheme(uri: str) -> str:
 
 def _download(record: Path, baseline: Baseline, archive: Path) -> None:
     progress.say(f"fetching the reference from {baseline.uri}")
-    with records.writing(archive) as out:
+    with files.writing(archive) as out:
         try:  # in here, so that a broken network is not taken for a full disk
             with urllib.request.urlopen(baseline.uri, timeout=TIMEOUT_SECONDS) as source:  # noqa: S310  http only
                 body = source.read(baseline.size_bytes + 1)

@@ -4,10 +4,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain import baselines, listing, subjects
-from toolchain.errors import ToolchainError
-from toolchain.subjects import Subject
-from toolchain.values import Domain, Recipe, Target
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core.errors import ToolchainError
+from toolchain.data import image_folder
+from toolchain.gates import baselines
+from toolchain.measure import model_files
+from toolchain.measure.model_files import Subject
 
 NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
 
@@ -35,7 +39,7 @@ def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
     Raises:
         ToolchainError: there are none, or a bundle does not know one of their classes.
     """
-    found = listing.find(domain, cache)
+    found = image_folder.find(domain, cache)
     labels = tuple(found.classes[label] for label in found.labels["test"])
     for one in (compared.candidate, compared.reference):
         classes = one.manifest["classes"] if one.manifest else ()
@@ -73,11 +77,11 @@ def pair(
             f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
             "or name a bundle with --candidate"
         )
-    tested = subjects.read(own, scratch, threads=target.threads)
+    tested = model_files.read(own, scratch, threads=target.threads)
     if reference is None and python:
         other = tested
     else:
-        other = subjects.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
+        other = model_files.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
     for one in (tested, other):
         if one.manifest is None:
             raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import discover, gating, machine, progress, runner, stats, timing
-from toolchain.allowances import Allowance
-from toolchain.contenders import Pair, Pictures
-from toolchain.errors import ToolchainError
-from toolchain.gating import Conducted, Sample
-from toolchain.subjects import Subject
-from toolchain.timed import Effort
-from toolchain.timing import Round
-from toolchain.values import Interval, Target, Verdict
+from toolchain.config.target import Allowance, Target
+from toolchain.core import progress, registry, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Interval
+from toolchain.edge import run as runner
+from toolchain.edge.timing_process import Effort
+from toolchain.gates import sequential_test
+from toolchain.gates.gate_inputs import Pair, Pictures
+from toolchain.gates.sequential_test import Conducted, Sample
+from toolchain.gates.verdict import Verdict
+from toolchain.measure import machine, paired_timing
+from toolchain.measure.model_files import Subject
+from toolchain.measure.paired_timing import Round
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
 EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
@@ -47,7 +51,7 @@ def check(target: Target, device: str) -> None:
     Raises:
         ToolchainError: it lacks the target's instructions, or the runtime; or the board is not there.
     """
-    discover.module("runtimes", target.runtime).fingerprint()
+    registry.module("runtimes", target.runtime).fingerprint()
     if (kind := machine.kind(device)) != target.isa:
         raise ToolchainError(
             f"{target.name} is {target.isa} and {device or 'this machine'} is {kind}: its times say nothing of that target; "
@@ -76,7 +80,7 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         if conducted.outcome != "cannot_tell":
             break
     footprints = {
-        name: min(timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
+        name: min(paired_timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
         for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
     }
     answers = None if pictures is None or pair.reference.side.python else _answers(pair, pictures)
@@ -92,15 +96,17 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         pair=pair,
         verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
         latency=conducted, rounds=tuple(measured),
-        accuracy=None if answers is None else stats.accuracy(answers[0]),
-        p_accuracy=1.0 if answers is None else stats.lost_by_chance(answers[1], answers[0]),
+        accuracy=None if answers is None else statistics.accuracy(answers[0]),
+        p_accuracy=1.0 if answers is None else statistics.lost_by_chance(answers[1], answers[0]),
     )  # fmt: skip
 
 
-def _conducted(sides: Sequence[timing.Side], threshold: float, seed: int, recipe: str) -> tuple[Conducted, list[Round]]:
+def _conducted(
+    sides: Sequence[paired_timing.Side], threshold: float, seed: int, recipe: str
+) -> tuple[Conducted, list[Round]]:
     """Rounds until they decide, and all of them."""
     measured = list[Round]()
-    with progress.bar(f"gate {recipe}: paired rounds", gating.FIRST) as bar:
+    with progress.bar(f"gate {recipe}: paired rounds", sequential_test.FIRST) as bar:
 
         def keep(one: Round) -> None:
             measured.append(one)
@@ -108,15 +114,17 @@ def _conducted(sides: Sequence[timing.Side], threshold: float, seed: int, recipe
 
         def draw(count: int) -> list[Sample]:
             bar.total = max(bar.total, len(measured) + count)
-            timing.rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=EFFORT)
+            paired_timing.rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=EFFORT)
             return [sample(one) for one in measured[-count:]]
 
-        return gating.conduct(draw, threshold), measured
+        return sequential_test.conduct(draw, threshold), measured
 
 
 def sample(one: Round) -> Sample:
     """What a round says of both sides."""
-    candidate, control = (stats.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL))
+    candidate, control = (
+        statistics.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL)
+    )
     return Sample(candidate, control)
 
 
@@ -148,7 +156,7 @@ def _covered(pair: Pair) -> Verdict | None:
     for one in (pair.candidate, pair.reference):
         if one.manifest is None or one.side.precision != "int8":
             return None
-        room = discover.module("runtimes", one.side.runtime)
+        room = registry.module("runtimes", one.side.runtime)
         found = room.coverage(Path(one.side.path), precision=one.side.precision)
         planned = len(one.manifest["placement"]["planned"])
         shares.append(found.integer / max(planned, 1))
@@ -170,10 +178,10 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
             why="there are no test pictures (name their folder with --data), or the reference runs in another environment",
         )  # fmt: skip
     candidate, reference = answers
-    drop, chance = stats.drop(reference, candidate), stats.lost_by_chance(reference, candidate)
+    drop, chance = statistics.drop(reference, candidate), statistics.lost_by_chance(reference, candidate)
     within = drop.estimate <= limit
     outcome: Any = "pass" if within else "fail" if chance < ACCURACY_CHANCE else "cannot_tell"
-    needed = stats.images_needed(max(limit, 1e-3), stats.disagreement(reference, candidate))
+    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement(reference, candidate))
     why = (
         f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
         f"{100 * drop.high:+.2f} points over {drop.samples} pictures, p = {chance:.2g} (McNemar, exact)"
@@ -196,7 +204,7 @@ def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
 def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.ndarray:
     assert subject.manifest is not None
     side, classes = subject.side, subject.manifest["classes"]
-    session = discover.module("runtimes", side.runtime).open(
+    session = registry.module("runtimes", side.runtime).open(
         Path(side.path), threads=side.threads, precision=side.precision
     )
     right = []
@@ -212,14 +220,14 @@ def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.nd
 
 def holm(gated: Sequence[Gated]) -> list[Gated]:
     """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    slower = stats.holm([one.latency.p_value for one in gated])
-    worse = stats.holm([one.p_accuracy for one in gated])
+    slower = statistics.holm([one.latency.p_value for one in gated])
+    worse = statistics.holm([one.p_accuracy for one in gated])
     result = []
     for one, slow, bad in zip(gated, slower, worse, strict=True):
         doubted = {
             check: f"not certain among {len(gated)} models (Holm, p = {chance:.2g})"
             for check, chance, most in (
-                ("latency_growth", slow, gating.CHANCE),
+                ("latency_growth", slow, sequential_test.CHANCE),
                 ("accuracy_drop", bad, ACCURACY_CHANCE),
             )
             if chance >= most

@@ -8,9 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolchain import amounts, stats
-from toolchain.fitting import Fitted
-from toolchain.values import Accuracy, Budget, Interval, Measurement, Parity, Precision, Variant, Verdict
+from toolchain.config import amounts
+from toolchain.config.recipe import Budget
+from toolchain.core import statistics
+from toolchain.core.types import Interval, Precision
+from toolchain.export.export_variants import Variant
+from toolchain.gates.verdict import Verdict
+from toolchain.measure.accuracy import Accuracy, Parity
+from toolchain.measure.latency import Measurement
+from toolchain.search.latency_search import Fitted
 
 # sign, factor, unit and format; all others are shares
 RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
@@ -110,7 +116,7 @@ def faster(measured: Mapping[str, Measurement], name: str, baseline: str) -> Int
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, samples=0)
     if name == baseline:
         return Interval(estimate=1.0, low=1.0, high=1.0, samples=0)
-    return stats.speedup(measured[name].round_logs[baseline])
+    return statistics.speedup(measured[name].round_logs[baseline])
 
 
 def verdicts_of(
@@ -169,10 +175,10 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
 
 def cannot_show(limit: float, images: int, disagreement: float) -> str:
     """What is to be said of an accuracy budget that is finer than the test set can show; nothing where it can."""
-    shown = stats.smallest_difference(images, disagreement)
+    shown = statistics.smallest_difference(images, disagreement)
     if not 0 < limit < shown:
         return ""
-    needed = stats.images_needed(limit, disagreement)
+    needed = statistics.images_needed(limit, disagreement)
     return (
         f"; this test set cannot show {100 * limit:.2g} pt: {images} images show {100 * shown:.1f} at the least, "
         f"{100 * limit:.2g} pt need about {needed}"

@@ -13,12 +13,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolchain import discover, loop, machine, progress, records, runner, stats
-from toolchain.data import Dataset
-from toolchain.errors import ToolchainError
-from toolchain.listing import Split
-from toolchain.stages.export import Built
-from toolchain.values import Accuracy, Coverage, Parity, Preprocess, Target, Variant
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Coverage, Interval, Preprocess
+from toolchain.data.dataset import Dataset
+from toolchain.data.image_folder import Split
+from toolchain.edge import run as runner
+from toolchain.export.export_variants import Built, Variant
+from toolchain.measure import machine
+from toolchain.training import loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The artefact in its runtime against the torch model it came from, over the same images."""
+
+    top1_agreement: float
+    max_steps: float  # largest logit difference, in quantization steps of the output
+    step: float  # that step; of a float output: the 255th part of its range
+    images: int
+    accuracy_gap: float  # artefact minus torch
+    runtime_agreement: float | None = None  # the runtime's own optimized against unoptimized graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A variant's answers on the test split, from the original files through the bundle's own preprocessing."""
+
+    accuracy: Interval
+    balanced: Interval
+    drop: Interval  # against dense-fp32, paired over the same images; positive is worse
+    balanced_drop: Interval
+    disagreement: float  # share of images on which exactly one of this and dense-fp32 is right
+    parity: Parity
+    coverage: Coverage | None  # None: this machine does not run the target's instructions
+
 
 VERSION = 2
 LOGITS = "logits.npz"
@@ -67,12 +97,12 @@ def run(
         served: gives the pixels of `served_pixels`; called only where there is something to run.
     """
     variant = built.variant
-    runtime = discover.module("runtimes", target.runtime)
-    key = records.digest(
+    runtime = registry.module("runtimes", target.runtime)
+    key = files.digest(
         VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
         target.threads, machine.isa(), split,
     )  # fmt: skip
-    with records.stage(work, "verify", key) as stage:
+    with stage_cache.stage(work, "verify", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
@@ -83,9 +113,9 @@ def run(
                 found["unoptimized"] = _run(
                     plain.run, served(split), data.preprocess, f"verify {variant.name} unoptimized on {split}"
                 )
-            with records.writing(stage.folder / LOGITS) as out:
+            with files.writing(stage.folder / LOGITS) as out:
                 np.savez(out, allow_pickle=False, **found)
-            records.finish(stage, started, {})
+            stage_cache.finish(stage, started, {})
         kept = np.load(stage.folder / LOGITS, allow_pickle=False)
         return Answers(kept["artefact"], kept["torch"], kept.get("unoptimized"))
 
@@ -109,11 +139,11 @@ def compare(
     for variant, answer in zip(variants, answers, strict=True):
         correct = answer.artefact.argmax(1) == truth
         result[variant.name] = Accuracy(
-            accuracy=stats.accuracy(correct),
-            balanced=stats.balanced_accuracy(correct, truth),
-            drop=stats.drop(reference, correct),
-            balanced_drop=stats.balanced_drop(reference, correct, truth),
-            disagreement=stats.disagreement(reference, correct),
+            accuracy=statistics.accuracy(correct),
+            balanced=statistics.balanced_accuracy(correct, truth),
+            drop=statistics.drop(reference, correct),
+            balanced_drop=statistics.balanced_drop(reference, correct, truth),
+            disagreement=statistics.disagreement(reference, correct),
             parity=parity(variant, answer, truth),
             coverage=covered(variant, target),
         )
@@ -146,7 +176,7 @@ def covered(variant: Variant, target: Target) -> Coverage | None:
     """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
     if not machine.same_family(target.isa):
         return None
-    runtime = discover.module("runtimes", target.runtime)
+    runtime = registry.module("runtimes", target.runtime)
     found: Coverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
     planned = len(variant.planned) if variant.precision == "int8" else 0
     return Coverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import conditions, machine, peak, records, series, stats, timing
-from toolchain.errors import ToolchainError
-from toolchain.subjects import Subject
-from toolchain.timing import Round, Side
-from toolchain.values import Interval
+from toolchain.core import files, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Interval
+from toolchain.measure import machine, paired_rounds, paired_timing, peak_throughput, timing_conditions
+from toolchain.measure.model_files import Subject
+from toolchain.measure.paired_timing import Round, Side
 
 SCHEMA = 1
 FOOTPRINTS = 3  # processes that load one subject alone
@@ -43,27 +44,27 @@ def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, An
     """
     sides = [_static(one, folder).side for one in subjects]
     names = [side.name for side in sides]
-    with conditions.pinned(asked.cpus) as refused:
-        watch = conditions.Watch()
-        measured = series.run(sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds")
-        alone = {side.name: [timing.footprint(side) for _ in range(FOOTPRINTS)] for side in sides}
+    with timing_conditions.pinned(asked.cpus) as refused:
+        watch = timing_conditions.Watch()
+        measured = paired_rounds.run(sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds")
+        alone = {side.name: [paired_timing.footprint(side) for _ in range(FOOTPRINTS)] for side in sides}
         seen = [] if sides[0].device else watch.seen()  # counters are this machine's
-        found = [*refused, *seen, *conditions.steadiness(measured, names)]
+        found = [*refused, *seen, *timing_conditions.steadiness(measured, names)]
         peaks = _peaks(sides, asked.seed, folder)
         swept = _swept(subjects, sides, asked, folder)
     return {
         "schema": SCHEMA,
-        "measured_at": records.now(),
+        "measured_at": files.now(),
         "device": sides[0].device,
         "machine": dict(machine.describe(sides[0].device)),
-        "versions": {side.runtime: dict(timing.versions(side)) for side in sides},
-        "warnings": records.plain(found),
+        "versions": {side.runtime: dict(paired_timing.versions(side)) for side in sides},
+        "warnings": files.plain(found),
         "subjects": [
             _row(one, side, measured, alone[side.name], peaks, [row for row in swept if row["name"] == side.name])
             for one, side in zip(subjects, sides, strict=True)
         ],
         "ratios": _ratios(measured, names),
-        "rounds": records.plain(measured),
+        "rounds": files.plain(measured),
     }
 
 
@@ -73,10 +74,10 @@ def _static(subject: Subject, folder: Path) -> Subject:
 
 
 def _row(
-    subject: Subject, side: Side, measured: Sequence[Round], alone: Sequence[timing.Footprint],
+    subject: Subject, side: Side, measured: Sequence[Round], alone: Sequence[paired_timing.Footprint],
     peaks: Mapping[tuple[str, str, int], float], swept: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
-    p50, most = series.p50(measured, side.name), peaks.get((side.runtime, side.precision, side.threads))
+    p50, most = paired_rounds.p50(measured, side.name), peaks.get((side.runtime, side.precision, side.threads))
     macs = subject.macs
     return {
         "name": side.name,
@@ -88,7 +89,7 @@ def _row(
         "size_bytes": subject.artefact.size_bytes,
         "macs": macs,
         "peak_share": macs / (p50.estimate * 1e-3) / most if macs and most else None,
-        "latency_ms": {f"p{which}": records.plain(percentile(measured, side.name, which)) for which in PERCENTILES},
+        "latency_ms": {f"p{which}": files.plain(percentile(measured, side.name, which)) for which in PERCENTILES},
         "load_ms": _middle([one.load_ms for one in alone]),
         "first_ms": _middle([one.first_ms for one in alone]),
         "peak_rss_bytes": int(_middle([one.peak_rss_bytes for one in alone])),
@@ -110,12 +111,12 @@ def percentile(measured: Sequence[Round], side: str, which: int) -> Interval | N
 
     Inferences of one round are alike, so whole rounds are drawn (cluster bootstrap).
     """
-    samples = series.samples(measured, side)
-    middle = stats.percentile(samples, which)
+    samples = paired_rounds.samples(measured, side)
+    middle = statistics.percentile(samples, which)
     if middle is None or len(measured) < 3:
         return None
     if which == 50:
-        return series.p50(measured, side)
+        return paired_rounds.p50(measured, side)
     own = [np.array(one.blocks[side]).ravel() for one in measured]
     random = np.random.default_rng(0)
     drawn = [
@@ -129,7 +130,7 @@ def percentile(measured: Sequence[Round], side: str, which: int) -> Interval | N
 def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, Any]]:
     """How many times faster each is than each other."""
     return [
-        {"name": other, "than": base, **records.plain(stats.speedup(series.logs(measured, base, other)))}
+        {"name": other, "than": base, **files.plain(statistics.speedup(paired_rounds.logs(measured, base, other)))}
         for base in names
         for other in names
         if base != other
@@ -141,7 +142,9 @@ def _peaks(sides: Sequence[Side], seed: int, folder: Path) -> dict[tuple[str, st
     found = dict[tuple[str, str, int], float]()
     for runtime, threads in sorted({(side.runtime, side.threads) for side in sides}):
         asked = {side.precision for side in sides if (side.runtime, side.threads) == (runtime, threads)}
-        reached = peak.reached(runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, sides[0].device)
+        reached = peak_throughput.reached(
+            runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, sides[0].device
+        )
         found |= {(runtime, precision, threads): value for precision, value in reached.items()}
     return found
 
@@ -163,9 +166,9 @@ def _swept(subjects: Sequence[Subject], sides: Sequence[Side], asked: Asked, fol
                 continue
             label = f"bench: batch {batch}" + (f", {threads} threads" if threads else "")
             path = folder / f"rounds-batch{batch}-threads{threads}.json"
-            measured = series.run(own, SWEPT_ROUNDS, asked.seed, path, label)
+            measured = paired_rounds.run(own, SWEPT_ROUNDS, asked.seed, path, label)
             for side in own:
-                p50 = series.p50(measured, side.name)
+                p50 = paired_rounds.p50(measured, side.name)
                 rows.append({
                     "name": side.name, "batch": batch, "threads": side.threads, "p50_ms": p50.estimate,
                     "images_per_second": 1e3 * batch / p50.estimate, "samples": p50.samples, "why": "",

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from toolchain import discover, external, timed
-from toolchain.errors import ToolchainError, last_line
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError, last_line
+from toolchain.edge import timing_process
+from toolchain.measure import external_weights
 
 WANTED = (3, 11)  # of Python on the board
 CONNECT_SECONDS = 15
@@ -41,7 +43,7 @@ print(json.dumps([folder, list(sys.version_info[:2])]), flush=True)
 try:
     import numpy
     print("ready", flush=True)
-    while select.select([0], [], [], {timed.SILENT_SECONDS})[0] and os.read(0, 4096):
+    while select.select([0], [], [], {timing_process.SILENT_SECONDS})[0] and os.read(0, 4096):
         pass
 finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -81,10 +83,10 @@ def address(device: str) -> Address:
 
 def kit(folder: Path, runtimes: Sequence[str]) -> None:
     """The few files of this package that time models, as a package of their own in `folder`."""
-    for name in timed.files(runtimes):
+    for name in timing_process.files(runtimes):
         copy = folder / "toolchain" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(discover.PACKAGE / name, copy)
+        shutil.copyfile(registry.PACKAGE / name, copy)
 
 
 @functools.cache
@@ -135,7 +137,7 @@ class Board:
             raise self._unreachable(last_line(_text(errors), "no answer"), 1)
         self._end.enter_context(_beating(self._keeper))
         with tempfile.TemporaryDirectory() as packed:
-            kit(Path(packed), discover.modules("runtimes"))
+            kit(Path(packed), registry.modules("runtimes"))
             self._send([Path(packed) / "toolchain"], self.folder)
 
     def _unreachable(self, said: str, status: int) -> ToolchainError:
@@ -161,7 +163,7 @@ class Board:
             told["sides"] = self._moved(told["sides"])
         if "side" in told:
             told["side"] = self._moved([told["side"]])[0]
-        where = f"cd {shlex.quote(self.folder)} && PYTHONPATH=. exec {shlex.quote(self._at.python)} -m toolchain.timed"
+        where = f"cd {shlex.quote(self.folder)} && PYTHONPATH=. exec {shlex.quote(self._at.python)} -m toolchain.edge.timing_process"
         with tempfile.TemporaryFile("w+") as errors:
             child = _started(self._ssh(f"{where} {job} --leash"), errors)
             late = threading.Timer(ANSWER_SECONDS, child.kill)
@@ -206,7 +208,7 @@ class Board:
 
     def _sent(self, path: Path) -> str:
         """What a model's files are known by on the board, where they lie from now on."""
-        files = [path, *external.companions(path)]
+        files = [path, *external_weights.companions(path)]
         key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         if key not in self._there:
             self._send(files, f"{self.folder}/{key}")

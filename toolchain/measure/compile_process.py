@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from toolchain import candidates, discover, qdq
-from toolchain.errors import ToolchainError, brief
-from toolchain.values import Artefact, Placement, Precision, QuantScheme, Target
+from toolchain.config.target import QuantScheme, Target
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.types import Artefact, Precision
+from toolchain.export import insert_qdq
+from toolchain.export.passes import cleanup
+from toolchain.quantization.placement import Placement
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,18 @@ def forms(asked: Mapping[str, Any]) -> dict[Precision, Form]:
 
 def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
     graph, placed = Path(asked["graph"]), Placement() if integers else Placement(float_modules=("",))
-    model, _ = candidates.make(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
+    model, _ = insert_qdq.make(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
     made = Path(asked["folder"]) / f"{graph.parent.name}-{'int8' if integers else 'float'}"
     made.mkdir(parents=True, exist_ok=True)
-    qdq.save(model, made / graph.name)
+    cleanup.save(model, made / graph.name)
     runtime = asked["runtime"]
-    artefact: Artefact = discover.module("runtimes", runtime).compile(made / graph.name, made / runtime)
+    artefact: Artefact = registry.module("runtimes", runtime).compile(made / graph.name, made / runtime)
     return artefact
 
 
 def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> Form:
     """Run once: in a round, one that does not run would end all."""
-    runtime = discover.module("runtimes", asked["runtime"])
+    runtime = registry.module("runtimes", asked["runtime"])
     try:
         session = runtime.open(artefact.path, threads=asked["threads"], precision=precision)
         session.run(np.zeros(asked["shape"], np.float32))

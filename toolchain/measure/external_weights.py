@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolchain import timed
-from toolchain.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.edge import timing_process
 
 
 def companions(model: Path) -> list[Path]:
@@ -20,7 +20,7 @@ def companions(model: Path) -> list[Path]:
     Raises:
         ToolchainError: as `files` does.
     """
-    return [*timed.beside(model), *files(model)]
+    return [*timing_process.beside(model), *files(model)]
 
 
 def files(model: Path) -> tuple[Path, ...]:

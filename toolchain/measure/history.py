@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolchain import records
-from toolchain.errors import ToolchainError
+from toolchain.core import files
+from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
 FILE = "history.jsonl"
@@ -37,11 +37,11 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
             for entry in entries:
-                file.write(json.dumps(records.plain(entry), sort_keys=True).encode() + b"\n")
+                file.write(json.dumps(files.plain(entry), sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as reason:
-        raise records.disk_error(path, reason) from reason
+        raise files.disk_error(path, reason) from reason
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
@@ -118,4 +118,4 @@ def of_gate(report: Mapping[str, Any], runtime: str) -> list[Entry]:
 
 def _common(kind: str, machine: Mapping[str, Any], version: str | None) -> dict[str, Any]:
     where = f"{machine['cpu']}, {machine['cores']} cores"
-    return {"schema": SCHEMA, "at": records.now(), "kind": kind, "machine": where, "version": version}
+    return {"schema": SCHEMA, "at": files.now(), "kind": kind, "machine": where, "version": version}

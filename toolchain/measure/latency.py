@@ -2,12 +2,30 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from toolchain import conditions, machine, peak, records, series, stats, timing
-from toolchain.values import Measurement, Precision, Target, Variant
+from toolchain.config.target import Target
+from toolchain.core import files, stage_cache, statistics
+from toolchain.core.types import Interval, Precision
+from toolchain.export.export_variants import Variant
+from toolchain.measure import machine, paired_rounds, paired_timing, peak_throughput, timing_conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A variant's latency from paired rounds, and its footprint from a process of its own."""
+
+    latencies_ms: tuple[float, ...]  # every sample of every round
+    p50_ms: Interval
+    round_logs: Mapping[str, Sequence[float]]  # against each other variant: log of how many times faster, by round
+    load_ms: float
+    first_ms: float
+    peak_rss_bytes: int
+    peak_share: float | None  # of the multiply-accumulates a second that a large convolution reaches in the same rounds
+
 
 VERSION = 5
 ROUNDS = 10
@@ -32,47 +50,50 @@ def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> t
     sides = [_side(v.name, v.artefact.path, v.precision, target, (1, 3, *v.image_size)) for v in variants]
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
     shapes = [side.shape for side in sides]
-    key = records.digest(
+    key = files.digest(
         VERSION, hashes, target.threads, machine.runtime(target), machine.describe(target.device), shapes, ROUNDS
     )
-    with records.stage(work, "bench", key) as stage:
+    with stage_cache.stage(work, "bench", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             load = 0.0 if target.device else _foreign_load()
-            measured = series.run(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
-            peaks = peak.reached(
+            measured = paired_rounds.run(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
+            peaks = peak_throughput.reached(
                 target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants}, target.device
             )
-            prints = {side.name: records.plain(timing.footprint(side)) for side in sides}
-            stage = records.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
+            prints = {side.name: files.plain(paired_timing.footprint(side)) for side in sides}
+            stage = stage_cache.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
         else:
-            measured = series.read(stage.folder / "rounds.json")
+            measured = paired_rounds.read(stage.folder / "rounds.json")
         assert stage.figures is not None
         figures = stage.figures
     result = {v.name: _measurement(v, variants, measured, figures) for v in variants}
     return result, _warnings(result, figures["load"])
 
 
-def _side(name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]) -> timing.Side:
-    return timing.Side(
+def _side(name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]) -> paired_timing.Side:
+    return paired_timing.Side(
         name=name, runtime=target.runtime, path=str(path), precision=precision, threads=target.threads, shape=shape,
         device=target.device,
     )  # fmt: skip
 
 
 def _measurement(
-    variant: Variant, variants: Sequence[Variant], measured: Sequence[timing.Round], figures: Mapping[str, object]
+    variant: Variant,
+    variants: Sequence[Variant],
+    measured: Sequence[paired_timing.Round],
+    figures: Mapping[str, object],
 ) -> Measurement:
-    half = series.p50(measured, variant.name)
+    half = paired_rounds.p50(measured, variant.name)
     footprints, peaks = figures["footprints"], figures["peaks"]
     assert isinstance(footprints, Mapping)
     assert isinstance(peaks, Mapping)
     most = peaks.get(variant.precision)
     return Measurement(
-        latencies_ms=tuple(series.samples(measured, variant.name)),
+        latencies_ms=tuple(paired_rounds.samples(measured, variant.name)),
         p50_ms=half,
         round_logs={
-            other.name: series.logs(measured, other.name, variant.name)
+            other.name: paired_rounds.logs(measured, other.name, variant.name)
             for other in variants
             if other.name != variant.name
         },
@@ -90,9 +111,9 @@ def _foreign_load() -> float:
 
 def _warnings(result: Mapping[str, Measurement], load: float) -> list[str]:
     found = []
-    if load > conditions.BUSY:
+    if load > timing_conditions.BUSY:
         found.append(f"other work kept {load:.1f} cores busy when timing began; ratios hold, milliseconds are too high")
-    noisy = max((stats.spread(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
-    if noisy > conditions.NOISE:
+    noisy = max((statistics.spread(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
+    if noisy > timing_conditions.NOISE:
         found.append(f"rounds differ by {noisy:.0%} (standard deviation); this machine is noisy, trust the intervals")
     return found

@@ -3,16 +3,19 @@
 import importlib.metadata
 from collections.abc import Mapping
 
-from toolchain import devices, discover, processor
-from toolchain.errors import ToolchainError
-from toolchain.values import Isa, Precision, Target
+from toolchain.config.target import Isa, Target
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Precision
+from toolchain.edge import processor
+from toolchain.measure import boards
 
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
 
 
 def describe(device: str = "") -> Mapping[str, str | int]:
     """Processor, its vector instructions, cores and system: this machine's, or a board's."""
-    return devices.board(device).machine if device else processor.describe()
+    return boards.board(device).machine if device else processor.describe()
 
 
 def isa(device: str = "") -> str:
@@ -23,9 +26,9 @@ def isa(device: str = "") -> str:
 def runtime(target: Target) -> Mapping[str, str]:
     """Version of the target's runtime where it is timed."""
     if target.device:
-        found: Mapping[str, str] = devices.board(target.device).answer("versions", {"runtime": target.runtime})
+        found: Mapping[str, str] = boards.board(target.device).answer("versions", {"runtime": target.runtime})
         return found
-    version: Mapping[str, str] = discover.module("runtimes", target.runtime).fingerprint()
+    version: Mapping[str, str] = registry.module("runtimes", target.runtime).fingerprint()
     return version
 
 
@@ -51,8 +54,8 @@ def available(target: Target, precision: Precision) -> bool:
     """Whether the processor that the target is timed on computes in that precision."""
     if target.device:
         asked = {"runtime": target.runtime, "precision": precision}
-        return bool(devices.board(target.device).answer("available", asked))
-    return bool(discover.module("runtimes", target.runtime).available(precision))
+        return bool(boards.board(target.device).answer("available", asked))
+    return bool(registry.module("runtimes", target.runtime).available(precision))
 
 
 def versions(target: Target) -> dict[str, str]:

@@ -11,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import archives, discover, external, onnx_macs, records
-from toolchain.errors import ToolchainError
-from toolchain.timing import Side
-from toolchain.values import Artefact, Precision
+from toolchain.core import files as records
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Artefact, Precision
+from toolchain.edge import archive
+from toolchain.export import count_macs
+from toolchain.measure import external_weights
+from toolchain.measure.paired_timing import Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,7 @@ class Subject:
         """Multiply-accumulates of one picture; None where neither a manifest nor an ONNX graph tells."""
         if self.manifest is not None and "macs" in self.manifest["model"]:
             return int(self.manifest["model"]["macs"])
-        return onnx_macs.count(self.artefact.path) if self.artefact.path.suffix == ".onnx" else None
+        return count_macs.count(self.artefact.path) if self.artefact.path.suffix == ".onnx" else None
 
     def batch(self, count: int, folder: Path) -> "Subject":
         """The same for so many pictures at once, as a copy in `folder`.
@@ -45,7 +49,7 @@ class Subject:
         Raises:
             ToolchainError: its graph does not bear that.
         """
-        room = discover.module("runtimes", self.side.runtime)
+        room = registry.module("runtimes", self.side.runtime)
         made = room.batched(self.artefact.path, count, folder / self.artefact.sha256[:16])
         shape = (count, *self.side.shape[1:])
         try:
@@ -86,13 +90,13 @@ def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, prec
     if not path.is_file():
         raise ToolchainError(f"{path} is not there; a bundle's folder or .tar, an .onnx or an OpenVINO .xml is wanted")
     if path.suffix == ".tar":
-        return _bundle(archives.unpacked(path, _fresh(scratch)), threads).named(path.stem)
+        return _bundle(archive.unpacked(path, _fresh(scratch)), threads).named(path.stem)
     return _bare(path, runtime, threads or 1, precision)
 
 
 def _bundle(folder: Path, threads: int) -> Subject:
-    found, listed = archives.manifest(folder), archives.listed(folder)
-    known = discover.modules("runtimes")
+    found, listed = archive.manifest(folder), archive.listed(folder)
+    known = registry.modules("runtimes")
     try:
         names, size = found["model"]["files"], tuple(found["input"]["shape"])
         runtime, precision = found["runtime"], found["precision"]
@@ -102,13 +106,13 @@ def _bundle(folder: Path, threads: int) -> Subject:
             f"{folder}: the manifest lacks {reason}; it is not one that this toolchain wrote"
         ) from reason
     if runtime not in known:
-        raise ToolchainError(f"{folder} is for {runtime!r}; {discover.nearest(str(runtime), known)}")
+        raise ToolchainError(f"{folder} is for {runtime!r}; {registry.nearest(str(runtime), known)}")
     if not names or not set(names) <= listed:  # the sums vouch for plain names only
         raise ToolchainError(
             f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
         )
     files = tuple(folder / name for name in names)
-    if odd := [file.name for file in external.companions(files[0]) if file.name not in names]:
+    if odd := [file.name for file in external_weights.companions(files[0]) if file.name not in names]:
         raise ToolchainError(
             f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
         )
@@ -128,13 +132,13 @@ def _fresh(scratch: Path) -> Path:
 
 
 def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
-    kinds = {str(Path(discover.module("runtimes", n).FILE_NAMES[0]).suffix): n for n in discover.modules("runtimes")}
+    kinds = {str(Path(registry.module("runtimes", n).FILE_NAMES[0]).suffix): n for n in registry.modules("runtimes")}
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
-    companions = external.companions(path)  # before any runtime follows them
-    room = discover.module("runtimes", chosen)
-    given_shape, dtype, integer = discover.module("runtimes", kinds[path.suffix]).signature(path)
+    companions = external_weights.companions(path)  # before any runtime follows them
+    room = registry.module("runtimes", chosen)
+    given_shape, dtype, integer = registry.module("runtimes", kinds[path.suffix]).signature(path)
     shape = fixed(given_shape, path)
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:

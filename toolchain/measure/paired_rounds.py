@@ -6,20 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain import progress, records, stats, timing
-from toolchain.timed import Effort
-from toolchain.timing import Round, Side
-from toolchain.values import Interval
+from toolchain.core import files, progress, statistics
+from toolchain.core.types import Interval
+from toolchain.edge.timing_process import Effort
+from toolchain.measure import paired_timing
+from toolchain.measure.paired_timing import Round, Side
 
 
 def read(path: Path) -> list[Round]:
     """Rounds that an earlier run has measured."""
-    rows = records.read_json(path) if path.exists() else []
+    rows = files.read_json(path) if path.exists() else []
     return [Round(seed=row["seed"], blocks=row["blocks"]) for row in rows]
 
 
 def run(
-    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: Effort = timing.REPORTED
+    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: Effort = paired_timing.REPORTED
 ) -> list[Round]:
     """Measures what is missing of `count` rounds; each is written to `path` at once."""
     measured = read(path)
@@ -27,10 +28,10 @@ def run(
 
         def keep(one: Round) -> None:
             measured.append(one)
-            records.write_json(path, measured)
+            files.write_json(path, measured)
             bar.step()
 
-        timing.rounds(sides, count, seed, skip=len(measured), keep=keep, effort=effort)
+        paired_timing.rounds(sides, count, seed, skip=len(measured), keep=keep, effort=effort)
     return measured
 
 
@@ -43,10 +44,10 @@ def p50(measured: Sequence[Round], side: str) -> Interval:
     """Median of all inferences; its interval is that of the rounds, which unlike inferences are independent."""
     found, own = samples(measured, side), [one.blocks[side] for one in measured]
     medians = [math.log(np.median([sample for block in blocks for sample in block])) for blocks in own]
-    middle, half = stats.speedup(medians), float(np.median(found))
+    middle, half = statistics.speedup(medians), float(np.median(found))
     return Interval(estimate=half, low=min(middle.low, half), high=max(middle.high, half), samples=len(found))
 
 
 def logs(measured: Sequence[Round], base: str, other: str) -> list[float]:
     """By round, the logarithm of how many times faster `other` is than `base`."""
-    return [stats.round_ratio(one.blocks[base], one.blocks[other]) for one in measured]
+    return [statistics.round_ratio(one.blocks[base], one.blocks[other]) for one in measured]

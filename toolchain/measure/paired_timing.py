@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain import devices, discover, timed, workers
-from toolchain.errors import ToolchainError, last_line
-from toolchain.timed import Effort
-from toolchain.values import Precision
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError, last_line
+from toolchain.core.types import Precision
+from toolchain.edge import timing_process
+from toolchain.edge.timing_process import Effort
+from toolchain.measure import boards, worker_processes
 
 PROCESS = "a timing process"
 REPORTED = Effort()
@@ -100,7 +102,7 @@ def versions(side: Side) -> Mapping[str, str]:
     """Which version of its runtime a side is timed with."""
     here = not (side.python or side.device)
     found: Mapping[str, str] = (
-        discover.module("runtimes", side.runtime).fingerprint()
+        registry.module("runtimes", side.runtime).fingerprint()
         if here
         else _answer("versions", {"runtime": side.runtime}, [side])
     )
@@ -128,36 +130,39 @@ def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any
     loading = list(sides)
     order.shuffle(loading)
     with contextlib.ExitStack() as stack:
-        owner, once = dict[str, workers.Process](), 0.0
+        owner, once = dict[str, worker_processes.Process](), 0.0
         for side in loading:
             process = owner[side.name] = stack.enter_context(_started("turns", [side]))
             once += process.ask(_request([side], seed, effort))
-        return timed.blocks(
+        return timing_process.blocks(
             [side.name for side in sides], once, effort, order,
             lambda name, runs: owner[name].ask({"name": name, "runs": runs}),
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _started(job: str, sides: Sequence[Side]) -> Iterator[workers.Process]:
-    with _command(job, sides) as (command, environment), workers.started(command, environment, PROCESS) as process:
+def _started(job: str, sides: Sequence[Side]) -> Iterator[worker_processes.Process]:
+    with (
+        _command(job, sides) as (command, environment),
+        worker_processes.started(command, environment, PROCESS) as process,
+    ):
         yield process
 
 
 def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
     if sides[0].device:
-        return devices.board(sides[0].device).answer(job, request)
+        return boards.board(sides[0].device).answer(job, request)
     with _command(job, sides) as (command, environment):
         try:
             ended = subprocess.run(
                 command, env=environment, input=json.dumps(request), capture_output=True, text=True,
-                timeout=workers.TIMEOUT_SECONDS, check=False,
+                timeout=worker_processes.TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as reason:
-            raise ToolchainError(f"{PROCESS} gave no result in {workers.TIMEOUT_SECONDS} s") from reason
+            raise ToolchainError(f"{PROCESS} gave no result in {worker_processes.TIMEOUT_SECONDS} s") from reason
     if ended.returncode != 0:
-        raise workers.failed(PROCESS, ended.stderr, ended.returncode)
-    return workers.read(PROCESS, last_line(ended.stdout, ""))
+        raise worker_processes.failed(PROCESS, ended.stderr, ended.returncode)
+    return worker_processes.read(PROCESS, last_line(ended.stdout, ""))
 
 
 @contextlib.contextmanager
@@ -169,8 +174,11 @@ def _command(job: str, sides: Sequence[Side]) -> Iterator[tuple[list[str], dict[
     """
     python = sides[0].python
     if not python:
-        yield [sys.executable, "-P", "-m", "toolchain.timed", job], None
+        yield [sys.executable, "-P", "-m", "toolchain.edge.timing_process", job], None
         return
     with tempfile.TemporaryDirectory() as folder:
-        devices.kit(Path(folder), sorted({side.runtime for side in sides}))
-        yield [python, "-m", "toolchain.timed", job], {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"}
+        boards.kit(Path(folder), sorted({side.runtime for side in sides}))
+        yield (
+            [python, "-m", "toolchain.edge.timing_process", job],
+            {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"},
+        )

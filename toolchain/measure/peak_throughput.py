@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain import discover, records, series
-from toolchain.errors import ToolchainError
-from toolchain.timing import Side
-from toolchain.values import Precision
+from toolchain.core import files, registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Precision
+from toolchain.measure import paired_rounds
+from toolchain.measure.paired_timing import Side
 
 ROUNDS = 3
 CHANNELS, SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
@@ -23,12 +24,12 @@ def reached(
     runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision], device: str = ""
 ) -> dict[str, float]:
     """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
-    room = discover.module("runtimes", runtime)
+    room = registry.module("runtimes", runtime)
     shape = (1, CHANNELS, SIDE, SIDE)
     sides = []
     for precision in sorted(precisions):
         path = folder / f"peak-{precision}.onnx"
-        with records.writing(path) as out:
+        with files.writing(path) as out:
             out.write(_graph(precision == "int8").SerializeToString(deterministic=True))
         try:
             compiled = room.compile(path, folder / f"peak-{precision}")
@@ -40,7 +41,7 @@ def reached(
                 shape=shape, device=device,
             )
         )  # fmt: skip
-    measured = series.run(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
+    measured = paired_rounds.run(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
     macs = CHANNELS**2 * 9 * SIDE**2
     best = {s.name: min(min(b) for one in measured for b in one.blocks[s.name]) for s in sides}
     return {name.removeprefix("peak-"): macs / (ms * 1e-3) for name, ms in best.items()}

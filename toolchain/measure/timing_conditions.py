@@ -15,8 +15,9 @@ from typing import Literal
 import numpy as np
 import psutil
 
-from toolchain import series, stats
-from toolchain.timing import Round
+from toolchain.core import statistics
+from toolchain.measure import paired_rounds
+from toolchain.measure.paired_timing import Round
 
 Kind = Literal[
     "other load", "stolen time", "frequency", "throttled", "governor", "drift", "noise", "few samples", "not pinned"
@@ -113,15 +114,17 @@ def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Conditio
     third = len(measured) // 3
     for name in names:
         if third:
-            first, last = (np.median(series.samples(part, name)) for part in (measured[:third], measured[-third:]))
+            first, last = (
+                np.median(paired_rounds.samples(part, name)) for part in (measured[:third], measured[-third:])
+            )
             if abs(change := float(last / first) - 1) > DRIFT:
                 found.append(
                     Condition("drift", f"{name} took {change:+.0%} longer in the last rounds than in the first", change)
                 )
-        if (count := len(series.samples(measured, name))) < stats.FEWEST_SAMPLES[99]:
-            text = f"{count} samples of {name} do not carry a 99th percentile; {stats.FEWEST_SAMPLES[99]} would"
+        if (count := len(paired_rounds.samples(measured, name))) < statistics.FEWEST_SAMPLES[99]:
+            text = f"{count} samples of {name} do not carry a 99th percentile; {statistics.FEWEST_SAMPLES[99]} would"
             found.append(Condition("few samples", text, count))
-    noise = max((stats.spread(series.logs(measured, names[0], name)) for name in names[1:]), default=0.0)
+    noise = max((statistics.spread(paired_rounds.logs(measured, names[0], name)) for name in names[1:]), default=0.0)
     if noise > NOISE:
         found.append(
             Condition("noise", f"ratios of rounds vary by {noise:.0%} (standard deviation); trust the intervals", noise)

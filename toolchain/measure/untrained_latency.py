@@ -14,10 +14,14 @@ from pathlib import Path
 import onnx_ir
 from torch import Tensor, nn
 
-from toolchain import machine, onnx_export, progress, records, series, surgery, timing, untrained, workers
-from toolchain.errors import ToolchainError
-from toolchain.timed import Effort
-from toolchain.values import Interval, Precision, QuantScheme, Target
+from toolchain.config.target import QuantScheme, Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Interval, Precision
+from toolchain.edge.timing_process import Effort
+from toolchain.export import to_onnx
+from toolchain.measure import compile_process, machine, paired_rounds, paired_timing, worker_processes
+from toolchain.models import profile
 
 VERSION = 3
 GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
@@ -65,11 +69,11 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
             keys[name], graphs[name] = _graph(name, network, target.scheme, work)
         except ToolchainError as reason:
             refused[name] = str(reason)
-    key = records.digest(
+    key = files.digest(
         VERSION, keys, target.runtime, target.threads, target.scheme, target.precisions, machine.runtime(target),
         machine.describe(target.device), ROUNDS,
     )  # fmt: skip
-    with records.stage(work, "clock", key) as stage:
+    with stage_cache.stage(work, "clock", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             first = {key: name for name, key in reversed(keys.items())}  # of those that are built alike one is timed
@@ -81,11 +85,13 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
             for folder in stage.folder.iterdir():  # what was timed; the rounds stay
                 if folder.is_dir():
                     shutil.rmtree(folder)
-            if any(isinstance(reason, workers.Ended) for reason in failed.values()):  # another run may have more luck
+            if any(
+                isinstance(reason, worker_processes.Ended) for reason in failed.values()
+            ):  # another run may have more luck
                 (stage.folder / SAMPLES).unlink(missing_ok=True)
-                stage = dataclasses.replace(stage, figures=records.plain(figures))
+                stage = dataclasses.replace(stage, figures=files.plain(figures))
             else:
-                stage = records.finish(stage, started, figures)
+                stage = stage_cache.finish(stage, started, figures)
         assert stage.figures is not None
         rows, refused = stage.figures["clocked"], refused | stage.figures["refused"]
     return {name: _read(row) for name, row in rows.items()}, refused
@@ -93,52 +99,52 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
 
 def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
-    key = records.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
-    with records.stage(work, "graph", key) as stage:
+    key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
+    with stage_cache.stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH
         if stage.figures is None:
-            from toolchain import quantizer  # torchao takes two seconds, of which another target needs none
+            from toolchain.quantization import pt2e  # torchao takes two seconds, of which another target needs none
 
             started = time.monotonic()
             progress.say(f"clock: {name} is exported")
-            graph, _ = quantizer.prepare(network.model, network.image, None, scheme)
-            with records.writing(path) as out:
-                out.write(onnx_ir.to_proto(onnx_export.translate(graph, network.image)).SerializeToString())
-            records.finish(stage, started, {})
+            graph, _ = pt2e.prepare(network.model, network.image, None, scheme)
+            with files.writing(path) as out:
+                out.write(onnx_ir.to_proto(to_onnx.translate(graph, network.image)).SerializeToString())
+            stage_cache.finish(stage, started, {})
     return key, path
 
 
 def _timed(
     networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, Clocked], dict[str, ToolchainError]]:
-    made, refused = dict[str, dict[Precision, untrained.Form]](), dict[str, ToolchainError]()
+    made, refused = dict[str, dict[Precision, compile_process.Form]](), dict[str, ToolchainError]()
     asked = {
-        name: untrained.question(path, target, tuple(networks[name].image.shape), folder)
+        name: compile_process.question(path, target, tuple(networks[name].image.shape), folder)
         for name, path in graphs.items()
     }
     with progress.bar("clock: compiled", len(graphs)) as bar:
-        for name, answered in workers.shared("untrained", asked, "a compiling process"):
+        for name, answered in worker_processes.shared("measure.compile_process", asked, "a compiling process"):
             try:
-                made[name] = untrained.answer(answered)
+                made[name] = compile_process.answer(answered)
             except ToolchainError as reason:
                 refused[name] = reason
             bar.step(name)
     able = [name for name in graphs if name not in refused]
     taken = machine.kind(target.device) == target.isa
     sides = [
-        timing.Side(
+        paired_timing.Side(
             name=f"{name} {precision}", runtime=target.runtime, path=one.opened, precision=precision,
             threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
         )
         for name in able for precision, one in made[name].items()
     ]  # fmt: skip
-    measured = series.run(sides, ROUNDS, 0, folder / SAMPLES, "clock: rounds", BRIEF) if taken and sides else []
+    measured = paired_rounds.run(sides, ROUNDS, 0, folder / SAMPLES, "clock: rounds", BRIEF) if taken and sides else []
     found = {}
     for name in able:
-        layers = surgery.layers(networks[name].model, networks[name].image)
+        layers = profile.layers(networks[name].model, networks[name].image)
         found[name] = Clocked(
-            macs=int(surgery.macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
-            latencies={p: series.p50(measured, f"{name} {p}") for p in target.precisions if measured},
+            macs=int(profile.macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
+            latencies={p: paired_rounds.p50(measured, f"{name} {p}") for p in target.precisions if measured},
             sizes={p: made[name][p].size_bytes for p in target.precisions},
         )  # fmt: skip
     return found, refused

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from toolchain.errors import ToolchainError, last_line
+from toolchain.core.errors import ToolchainError, last_line
 
 TIMEOUT_SECONDS = 600
 STOP_SECONDS = 30  # that a process may take to end once it is told to

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolchain import discover
-from toolchain.errors import ToolchainError
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
 
 PROBED = 224, 192  # height and width of a picture that tells maps from lists of tokens
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -107,7 +107,7 @@ def apart(model: nn.Module, head: str, *, freeze: str, fresh: str) -> None:
 def _index(model: nn.Module, blocks: Sequence[Block], name: str) -> int:
     names = [block.name for block in blocks]
     if name not in names:
-        said = discover.nearest(name, names) if names else f"this {type(model).__name__} is no chain of blocks"
+        said = registry.nearest(name, names) if names else f"this {type(model).__name__} is no chain of blocks"
         raise ToolchainError(f"[reuse] there is no block {name!r}; {said}")
     return names.index(name)
 

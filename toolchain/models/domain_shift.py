@@ -18,9 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain import listing, models, progress, runner
-from toolchain.errors import ToolchainError
-from toolchain.values import Domain, ModelSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import ModelSpec
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.data import image_folder
+from toolchain.edge import run as runner
+from toolchain.models import build
 
 MOST = 256  # pictures a side
 FEWEST = 20  # a side, to say anything
@@ -98,7 +102,7 @@ def run(
         raise ToolchainError(
             f"{recipe_model.name} has no pretrained weights to measure a distance from; give some with --weights file"
         )
-    model, head, _ = models.build(recipe_model, 2, seed=0)
+    model, head, _ = build.build(recipe_model, 2, seed=0)
     model.eval()
     target = _pictures(domain, image_size, cache)
     seen = _see(model, head, target, recipe_model)
@@ -121,7 +125,7 @@ def run(
 
 def _pictures(domain: Domain, image_size: tuple[int, int], cache: Path) -> np.ndarray:
     """Drawn training pictures as the network's size has them: uint8 [n, height, width] or [n, height, width, 3]."""
-    files = listing.find(domain, cache).files["train"]
+    files = image_folder.find(domain, cache).files["train"]
     found: list[np.ndarray] = []
     for index in np.random.default_rng(0).permutation(len(files)):
         if len(found) == MOST:

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
 
 Need = Literal["source"]  # beside features and labels; a score's file lists them in NEEDS
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from toolchain import discover, gradients, loader, records
-from toolchain.gradients import Gradient
-from toolchain.stages.adapt import Adapted
-from toolchain.values import PruneSpec
+from toolchain.config.recipe import PruneSpec
+from toolchain.core import files, registry, stage_cache
+from toolchain.data import loader
+from toolchain.pruning import gradients
+from toolchain.pruning.gradients import Gradient
+from toolchain.training.finetune import Adapted
 
 VERSION = 1
 BATCH = 64  # images prepared together; gradients are taken one by one
@@ -34,21 +36,21 @@ def run(adapted: Adapted, spec: PruneSpec, work: Path) -> Ranking:
     Args:
         adapted: the model that is ranked, by its key, and its images.
     """
-    room = discover.module("criteria", spec.criterion)
+    room = registry.module("criteria", spec.criterion)
     return Ranking(room.score, _collected(adapted, work) if room.NEEDS else None)
 
 
 def depends_on(adapted: Adapted, spec: PruneSpec) -> tuple[str, str]:
     """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
-    room = discover.module("criteria", spec.criterion)
+    room = registry.module("criteria", spec.criterion)
     seen = adapted.data.calibration_digest if room.NEEDS else ""
-    return records.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
+    return files.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
 
 
 def _collected(adapted: Adapted, work: Path) -> Mapping[str, Gradient]:
     data = adapted.data
-    key = records.digest(VERSION, adapted.trained.key, data.calibration_digest, data.preprocess)
-    with records.stage(work, "gradients", key) as stage:
+    key = files.digest(VERSION, adapted.trained.key, data.calibration_digest, data.preprocess)
+    with stage_cache.stage(work, "gradients", key) as stage:
         path = stage.folder / FILE
         if stage.figures is None:
             started = time.monotonic()
@@ -56,9 +58,9 @@ def _collected(adapted: Adapted, work: Path) -> Mapping[str, Gradient]:
             found = gradients.collect(adapted.trained.model, list(batches))
             tensors = {f"mean.{name}": one.mean.contiguous() for name, one in found.items()}
             tensors |= {f"square.{name}": one.mean_square.contiguous() for name, one in found.items()}
-            with records.writing(path) as out:
+            with files.writing(path) as out:
                 out.write(save(tensors))
-            records.finish(stage, started, {"images": len(data.calibration)})
+            stage_cache.finish(stage, started, {"images": len(data.calibration)})
         read = load_file(path)
     names = [name.removeprefix("mean.") for name in read if name.startswith("mean.")]
     return {name: Gradient(read[f"mean.{name}"], read[f"square.{name}"]) for name in names}

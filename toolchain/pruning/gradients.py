@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain import progress
-from toolchain.errors import ToolchainError
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from toolchain import parts, progress
-from toolchain.errors import ToolchainError, brief
-from toolchain.gradients import Gradient
-from toolchain.parts import Part
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.models.profile import is_depthwise
+from toolchain.pruning import traceable_parts
+from toolchain.pruning.gradients import Gradient
+from toolchain.pruning.traceable_parts import Part
 
 Side = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
@@ -133,7 +135,7 @@ def find(
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met
             refused.append(reason)
             with suppress(Exception):  # a part that cannot be called again as it was called has no parts to be had
-                pending += parts.below(part)
+                pending += traceable_parts.below(part)
     if refused and not found:
         first = refused[0]
         raise ToolchainError(
@@ -154,7 +156,7 @@ def _traced(part: Part, head: str, gradients: Mapping[str, Gradient]) -> list[Gr
         raise ToolchainError(f"attention in windows ({part.named(windows)}) is not followed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bare parameters, which we leave alone
-        framed = part.module if not part.name else parts.Framed(part)
+        framed = part.module if not part.name else traceable_parts.Framed(part)
         graph = torch_pruning.DependencyGraph().build_dependency(framed, example_inputs=part.image)
         raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
     names = {module: part.named(name) for name, module in part.module.named_modules()}
@@ -240,11 +242,6 @@ def _rows(tensor: Tensor, side: Side, positions: tuple[tuple[int, ...], ...]) ->
     rows = rows.transpose(0, 1) if side == "in" else rows
     rows = rows.reshape(rows.shape[0], -1)
     return torch.stack([rows[list(row)].flatten() for row in positions])
-
-
-def is_depthwise(module: nn.Module) -> bool:
-    """Whether every channel has a filter of its own."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 
 
 def _kind(module: nn.Module) -> str:

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from toolchain.errors import ToolchainError
-from toolchain.groups import Group
+from toolchain.core.errors import ToolchainError
+from toolchain.pruning.groups import Group
 
 Criterion = Callable[[Group], Tensor]  # importance of each channel, not negative, [channels]
 

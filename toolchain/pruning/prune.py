@@ -14,12 +14,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain import groups, loop, progress, records, rounds, surgery
-from toolchain.groups import Group
-from toolchain.stages import rank
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.fit import Fit
-from toolchain.values import Recipe, Surgery, Target, TrainSpec
+from toolchain.config.recipe import Recipe, TrainSpec
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.models import profile
+from toolchain.pruning import channel_ranking, groups, options, pruning_rounds, surgery
+from toolchain.pruning.groups import Group
+from toolchain.pruning.surgery import Surgery
+from toolchain.search.plan import Fit
+from toolchain.training import loop
+from toolchain.training import trained as trained_module
+from toolchain.training.finetune import Adapted
 
 VERSION = 1
 CUT = "surgery.json"  # in the numbering of the model that the round began with
@@ -32,7 +37,7 @@ class Pruned:
     model: nn.Module
     surgery: Surgery  # in the dense model's numbering
     key: str  # of the weights that are left: the model's that was cut, or the last round's
-    rounds: tuple[loop.Trained, ...] = ()  # trainings on the way
+    rounds: tuple[trained_module.Trained, ...] = ()  # trainings on the way
 
     @property
     def history(self) -> list[Mapping[str, Any]]:
@@ -41,13 +46,19 @@ class Pruned:
         return [{**entry, "epoch": number} for number, entry in enumerate(found, 1)]
 
 
-def at_once(start: loop.Trained, plan: Fit) -> Pruned:
+def at_once(start: trained_module.Trained, plan: Fit) -> Pruned:
     """The model with the whole plan applied; `start` is left as it was."""
     return Pruned(surgery.apply(start.model, plan.surgery), plan.surgery, start.key)
 
 
 def run(
-    start: loop.Trained, plan: Fit, adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path
+    start: trained_module.Trained,
+    plan: Fit,
+    adapted: Adapted,
+    recipe: Recipe,
+    target: Target,
+    image: Tensor,
+    work: Path,
 ) -> Pruned:
     """Cuts `start` down to the plan, in as many rounds as the recipe says; finished rounds are not done again.
 
@@ -73,7 +84,7 @@ def run(
 class _Way:
     """What all rounds need."""
 
-    start: loop.Trained
+    start: trained_module.Trained
     plan: Surgery
     adapted: Adapted
     recipe: Recipe
@@ -87,25 +98,27 @@ class _Way:
 
     def go(self, number: int, before: Pruned) -> Pruned:
         """One round: cut, then train; after the last cut, and where nothing was cut, there is no training here."""
-        with records.stage(self.work, "prune", self._key(number, before)) as stage:
+        with stage_cache.stage(self.work, "prune", self._key(number, before)) as stage:
             started = time.monotonic()
             cut = self._cut(number, before, stage.folder / CUT)
             model, done = surgery.apply(before.model, cut), surgery.compose(before.surgery, cut)
             if number == self.recipe.prune.rounds or cut == Surgery():
                 if stage.figures is None:
-                    records.finish(stage, started, {"history": []})
+                    stage_cache.finish(stage, started, {"history": []})
                 return Pruned(model, done, stage.key, before.rounds)
             if stage.figures is not None:
-                trained = loop.restored(stage, model)
+                trained = trained_module.restored(stage, model)
             else:
-                trained = loop.store(stage, started, model, loop.train(model, self._job(number, stage.folder)), {})
+                trained = trained_module.store(
+                    stage, started, model, loop.train(model, self._job(number, stage.folder)), {}
+                )
         return Pruned(trained.model, done, stage.key, (*before.rounds, trained))
 
     def _key(self, number: int, before: Pruned) -> str:
         asked = self.recipe.prune
-        return records.digest(
+        return files.digest(
             VERSION, before.key, self.plan, number, asked.rounds, asked.ranking, asked.protect,
-            *rank.depends_on(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
+            *channel_ranking.depends_on(self.adapted, asked), self.alignment, self._spec, self.adapted.augment, self.recipe.balance, self.recipe.seed,
             list(self.image.shape),
         )  # fmt: skip
 
@@ -125,13 +138,13 @@ class _Way:
         """What goes in this round; written down, so that a run that goes on cuts what it has begun to train."""
         if not path.exists():
             spec, own = self.recipe.prune, dataclasses.replace(self.start, model=before.model, key=before.key)
-            ranking = rank.run(dataclasses.replace(self.adapted, trained=own), spec, self.work)
-            found = surgery.options(
+            ranking = channel_ranking.run(dataclasses.replace(self.adapted, trained=own), spec, self.work)
+            found = options.options(
                 before.model, self.image, head=self.adapted.head, spec=spec, alignment=self.alignment,
                 criterion=ranking.criterion, gradients=ranking.gradients,
             )  # fmt: skip
-            choice = rounds.choice(found, self.whole, self.plan, before.surgery, number / spec.rounds)
-            left = surgery.macs(found.layers(choice)) / sum(layer.macs for layer in found.sizes)
+            choice = pruning_rounds.choice(found, self.whole, self.plan, before.surgery, number / spec.rounds)
+            left = profile.macs(found.layers(choice)) / sum(layer.macs for layer in found.sizes)
             progress.say(f"prune: round {number} of {spec.rounds} leaves {left:.0%} of its multiply-accumulates")
-            records.write_json(path, surgery.of(before.model, found, choice))
+            files.write_json(path, surgery.of(before.model, found, choice))
         return surgery.read(path)

@@ -7,11 +7,11 @@ takes more of a network than the others. Where the rounds end, in width and in b
 
 from collections.abc import Mapping, Sequence
 
-from toolchain import widths
-from toolchain.errors import ToolchainError
-from toolchain.groups import Group, Member, Side
-from toolchain.values import Surgery
-from toolchain.widths import Choice, Options
+from toolchain.core.errors import ToolchainError
+from toolchain.pruning import width_search
+from toolchain.pruning.groups import Group, Member, Side
+from toolchain.pruning.surgery import Surgery
+from toolchain.pruning.width_search import Choice, Options
 
 Slot = tuple[str, Side, int]  # layer, side, index in the whole model's numbering
 
@@ -63,7 +63,7 @@ def width(whole: int, final: int, share: float, alignment: int) -> int:
 def _goal(group: Group, plan: Surgery) -> int | None:
     """How many of a group's channels the plan keeps; None where it went with a block."""
     for member in group.members:
-        if any(widths.inside(member.module, block) for block in plan.dropped):
+        if any(width_search.inside(member.module, block) for block in plan.dropped):
             continue
         kept = _kept(member, plan)
         return group.channels if kept is None else len({row[0] for row in member.positions}.intersection(kept))

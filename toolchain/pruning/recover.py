@@ -4,16 +4,18 @@ import dataclasses
 import time
 from pathlib import Path
 
-from toolchain import loop, records
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.prune import Pruned
-from toolchain.stages.resize import Enlarged
-from toolchain.values import Recipe, Surgery
+from toolchain.config.recipe import Recipe
+from toolchain.core import files, stage_cache
+from toolchain.pruning.prune import Pruned
+from toolchain.pruning.surgery import Surgery
+from toolchain.training import loop, trained
+from toolchain.training.finetune import Adapted
+from toolchain.training.input_size import Enlarged
 
 VERSION = 3
 
 
-def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Trained:
+def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trained:
     """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
 
     Without surgery, and with pictures of the dense model's own size, the dense model itself is the result.
@@ -34,16 +36,16 @@ def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> loop.Tr
     # are left, where they are not simply the dense model's
     left: list[object] = [] if pruned.key == dense.key else [pruned.key]
     left += [adapted.data.preprocess.image_size] if resized else []
-    key = records.digest(
+    key = files.digest(
         VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
     )  # fmt: skip
-    with records.stage(work, "recover", key) as stage:
+    with stage_cache.stage(work, "recover", key) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, pruned.model)
+            return trained.restored(stage, pruned.model)
         started = time.monotonic()
         job = loop.Job(
             data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
         training = loop.train(pruned.model, job)
-        return loop.store(stage, started, pruned.model, training, {})
+        return trained.store(stage, started, pruned.model, training, {})

@@ -11,15 +11,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from toolchain import loop, progress, records, sparsity, surgery
-from toolchain.stages.adapt import Adapted
-from toolchain.values import Recipe, Target, TrainSpec
+from toolchain.config.recipe import Recipe, TrainSpec
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.models import profile
+from toolchain.pruning import options, sparsity_penalty
+from toolchain.training import loop, trained
+from toolchain.training.finetune import Adapted
 
 VERSION = 1
 SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
 
 
-def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> loop.Trained:
+def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> trained.Trained:
     """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
 
     Args:
@@ -33,29 +37,29 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: P
     if asked.sparsity == 0 or asked.ratio == 0:
         return dense
     spec = _spec(recipe)
-    key = records.digest(
+    key = files.digest(
         VERSION, dense.key, asked.sparsity, asked.protect, target.alignment, spec, adapted.augment, recipe.balance,
         recipe.seed,
     )  # fmt: skip
     model = copy.deepcopy(dense.model)
-    with records.stage(work, "sparsify", key) as stage:
+    with stage_cache.stage(work, "sparsify", key) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, model)
+            return trained.restored(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
-        found = surgery.prunable(model, image, adapted.head, asked, surgery.layers(model, image))
+        found = options.prunable(model, image, adapted.head, asked, profile.layers(model, image))
         found = [group for group in found if group.channels > target.alignment]
         job = loop.Job(
             data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
-            penalty=sparsity.penalty(found, asked.sparsity),
+            penalty=sparsity_penalty.penalty(found, asked.sparsity),
         )  # fmt: skip
         training = loop.train(model, job)
-        weak = [sparsity.weak(found, one) for one in (dense.model, model)]
+        weak = [sparsity_penalty.weak(found, one) for one in (dense.model, model)]
         progress.say(
             f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
         )
-        return loop.store(stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]})
+        return trained.store(stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]})
 
 
 def _spec(recipe: Recipe) -> TrainSpec:

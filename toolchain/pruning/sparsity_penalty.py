@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolchain.groups import Group, Side
+from toolchain.pruning.groups import Group, Side
 
 ALPHA = 4.0  # the weakest channel of a group is pressed 2 ** ALPHA times as hard as the strongest
 WEAK = 0.1  # of its group's mean norm

@@ -13,9 +13,9 @@ from functools import cached_property
 
 from torch import Tensor
 
-from toolchain.errors import ToolchainError
-from toolchain.groups import Group
-from toolchain.values import Layer
+from toolchain.core.errors import ToolchainError
+from toolchain.models.profile import Layer
+from toolchain.pruning.groups import Group
 
 Cost = Callable[[Sequence[Layer]], float]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import GraphModule, Node
 
-from toolchain import fxgraph
-from toolchain.errors import ToolchainError
+from toolchain.core.errors import ToolchainError
+from toolchain.quantization import fx_graph
 
 Kind = Literal[
     "constant channels", "dead activation", "saturated activation", "too few images", "unlike validation",
@@ -115,7 +115,7 @@ class _Watch(fx.Interpreter):
         super().__init__(graph)
         self.found, self.images = found, 0
         self.extra_traceback = False  # it would write fx's own words into our errors
-        self.roundings = {node for node in graph.graph.nodes if fxgraph.is_rounding(graph, node)}
+        self.roundings = {node for node in graph.graph.nodes if fx_graph.is_rounding(graph, node)}
 
     def run_node(self, n: Node) -> Any:
         if n in self.roundings:
@@ -165,20 +165,20 @@ def _activations(graph: GraphModule) -> dict[Node, Activation]:
     bounds: dict[Node, tuple[float, float]] = {}
     layers: dict[Node, Node] = {}
     for node in graph.graph.nodes:
-        if fxgraph.is_rounding(graph, node):
-            source = fxgraph.source_of(graph, node)
+        if fx_graph.is_rounding(graph, node):
+            source = fx_graph.source_of(graph, node)
             if source.op != "get_attr":  # a weight
                 bounds.setdefault(source, _bounds(graph, node, _name(source)))
-        elif node.target in fxgraph.LAYERS:
+        elif node.target in fx_graph.LAYERS:
             behind = list(node.users)
-            rectified = len(behind) == 1 and fxgraph.KINDS.get(behind[0].target) == "rectifier"
+            rectified = len(behind) == 1 and fx_graph.KINDS.get(behind[0].target) == "rectifier"
             layers[behind[0] if rectified else node] = node
     linear = torch.ops.aten.linear.default
     return {
         node: Activation(
             module=_name(node), layer=_name(layers[node]) if node in layers else "",
             last=node in layers and layers[node].target is linear,
-            derived=fxgraph.KINDS.get(node.target) == "keep", bounds=bounds.get(node),
+            derived=fx_graph.KINDS.get(node.target) == "keep", bounds=bounds.get(node),
         )
         for node in graph.graph.nodes if node in bounds or node in layers
     }  # fmt: skip
@@ -186,7 +186,7 @@ def _activations(graph: GraphModule) -> dict[Node, Activation]:
 
 def _name(node: Node) -> str:
     """What a person calls it: its module, or the operation where that is the model itself."""
-    return "input" if node.op == "placeholder" else fxgraph.module_of(node) or node.name
+    return "input" if node.op == "placeholder" else fx_graph.module_of(node) or node.name
 
 
 def _bounds(graph: GraphModule, node: Node, module: str) -> tuple[float, float]:

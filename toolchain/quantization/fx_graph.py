@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from toolchain.placement import Kind, Op, edges, rounded
-from toolchain.values import Placement
+from toolchain.quantization.placement import Kind, Op, Placement, edges, rounded
 
 ATEN = torch.ops.aten
 KINDS: Mapping[Any, Kind] = {

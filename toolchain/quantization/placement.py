@@ -9,7 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from toolchain.values import Operation, Placement
+Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What runs in integers, by `nn.Module` name and kind of operation.
+
+    Convolution and linear layers do, but for those in `float_modules` and below ("" is the whole model). `results`
+    decides how: rounded right behind the layer, which ONNX Runtime needs for integer kernels, or only where an integer
+    operation reads the value, which leaves the activation functions between them in float, as OpenVINO fuses them.
+    """
+
+    float_modules: tuple[str, ...] = ()
+    float_operations: tuple[Operation, ...] = ("activation", "multiply")
+    results: bool = True
+
+    def covers(self, module: str) -> bool:
+        """Whether operations inside `module` are quantized."""
+        return not any(name in {"", module} or module.startswith(name + ".") for name in self.float_modules)
+
 
 Kind = Operation | Literal["layer", "rectifier", "keep", "other"]
 FLOAT = Placement(float_modules=("",))  # all of a model

@@ -19,6 +19,20 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import MovingAverageMinMaxObserver
+from torchao.quantization.pt2e.fake_quantize import FakeQuantize, FakeQuantizeBase
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from toolchain.config.target import QuantScheme
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.quantization import fake_quantize, fx_graph, placement
+from toolchain.quantization.placement import Placement
 
 logging.disable(logging.WARNING)  # torchao tries CUDA kernels on import and complains that there are none
 with warnings.catch_warnings():
@@ -34,10 +48,6 @@ with warnings.catch_warnings():
     )
 
 logging.disable(logging.NOTSET)
-
-from toolchain import fxgraph, placement, steps  # noqa: E402  behind the import above
-from toolchain.errors import ToolchainError, brief  # noqa: E402
-from toolchain.values import Placement, QuantScheme  # noqa: E402
 
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
@@ -83,7 +93,7 @@ class ActivationRange(FakeQuantize):  # type: ignore[misc]
             self.take_range()
         if self.fake_quant_enabled[0] == 0:
             return x
-        return steps.rounded(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        return fake_quantize.rounded(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     def take_range(self) -> None:
         """Scale and zero point from what was observed; none where nothing was."""
@@ -137,7 +147,7 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
-        found = fxgraph.operations(model)
+        found = fx_graph.operations(model)
         self.planned = list(placement.layers(found, self.placement))
         for name, rounding in placement.rounded(found, self.placement).items():
             node = nodes[name]
@@ -148,7 +158,7 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
                 shared = SharedQuantizationSpec((first, node))
                 inputs = {**dict.fromkeys(inputs, shared), first: self.activation}
                 output = shared if rounding.output else None
-            if node.target in fxgraph.LAYERS:
+            if node.target in fx_graph.LAYERS:
                 inputs[node.args[1]] = self.weight
             _annotate(node, inputs, output)
         return model
@@ -197,7 +207,7 @@ def prepare(
     quantizer = PlacementQuantizer(chosen or placement.FLOAT, scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = prepare_pt2e(fxgraph.lower(exported.module()), quantizer)
+        prepared = prepare_pt2e(fx_graph.lower(exported.module()), quantizer)
     return prepared, tuple(quantizer.planned)
 
 

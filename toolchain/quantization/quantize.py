@@ -18,11 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain import calibration_check, loader, loop, progress, quantizer, ranges, records
-from toolchain.data import Dataset, Images
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Calibration, Correction, Placement, QuantizeSpec, Recipe, Target
+from toolchain.config.recipe import Calibration, Correction, QuantizeSpec, Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.core.types import Architecture
+from toolchain.data import loader
+from toolchain.data.dataset import Dataset, Images
+from toolchain.quantization import calibration_checks, pt2e, ranges
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Placed
+from toolchain.training import loop
+from toolchain.training import trained as trained_module
+from toolchain.training.finetune import Adapted
 
 VERSION = 8
 CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
@@ -44,7 +51,7 @@ class Start:
 class Quantized:
     """A fake-quantized graph ready for export."""
 
-    trained: loop.Trained
+    trained: trained_module.Trained
     placement: Placement
     planned: tuple[str, ...]  # modules that are to run in integers
     method: Literal["qat", "ptq"]  # "ptq" where calibration was all, or training did not improve on it
@@ -62,13 +69,13 @@ class Family:
     """The float and the quantized form of one architecture."""
 
     name: Architecture
-    trained: loop.Trained
+    trained: trained_module.Trained
     quantized: Quantized | None  # None where the target has no integers
     data: Dataset  # at the size that it takes its pictures
 
 
 def families(
-    adapted: Adapted, view: Adapted, small: loop.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe,
+    adapted: Adapted, view: Adapted, small: trained_module.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe,
     target: Target, work: Path,
 ) -> list[Family]:  # fmt: skip
     """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison.
@@ -81,7 +88,7 @@ def families(
         small: the pruned model, or the dense one where nothing was pruned.
     """
 
-    def one(name: Architecture, source: loop.Trained, job: Adapted, ships: bool) -> Family:
+    def one(name: Architecture, source: trained_module.Trained, job: Adapted, ships: bool) -> Family:
         if "int8" not in target.precisions:
             return Family(name, source, None, job.data)
         asked = "ptq" if not ships or placed[name].float_wins else recipe.quantize.method
@@ -96,7 +103,7 @@ def families(
 
 
 def run(
-    source: loop.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target,
+    source: trained_module.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target,
     adapted: Adapted, image: Tensor, work: Path,
 ) -> Quantized:  # fmt: skip
     """Calibrates, then trains with quantization simulated; without a teacher it only calibrates.
@@ -113,12 +120,12 @@ def run(
     """
     asked: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
     spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
-    key = records.digest(
+    key = files.digest(
         VERSION, source.key, placement, target.scheme, spec, recipe.quantize.calibration,
         recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
     )  # fmt: skip
-    graph, planned = quantizer.prepare(source.model, image, placement, target.scheme)
-    with records.stage(work, "quantize", key) as stage:
+    graph, planned = pt2e.prepare(source.model, image, placement, target.scheme)
+    with stage_cache.stage(work, "quantize", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             starts, findings = calibrate(graph, adapted.data, recipe.quantize)
@@ -127,18 +134,18 @@ def run(
                 folder=stage.folder, balance=recipe.balance, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, job, keep_start=True)
-            figures = {"planned": planned, "starts": records.plain(starts), "findings": records.plain(findings)}
-            trained = loop.store(stage, started, graph, training, figures)
+            figures = {"planned": planned, "starts": files.plain(starts), "findings": files.plain(findings)}
+            trained = trained_module.store(stage, started, graph, training, figures)
         else:
-            trained = loop.restored(stage, graph)
-    quantizer.observe(graph, ranges=False, rounding=True)
+            trained = trained_module.restored(stage, graph)
+    pt2e.observe(graph, ranges=False, rounding=True)
     method: Literal["qat", "ptq"] = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
     return Quantized(trained, placement, planned, method, asked)
 
 
 def calibrate(
     graph: GraphModule, data: Dataset, spec: QuantizeSpec
-) -> tuple[tuple[Start, ...], tuple[calibration_check.Finding, ...]]:
+) -> tuple[tuple[Start, ...], tuple[calibration_checks.Finding, ...]]:
     """Draws activation ranges from the calibration images and leaves `graph` with the best of what was tried.
 
     The best is the closest to the float model's answers on validation: that takes no labels and tells ways apart that
@@ -150,7 +157,7 @@ def calibrate(
     Raises:
         ToolchainError: no images, or a weight or value that is not finite.
     """
-    calibration_check.check_weights(graph)
+    calibration_checks.check_weights(graph)
     held = _some(data.splits["val"], CHOICE_IMAGES)
     batches = [images for images, _ in loader.batches(data.calibration_images, data.preprocess, 64)]
     seen = ranges.collect(graph, batches)
@@ -179,7 +186,7 @@ def calibrate(
     tried.sort(key=lambda one: one[0].divergence)
     graph.load_state_dict(tried[0][1])
     looked_at = loader.batches(_some(data.splits["val"], CHECKED_IMAGES), data.preprocess, 64)
-    found = calibration_check.check(graph, batches, (images for images, _ in looked_at))
+    found = calibration_checks.check(graph, batches, (images for images, _ in looked_at))
     return tuple(start for start, _ in tried), found
 
 
@@ -201,7 +208,7 @@ def _ranges_until(last: int) -> loop.Hook:
     """Observes ranges while training in every epoch before `last`, never while validating."""
 
     def switch(model: nn.Module, epoch: int, training: bool) -> None:
-        quantizer.observe(model, ranges=training and epoch < last, rounding=True)
+        pt2e.observe(model, ranges=training and epoch < last, rounding=True)
 
     return switch
 

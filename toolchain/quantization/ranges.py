@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 
-from toolchain import fxgraph, quantizer
-from toolchain.values import Calibration
+from toolchain.config.recipe import Calibration
+from toolchain.quantization import fx_graph, pt2e
 
 BINS = 2048
 TAIL = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
@@ -40,8 +40,8 @@ def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
         batches: normalised images, float32 [n, 3, height, width]; gone through twice.
     """
     kept = list(batches)
-    quantizer.observe(graph, ranges=False, rounding=False)
-    points = quantizer.activations(graph)
+    pt2e.observe(graph, ranges=False, rounding=False)
+    points = pt2e.activations(graph)
     seen: dict[str, Seen] = {}
 
     def reach(name: str, value: Tensor) -> None:
@@ -72,11 +72,11 @@ def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
 def put(graph: GraphModule, seen: dict[str, Seen], method: Calibration) -> None:
     """Sets every activation's range from what was seen; "minmax" covers all of it."""
     ends = {"minmax": lambda one: (one.low, one.high), "percentile": percentile, "mse": least_error}[method]
-    points = quantizer.activations(graph)
+    points = pt2e.activations(graph)
     for name, one in seen.items():
         low, high = ends(one)
-        quantizer.set_range(points[name], low, high)
-    quantizer.observe(graph, ranges=False, rounding=True)
+        pt2e.set_range(points[name], low, high)
+    pt2e.observe(graph, ranges=False, rounding=True)
 
 
 def percentile(seen: Seen) -> tuple[float, float]:
@@ -135,7 +135,7 @@ def correct(graph: GraphModule, images: Tensor, *, spread: bool) -> int:
     with torch.inference_mode():
         for node in graph.graph.nodes:
             plain[node], rounded[node] = _both(graph, node, plain, rounded, images)
-            if node.target in fxgraph.LAYERS and len(node.args) > 2 and isinstance(node.args[2], Node):
+            if node.target in fx_graph.LAYERS and len(node.args) > 2 and isinstance(node.args[2], Node):
                 _correct(graph, node, plain, rounded, spread)
                 corrected += 1
             for source in node.all_input_nodes:  # values of all images at once: keep none longer than it is read
@@ -160,7 +160,7 @@ def _both(
 
     if node.op == "output":
         return None, None
-    if fxgraph.is_rounding(graph, node):
+    if fx_graph.is_rounding(graph, node):
         return inputs(plain)[0][0], graph.get_submodule(str(node.target))(*inputs(rounded)[0])
     run = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     assert callable(run)

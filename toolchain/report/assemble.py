@@ -5,20 +5,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain import discover, machine, records, stats
-from toolchain.data import Dataset
-from toolchain.loop import Trained
-from toolchain.search import Tried
-from toolchain.stages import control, judge, quantize
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.advise import Advice
-from toolchain.stages.control import Controlled
-from toolchain.stages.fit import Fit
-from toolchain.stages.place import Placed
-from toolchain.stages.prune import Pruned
-from toolchain.stages.quantize import Family
-from toolchain.stages.sensitivity import Curve, Sensitivity
-from toolchain.values import Accuracy, Architecture, Domain, Interval, Measurement, Recipe, Target, Variant
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, registry
+from toolchain.core import statistics as stats
+from toolchain.core.types import Architecture, Interval
+from toolchain.data.dataset import Dataset
+from toolchain.export.export_variants import Variant
+from toolchain.gates import ship_decision
+from toolchain.measure import machine
+from toolchain.measure.accuracy import Accuracy
+from toolchain.measure.latency import Measurement
+from toolchain.pruning.prune import Pruned
+from toolchain.quantization import quantize
+from toolchain.quantization.placement_result import Placed, Tried
+from toolchain.quantization.quantize import Family
+from toolchain.search import accuracy_control
+from toolchain.search.accuracy_control import Controlled
+from toolchain.search.plan import Fit
+from toolchain.search.sensitivity import Curve, Sensitivity
+from toolchain.selection.advise import Advice
+from toolchain.training.finetune import Adapted
+from toolchain.training.trained import Trained
 
 SCHEMA = 1
 
@@ -44,7 +53,7 @@ class Findings:
     variants: Sequence[Variant]
     accuracy: Mapping[str, Accuracy]
     measured: Mapping[str, Measurement]
-    judged: judge.Judged
+    judged: ship_decision.Judged
     seconds: Mapping[str, float]
     warnings: Sequence[str]
 
@@ -73,29 +82,29 @@ def report(found: Findings) -> dict[str, Any]:
             for v in found.variants
             if v is not base and base.family == "dense"
         ],
-        "accuracy_drop": {"baseline": baseline, **records.plain(accuracy.drop)},
-        "balanced_drop": {"baseline": baseline, **records.plain(accuracy.balanced_drop)},
+        "accuracy_drop": {"baseline": baseline, **files.plain(accuracy.drop)},
+        "balanced_drop": {"baseline": baseline, **files.plain(accuracy.balanced_drop)},
         "adapt": adapted(found.recipe, found.adapted),
         "pretrained": found.families[0].trained.figures["weights"],
         "selected": found.ranked,
-        "reuse": {"used": records.plain(found.recipe.reuse), "advice": records.plain(found.advice)},
+        "reuse": {"used": files.plain(found.recipe.reuse), "advice": files.plain(found.advice)},
         "layers": _layers(found.plan),
-        "fit": records.plain(found.plan.fitted),
-        "image_sizes": records.plain(found.plan.trials),
+        "fit": files.plain(found.plan.fitted),
+        "image_sizes": files.plain(found.plan.trials),
         "dropped": list(found.plan.surgery.dropped),
         "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
         "training": _trainings(found),
         "seconds": dict(found.seconds),
-        "verdicts": records.plain(found.judged.verdicts),
+        "verdicts": files.plain(found.judged.verdicts),
         "placement": {name: _placed(one) for name, one in found.placed.items()},
         "calibration": {
             f.name: f.quantized.trained.figures["starts"] for f in found.families if f.quantized is not None
         },
-        "control": records.plain(found.controlled),
+        "control": files.plain(found.controlled),
         "notes": [
             *found.judged.notes,
             *quantize.notes(found.families, found.placed),
-            *control.notes(found.controlled, found.families[-1].name),
+            *accuracy_control.notes(found.controlled, found.families[-1].name),
         ],
         "warnings": [*found.warnings, *_guessing(found), *_calibration(found), *_licence(found)],
         "data": {
@@ -127,14 +136,14 @@ def adapted(recipe: Recipe, found: Adapted) -> dict[str, Any]:
         "over_seeds": {"mean": statistics.mean(reached), "deviation": statistics.stdev(reached), "seeds": len(reached)}
         if len(reached) > 1
         else None,
-        "probe": records.plain(found.trained.figures["probe"]),
+        "probe": files.plain(found.trained.figures["probe"]),
         "teacher": recipe.teacher.name if recipe.teacher else None,
-        "joined": records.plain(found.trials),
+        "joined": files.plain(found.trials),
     }  # fmt: skip
 
 
 def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
-    return {"baseline": baseline, **records.plain(judge.faster(found.measured, name, baseline))}
+    return {"baseline": baseline, **files.plain(ship_decision.faster(found.measured, name, baseline))}
 
 
 def _trainings(found: Findings) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def _licence(found: Findings) -> list[str]:
 def _placed(placed: Placed) -> dict[str, Any]:
     """What the search for the fastest placement tried and chose; `speedup` is over f32 in the same process."""
     return {
-        "chosen": records.plain(placed.placement),
+        "chosen": files.plain(placed.placement),
         "label": placed.best.label if placed.best else None,
         "float_wins": placed.float_wins,
         "measured_for": placed.borrowed or None,
@@ -220,7 +229,7 @@ def curve(found: Curve, dense: Interval) -> dict[str, Any]:
         "accuracies": [one.estimate for one in every],
         "low": [one.low for one in every],
         "high": [one.high for one in every],
-        "drops": records.plain([nothing, *(point.drop for point in points)] if points else []),
+        "drops": files.plain([nothing, *(point.drop for point in points)] if points else []),
         "cut": found.cut,
         "why": found.why or None,
         "images": dense.samples,
@@ -239,8 +248,8 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
         **_bounds("accuracy", own.accuracy),
         **_bounds("balanced", own.balanced),
         "balanced_accuracy": own.balanced.estimate,
-        "drop": records.plain(own.drop),
-        "balanced_drop": records.plain(own.balanced_drop),
+        "drop": files.plain(own.drop),
+        "balanced_drop": files.plain(own.balanced_drop),
         "images": own.accuracy.samples,
         "split": "test",
         "latency_ms": timed and _latency(timed),
@@ -251,9 +260,9 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
         "first_ms": timed and timed.first_ms,
         "macs": variant.macs,
         "parameters": variant.parameters,
-        "integer_coverage": records.plain(own.coverage),
+        "integer_coverage": files.plain(own.coverage),
         "peak_share": timed and timed.peak_share,
-        "parity": records.plain(own.parity),
+        "parity": files.plain(own.parity),
         "export": variant.onnx.parent.name,  # the stage that `toolchain parity` looks the graph up in
     }
 
@@ -262,7 +271,7 @@ def _placement(variant: Variant, found: Findings) -> dict[str, Any]:
     """The placement of the integer form of a variant's architecture; nothing for a float one."""
     family = next(f for f in found.families if f.name == variant.family)
     integer = family.quantized if variant.precision == "int8" else None
-    placement: dict[str, Any] = records.plain(integer.placement) if integer else {}
+    placement: dict[str, Any] = files.plain(integer.placement) if integer else {}
     return placement
 
 
@@ -285,12 +294,12 @@ def measurements(found: Findings) -> dict[str, Any]:
     """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
     return {
         "schema": SCHEMA,
-        "measured_at": records.now(),
+        "measured_at": files.now(),
         "machine": dict(machine.describe(found.target.device)),
         "versions": machine.versions(found.target),
         "threads": found.target.threads,
         "seconds": dict(found.seconds),
-        "variants": {name: records.plain(one) for name, one in found.measured.items()},
+        "variants": {name: files.plain(one) for name, one in found.measured.items()},
     }
 
 
@@ -306,19 +315,19 @@ def facts(found: Findings) -> dict[str, Any]:
         "recipe": found.recipe.name,
         "target": found.target.name,
         "runtime": found.target.runtime,
-        "runtime_version": dict(discover.module("runtimes", found.target.runtime).fingerprint()),
+        "runtime_version": dict(registry.module("runtimes", found.target.runtime).fingerprint()),
         "threads": found.target.threads,
-        "scheme": records.plain(found.target.scheme) if variant.precision == "int8" else None,
+        "scheme": files.plain(found.target.scheme) if variant.precision == "int8" else None,
         "placement": {"planned": list(variant.planned), **_placement(variant, found)},
-        "coverage": records.plain(own.coverage),
-        "accuracy": {"accuracy": records.plain(own.accuracy), "balanced": records.plain(own.balanced), "split": "test"},
-        "accuracy_drop": {"baseline": found.variants[0].name, **records.plain(own.drop)},
+        "coverage": files.plain(own.coverage),
+        "accuracy": {"accuracy": files.plain(own.accuracy), "balanced": files.plain(own.balanced), "split": "test"},
+        "accuracy_drop": {"baseline": found.variants[0].name, **files.plain(own.drop)},
         "isa": machine.isa(),
         "target_isa": found.target.isa,
         "provenance": {
             # the digest says which weights; where they lay is nobody's business and would differ between checkouts
-            "model": {**records.plain(found.recipe.model), "weights": weights["source"]},
-            "reuse": records.plain(found.recipe.reuse),
+            "model": {**files.plain(found.recipe.model), "weights": weights["source"]},
+            "reuse": files.plain(found.recipe.reuse),
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "weights_licence": found.recipe.model.licence,
@@ -326,7 +335,7 @@ def facts(found: Findings) -> dict[str, Any]:
             "calibration_digest": found.data.calibration_digest,
             "data_licence": found.domain.licence,
             "seed": found.recipe.seed,
-            "lock": records.digest(
+            "lock": files.digest(
                 found.pruned.surgery, {name: one.placement for name, one in sorted(found.placed.items())}
             ),
             "versions": machine.versions(found.target),

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain import canvas, figures, headline, sensitive, tables
-from toolchain.canvas import COOL, GLYPH, INK, MAIN, MUTED, RULE, SIZE, WARM
-from toolchain.headline import Report
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import format, svg, table
+from toolchain.report.sections import sensitivity as sensitive
+from toolchain.report.svg import COOL, GLYPH, INK, MAIN, MUTED, RULE, SIZE, WARM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels of the SVG
 
@@ -26,30 +29,30 @@ def trade_off(report: Report) -> str:
     points = [v for v in report.get("variants") or () if drawn(v)]
     if not points:
         return ""
-    with canvas.figure(800, 420) as drawing:
+    with svg.figure(800, 420) as drawing:
         axes = drawing.add_axes((0.085, 0.12, 0.9, 0.82))
         for found in points:
-            _point(axes, found, ships=found["name"] == headline.shipped(report))
+            _point(axes, found, ships=found["name"] == run_report.shipped(report))
         axes.set_xlim(0, 1.12 * max(_whisker(v) for v in points))
         axes.margins(y=0.12)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         axes.set_xlabel("latency of one image, ms: median, whisker to p90")
         axes.set_title("accuracy, 95 % interval", loc="left", fontsize=SIZE, color=MUTED)
         _legend(axes, [str(v.get("precision")) for v in points])
-        _label(axes, points, headline.shipped(report))
-        return canvas.svg(drawing, "trade-off", "Latency against accuracy of all variants")
+        _label(axes, points, run_report.shipped(report))
+        return svg.svg(drawing, "trade-off", "Latency against accuracy of all variants")
 
 
 def drawn(found: Mapping[str, Any]) -> bool:
     """Whether a variant has the two figures that the plot needs."""
     p50 = (found.get("latency_ms") or {}).get("p50")
-    return not figures.missing(found.get("accuracy")) and not figures.missing(p50)
+    return not format.missing(found.get("accuracy")) and not format.missing(p50)
 
 
 def _whisker(found: Mapping[str, Any]) -> float:
     """Where the latency whisker ends; at the median without a p90."""
     p50, p90 = found["latency_ms"]["p50"], found["latency_ms"].get("p90")
-    return float(p50 if figures.missing(p90) else max(p50, p90))
+    return float(p50 if format.missing(p90) else max(p50, p90))
 
 
 def _colour(found: Mapping[str, Any]) -> str:
@@ -145,17 +148,17 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
     """One column: a pale bar for the width before, a full one for the width after, both figures at the end."""
     width, height = 400.0, 17.0 * rows + 8
     left = (names * GLYPH * 0.9 + 8) / width
-    with canvas.figure(width, height) as drawing:
+    with svg.figure(width, height) as drawing:
         axes = drawing.add_axes((left, 0, 0.83 - left, 1))
         for row, layer in enumerate(layers):
             axes.barh(row, layer["before"], height=0.68, color=RULE)
             axes.barh(row, layer["after"], height=0.68, color=MAIN if layer["after"] < layer["before"] else MUTED)
-            axes.text(-0.02 * widest, row, figures.end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
+            axes.text(-0.02 * widest, row, format.end(layer["name"]), ha="right", va="center", fontsize=SIZE * 0.9)
             end = max(layer["before"], layer["after"]) + 0.02 * widest
             axes.text(end, row, _both_widths(layer), va="center", fontsize=SIZE * 0.9, color=MUTED)
         axes.set(xlim=(0, widest), ylim=(rows - 0.3, -0.7))
         axes.axis("off")
-        return canvas.svg(drawing, name, "Channels of each layer before and after pruning")
+        return svg.svg(drawing, name, "Channels of each layer before and after pruning")
 
 
 def _both_widths(layer: Mapping[str, Any]) -> str:
@@ -178,7 +181,7 @@ def sensitivity(report: Report) -> str:
     bounds = [p for curve in curves for p in (curve.low, curve.high)]
     floor, ceiling = min(map(min, bounds)), max(map(max, bounds))
     pad = 0.05 * (ceiling - floor) or 0.01
-    with canvas.figure(width, height) as drawing:
+    with svg.figure(width, height) as drawing:
         for index, curve in enumerate(curves):
             row, column = divmod(index, columns)
             bottom = height - head - (row + 1) * high
@@ -192,7 +195,7 @@ def sensitivity(report: Report) -> str:
             )
         for y, text in ((height - SIZE, "accuracy with this group alone cut, 95 % interval"), (2, REMOVED)):
             drawing.text(left / width, y / height, text, color=MUTED)
-        return canvas.svg(drawing, "sensitivity", "Accuracy against the pruned share of each group of channels")
+        return svg.svg(drawing, "sensitivity", "Accuracy against the pruned share of each group of channels")
 
 
 def _panel(axes: "Axes", curve: sensitive.Curve) -> None:
@@ -206,8 +209,8 @@ def _panel(axes: "Axes", curve: sensitive.Curve) -> None:
     at = curve.at_cut
     if at is not None:
         axes.plot([curve.cut], [at], "o", color=WARM, markersize=8, clip_on=False)
-        said, colour = f"plan cuts {figures.whole(curve.cut)} of {curve.channels}", WARM
-    axes.text(0, 1.27, figures.end(curve.name, 24), transform=axes.transAxes, fontweight="bold")
+        said, colour = f"plan cuts {format.whole(curve.cut)} of {curve.channels}", WARM
+    axes.text(0, 1.27, format.end(curve.name, 24), transform=axes.transAxes, fontweight="bold")
     axes.text(0, 1.07, said, transform=axes.transAxes, color=colour, fontsize=SIZE * 0.9)
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
@@ -224,7 +227,7 @@ def blocks(report: Report) -> str:
     names = min(26, max(len(curve.name) for curve in curves))
     width, height = 800.0, 19.0 * len(curves) + 40
     left = (names * GLYPH + 14) / width
-    with canvas.figure(width, height) as drawing:
+    with svg.figure(width, height) as drawing:
         axes = drawing.add_axes((left, 22 / height, 0.93 - left, 1 - 40 / height))
         axes.axvline(curves[0].accuracies[0], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for row, curve in enumerate(curves):
@@ -232,14 +235,14 @@ def blocks(report: Report) -> str:
             axes.plot([curve.low[-1], curve.high[-1]], [row, row], color=colour, linewidth=1.4, alpha=0.55)
             axes.plot(curve.accuracies[-1:], [row], "o", color=colour, markersize=6)
             at = (1.01, row)
-            text = figures.percent(curve.accuracies[-1])
+            text = format.percent(curve.accuracies[-1])
             axes.text(*at, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
-        axes.set_yticks(range(len(curves)), [figures.end(curve.name) for curve in curves], color=INK)
+        axes.set_yticks(range(len(curves)), [format.end(curve.name) for curve in curves], color=INK)
         axes.set_ylim(len(curves) - 0.4, -0.6)
         axes.tick_params(left=False, bottom=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")
         axes.set_title("accuracy without the block", loc="left", fontsize=SIZE, color=MUTED)
-        return canvas.svg(drawing, "blocks", "Accuracy without each residual block")
+        return svg.svg(drawing, "blocks", "Accuracy without each residual block")
 
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -248,10 +251,10 @@ def blocks(report: Report) -> str:
 def training(report: Report) -> str:
     """Validation accuracy over the epochs of each training stage, side by side on one scale."""
     stages = {name: _curve(epochs) for name, epochs in (report.get("training") or {}).items()}
-    names = [name for name in tables.ordered(stages) if stages[name]]
+    names = [name for name in table.ordered(stages) if stages[name]]
     if not names:
         return ""
-    with canvas.figure(800, 220) as drawing:
+    with svg.figure(800, 220) as drawing:
         for column, name in enumerate(names):
             share = 0.915 / len(names)
             axes = drawing.add_axes((0.075 + column * share, 0.18, share - 0.02, 0.68))
@@ -259,11 +262,11 @@ def training(report: Report) -> str:
             every = [accuracy for curve in stages.values() for _, accuracy in curve]
             pad = 0.08 * (max(every) - min(every)) or 0.01
             axes.set_ylim(min(every) - pad, max(every) + 2 * pad)
-        return canvas.svg(drawing, "training", "Validation accuracy over the epochs of each stage")
+        return svg.svg(drawing, "training", "Validation accuracy over the epochs of each stage")
 
 
 def _curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    return [(e["epoch"], e["accuracy"]) for e in epochs if not figures.missing(e.get("accuracy"))]
+    return [(e["epoch"], e["accuracy"]) for e in epochs if not format.missing(e.get("accuracy"))]
 
 
 def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first: bool) -> None:
@@ -276,7 +279,7 @@ def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first
     axes.plot(epochs[best], accuracies[best], "o", color=MAIN, markersize=7)
     side = "right" if best > len(epochs) / 2 else "left"
     at, offset = (epochs[best], accuracies[best]), (0, 8)
-    axes.annotate(figures.percent(accuracies[best]), at, offset, textcoords="offset points", ha=side, color=MAIN)
+    axes.annotate(format.percent(accuracies[best]), at, offset, textcoords="offset points", ha=side, color=MAIN)
     axes.set_title(name, loc="left", fontsize=SIZE, color=INK)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -3,11 +3,24 @@
 from collections.abc import Sequence
 from html import escape
 
-from toolchain import charts, figures, headline, integers, rankings, reuse_report, sensitive, tables
-from toolchain.headline import Answer, Report
-from toolchain.tables import Table
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import charts, format, headline
+from toolchain.report.headline import Answer
+from toolchain.report.sections import (
+    provenance,
+    pruning,
+    quantization,
+    reuse,
+    selection,
+    sensitivity,
+    training,
+    variants,
+    verdicts,
+)
+from toolchain.report.table import Table
 
-SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": figures.NONE}
+SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": format.NONE}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
@@ -105,14 +118,14 @@ def html(report: Report) -> str:
 
 def _head(report: Report) -> str:
     """What ships and the four answers, then what is to be said about them."""
-    kind = "ships" if headline.shipped(report) else "fails"
+    kind = "ships" if run_report.shipped(report) else "fails"
     where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
     lead = escape(" · ".join(part for part in (headline.title(report), where) if part))
     tiles = "".join(_tile(answer) for answer in headline.answers(report))
     said = _said(report.get("notes") or (), "") + _said(
         [f"Warning: {warning}" for warning in report.get("warnings") or ()], " warned"
     )
-    h1 = f'<h1 class="{kind}">{escape(headline.outcome(report))}</h1>'
+    h1 = f'<h1 class="{kind}">{escape(run_report.outcome(report))}</h1>'
     return f'<p class="lead">{lead}</p>{h1}<dl class="answers">{tiles}</dl>{said}'
 
 
@@ -134,20 +147,20 @@ def _sections(report: Report) -> list[str]:
     executed = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
     return [
         _section("Verdicts", _verdicts(report)),
-        _section("Variants", table(tables.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
-        _section("What each variant needs", table(tables.costs(report)), _hint(NEEDS)),
+        _section("Variants", table(variants.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
+        _section("What each variant needs", table(variants.costs(report)), _hint(NEEDS)),
         _section("Candidates for the model", *_ranked(report)),
-        _section(reuse_report.TITLE, *_reused(report)),
+        _section(reuse.TITLE, *_reused(report)),
         _section("Layers before and after pruning", *_widths(report)),
-        _section("Size of the pictures", table(tables.image_sizes(report)), _hint(SIZES)),
+        _section("Size of the pictures", table(pruning.image_sizes(report)), _hint(SIZES)),
         _section("How much each layer minds being pruned", *_sensitivity(report)),
-        _section("Training", taught, table(tables.training(report))),
-        _section("Fine-tuning with several seeds", table(tables.seeds(report))),
-        _section("Further sets joined to the training images", table(tables.joined(report)), _hint(JOINED)),
-        _section("What ran in integers", table(tables.coverage(report)), _hint(executed)),
-        _section("Placements timed before training", table(integers.placement(report)), _hint(_searched(report))),
-        _section("Calibration of activation ranges", table(integers.calibration(report)), _hint(CALIBRATION)),
-        _section("Layers ranked for accuracy control", table(integers.ranking(report)), _hint(RANKING)),
+        _section("Training", taught, table(training.training(report))),
+        _section("Fine-tuning with several seeds", table(training.seeds(report))),
+        _section("Further sets joined to the training images", table(training.joined(report)), _hint(JOINED)),
+        _section("What ran in integers", table(quantization.coverage(report)), _hint(executed)),
+        _section("Placements timed before training", table(quantization.placement(report)), _hint(_searched(report))),
+        _section("Calibration of activation ranges", table(quantization.calibration(report)), _hint(CALIBRATION)),
+        _section("Layers ranked for accuracy control", table(quantization.ranking(report)), _hint(RANKING)),
         _section("How it was measured", _facts(report)),
         _section("Time of each stage", _seconds(report)),
     ]
@@ -193,7 +206,7 @@ def _searched(report: Report) -> str:
     """Says what the candidates are, where there were any."""
     return (
         f"Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
-        f"process. {integers.searched(report)}."
+        f"process. {quantization.searched(report)}."
     )
 
 
@@ -201,7 +214,7 @@ def _plotted(report: Report) -> str:
     """The plot's caption, naming what could not be drawn."""
     left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.drawn(v)]
     missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
-    ring = " The ring marks the variant that ships." if headline.shipped(report) else ""
+    ring = " The ring marks the variant that ships." if run_report.shipped(report) else ""
     return f"Upper left is better.{ring}{missing}"
 
 
@@ -209,7 +222,7 @@ def _widths(report: Report) -> tuple[str, ...]:
     plots = charts.widths(report)
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
     colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
-    return columns, _hint(f"Channels that each layer puts out. {colours} {tables.narrowed(report)}.")
+    return columns, _hint(f"Channels that each layer puts out. {colours} {pruning.narrowed(report)}.")
 
 
 def _ranked(report: Report) -> tuple[str, ...]:
@@ -217,7 +230,7 @@ def _ranked(report: Report) -> tuple[str, ...]:
     found = report.get("selected")
     if not found:
         return ()
-    return table(rankings.ranking(found)), _hint(f"{rankings.summary(found)}."), table(rankings.left_out(found))
+    return table(selection.ranking(found)), _hint(f"{selection.summary(found)}."), table(selection.left_out(found))
 
 
 def _reused(report: Report) -> tuple[str, ...]:
@@ -226,18 +239,18 @@ def _reused(report: Report) -> tuple[str, ...]:
     if not found:
         return ()
     if not found["depths"]:
-        return (_hint(f"{reuse_report.said(found)}."),)
-    return _plot(reuse_report.plot(found), f"{reuse_report.said(found)}."), table(reuse_report.table(found))
+        return (_hint(f"{reuse.said(found)}."),)
+    return _plot(reuse.plot(found), f"{reuse.said(found)}."), table(reuse.table(found))
 
 
 def _sensitivity(report: Report) -> tuple[str, ...]:
     """Curves of the groups, dots of the blocks, and all of both as a table that opens."""
-    content = table(sensitive.table(report))
+    content = table(sensitivity.table(report))
     if not content:
         return ()
     shown = charts.PANELS[0] * charts.PANELS[1]
     return (
-        _plot(charts.sensitivity(report), sensitive.caption(report, shown))
+        _plot(charts.sensitivity(report), sensitivity.caption(report, shown))
         + _plot(charts.blocks(report), BLOCKS)
         + f"<details><summary>All groups and blocks as a table</summary>{content}</details>",
     )
@@ -271,11 +284,11 @@ def _side(column: int, prose: tuple[int, ...]) -> str:
 
 def _verdicts(report: Report) -> str:
     """The table of verdicts with each outcome's sign and colour."""
-    text = table(tables.verdicts(report))
+    text = table(verdicts.verdicts(report))
     for key, sign in SIGNS.items():
-        plain = f'<td class="prose">{headline.words(key)}</td>'
+        plain = f'<td class="prose">{run_report.words(key)}</td>'
         text = text.replace(
-            plain, f'<td class="prose"><span class="outcome {key}">{sign} {headline.words(key)}</span></td>'
+            plain, f'<td class="prose"><span class="outcome {key}">{sign} {run_report.words(key)}</span></td>'
         )
     return text
 
@@ -283,16 +296,17 @@ def _verdicts(report: Report) -> str:
 def _facts(report: Report) -> str:
     """What was measured on what, as pairs in as many columns as the page has room for."""
     pairs = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tables.measured(report).rows
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
+        for name, value in provenance.measured(report).rows
     )
     return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
 def _seconds(report: Report) -> str:
     """Each stage's time with a bar for its share of the longest."""
-    took = {name: 0 if figures.missing(value) else value for name, value in (report.get("seconds") or {}).items()}
+    took = {name: 0 if format.missing(value) else value for name, value in (report.get("seconds") or {}).items()}
     most, rows = max(took.values(), default=0) or 1, []
-    for name, text in tables.seconds(report).rows:
+    for name, text in provenance.seconds(report).rows:
         bar = f'<span style="width:{100 * took.get(name, 0) / most:.1f}%"></span>'
         rows.append(
             f'<tr><th scope="row" class="prose">{escape(name)}</th><td>{text}</td><td class="bar">{bar}</td></tr>'

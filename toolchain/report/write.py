@@ -9,14 +9,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolchain import headline, integers, page, rankings, records, reuse_report, sensitive, tables
-from toolchain.headline import Report
-from toolchain.tables import Table
+from toolchain.core import files, run_report
+from toolchain.core.run_report import Report
+from toolchain.report import headline, html
+from toolchain.report.sections import (
+    provenance,
+    pruning,
+    quantization,
+    reuse,
+    selection,
+    sensitivity,
+    training,
+    variants,
+    verdicts,
+)
+from toolchain.report.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
+
 
 COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
 PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
@@ -28,10 +41,10 @@ def write(report: Report, folder: Path) -> None:
     Raises:
         ToolchainError: the folder cannot be written.
     """
-    kept = _finite(records.plain(report))
-    records.write_json(folder / "report.json", kept)
-    records.write_text(folder / "report.md", _encodable(markdown(kept)))
-    records.write_text(folder / "report.html", _encodable(page.html(kept)))
+    kept = _finite(files.plain(report))
+    files.write_json(folder / "report.json", kept)
+    files.write_text(folder / "report.md", _encodable(markdown(kept)))
+    files.write_text(folder / "report.html", _encodable(html.html(kept)))
 
 
 def _finite(value: Any) -> Any:
@@ -57,27 +70,27 @@ def markdown(report: Report) -> str:
     said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
     parts = [
         f"# {inline(headline.title(report))}",
-        f"**{inline(headline.outcome(report))}**",
+        f"**{inline(run_report.outcome(report))}**",
         grid(Table(columns=("", "", ""), rows=answers, prose=(0, 1, 2))),
         "\n".join(f"- {inline(sentence)}" for sentence in said),
-        _part("Verdicts", tables.verdicts(report)),
-        _part("Variants", tables.variants(report)),
-        _part("What each variant needs", tables.costs(report)),
-        _part("Candidates for the model", rankings.ranking(report.get("selected"))),
-        _part("Candidates left out", rankings.left_out(report.get("selected"))),
+        _part("Verdicts", verdicts.verdicts(report)),
+        _part("Variants", variants.variants(report)),
+        _part("What each variant needs", variants.costs(report)),
+        _part("Candidates for the model", selection.ranking(report.get("selected"))),
+        _part("Candidates left out", selection.left_out(report.get("selected"))),
         _reused((report.get("reuse") or {}).get("advice")),
-        _part("Layers before and after pruning", tables.layers(report)),
-        _part("Size of the pictures", tables.image_sizes(report)),
-        _part("How much each layer minds being pruned", sensitive.table(report, short=True)),
-        _part("Training", tables.training(report)),
-        _part("Fine-tuning with several seeds", tables.seeds(report)),
-        _part("Further sets joined to the training images", tables.joined(report)),
-        _part("What ran in integers", tables.coverage(report)),
-        _part("Placements timed before training", integers.placement(report)),
-        _part("Calibration of activation ranges", integers.calibration(report)),
-        _part("Layers ranked for accuracy control", integers.ranking(report)),
-        _part("How it was measured", tables.measured(report)),
-        _part("Time of each stage", tables.seconds(report)),
+        _part("Layers before and after pruning", pruning.layers(report)),
+        _part("Size of the pictures", pruning.image_sizes(report)),
+        _part("How much each layer minds being pruned", sensitivity.table(report, short=True)),
+        _part("Training", training.training(report)),
+        _part("Fine-tuning with several seeds", training.seeds(report)),
+        _part("Further sets joined to the training images", training.joined(report)),
+        _part("What ran in integers", quantization.coverage(report)),
+        _part("Placements timed before training", quantization.placement(report)),
+        _part("Calibration of activation ranges", quantization.calibration(report)),
+        _part("Layers ranked for accuracy control", quantization.ranking(report)),
+        _part("How it was measured", provenance.measured(report)),
+        _part("Time of each stage", provenance.seconds(report)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -89,8 +102,8 @@ def _part(title: str, table: Table) -> str:
 def _reused(advice: Mapping[str, Any] | None) -> str:
     if not advice:
         return ""
-    table = reuse_report.table(advice)
-    return f"## {reuse_report.TITLE}\n\n{inline(reuse_report.said(advice))}.\n\n{grid(table) if table.rows else ''}".rstrip()
+    table = reuse.table(advice)
+    return f"## {reuse.TITLE}\n\n{inline(reuse.said(advice))}.\n\n{grid(table) if table.rows else ''}".rstrip()
 
 
 def grid(table: Table) -> str:
@@ -123,13 +136,13 @@ def terminal(report: Report, console: "Console | None" = None) -> None:
     out = console or Console(highlight=False)
     out.print()
     out.print(_text(out, headline.title(report), "dim"))
-    out.print(_text(out, headline.outcome(report), "bold" if headline.shipped(report) else "bold red"))
+    out.print(_text(out, run_report.outcome(report), "bold" if run_report.shipped(report) else "bold red"))
     out.print(_answers(out, report))
     for sentence in report.get("notes") or ():
         out.print(_text(out, str(sentence)))
     for sentence in report.get("warnings") or ():
         out.print(_text(out, f"Warning: {sentence}", "yellow"))
-    for table in (sensitive.table(report, short=True), tables.variants(report), tables.verdicts(report)):
+    for table in (sensitivity.table(report, short=True), variants.variants(report), verdicts.verdicts(report)):
         if table.rows:
             out.print(_fitted(out, table))
 
@@ -187,7 +200,7 @@ def _drawn(out: "Console", table: Table, columns: Sequence[int]) -> "Grid":
     for i in columns:
         wraps = i in table.prose and i > 0
         grid.add_column(table.columns[i], justify="left" if i in table.prose else "right", no_wrap=not wraps)
-    outcomes = {headline.words(outcome): colour for outcome, colour in COLOURS.items()}
+    outcomes = {run_report.words(outcome): colour for outcome, colour in COLOURS.items()}
     for number, row in enumerate(table.rows):
         ships = number == table.marked
         cells = (f"{row[0]} (ships)" if ships else row[0], *row[1:])

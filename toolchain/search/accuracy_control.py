@@ -14,14 +14,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from toolchain import fxgraph, loop, placement, progress, records
-from toolchain.data import Dataset
-from toolchain.search import BLOCKS
-from toolchain.stages import place, quantize
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.place import Placed
-from toolchain.stages.quantize import Family, Quantized
-from toolchain.values import Architecture, Budget, Placement, Target
+from toolchain.config.recipe import Budget
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.core.types import Architecture
+from toolchain.data.dataset import Dataset
+from toolchain.quantization import fx_graph, placement, quantize
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Placed
+from toolchain.quantization.quantize import Family, Quantized
+from toolchain.search import place
+from toolchain.search.placement_search import BLOCKS
+from toolchain.training import loop
+from toolchain.training.finetune import Adapted
 
 VERSION = 1
 CHEAP = (
@@ -69,7 +74,7 @@ class _Judge:
     def answers(self, quantized: Quantized, chosen: Placement) -> Tensor:
         """Logits on validation with the rounding of `chosen` alone."""
         return loop.predict(
-            fxgraph.less_rounded(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
+            fx_graph.less_rounded(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
         )
 
 
@@ -96,18 +101,18 @@ def _one(
     own, limit, dense = family.quantized, budget.accuracy_drop, adapted.trained
     if own is None or limit is None or placed.float_wins:
         return family, None
-    key = records.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
-    with records.stage(work, "control", key) as stage:
+    key = files.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
+    with stage_cache.stage(work, "control", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             found, chosen = _controlled(family, adapted, placed, budget, target, work)
-            stage = records.finish(stage, started, {"found": found, "placement": chosen})
+            stage = stage_cache.finish(stage, started, {"found": found, "placement": chosen})
         assert stage.figures is not None
     found, chosen = _read(stage.figures["found"]), place.read(stage.figures["placement"])
     if chosen == own.placement:
         return family, found
-    graph = fxgraph.less_rounded(own.graph, chosen)
-    planned = placement.layers(fxgraph.operations(graph), chosen)
+    graph = fx_graph.less_rounded(own.graph, chosen)
+    planned = placement.layers(fx_graph.operations(graph), chosen)
     trained = dataclasses.replace(own.trained, model=graph, key=key)
     changed = dataclasses.replace(own, trained=trained, placement=chosen, planned=planned)
     return dataclasses.replace(family, quantized=changed), found
@@ -135,7 +140,7 @@ def _controlled(
     with progress.bar("control: layers back to float", len(ranking)) as bar:
         for one in ranking:
             trial = placement.also_float(chosen, (one.block,))
-            if not placement.layers(fxgraph.operations(own.graph), trial):
+            if not placement.layers(fx_graph.operations(own.graph), trial):
                 break
             chosen, after = trial, judge.drop(judge.answers(own, trial))
             names.append(one.block)

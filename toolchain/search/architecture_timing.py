@@ -14,11 +14,18 @@ from pathlib import Path
 import onnx_ir
 from torch import Tensor, nn
 
-from toolchain import candidates, discover, narrowed, onnx_export, progress, qdq, quantizer, records, stats, surgery
-from toolchain.batches import Batches
-from toolchain.errors import ToolchainError
-from toolchain.timing import Side
-from toolchain.values import Artefact, Placement, Precision, Surgery, Target
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Artefact, Precision
+from toolchain.export import insert_qdq, prune_graph, to_onnx
+from toolchain.export.passes import cleanup
+from toolchain.measure.paired_timing import Side
+from toolchain.measure.short_rounds import Batches
+from toolchain.pruning import surgery
+from toolchain.pruning.surgery import Surgery
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
 
 TOGETHER = 5  # in one process, beside the dense model
 
@@ -36,7 +43,7 @@ class Architectures:
 
     def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: Form, folder: Path) -> None:
         self.dense, self.image, self.target, self.form, self.folder = dense, image, target, form, folder
-        self.runtime = discover.module("runtimes", target.runtime)
+        self.runtime = registry.module("runtimes", target.runtime)
         self.batches = Batches(folder)
         self.graph = self._exported(dense)
         self.whole = self._side(Surgery())
@@ -71,7 +78,7 @@ class Architectures:
             for _ in range(rounds):
                 blocks = self.batches.run(list({side.name: side for side in (self.whole, *sides)}.values()))
                 for side, own in zip(sides, logs, strict=True):
-                    own.append(stats.round_ratio(blocks[self.whole.name], blocks[side.name]))
+                    own.append(statistics.round_ratio(blocks[self.whole.name], blocks[side.name]))
             found += [math.exp(-sum(own) / len(own)) for own in logs]
             bar.step(f"{min(found):.2f}x of the dense latency", len(sides))
         return found
@@ -87,9 +94,9 @@ class Architectures:
 
     def _made(self, plan: Surgery) -> tuple[str, Artefact]:
         path = self.folder / "candidate.onnx"
-        model, _ = candidates.make(self._cut(plan), self._placement(), self.target.scheme)
-        qdq.save(model, path)
-        name = f"candidate-{self.form.precision}-{records.sha256_file(path)[:12]}"
+        model, _ = insert_qdq.make(self._cut(plan), self._placement(), self.target.scheme)
+        cleanup.save(model, path)
+        name = f"candidate-{self.form.precision}-{files.sha256_file(path)[:12]}"
         return name, self.runtime.compile(path, self.folder / name)
 
     def _side(self, plan: Surgery) -> Side:
@@ -106,9 +113,9 @@ class Architectures:
         if plan == Surgery():
             return self.graph
         try:
-            return narrowed.apply(self.graph, plan)
+            return prune_graph.apply(self.graph, plan)
         except ToolchainError:  # a channel count that is written into the graph
             return self._exported(surgery.apply(self.dense, plan))
 
     def _exported(self, model: nn.Module) -> onnx_ir.Model:
-        return onnx_export.translate(quantizer.prepare(model, self.image, None, self.target.scheme)[0], self.image)
+        return to_onnx.translate(pt2e.prepare(model, self.image, None, self.target.scheme)[0], self.image)

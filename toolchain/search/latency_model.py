@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 from scipy import optimize
 
-from toolchain.values import Layer, LayerKind
+from toolchain.models.profile import Layer, LayerKind
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 

@@ -10,11 +10,16 @@ from typing import Protocol
 
 import numpy as np
 
-from toolchain import latency_model, progress, widths
-from toolchain.errors import ToolchainError
-from toolchain.latency_model import LatencyModel, Timed
-from toolchain.values import Layer, Placement, Precision, Surgery
-from toolchain.widths import Choice, Options
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Precision
+from toolchain.models.profile import Layer
+from toolchain.pruning import width_search
+from toolchain.pruning.surgery import Surgery
+from toolchain.pruning.width_search import Choice, Options
+from toolchain.quantization.placement import Placement
+from toolchain.search import latency_model
+from toolchain.search.latency_model import LatencyModel, Timed
 
 SAMPLES = 20  # random architectures
 DROPPED = 0.15  # share of the blocks that a random architecture goes without
@@ -43,7 +48,7 @@ class Job:
     options: Options  # what may be cut
     plan_of: Callable[[Choice], Surgery]
     limit: float  # share of the dense model's latency
-    rest: widths.Cost = lambda layers: 0.0  # other budgets, as the share that is used of them; at most 1
+    rest: width_search.Cost = lambda layers: 0.0  # other budgets, as the share that is used of them; at most 1
 
 
 @dataclass(frozen=True)
@@ -124,18 +129,18 @@ def _good(job: Job, plan: Surgery, measured: float) -> bool:
     return least <= measured <= SAFE * job.limit
 
 
-def _chosen(job: Job, latency: widths.Cost) -> Choice:
+def _chosen(job: Job, latency: width_search.Cost) -> Choice:
     """What the latency model takes for the best at the limit; just below the limit where nothing more can go."""
 
     def used(layers: Sequence[Layer]) -> float:
         return max(latency(layers) / (AIM * job.limit), job.rest(layers))
 
     try:
-        return widths.narrowed(job.options, used, 1.0)
-    except widths.Unreachable as reason:
+        return width_search.narrowed(job.options, used, 1.0)
+    except width_search.Unreachable as reason:
         if reason.least > 1 / AIM:
             raise OutOfReach(_unreachable(job.limit, reason.least * AIM * job.limit)) from reason
-        return widths.narrowed(job.options, used, reason.least)
+        return width_search.narrowed(job.options, used, reason.least)
 
 
 def _better(best: Found | None, other: Found, limit: float) -> Found:

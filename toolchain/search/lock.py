@@ -4,48 +4,46 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict
+from torch import Tensor
 
-from toolchain import amounts, progress, records, spec
-from toolchain.errors import ToolchainError
-from toolchain.fitting import Fitted
-from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
+from toolchain.config import amounts, reader
+from toolchain.config.recipe import Budget, Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Architecture, Precision
+from toolchain.measure import machine
+from toolchain.models.profile import Layer
+from toolchain.quantization.placement_result import Placed
+from toolchain.search import lock as locks
+from toolchain.search.plan import Fit, Lock
+from toolchain.training.trained import Trained
+
+
+def lock(
+    plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target, budget: Budget,
+    image: Tensor, folder: Path,
+) -> None:  # fmt: skip
+    """Writes down what was decided, so that the same architecture can be made without a search."""
+    locks.write(
+        folder / locks.file_name(recipe, target),
+        Lock(
+            schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
+            image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
+            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
+            placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
+        ),
+    )  # fmt: skip
+
 
 SCHEMA = 1
 # of [prune], which decide what is cut
 SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share", "resolution")
 SINCE: Mapping[str, Any] = {"prune.resolution": 1.0}  # settings that older locks do not name, as they were then
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lock:
-    """The decisions, and what they were made for."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-    schema: int
-    recipe: str
-    target: str
-    runtime: str
-    image_size: tuple[int, int]  # of the dense model's pictures: height, width
-    asked: Mapping[str, Any]  # settings and budgets that decided how much is cut
-    layers: tuple[Layer, ...]  # of the dense model
-    weights: str  # key of the weights that ranked the channels
-    surgery: Surgery
-    placements: Mapping[Architecture, Placement]
-    resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
-    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
-    fitted: Fitted | None = None  # how a latency was met
-    ships: Precision | None = None  # the form that shipped: timed anew, two of one speed may change places
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Digest of what is decided."""
-        return records.digest(self.surgery, self.placements, self.weights, self.layers, self.resized)
 
 
 def file_name(recipe: Recipe, target: Target) -> str:
@@ -57,15 +55,13 @@ def asked(recipe: Recipe, budget: Budget) -> dict[str, Any]:
     """Settings and budgets that decide how much is cut, as a lock keeps them."""
     settings = {f"prune.{name}": getattr(recipe.prune, name) for name in SETTINGS}
     wanted = {f"budget.{name}": text for name, text in amounts.given(budget).items()}
-    found: dict[str, Any] = records.plain(
-        {**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules}
-    )
+    found: dict[str, Any] = files.plain({**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules})
     return found
 
 
 def write(path: Path, lock: Lock) -> None:
     """Writes a lock, or nothing."""
-    records.write_json(path, lock)
+    files.write_json(path, lock)
 
 
 def settle(path: Path, ships: Precision) -> None:
@@ -80,7 +76,7 @@ def read(path: Path) -> Lock:
         ToolchainError: it is missing, no lock, or of another schema.
     """
     try:
-        content = records.read_json(path)
+        content = files.read_json(path)
     except ToolchainError:
         if not path.is_file():
             raise
@@ -89,7 +85,7 @@ def read(path: Path) -> Lock:
         raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
     if content["schema"] != SCHEMA:
         raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
-    lock: Lock = spec.validated(Lock, content, str(path))
+    lock: Lock = reader.validated(Lock, content, str(path))
     return lock
 
 

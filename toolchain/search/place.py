@@ -6,66 +6,26 @@ Decided before anything is trained, kept as data, and not searched again for the
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain import (
-    discover,
-    machine,
-    onnx_export,
-    progress,
-    quantizer,
-    records,
-    spec,
-)
-from toolchain.errors import ToolchainError
-from toolchain.search import Search, Tried
-from toolchain.values import Architecture, Placement, Recipe, Target
+from toolchain.config import reader
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, stage_cache
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Architecture
+from toolchain.export import to_onnx
+from toolchain.measure import machine
+from toolchain.quantization import pt2e
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Placed, Tried
+from toolchain.search.placement_search import Search
 
 VERSION = 7
-CLEARLY = math.log(1.03)
-
-
-@dataclass(frozen=True)
-class Placed:
-    """The decision, with all that was timed."""
-
-    placement: Placement
-    key: str
-    tried: tuple[Tried, ...]
-    seconds: float
-    best_label: str = ""  # of the placement among `tried`; "" where nothing was timed
-    borrowed: str = ""  # the target that it was measured for, where this machine lacks the instructions of the own one
-
-    @property
-    def best(self) -> Tried | None:
-        """The fastest integer form; None where nothing was timed."""
-        return next((one for one in self.tried if self.best_label and one.label == self.best_label), None)
-
-    @property
-    def best_speedup(self) -> float:
-        """Of the fastest integer form over f32; 1 where nothing was timed."""
-        return self.best.speedup if self.best else 1.0
-
-    def slowdown(self, block: str) -> float | None:
-        """How many times slower one block in float was, where the search tried that."""
-        single = next((one for one in self.tried if one.label == f"{block} in float"), None)
-        return self.best_speedup / single.speedup if single and self.best else None
-
-    @property
-    def fastest_float(self) -> Tried | None:
-        """The fastest float form."""
-        floats = [one for one in self.tried if one.precision != "int8"]
-        return max(floats, key=lambda one: one.speedup, default=None)
-
-    @property
-    def float_wins(self) -> bool:
-        """Whether a float form is clearly faster than all integer ones; a close call is left to the final timing."""
-        best, other = self.best, self.fastest_float
-        return best is not None and other is not None and math.log(other.speedup / best.speedup) > CLEARLY
 
 
 def families(
@@ -109,7 +69,7 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
     known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known:
-            raise ToolchainError(f"[quantize] float_modules names {name!r}; {discover.nearest(name, known)}")
+            raise ToolchainError(f"[quantize] float_modules names {name!r}; {registry.nearest(name, known)}")
 
 
 def _measurable(target: Target) -> Target | None:
@@ -117,7 +77,7 @@ def _measurable(target: Target) -> Target | None:
     kind = machine.kind(target.device)
     if kind == target.isa:
         return target
-    other = spec.target(target.fit_like) if target.fit_like else None
+    other = reader.target(target.fit_like) if target.fit_like else None
     if other is None or kind != other.isa or other.runtime != target.runtime:
         return None
     return replace(other, device=target.device)
@@ -143,17 +103,17 @@ def run(
         return Placed(Placement(float_modules=forced), "", (), 0.0)
     target = measurable
     key = _key(model, image, target, forced, seconds)
-    with records.stage(work, "place", key) as stage:
+    with stage_cache.stage(work, "place", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             search = _started(model, image, target, stage.folder, started + seconds)
             chosen = search.run(forced)
-            stage = records.finish(stage, started, search.figures(chosen))
+            stage = stage_cache.finish(stage, started, search.figures(chosen))
             _clear(stage.folder)
         return _placed(stage, key, target if target is not wanted else None)
 
 
-def _placed(stage: records.Stage, key: str, lender: Target | None) -> Placed:
+def _placed(stage: stage_cache.Stage, key: str, lender: Target | None) -> Placed:
     """What a finished stage found; `lender` is the target that it was measured for, where not the own one."""
     assert stage.figures is not None
     tried = tuple(Tried(**{**row, "placement": read(row["placement"])}) for row in stage.figures["tried"])
@@ -171,12 +131,12 @@ def replayed(model: nn.Module, image: Tensor, target: Target, chosen: Placement,
     if measurable is None:
         return Placed(chosen, "", (), 0.0)
     key = _key(model, image, measurable, "replayed", chosen)
-    with records.stage(work, "place", key) as stage:
+    with stage_cache.stage(work, "place", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             search = _started(model, image, measurable, stage.folder, math.inf)
             search.known(chosen)
-            stage = records.finish(stage, started, search.figures(chosen))
+            stage = stage_cache.finish(stage, started, search.figures(chosen))
             _clear(stage.folder)
         return _placed(stage, key, measurable if measurable is not target else None)
 
@@ -193,15 +153,15 @@ def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str
     """Of the model's structure and all that decides its latency; not of its weights."""
     board = (machine.describe(target.device),) if target.device else ()  # what is timed here is this machine's alone
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
-    return records.digest(
+    return files.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
         machine.runtime(target), machine.isa(target.device), (*asked, *board),
     )  # fmt: skip
 
 
 def _started(model: nn.Module, image: Tensor, target: Target, folder: Path, deadline: float) -> Search:
-    graph, _ = quantizer.prepare(model, image, None, target.scheme)
-    return Search(onnx_export.translate(graph, image), target, tuple(image.shape), folder, deadline)
+    graph, _ = pt2e.prepare(model, image, None, target.scheme)
+    return Search(to_onnx.translate(graph, image), target, tuple(image.shape), folder, deadline)
 
 
 def read(row: Mapping[str, Any]) -> Placement:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import get_args
 
-from toolchain import placement, widths
-from toolchain.values import Operation, Placement
+from toolchain.pruning import width_search
+from toolchain.quantization import placement
+from toolchain.quantization.placement import Operation, Placement
 
 Change = Callable[[Placement], Placement]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -53,7 +54,7 @@ def nearby(one: Placement, layers: Sequence[str], blocks: Sequence[str], seed: i
     singles: list[tuple[str, Change]] = []
     beside: list[tuple[str, Change]] = []
     for name in dict.fromkeys((*blocks, *layers)):
-        places = [index for index, layer in enumerate(layers) if widths.inside(layer, name)]
+        places = [index for index, layer in enumerate(layers) if width_search.inside(layer, name)]
         if name in one.float_modules:
             beside.append((f"{name} in integers", _return(name)))
         elif not floating.issuperset(layers[index] for index in places):

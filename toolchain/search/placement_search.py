@@ -10,7 +10,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -19,11 +18,19 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
-from toolchain import batches, candidates, changes, discover, machine, placement, progress, qdq, records, stats, timing
-from toolchain.changes import OPERATIONS, Change
-from toolchain.devices import Gone
-from toolchain.errors import ToolchainError
-from toolchain.values import Placement, Precision, Target
+from toolchain.config.target import Target
+from toolchain.core import files, progress, registry, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Precision
+from toolchain.export import insert_qdq
+from toolchain.export.passes import cleanup
+from toolchain.measure import machine, paired_timing, short_rounds
+from toolchain.measure.boards import Gone
+from toolchain.quantization import placement
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Tried
+from toolchain.search import placement_changes
+from toolchain.search.placement_changes import OPERATIONS, Change
 
 STARTS: Mapping[str, Placement] = {
     "layers, additions and averages": Placement(),
@@ -42,17 +49,6 @@ PATIENCE = 16  # batches of small changes without a gain
 CONFIRM = 3  # more processes before a change is believed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tried:
-    """One candidate and how it compared with the fastest float form, in one process."""
-
-    label: str
-    placement: Placement
-    precision: Precision
-    speedup: float  # times as fast as the float model in f32
-    latency_ms: float
-
-
 class Search:
     """Candidates as files, timed in batches that a killed run does not repeat."""
 
@@ -60,24 +56,24 @@ class Search:
         self, base: onnx_ir.Model, target: Target, shape: tuple[int, ...], folder: Path, deadline: float
     ) -> None:
         self.base, self.target, self.shape, self.folder, self.deadline = base, target, shape, folder, deadline
-        self.runtime = discover.module("runtimes", target.runtime)
+        self.runtime = registry.module("runtimes", target.runtime)
         self.tried: dict[str, Tried] = {}
-        self.files: dict[Placement, timing.Side] = {}
-        self.batches, self.per_side = batches.Batches(folder), 0.0
+        self.files: dict[Placement, paired_timing.Side] = {}
+        self.batches, self.per_side = short_rounds.Batches(folder), 0.0
         self.bar: progress.Bar | None = None
 
     def run(self, forced: tuple[str, ...]) -> Placement:
         """The fastest placement found in time."""
         starts = {label: placement.also_float(one, forced) for label, one in STARTS.items()}
-        modules = placement.layers(candidates.operations(self.base.graph), Placement(float_modules=forced))
+        modules = placement.layers(insert_qdq.operations(self.base.graph), Placement(float_modules=forced))
         if not modules:
             return Placement(float_modules=forced)
         blocks = placement.blocks(modules, BLOCKS)
         usual = len(starts) + 1 + len(OPERATIONS) + len(blocks)
         with progress.bar("place: candidates timed", usual + PATIENCE * (SIDES - 2)) as self.bar:
             best = self.fastest(starts)
-            best = self.improved(best, {f"{kind} the other way": changes.flip(kind) for kind in OPERATIONS})
-            best = self.improved(best, {f"{name} in float": changes.leave(name) for name in blocks})
+            best = self.improved(best, {f"{kind} the other way": placement_changes.flip(kind) for kind in OPERATIONS})
+            best = self.improved(best, {f"{name} in float": placement_changes.leave(name) for name in blocks})
             best = self.refined(best, modules, blocks)
             self.settle(best)
             return best
@@ -138,7 +134,7 @@ class Search:
         """`best` after small changes one after the other, until there is no time or none has helped for long."""
         idle, step, seen = 0, 1, set(self.files)
         while idle < PATIENCE and time.monotonic() < self.deadline:
-            nearby = changes.nearby(best, layers, blocks, step)
+            nearby = placement_changes.nearby(best, layers, blocks, step)
             new = ((f"step {step}: {label}", change) for label, change in nearby if change(best) not in seen)
             batch = dict(islice(new, SIDES - 2))
             if not batch:
@@ -198,11 +194,11 @@ class Search:
         gains = {}
         for label, side in sides.items():
             if side.name != known.name and side.precision == "int8":  # with nothing left in integers it is float's own
-                gains[label] = stats.round_ratio(blocks[known.name], blocks[side.name])
+                gains[label] = statistics.round_ratio(blocks[known.name], blocks[side.name])
                 self.keep(label, part[label], side, blocks)
         return gains
 
-    def keep(self, label: str, chosen: Placement, side: timing.Side, blocks: Mapping[str, Any]) -> None:
+    def keep(self, label: str, chosen: Placement, side: paired_timing.Side, blocks: Mapping[str, Any]) -> None:
         """Notes a candidate's speed, and the float forms' with it."""
         base = self.floats[0]
         for name, what, placed, precision in (
@@ -212,27 +208,27 @@ class Search:
             first = self.tried.get(name)
             self.tried[name] = Tried(
                 label=first.label if first else what, placement=first.placement if first else placed, precision=precision,
-                speedup=math.exp(stats.round_ratio(blocks[base.name], blocks[name])),
+                speedup=math.exp(statistics.round_ratio(blocks[base.name], blocks[name])),
                 latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
             )  # fmt: skip
 
     @cached_property
-    def floats(self) -> list[timing.Side]:
+    def floats(self) -> list[paired_timing.Side]:
         """The model in each float precision of the target that this machine has; f32 first."""
         plain = self.side(placement.FLOAT)
         names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
         able = [precision for precision in names if machine.available(self.target, precision)]
         return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]
 
-    def side(self, chosen: Placement) -> timing.Side:
+    def side(self, chosen: Placement) -> paired_timing.Side:
         """The compiled candidate; those that come to the same graph share one."""
         if chosen not in self.files:
             path = self.folder / "candidate.onnx"
-            model, layers = candidates.make(self.base, chosen, self.target.scheme)
-            qdq.save(model, path)
-            name = f"candidate-{records.sha256_file(path)[:12]}"
+            model, layers = insert_qdq.make(self.base, chosen, self.target.scheme)
+            cleanup.save(model, path)
+            name = f"candidate-{files.sha256_file(path)[:12]}"
             made = self.runtime.compile(path, self.folder / name)
-            self.files[chosen] = timing.Side(
+            self.files[chosen] = paired_timing.Side(
                 name=name if layers else "float-f32", runtime=self.target.runtime, path=str(made.path),
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.shape,
                 device=self.target.device,

@@ -16,17 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain import fitting, loop, narrowed, progress, records, rounds, surgery, widths
-from toolchain.amounts import Amount, Quantity
-from toolchain.architectures import Architectures, Form
-from toolchain.errors import ToolchainError
-from toolchain.fitting import Fitted, OutOfReach
-from toolchain.locks import Lock
-from toolchain.stages import adapt, place, resize
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.place import Placed
-from toolchain.stages.rank import Ranking
-from toolchain.values import Layer, Placement, Precision, Recipe, Surgery, Target
+from toolchain.config.amounts import Amount, Quantity
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress
+from toolchain.core.errors import ToolchainError
+from toolchain.export import prune_graph
+from toolchain.models import profile
+from toolchain.models.profile import Layer
+from toolchain.pruning import options as options_module
+from toolchain.pruning import pruning_rounds, surgery, width_search
+from toolchain.pruning.channel_ranking import Ranking
+from toolchain.pruning.surgery import Surgery
+from toolchain.quantization.placement import Placement
+from toolchain.quantization.placement_result import Placed
+from toolchain.search import latency_search, place
+from toolchain.search.architecture_timing import Architectures, Form
+from toolchain.search.latency_search import Fitted, OutOfReach
+from toolchain.search.plan import Lock, Planned, Trial
+from toolchain.training import finetune, input_size, loop
+from toolchain.training.finetune import Adapted
 
 USUAL_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
 SIZE_AIM = 0.98  # of a budget of bytes
@@ -34,27 +43,6 @@ SIZE_SAMPLES = 8  # architectures whose files are made to learn what bytes go wi
 TRIAL_SHARE = 1 / 8  # of recover's epochs, to choose a size of pictures by
 
 At = Callable[[tuple[int, int]], Adapted]  # the job with pictures of another size
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a size of pictures came to in a short training."""
-
-    size: tuple[int, int]  # height, width
-    latency: float | None  # as a share of the dense model's as it would ship, measured
-    reached: float  # on validation, of what is aimed at
-    images: int
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a way of planning came to."""
-
-    surgery: Surgery
-    fitted: Fitted | None = None
-    resized: tuple[int, int] | None = None
-    trials: tuple[Trial, ...] = ()
-    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
 
 
 @dataclass(frozen=True)
@@ -74,21 +62,21 @@ class Search:
         if lock.weights == self.adapted.trained.key or lock.surgery == Surgery():
             return Planned(lock.surgery, lock.fitted, lock.resized, dense=lock.dense)
         options = self.options(lock.surgery.dropped)
-        again = surgery.of(self.adapted.trained.model, options, rounds.same(options, lock.surgery))
+        again = surgery.of(self.adapted.trained.model, options, pruning_rounds.same(options, lock.surgery))
         return Planned(again, lock.fitted, lock.resized, dense=lock.dense)
 
     def ratio(self) -> Surgery:
         """A plan that removes a share of the multiply-accumulates."""
         spec = self.recipe.prune
         spec = spec if spec.ratio is not None else replace(spec, ratio=USUAL_RATIO)
-        return surgery.plan(
+        return options_module.plan(
             self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.target.alignment,
             criterion=self.ranking.criterion, gradients=self.ranking.gradients,
         )  # fmt: skip
 
-    def options(self, blocks: Sequence[str] = ()) -> widths.Options:
+    def options(self, blocks: Sequence[str] = ()) -> width_search.Options:
         """What may be cut."""
-        return surgery.options(
+        return options_module.options(
             self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.recipe.prune,
             alignment=self.target.alignment, criterion=self.ranking.criterion, gradients=self.ranking.gradients, blocks=blocks,
         )  # fmt: skip
@@ -101,7 +89,7 @@ class Search:
         if share is not None and share >= 1 and len(limits) == 1:
             return Planned(Surgery())
         timer = Architectures(dense, self.image, self.target, form, self.folder) if form else None
-        asked = _Asked(limits, share, dense_ms, surgery.layers(dense, self.image), timer)
+        asked = _Asked(limits, share, dense_ms, profile.layers(dense, self.image), timer)
         own = (self.image.shape[2], self.image.shape[3])
         sizes, found, refused = self._sizes(own, at), list[Planned](), None
         for size in (own, *sizes):
@@ -124,7 +112,7 @@ class Search:
 
     def _sizes(self, own: tuple[int, int], at: At | None) -> list[tuple[int, int]]:
         """Smaller sizes of pictures to try, where the recipe allows and the model takes them."""
-        asked = resize.sizes(own, self.recipe.prune.resolution) if at else []
+        asked = input_size.sizes(own, self.recipe.prune.resolution) if at else []
         sizes = [size for size in asked if _takes(self.adapted.trained.model, size)]
         if asked and not sizes:
             progress.say(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
@@ -134,12 +122,14 @@ class Search:
         """A plan that meets every limit with pictures of one size."""
         dense, here = self.adapted.trained.model, replace(self, image=torch.zeros(1, 3, *size))
         timer = asked.timer and (asked.timer if size == tuple(self.image.shape[2:]) else asked.timer.at(here.image))
-        free = narrowed.droppable(timer.graph) if timer and asked.share is not None and self.recipe.prune.depth else ()
+        free = (
+            prune_graph.droppable(timer.graph) if timer and asked.share is not None and self.recipe.prune.depth else ()
+        )
         options = here.options(free)
         rest = asked.rest(dense, options, timer)
         if asked.share is None or timer is None:
-            return Planned(surgery.of(dense, options, widths.narrowed(options, rest, 1.0)))
-        job = fitting.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
+            return Planned(surgery.of(dense, options, width_search.narrowed(options, rest, 1.0)))
+        job = latency_search.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
         found, placement = here._latency(job, timer, asked)
         return Planned(
             found.plan, Fitted(
@@ -149,10 +139,10 @@ class Search:
         )  # fmt: skip
 
     def _latency(
-        self, job: fitting.Job, timer: Architectures, asked: "_Asked"
-    ) -> tuple[fitting.Found, Placement | None]:
+        self, job: latency_search.Job, timer: Architectures, asked: "_Asked"
+    ) -> tuple[latency_search.Found, Placement | None]:
         """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
-        found = fitting.search(job, timer)
+        found = latency_search.search(job, timer)
         dense, quantize = self.adapted.trained.model, self.recipe.quantize
         pruned = surgery.apply(dense, found.plan)
         placed = place.run(pruned, self.image, self.target, quantize.float_modules, quantize.search_seconds, self.work)
@@ -160,7 +150,7 @@ class Search:
         if own == timer.form:
             return found, None
         other = timer.shipped_as(own)
-        final = fitting.again(replace(job, rest=asked.rest(dense, job.options, other)), other, found)
+        final = latency_search.again(replace(job, rest=asked.rest(dense, job.options, other)), other, found)
         return final, None if final.plan == found.plan else placed.placement
 
     def _best(self, found: Sequence[Planned], own: tuple[int, int], at: At) -> Planned:
@@ -171,12 +161,12 @@ class Search:
             size = one.resized or own
             view, model = at(size), surgery.apply(self.adapted.trained.model, one.surgery)
             # a search that is done again after it was cut may come to other widths
-            folder = self.folder / f"trial-{size[0]}x{size[1]}-{records.digest(one.surgery)}"
+            folder = self.folder / f"trial-{size[0]}x{size[1]}-{files.digest(one.surgery)}"
             job = loop.Job(
                 data=view.data, spec=spec, augment=view.augment, seed=recipe.seed + 1,
                 label=f"fit: {size[0]}x{size[1]}", folder=folder, balance=recipe.balance, teacher=view.trained.model,
             )  # fmt: skip
-            reached = adapt.aim(vars(loop.train(model, job, keep_start=True)), recipe.balance)
+            reached = finetune.aim(vars(loop.train(model, job, keep_start=True)), recipe.balance)
             latency = one.fitted.latency if one.fitted else None
             trials.append(Trial(size, latency, reached, len(view.data.splits["val"])))
             progress.say(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
@@ -208,13 +198,13 @@ class _Asked:
     whole: Sequence[Layer]  # of the dense model, with pictures of its own size
     timer: Architectures | None  # of the dense model as it would ship
 
-    def rest(self, dense: nn.Module, options: widths.Options, timer: Architectures | None) -> widths.Cost:
+    def rest(self, dense: nn.Module, options: width_search.Options, timer: Architectures | None) -> width_search.Cost:
         """What is used of the limits other than latency, the largest share of all, in the form that `timer` ships.
 
         Raises:
             OutOfReach: one of them cannot be met; says what can.
         """
-        used: list[widths.Cost] = []
+        used: list[width_search.Cost] = []
         for what, amount in self.limits.items():
             if what == "latency":
                 continue
@@ -223,7 +213,7 @@ class _Asked:
                 assert timer is not None
                 most, cost = float(self.timer.size_bytes(Surgery())), sized(timer, dense, options)
             else:
-                cost = surgery.macs if what == "macs" else surgery.parameters
+                cost = profile.macs if what == "macs" else profile.parameters
                 most = cost(self.whole)
             limit = amount.share(most) * most
             least = cost(options.layers(options.narrowest))
@@ -238,13 +228,13 @@ class _Asked:
         return lambda layers: max((share(layers) for share in used), default=0.0)
 
 
-def sized(timer: Architectures, dense: nn.Module, options: widths.Options) -> widths.Cost:
+def sized(timer: Architectures, dense: nn.Module, options: width_search.Options) -> width_search.Cost:
     """Bytes of the files of an architecture, from those of a few: by parameters, by channels and by layers."""
-    samples = [options.whole, options.narrowest, *fitting.drawn(options, SIZE_SAMPLES)]
+    samples = [options.whole, options.narrowest, *latency_search.drawn(options, SIZE_SAMPLES)]
     bytes_of = [float(timer.size_bytes(surgery.of(dense, options, choice))) for choice in samples]
 
     def features(layers: Sequence[Layer]) -> np.ndarray:
-        return np.array([surgery.parameters(layers), sum(layer.outputs for layer in layers), len(layers), 1.0])
+        return np.array([profile.parameters(layers), sum(layer.outputs for layer in layers), len(layers), 1.0])
 
     rates, *_ = np.linalg.lstsq(np.stack([features(options.layers(choice)) for choice in samples]), bytes_of)
     return lambda layers: float(features(layers) @ rates)

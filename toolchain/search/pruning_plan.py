@@ -1,62 +1,28 @@
 """fit: dense model, target, budget -> what is cut and how large the pictures are, before much training is spent."""
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolchain import amounts, locks, machine, progress, records, surgery
-from toolchain.errors import ToolchainError
-from toolchain.fitting import Fitted
-from toolchain.locks import Lock
-from toolchain.loop import Trained
-from toolchain.planning import At, Planned, Search, Trial
-from toolchain.stages import place, rank
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.place import Placed
-from toolchain.values import Architecture, Budget, Layer, Placement, Precision, Recipe, Surgery, Target
+from toolchain.config import amounts
+from toolchain.config.recipe import Budget, Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache
+from toolchain.core.errors import ToolchainError
+from toolchain.models import profile
+from toolchain.pruning import channel_ranking, surgery
+from toolchain.search import lock as locks
+from toolchain.search import place
+from toolchain.search.plan import Fit, Lock, Planned, Trial, read_fitted
+from toolchain.search.planner import At, Search
+from toolchain.training.finetune import Adapted
 
 VERSION = 8
 PLAN = "surgery.json"
 # of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
 LATER = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The plan as data, and the layer sizes it leads from and to."""
-
-    surgery: Surgery
-    key: str
-    before: Sequence[Layer]
-    after: Sequence[Layer]
-    fitted: Fitted | None  # None where latency was no matter
-    lock: Lock | None = None  # that all this comes from
-    resized: tuple[int, int] | None = None  # the pruned model's pictures, height and width, where they are smaller
-    trials: tuple[Trial, ...] = ()  # sizes of pictures among which a short training chose
-    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
-
-    @property
-    def placements(self) -> Mapping[Architecture, Placement]:
-        """Placements that are decided already."""
-        if self.lock:
-            return self.lock.placements
-        own = self.fitted.placement if self.fitted else None
-        return {"pruned": own} if own else {}
-
-    @property
-    def cuts(self) -> bool:
-        """Whether anything is cut at all."""
-        return bool(self.surgery.keep or self.surgery.dropped)
-
-    @property
-    def changes(self) -> bool:
-        """Whether there is another model than the dense one."""
-        return self.cuts or self.resized is not None
 
 
 def limits_of(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.Amount]:
@@ -111,49 +77,51 @@ def run(
     searched = bool(limits) and spec.ratio is None
     placed = None
     if lock:
-        locks.check(lock, surgery.layers(dense.model, image), (image.shape[2], image.shape[3]))
+        locks.check(lock, profile.layers(dense.model, image), (image.shape[2], image.shape[3]))
     elif searched and {"latency", "size"} & limits.keys():
         placed = place.run(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
     asked = {name: value for name, value in vars(spec).items() if name not in LATER}
-    key = records.digest(
+    key = files.digest(
         VERSION,
         dense.key,
         asked,
         limits,
         # untimed, a placement has no key: what the sizes of files depend on
         placed and (placed.key, placed.placement, target.runtime, target.scheme, target.precisions),
-        *rank.depends_on(adapted, spec),
+        *channel_ranking.depends_on(adapted, spec),
         target.alignment,
         lock and lock.key,
         *((recipe.recover, recipe.balance, recipe.seed, adapted.augment) if spec.resolution < 1 else ()),
     )
-    with records.stage(work, "fit", key) as stage:
+    with stage_cache.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            search = Search(adapted, recipe, target, image, rank.run(adapted, spec, work), work, stage.folder)
+            search = Search(
+                adapted, recipe, target, image, channel_ranking.run(adapted, spec, work), work, stage.folder
+            )
             if lock:
                 found = search.locked(lock)
             elif searched:
                 found = search.budget(limits, placed, at)
             else:
                 found = Planned(search.ratio())
-            records.write_json(stage.folder / PLAN, found.surgery)
+            files.write_json(stage.folder / PLAN, found.surgery)
             figures = {
                 "fitted": found.fitted, "resized": found.resized, "trials": found.trials, "dense": found.dense
             }  # fmt: skip
-            stage = records.finish(stage, started, figures)
+            stage = stage_cache.finish(stage, started, figures)
         assert stage.figures is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
         planned = surgery.read(stage.folder / PLAN)
         fitted, resized = read_fitted(stage.figures["fitted"]), stage.figures["resized"]
         resized = tuple(resized) if resized else None
         trials = tuple(Trial(**{**row, "size": tuple(row["size"])}) for row in stage.figures["trials"])
-        before = surgery.layers(dense.model, image)
+        before = profile.layers(dense.model, image)
         seen = image if resized is None else torch.zeros(1, 3, *resized)
-        after = surgery.layers(surgery.apply(dense.model, planned), seen)
-    work_left = [surgery.macs(sizes) for sizes in (before, after)]
+        after = profile.layers(surgery.apply(dense.model, planned), seen)
+    work_left = [profile.macs(sizes) for sizes in (before, after)]
     progress.say(
         f"fit: {work_left[0] / 1e6:.1f} M multiply-accumulates -> {work_left[1] / 1e6:.1f} M "
         f"({work_left[1] / work_left[0]:.0%})"
@@ -161,26 +129,3 @@ def run(
         + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
     )
     return Fit(planned, key, before, after, fitted, lock, resized, trials, stage.figures["dense"])
-
-
-def lock(
-    plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target, budget: Budget,
-    image: Tensor, folder: Path,
-) -> None:  # fmt: skip
-    """Writes down what was decided, so that the same architecture can be made without a search."""
-    locks.write(
-        folder / locks.file_name(recipe, target),
-        Lock(
-            schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
-            image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
-            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
-            placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
-        ),
-    )  # fmt: skip
-
-
-def read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:
-    """A `Fitted` from its JSON."""
-    if row is None:
-        return None
-    return Fitted(**{**row, "placement": row["placement"] and place.read(row["placement"])})

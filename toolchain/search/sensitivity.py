@@ -19,15 +19,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain import loop, narrowed, onnx_export, progress, records, stats, surgery
-from toolchain.data import Images
-from toolchain.errors import ToolchainError
-from toolchain.groups import Group
-from toolchain.stages import rank
-from toolchain.stages.adapt import Adapted
-from toolchain.stages.fit import Fit
-from toolchain.values import Interval, Recipe, Surgery, Target
-from toolchain.widths import Choice, Options, inside
+from toolchain.config.recipe import Recipe
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Interval
+from toolchain.data.dataset import Images
+from toolchain.export import prune_graph, to_onnx
+from toolchain.models import profile
+from toolchain.pruning import channel_ranking, surgery
+from toolchain.pruning import options as options_module
+from toolchain.pruning.groups import Group
+from toolchain.pruning.surgery import Surgery
+from toolchain.pruning.width_search import Choice, Options, inside
+from toolchain.search.plan import Fit
+from toolchain.training import loop
+from toolchain.training.finetune import Adapted
 
 VERSION = 1
 IMAGES, FEWEST = 500, 100  # of validation, at most; and where the network is large
@@ -97,12 +104,12 @@ def run(adapted: Adapted, plan: Fit, recipe: Recipe, target: Target, image: Tens
     if not (recipe.prune.sensitivity and plan.cuts):
         return None
     # the plan's key covers model, images, criterion, its settings and the alignment
-    key = records.digest(VERSION, plan.key, plan.surgery, IMAGES, SECONDS, SHARES, APART)
-    with records.stage(work, "sensitivity", key) as stage:
+    key = files.digest(VERSION, plan.key, plan.surgery, IMAGES, SECONDS, SHARES, APART)
+    with stage_cache.stage(work, "sensitivity", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             found = _Survey(adapted, plan.surgery, recipe, target, image, work).run(stage.folder / POINTS)
-            stage = records.finish(stage, started, {"found": found})
+            stage = stage_cache.finish(stage, started, {"found": found})
             (stage.folder / POINTS).unlink(missing_ok=True)
         assert stage.figures is not None
     found = _read(stage.figures["found"])
@@ -158,15 +165,15 @@ class _Survey:
     @cached_property
     def images(self) -> Images:
         held, trials = self.adapted.data.splits["val"], sum(map(len, self.trials)) + 1
-        affordable = int(WORK / (surgery.macs(self.options.sizes) * trials))
+        affordable = int(WORK / (profile.macs(self.options.sizes) * trials))
         return held.chosen(stratified(held.labels, min(IMAGES, max(FEWEST, affordable))))
 
     @cached_property
     def options(self) -> Options:
         """What may be cut, what is protected included: how channels rank within a group does not depend on it."""
         spec = self.recipe.prune
-        ranking = rank.run(self.adapted, spec, self.work)
-        return surgery.options(
+        ranking = channel_ranking.run(self.adapted, spec, self.work)
+        return options_module.options(
             self.dense, self.image, head=self.adapted.head, spec=dataclasses.replace(spec, protect=()),
             alignment=self.target.alignment, criterion=ranking.criterion, gradients=ranking.gradients,
             blocks=_blocks(self.dense, self.image) if spec.depth else (),
@@ -195,7 +202,7 @@ class _Survey:
     def _widths(self, index: int) -> list["_Trial"]:
         """Widths to try of a group: the plan's own, then those nearest to the usual shares."""
         group, whole = self.options.groups[index], self.options.whole
-        if surgery.protected(group, self.recipe.prune.protect):
+        if options_module.protected(group, self.recipe.prune.protect):
             return []
         planned = round(group.channels * (1 - cut(group, self.plan)))
         possible, chosen = self.options.possible(index)[:-1], list[int]()
@@ -215,7 +222,7 @@ class _Survey:
         ]  # fmt: skip
 
     def _without(self, block: str) -> list["_Trial"]:
-        if surgery.protected_block(self.options.sizes, block, self.recipe.prune.protect):
+        if options_module.protected_block(self.options.sizes, block, self.recipe.prune.protect):
             return []
         return [_Trial(f"without {block}", 1.0, dataclasses.replace(self.options.whole, dropped=frozenset({block})))]
 
@@ -236,7 +243,7 @@ class _Survey:
         """Everything that was measured, and why something was not."""
         groups, blocks, found = self.options.groups, self.options.blocks, list[Curve]()
         for group, trials in zip(groups, self.trials, strict=False):
-            guarded = surgery.protected(group, self.recipe.prune.protect)
+            guarded = options_module.protected(group, self.recipe.prune.protect)
             points, why = _points(trials, answers, whole, "protected" if guarded else "too narrow")
             together = tuple(m.module for m in group.members if m.side == "out" and m.kind != "norm")
             gone = cut(group, self.plan)
@@ -244,7 +251,7 @@ class _Survey:
         for block, trials in zip(blocks, self.trials[len(groups) :], strict=True):
             points, why = _points(trials, answers, whole, "protected")
             found.append(Curve(block, "block", 0, (block,), float(block in self.plan.dropped), points, why))
-        return Sensitivity(stats.accuracy(whole), tuple(sorted(found, key=lambda curve: curve.lost, reverse=True)))
+        return Sensitivity(statistics.accuracy(whole), tuple(sorted(found, key=lambda curve: curve.lost, reverse=True)))
 
 
 def _points(
@@ -255,7 +262,7 @@ def _points(
     for trial in sorted(trials, key=lambda trial: trial.share):
         if answers.get(trial.name) is not None:
             right = np.array(answers[trial.name], bool)
-            found.append(Point(trial.share, stats.accuracy(right), stats.drop(whole, right)))
+            found.append(Point(trial.share, statistics.accuracy(right), statistics.drop(whole, right)))
     if found:
         return tuple(found), ""
     if not trials:
@@ -273,7 +280,7 @@ class _Known:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        read: dict[str, Any] = records.read_json(path) if path.exists() else {}
+        read: dict[str, Any] = files.read_json(path) if path.exists() else {}
         self.seconds: float = read.get("seconds", 0.0)
         self.answers: dict[str, list[int] | None] = read.get("answers", {})
 
@@ -284,7 +291,7 @@ class _Known:
             found = right()
             self.answers[name] = None if found is None else [int(one) for one in found]
             self.seconds += time.monotonic() - started
-            records.write_json(self.path, {"seconds": self.seconds, "answers": self.answers})
+            files.write_json(self.path, {"seconds": self.seconds, "answers": self.answers})
         return self.answers[name]
 
 
@@ -293,7 +300,7 @@ def _blocks(dense: nn.Module, image: Tensor) -> tuple[str, ...]:
     if not _keeps_a_shape(dense, image):
         return ()  # saves the seconds of an export
     try:
-        return narrowed.droppable(onnx_export.translate(copy.deepcopy(dense), image))
+        return prune_graph.droppable(to_onnx.translate(copy.deepcopy(dense), image))
     except ToolchainError as reason:  # the same network is exported later, in a form that more of them take
         progress.say(f"sensitivity: residual blocks are left out: {reason}")
         return ()

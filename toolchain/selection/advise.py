@@ -14,13 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import evidence, models, probe, progress, records, stats, surgery
-from toolchain.data import Dataset
-from toolchain.reuse import Reuse
-from toolchain.seen import enough
-from toolchain.stages import clock, look
-from toolchain.stages.look import Look
-from toolchain.values import Interval, ModelSpec, Recipe, Target
+from toolchain.config.recipe import ModelSpec, Recipe, Reuse
+from toolchain.config.target import Target
+from toolchain.core import files, progress, stage_cache, statistics
+from toolchain.core.types import Interval
+from toolchain.data.dataset import Dataset
+from toolchain.measure import untrained_latency
+from toolchain.models import build, profile
+from toolchain.models.frozen_features import enough
+from toolchain.selection import extract_features, logme
+from toolchain.selection.extract_features import Look
+from toolchain.training import linear_probe
 
 VERSION = 3
 TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
@@ -78,16 +82,16 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
     """
     if not spec.weights:
         return _whole(name, data, "it has random weights, which say nothing of what it would learn")
-    trained = look.run(name, spec, data, work)
+    trained = extract_features.run(name, spec, data, work)
     if len(trained.blocks) < 2:
         return _whole(name, data, "it is no chain of blocks that could be cut")
-    bare = look.run(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
+    bare = extract_features.run(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
     enough(trained.seen("train"))
-    key = records.digest(VERSION, trained.key, bare.key)
-    with records.stage(work, "advise", key) as stage:
+    key = files.digest(VERSION, trained.key, bare.key)
+    with stage_cache.stage(work, "advise", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            stage = records.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
+            stage = stage_cache.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
         assert stage.figures is not None
         depths = tuple(_read(row) for row in stage.figures["depths"])
     reuse, why = proposed(depths, _per_class(data), len(data.splits["val"]))
@@ -148,31 +152,31 @@ def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
             told.append((_told(trained, block), _told(bare, block)))
-            cut = models.architecture(spec, len(data.classes), Reuse(keep=block))
-            macs.append(int(surgery.macs(surgery.layers(cut.eval(), data.example))))
+            cut = build.architecture(spec, len(data.classes), Reuse(keep=block))
+            macs.append(int(profile.macs(profile.layers(cut.eval(), data.example))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     return [
         Depth(
-            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=stats.accuracy(own),
-            untrained=stats.accuracy(other), gain=_gain(other, own),
+            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=statistics.accuracy(own),
+            untrained=statistics.accuracy(other), gain=_gain(other, own),
         )
         for block, count, (levels, other_levels), own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
     ]  # fmt: skip
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
-    lost = stats.drop(before, after)
+    lost = statistics.drop(before, after)
     return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
 
 
 def _told(found: Look, block: str) -> float:
     seen = found.seen("train", block)
-    return evidence.of_levels(seen.levels, seen.labels)
+    return logme.of_levels(seen.levels, seen.labels)
 
 
 def _right(found: Look, block: str) -> np.ndarray:
     """Which validation images a probe behind `block` gets right, bool [images]."""
-    right: np.ndarray = probe.frozen(found.seen("train", block), found.seen("val", block))[1].numpy()
+    right: np.ndarray = linear_probe.frozen(found.seen("train", block), found.seen("val", block))[1].numpy()
     return right
 
 
@@ -180,11 +184,11 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
     if not reuse.keep or target is None:
         return None
     networks = {
-        name: clock.Network(models.architecture(spec, len(data.classes), cut).eval(), data.example)
+        name: untrained_latency.Network(build.architecture(spec, len(data.classes), cut).eval(), data.example)
         for name, cut in (("whole", Reuse()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
-             for name, found in clock.run(networks, target, work)[0].items()}  # fmt: skip
+             for name, found in untrained_latency.run(networks, target, work)[0].items()}  # fmt: skip
     whole, cut = taken.get("whole"), taken.get("cut")
     return whole / cut if whole and cut else None
 

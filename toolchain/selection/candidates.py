@@ -3,10 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 
-from toolchain import discover, models, records, spec, timm_models
-from toolchain.errors import ToolchainError
-from toolchain.shortlist import Candidate, MayShip
-from toolchain.values import ModelSpec
+from toolchain.config import reader
+from toolchain.config.recipe import ModelSpec
+from toolchain.config.shortlist import Candidate, MayShip
+from toolchain.core import files, registry
+from toolchain.core.errors import ToolchainError
+from toolchain.models import build
+from toolchain.models import weights as weights_module
+from toolchain.models.sources import timm_hub, torchvision_hub
 
 DEFAULT = "small"
 TORCHVISION = "weights by torchvision (its code: BSD-3-Clause); no licence of the weights is published with them"
@@ -27,7 +31,7 @@ def read(names: Sequence[str]) -> list[Candidate]:
         raise ToolchainError(f"no candidates are named; {DEFAULT!r} is the shortlist that ships with the package")
     first = dict[str, Candidate]()
     for one in (_licensed(one) for name in names for one in _named(name)):
-        first.setdefault(records.digest(one.model, one.reuse), one)
+        first.setdefault(files.digest(one.model, one.reuse), one)
     unique = list(first.values())
     doubled = {one.name for one in unique if [other.name for other in unique].count(one.name) > 1}
     if doubled:
@@ -38,25 +42,25 @@ def read(names: Sequence[str]) -> list[Candidate]:
 def _named(name: str) -> list[Candidate]:
     kind, _, rest = name.partition(":")
     if kind == "random" and rest:
-        bare = rest.startswith(timm_models.PREFIX)  # which may have no weights to ask for
+        bare = rest.startswith(timm_hub.PREFIX)  # which may have no weights to ask for
         return [
             _untrained(one) for one in ([Candidate(name=rest, model=ModelSpec(name=rest))] if bare else _named(rest))
         ]
     if kind == "zoo" and rest:
         return [_zoo(rest)]
     if kind == "recipe" and rest:
-        recipe = spec.recipe(rest)
-        reuse = recipe.reuse if recipe.reuse != "auto" else models.WHOLE
+        recipe = reader.recipe(rest)
+        reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
     if kind == "timm" and rest:
         return [_timm(name)]
-    if name.endswith(".toml") or name in discover.names("shortlists"):
-        return list(spec.shortlist(name).candidates)
-    known = models.known()
+    if name.endswith(".toml") or name in registry.names("shortlists"):
+        return list(reader.shortlist(name).candidates)
+    known = torchvision_hub.known()
     if kind not in known:
         raise ToolchainError(
-            f"candidate {name!r} is no shortlist ({', '.join(discover.names('shortlists'))}), no file and no model of "
-            f"torchvision; {discover.nearest(kind, known)}"
+            f"candidate {name!r} is no shortlist ({', '.join(registry.names('shortlists'))}), no file and no model of "
+            f"torchvision; {registry.nearest(kind, known)}"
         )
     weights = rest or "DEFAULT"
     model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION)
@@ -77,9 +81,9 @@ def _licensed(one: Candidate) -> Candidate:
 
 def _zoo(name: str) -> Candidate:
     weights = f"zoo:{name}"
-    models.weights_digest(ModelSpec(name="", weights=weights))  # says which there are
-    card = records.read_json(discover.PACKAGE / "zoo" / f"{name}.json")
-    model = spec.validated(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
+    weights_module.weights_digest(ModelSpec(name="", weights=weights))  # says which there are
+    card = files.read_json(registry.PACKAGE / "models" / "zoo" / f"{name}.json")
+    model = reader.validated(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
     ships: MayShip = "yes"
     model = dataclasses.replace(model, licence=f"as the toolchain; pictures {card['licence_of_images']}")
     return Candidate(
@@ -88,11 +92,9 @@ def _zoo(name: str) -> Candidate:
 
 
 def _timm(name: str) -> Candidate:
-    if not timm_models.installed():  # which its row says
+    if not timm_hub.installed():  # which its row says
         return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT"))
-    card = timm_models.card(name)
-    ships: MayShip = (
-        "yes" if card.licence in timm_models.FREE else "no" if "nc" in card.licence.split("-") else "unknown"
-    )
+    card = timm_hub.card(name)
+    ships: MayShip = "yes" if card.licence in timm_hub.FREE else "no" if "nc" in card.licence.split("-") else "unknown"
     model = ModelSpec(name=name, weights="DEFAULT", mean=card.mean, std=card.std, licence=card.licence)
     return Candidate(name=name, model=model, trained_on=card.tag, may_ship=ships)

@@ -16,12 +16,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from toolchain import blocks, models, probe, progress, records
-from toolchain.data import Dataset, Images
-from toolchain.loader import batches
-from toolchain.loop import EVALUATION_BATCH, set_mode
-from toolchain.seen import Seen
-from toolchain.values import ModelSpec, Preprocess
+from toolchain.config.recipe import ModelSpec
+from toolchain.core import files, progress, stage_cache
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.data.loader import batches
+from toolchain.models import blocks, build
+from toolchain.models import weights as weights_module
+from toolchain.models.frozen_features import Seen
+from toolchain.training import linear_probe
+from toolchain.training.loop import EVALUATION_BATCH, set_mode
 
 VERSION = 1
 IMAGES = 2000  # of a split, at most
@@ -73,23 +77,23 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
     Raises:
         ToolchainError: the model or its weights cannot be had, or it does not take pictures of this size.
     """
-    key = records.digest(
-        VERSION, data.digest, dataclasses.replace(spec, weights=""), models.weights_digest(spec), IMAGES
+    key = files.digest(
+        VERSION, data.digest, dataclasses.replace(spec, weights=""), weights_module.weights_digest(spec), IMAGES
     )
-    with records.stage(work, "look", key) as stage:
+    with stage_cache.stage(work, "look", key) as stage:
         path = stage.folder / FILE
         if stage.figures is None:
             started = time.monotonic()
             tensors, loaded, names = _look(name, spec, data)
-            with records.writing(path) as out:
+            with files.writing(path) as out:
                 out.write(save(tensors))
-            stage = records.finish(stage, started, {"weights": loaded, "blocks": names})
+            stage = stage_cache.finish(stage, started, {"weights": loaded, "blocks": names})
         assert stage.figures is not None
         return Look(stage.figures["weights"], tuple(stage.figures["blocks"]), load_file(path), key)
 
 
-def _look(name: str, spec: ModelSpec, data: Dataset) -> tuple[dict[str, Tensor], models.Loaded, list[str]]:
-    model, head, loaded, whole = models.pretrained(spec, len(data.classes), seed=0)
+def _look(name: str, spec: ModelSpec, data: Dataset) -> tuple[dict[str, Tensor], weights_module.Loaded, list[str]]:
+    model, head, loaded, whole = build.pretrained(spec, len(data.classes), seed=0)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = dataclasses.replace(data.preprocess, mean=spec.mean, std=spec.std)
     ends = {block.name: block.end for block in blocks.of(model, head)}
@@ -139,12 +143,12 @@ def _noting(model: nn.Module, head: str, ends: Mapping[str, str], found: Mapping
         for name, module in ends.items():
 
             def after(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                found[name].append(probe.pooled(output))
+                found[name].append(linear_probe.pooled(output))
 
             stack.callback(model.get_submodule(module).register_forward_hook(after).remove)
 
         def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            found[HEAD].append(probe.pooled(given[0]))
+            found[HEAD].append(linear_probe.pooled(given[0]))
 
         stack.callback(model.get_submodule(head).register_forward_pre_hook(before).remove)
         yield

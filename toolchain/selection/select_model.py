@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain import amounts, machine, models, nominated, progress, rankings, records, stats
-from toolchain import data as images
-from toolchain.data import Dataset
-from toolchain.errors import ToolchainError
-from toolchain.reuse import Reuse
-from toolchain.shortlist import Candidate, left_open
-from toolchain.stages import advise, clock, look, score
-from toolchain.stages.clock import Clocked, Network
-from toolchain.stages.look import HEAD
-from toolchain.values import Budget, Domain, Preprocess, Recipe, Target
+from toolchain.config import amounts
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Budget, Recipe, Reuse
+from toolchain.config.shortlist import Candidate, left_open
+from toolchain.config.target import Target
+from toolchain.core import files, progress, statistics
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data import dataset
+from toolchain.data.dataset import Dataset
+from toolchain.measure import machine, untrained_latency
+from toolchain.measure.untrained_latency import Clocked, Network
+from toolchain.models import build
+from toolchain.selection import advise, candidates, extract_features, ranking, transfer_scores
+from toolchain.selection.extract_features import HEAD
 
 SCHEMA = 1
 SCORE = "levels"  # what is ranked by; why: docs/results.md
@@ -45,10 +50,10 @@ def settled(
     if not left_open(recipe.model.name):
         return recipe, None
     _, given, names = recipe.model.name.partition(":")
-    found = nominated.read([name.strip() for name in (names if given else nominated.DEFAULT).split(",")])
+    found = candidates.read([name.strip() for name in (names if given else candidates.DEFAULT).split(",")])
     written = run(domain, target, found, recipe.image_size, out)
     limit = amounts.read("latency", budget.latency) if budget.latency else None
-    row, why = rankings.chosen(written, limit.value if limit and not limit.relative else None)
+    row, why = ranking.chosen(written, limit.value if limit and not limit.relative else None)
     progress.say(f"select: {row['name']}: {why}")
     taken = next(one for one in found if one.name == row["name"])
     reuse = taken.reuse if recipe.reuse == Reuse() else recipe.reuse
@@ -77,11 +82,11 @@ def run(
     """
     torch.set_flush_denormal(True)
     shown = Preprocess(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
-    data, work = images.load(domain, shown, out / "data"), out / "work"
+    data, work = dataset.load(domain, shown, out / "data"), out / "work"
     _check(data)
     networks = dict[str, Network]()
     rows = [_row(one, data, work, networks) for one in found]
-    clocked, refused = clock.run(networks, target, work)
+    clocked, refused = untrained_latency.run(networks, target, work)
     for row in rows:
         row["error"] = row["error"] or refused.get(row["name"], "")
         row |= _costs(clocked[row["name"]]) if row["name"] in clocked else {}
@@ -93,13 +98,13 @@ def run(
         "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": SCORE,
         "image_size": list(shown.image_size), "machine": machine.describe(target.device),
         "versions": machine.versions(target),
-        "images": {split: min(len(part), look.IMAGES) for split, part in data.splits.items() if split != "test"},
+        "images": {split: min(len(part), extract_features.IMAGES) for split, part in data.splits.items() if split != "test"},
         "classes": len(data.classes), "warnings": _warnings(data, rows, target),
         "candidates": rows, "advice": None,
     }  # fmt: skip
     if layers:
-        first = next(one for one in found if one.name == rankings.first(written)[0]["name"])
-        written["advice"] = records.plain(advise.run(first.name, first.model, data, work, target))
+        first = next(one for one in found if one.name == ranking.first(written)[0]["name"])
+        written["advice"] = files.plain(advise.run(first.name, first.model, data, work, target))
     return written
 
 
@@ -120,17 +125,17 @@ def _check(data: Dataset) -> None:
 def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]) -> Row:
     """What is known of a candidate without timing it; what is to be timed is added to `networks`."""
     row: Row = {
-        "name": one.name, "model": records.plain(one.model), "reuse": records.plain(one.reuse), "licence": one.model.licence,
+        "name": one.name, "model": files.plain(one.model), "reuse": files.plain(one.reuse), "licence": one.model.licence,
         "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "bounds": {}, "latency_ms": {},
         "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
         # says it before a minute is spent, where there is no such model or block, or it does not take the pictures
-        network = Network(models.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
-        seen = look.run(one.name, one.model, data, work)
+        network = Network(build.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
+        seen = extract_features.run(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
         weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}
-        scores = dict(score.run(seen, work, one.reuse.keep or HEAD))
+        scores = dict(transfer_scores.run(seen, work, one.reuse.keep or HEAD))
         networks[one.name] = network
         return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
     except ToolchainError as reason:
@@ -140,16 +145,16 @@ def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]
 
 def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
     """The 95 % interval of the score that is a share of the validation images."""
-    images = min(len(data.splits["val"]), look.IMAGES)
+    images = min(len(data.splits["val"]), extract_features.IMAGES)
     if SHARE not in scores:
         return {}
     right = np.arange(images) < round(scores[SHARE] * images)
-    return {SHARE: records.plain(stats.accuracy(right))}
+    return {SHARE: files.plain(statistics.accuracy(right))}
 
 
 def _costs(found: Clocked) -> Row:
     return {
-        "latency_ms": records.plain(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
+        "latency_ms": files.plain(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
         "macs": found.macs, "parameters": found.parameters,
     }  # fmt: skip
 
@@ -161,7 +166,7 @@ def _rank(rows: Sequence[Row]) -> None:
         row["rank"] = number
     fastest = float("inf")
     for row in good:  # from the best score down: on the front is what is faster than all before it
-        taken = rankings.latency(row)
+        taken = ranking.latency(row)
         row["front"] = row["may_ship"] != "no" and (taken is not None and taken < fastest)
         fastest = min(fastest, taken) if row["front"] and taken is not None else fastest
 
@@ -178,7 +183,7 @@ def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
         said.append(
             f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
         )
-    first, _ = rankings.first({"score": SCORE, "candidates": rows})
+    first, _ = ranking.first({"score": SCORE, "candidates": rows})
     if not first["model"]["weights"]:
         said.append(
             f"{first['name']} comes first with random weights, of which scores know little; try it against the next"

@@ -16,12 +16,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from toolchain import augment, blocks, loop, models, probe, progress, records, stats
-from toolchain.data import Dataset
-from toolchain.join import Joined, mixed
-from toolchain.reuse import Reuse
-from toolchain.state import Epoch, Score
-from toolchain.values import AugmentSpec, Interval, Kind, ModelSpec, Recipe, TrainSpec
+from toolchain.config.dataset import Kind
+from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
+from toolchain.core import files, progress, stage_cache, statistics
+from toolchain.core.types import Interval
+from toolchain.data import augment
+from toolchain.data.dataset import Dataset
+from toolchain.data.joined_datasets import Joined, mixed
+from toolchain.models import blocks, build, weights
+from toolchain.training import linear_probe, loop
+from toolchain.training import trained as trained_module
+from toolchain.training.training_state import Epoch, Score
 
 VERSION = 4
 RARE = 5  # training images of a class that are said
@@ -50,11 +55,11 @@ class Trial:
 class Adapted:
     """The dense model, and what the stages after it train on and with."""
 
-    trained: loop.Trained
+    trained: trained_module.Trained
     head: str
     data: Dataset  # with the further sets that stayed
     augment: AugmentSpec
-    repeats: tuple[loop.Trained, ...]  # one a seed; the best of them is `trained`
+    repeats: tuple[trained_module.Trained, ...]  # one a seed; the best of them is `trained`
     trials: tuple[Trial, ...]
 
 
@@ -139,7 +144,7 @@ def aim(figures: Mapping[str, Any], balance: float) -> float:
     return float((1 - balance) * figures["best_accuracy"] + balance * figures["best_balanced"])
 
 
-def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> loop.Trained | None:
+def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> trained_module.Trained | None:
     if recipe.teacher is None:
         return None
     progress.say(f"adapt: the teacher, {recipe.teacher.name}, first")
@@ -148,22 +153,22 @@ def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) ->
 
 
 def _trained(
-    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: loop.Trained | None, work: Path,
-    reuse: Reuse | Literal["auto"] = models.WHOLE,
-) -> tuple[loop.Trained, str]:  # fmt: skip
+    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: trained_module.Trained | None, work: Path,
+    reuse: Reuse | Literal["auto"] = build.WHOLE,
+) -> tuple[trained_module.Trained, str]:  # fmt: skip
     """One training of one model, or what an earlier run left of it; and the name of its head."""
     assert reuse != "auto", "settled before training"
-    key = records.digest(
-        VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), models.weights_digest(spec),
-        recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != models.WHOLE else ()),
+    key = files.digest(
+        VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), weights.weights_digest(spec),
+        recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != build.WHOLE else ()),
     )  # fmt: skip
-    with records.stage(work, "adapt", key) as stage:
+    with stage_cache.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            model = models.expecting(models.architecture(spec, len(data.classes), reuse), data.preprocess, spec)
-            return loop.restored(stage, model), models.head_of(model, len(data.classes))
+            model = build.expecting(build.architecture(spec, len(data.classes), reuse), data.preprocess, spec)
+            return trained_module.restored(stage, model), build.head_of(model, len(data.classes))
         started = time.monotonic()
-        model, head, loaded = models.build(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
-        models.expecting(model, data.preprocess, spec)
+        model, head, loaded = build.build(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
+        build.expecting(model, data.preprocess, spec)
         progress.say(f"adapt: {loaded}")
         first = _probed(model, head, recipe, data, changes)
         frozen = blocks.between(model, head, last=reuse.freeze) if reuse.freeze else ()
@@ -173,10 +178,12 @@ def _trained(
         )  # fmt: skip
         training = loop.train(model, job, keep_start=first is not None, margin=_chance(first, recipe.adapt, data))
         figures = {"weights": loaded, "seed": recipe.seed, "probe": first}
-        return loop.store(stage, started, model, training, figures), head
+        return trained_module.store(stage, started, model, training, figures), head
 
 
-def _balanced(recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: Dataset, work: Path) -> loop.Trained:
+def _balanced(
+    recipe: Recipe, plain: trained_module.Trained, changes: AugmentSpec, data: Dataset, work: Path
+) -> trained_module.Trained:
     """A few more epochs that aim at the balance asked for, from the model trained without.
 
     Features learn best from the classes as they come; only then are the rare ones given their weight (Cao et al., arXiv
@@ -187,11 +194,11 @@ def _balanced(recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: D
     spec = dataclasses.replace(
         recipe.adapt, epochs=epochs, learning_rate=rate, schedule="cosine", freeze_epochs=0, patience=0
     )
-    key = records.digest(VERSION, plain.key, spec, recipe.balance)
+    key = files.digest(VERSION, plain.key, spec, recipe.balance)
     model = copy.deepcopy(plain.model)
-    with records.stage(work, "adapt", key) as stage:
+    with stage_cache.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            return loop.restored(stage, model)
+            return trained_module.restored(stage, model)
         started = time.monotonic()
         job = loop.Job(
             data=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
@@ -199,7 +206,7 @@ def _balanced(recipe: Recipe, plain: loop.Trained, changes: AugmentSpec, data: D
         )  # fmt: skip
         training = _continued(plain.figures, loop.train(model, job, keep_start=True))
         figures = {name: plain.figures[name] for name in ("weights", "seed", "probe")}
-        return loop.store(stage, started, model, training, figures)
+        return trained_module.store(stage, started, model, training, figures)
 
 
 def _continued(before: Mapping[str, Any], after: loop.Training) -> loop.Training:
@@ -224,8 +231,8 @@ def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset, changes:
     ways = ((2,), changes.horizontal_flip), ((1,), changes.vertical_flip)
     mirrors: list[tuple[int, ...]] = [dimensions for dimensions, wanted in ways if wanted]
     mirrors += [(1, 2)] if len(mirrors) == 2 else []
-    found = probe.fit(model, head, data, mirrors=mirrors if recipe.adapt.freeze_norm else ())
-    probe.put(found, model, head)
+    found = linear_probe.fit(model, head, data, mirrors=mirrors if recipe.adapt.freeze_norm else ())
+    linear_probe.put(found, model, head)
     progress.say(f"adapt: a linear probe reaches {found.validation.accuracy:.4f} on validation")
     return found.validation
 
@@ -238,7 +245,7 @@ def _compared(before: Adapted, after: Adapted, joined: Joined, balance: float) -
         return loop.predict(adapted.trained.model, held, before.data.preprocess).argmax(1) == held.labels
 
     old, new, labels = right(before).numpy(), right(after).numpy(), held.labels.numpy()
-    gain, balanced = stats.drop(new, old), stats.balanced_drop(new, old, labels)
+    gain, balanced = statistics.drop(new, old), statistics.balanced_drop(new, old, labels)
     kept = (1 - balance) * gain.estimate + balance * balanced.estimate > 0
     verdict = "stays" if kept else "is dropped"
     progress.say(

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain import data as images
-from toolchain.stages.adapt import Adapted
+from toolchain.data import dataset
+from toolchain.training.finetune import Adapted
 
 SHARES = (5 / 6, 2 / 3, 1 / 2)  # of each side
 STEP = 8  # sides are multiples of it
@@ -51,4 +51,4 @@ def run(adapted: Adapted, size: tuple[int, int], cache: Path) -> Adapted:
     if tuple(size) == tuple(own):
         return adapted
     teacher = dataclasses.replace(adapted.trained, model=Enlarged(adapted.trained.model, own))
-    return dataclasses.replace(adapted, trained=teacher, data=images.at_size(adapted.data, size, cache))
+    return dataclasses.replace(adapted, trained=teacher, data=dataset.at_size(adapted.data, size, cache))

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.data import Dataset, Images
-from toolchain.loader import batches
-from toolchain.loop import EVALUATION_BATCH, score, set_mode
-from toolchain.seen import Seen
-from toolchain.state import Score
-from toolchain.values import Preprocess
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.data.loader import batches
+from toolchain.models.frozen_features import Seen
+from toolchain.training.loop import EVALUATION_BATCH, score, set_mode
+from toolchain.training.training_state import Score
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty on the weights; validation decides
 STEPS = 100  # of L-BFGS, which ends sooner where it has converged

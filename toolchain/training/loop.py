@@ -6,23 +6,22 @@ same weights as one that was not.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain import progress, records
-from toolchain.data import Dataset, Images
-from toolchain.errors import ToolchainError
-from toolchain.loader import Batch, batches, training_batches
-from toolchain.state import Epoch, Score, State
-from toolchain.values import AugmentSpec, Preprocess, TrainSpec
+from toolchain.config.recipe import AugmentSpec, TrainSpec
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Preprocess
+from toolchain.data.dataset import Dataset, Images
+from toolchain.data.loader import Batch, batches, training_batches
+from toolchain.training.training_state import Epoch, Score, State
 
 CHECKPOINT = "training.safetensors"
 WEIGHTS = "weights.safetensors"
@@ -227,40 +226,3 @@ def _prior(images: Images, classes: int) -> Tensor:
     """Share of each class in the training images; a class that is missing counts as one image."""
     counts = torch.bincount(images.labels, weights=images.weights, minlength=classes).float().clamp_min(1)
     return counts / counts.sum()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A stage's model with what is known of how it came about."""
-
-    model: nn.Module
-    key: str
-    figures: Mapping[str, Any]  # history, best_epoch, best_accuracy and what the stage adds
-    seconds: float
-
-
-def store(
-    stage: records.Stage, started: float, model: nn.Module, training: Training, figures: Mapping[str, Any]
-) -> Trained:
-    """Writes a trained stage's weights, then its record, and drops the checkpoint that is no longer needed."""
-    save_weights(model, stage.folder / WEIGHTS)
-    done = records.finish(stage, started, {**figures, **records.plain(training)})
-    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
-    assert done.figures is not None
-    return Trained(set_mode(model, training=False), stage.key, done.figures, done.seconds)
-
-
-def restored(stage: records.Stage, model: nn.Module) -> Trained:
-    """The result of a stage that was done before, its weights put into `model`."""
-    assert stage.figures is not None
-    model.load_state_dict(load_file(stage.folder / WEIGHTS))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress.say(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
-    return Trained(set_mode(model, training=False), stage.key, stage.figures, stage.seconds)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict as safetensors, atomically."""
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
-    with records.writing(path) as out:
-        out.write(save(tensors))

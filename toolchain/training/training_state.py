@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from toolchain import records
-from toolchain.values import TrainSpec
+from toolchain.config.recipe import TrainSpec
+from toolchain.core import files
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class State:
         for index, slot in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         numbers = {
-            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": records.plain(self.best),
-            "history": records.plain(self.history),
+            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": files.plain(self.best),
+            "history": files.plain(self.history),
         }  # fmt: skip
         clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        with records.writing(self.checkpoint) as out:
+        with files.writing(self.checkpoint) as out:
             out.write(save(clean, metadata={"state": json.dumps(numbers)}))
 
     def resume(self) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toolchain import stats
-from toolchain.checkup.finding import ClassCount, Finding, Severity, listed, many
-from toolchain.checkup.folder import Entry
-from toolchain.listing import SPLITS
-from toolchain.values import Budget
+from toolchain.config.recipe import Budget
+from toolchain.core import statistics
+from toolchain.data.checks.finding import ClassCount, Finding, Severity, listed, many
+from toolchain.data.checks.folder_contents import Entry
+from toolchain.data.image_folder import SPLITS
 
 UNEVEN = 3.0  # largest to smallest class: plain accuracy begins to be that of the large ones
 VERY_UNEVEN = 10.0
@@ -34,7 +34,7 @@ def recall_reach(images: int) -> float | None:
     """Half the width of the 95 % interval on a share found among so many images, where it is widest: at one half."""
     if not images:
         return None
-    half = stats.accuracy(np.arange(images) < images / 2)
+    half = statistics.accuracy(np.arange(images) < images / 2)
     return (half.high - half.low) / 2
 
 
@@ -96,7 +96,7 @@ def _untested(counts: Sequence[ClassCount]) -> list[Finding]:
 def smallest_difference(counts: Sequence[ClassCount]) -> float | None:
     """Smallest difference of accuracy that the test split shows four times in five; None without one."""
     images = sum(c.pictures.get("test", 0) for c in counts)
-    return stats.smallest_difference(images) if images else None
+    return statistics.smallest_difference(images) if images else None
 
 
 def _power(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
@@ -107,12 +107,12 @@ def _power(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]
     images = sum(c.pictures.get("test", 0) for c in counts)
     shows = (
         f"{many(images, 'test picture')} can show a difference of {100 * smallest:.2g} points in accuracy (paired, 95 % "
-        f"interval, 80 % power, where two models disagree on {stats.DISAGREEMENT:.0%} of them)"
+        f"interval, 80 % power, where two models disagree on {statistics.DISAGREEMENT:.0%} of them)"
     )
     limit = budget.accuracy_drop if budget else None
     if not limit or limit >= smallest:
         return [Finding(severity="note", kind="test size", text=f"{shows}; smaller ones go unseen.")]
-    needed = stats.images_needed(limit, stats.DISAGREEMENT)
+    needed = statistics.images_needed(limit, statistics.DISAGREEMENT)
     text = (
         f"{shows}. The budget allows a drop of {100 * limit:.2g} points, which this test set cannot show: it needs "
         f"about {needed:,} test pictures, or a budget of {100 * smallest:.2g} points."

@@ -10,9 +10,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from toolchain.checkup.finding import Copies, Finding, Member, Severity, listed, many
-from toolchain.checkup.near import Search
-from toolchain.checkup.picture import Look
+from toolchain.data.checks.finding import Copies, Finding, Member, Severity, listed, many
+from toolchain.data.checks.near_duplicates import Search
+from toolchain.data.checks.thumbnails import Look
 
 MUCH = 0.01  # share of a split that has copies in training: its accuracy may be flattered by a point
 FEW = 3  # groups named in a sentence

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as scipy_stats
 
-from toolchain.checkup.finding import Finding, Severity, listed, many
-from toolchain.checkup.folder import Entry
-from toolchain.checkup.near import Search
-from toolchain.checkup.picture import Look
-from toolchain.values import Domain
+from toolchain.config.dataset import Domain
+from toolchain.data.checks.finding import Finding, Severity, listed, many
+from toolchain.data.checks.folder_contents import Entry
+from toolchain.data.checks.near_duplicates import Search
+from toolchain.data.checks.thumbnails import Look
 
 # Tried in turn: copies made by an augmentation service; "name (2)"; the first one, two or three words of a name whose
 # words are set apart; seq03frame0012. Coarse before fine: patient12 before patient12-left.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolchain import listing
-from toolchain.checkup.finding import Finding, listed, many, shown
-from toolchain.errors import ToolchainError
-from toolchain.listing import SPLITS
-from toolchain.values import Domain
+from toolchain.config.dataset import Domain
+from toolchain.core.errors import ToolchainError
+from toolchain.data import image_folder
+from toolchain.data.checks.finding import Finding, listed, many, shown
+from toolchain.data.image_folder import SPLITS
 
 # pictures by any camera's or program's reckoning, which nobody here reads; Pillow's own further kinds join them
 OTHER_PICTURES = {".heic", ".heif", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".npy", ".mp4", ".avi"}
@@ -46,7 +46,7 @@ def find(domain: Domain, cache: Path) -> Folder:
     Raises:
         ToolchainError: there is no folder, or not a single picture in it.
     """
-    root = listing.root_of(domain, cache)
+    root = image_folder.root_of(domain, cache)
     findings = _pattern(domain)
     usable = dataclasses.replace(domain, group_pattern="") if findings else domain
     try:
@@ -66,7 +66,7 @@ def find(domain: Domain, cache: Path) -> Folder:
 
 
 def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
-    found = listing.find(domain, cache)
+    found = image_folder.find(domain, cache)
     return found.classes, tuple(
         _entry(path, root, found.classes[label], split)
         for split in SPLITS
@@ -76,7 +76,7 @@ def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ..
 
 def _as_it_lies(root: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
     given = [split for split in SPLITS if (root / split).is_dir()]
-    found = {split: listing.scan(root / split) for split in given} if given else {"": listing.scan(root)}
+    found = {split: image_folder.scan(root / split) for split in given} if given else {"": image_folder.scan(root)}
     labels = sorted({shown(Path(label)) for classes in found.values() for label in classes})
     return tuple(labels), tuple(
         _entry(path, root, shown(Path(label)), split)

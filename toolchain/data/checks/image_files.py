@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toolchain import runner
-from toolchain.checkup.finding import Finding, Severity, Size, listed, many
-from toolchain.checkup.picture import Look
-from toolchain.values import Domain
+from toolchain.config.dataset import Domain
+from toolchain.data.checks.finding import Finding, Severity, Size, listed, many
+from toolchain.data.checks.thumbnails import Look
+from toolchain.edge import run
 
 COLOURLESS = 4.0  # levels of 255 that a gray picture's channels may differ by: JPEG's rounding
 FEW = 0.01  # a share of the set that is worth a warning
@@ -60,7 +60,7 @@ def _unreadable(looks: Sequence[Look], domain: Domain) -> list[Finding]:
 
 def _enormous(looks: Sequence[Look]) -> list[Finding]:
     found = [look for look in looks if look.enormous]
-    limit = runner.LARGEST_PICTURE // 1_000_000
+    limit = run.LARGEST_PICTURE // 1_000_000
     named = listed([look.entry.name for look in found])
     text = f"{many(len(found))} of more than {limit} million pixels will be refused: {named}; scale or cut them."
     return [_finding("severe", "enormous", text, found)] if found else []

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from toolchain import progress
-from toolchain.checkup.picture import SIDE, Look
+from toolchain.core import progress
+from toolchain.data.checks.thumbnails import SIDE, Look
 
 COARSE = 16
 SHRINKAGE = 1.0  # of the covariance towards a sphere of the mean variance; 0.1 amplifies JPEG's noise, 3 hides details

@@ -7,9 +7,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from toolchain.checkup import copies, counts, folder, kinds, names, near, picture, sequences
-from toolchain.checkup.finding import SEVERITIES, Checkup, Finding, many, shown
-from toolchain.values import Budget, Domain
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import Budget
+from toolchain.data.checks import (
+    class_balance,
+    duplicates,
+    exposure_groups,
+    folder_contents,
+    image_files,
+    near_duplicates,
+    sequences,
+    thumbnails,
+)
+from toolchain.data.checks.finding import SEVERITIES, Checkup, Finding, many, shown
 
 
 def run(
@@ -21,21 +31,21 @@ def run(
         ToolchainError: there is no folder, or not a single picture in it.
     """
     started = time.monotonic()
-    found = folder.find(domain, cache)
-    looks = picture.look_at_all(found.entries, domain.mode)
-    distinct = copies.distinct(looks)
+    found = folder_contents.find(domain, cache)
+    looks = thumbnails.look_at_all(found.entries, domain.mode)
+    distinct = duplicates.distinct(looks)
     firsts = [group[0] for group in distinct]
-    search = near.search(firsts)
-    doubles = copies.ordered([*copies.exact(distinct), *copies.near(distinct, search)])
-    classes = counts.classes(found.entries, found.classes)
-    groups = names.find(domain, firsts, search)
+    search = near_duplicates.search(firsts)
+    doubles = duplicates.ordered([*duplicates.exact(distinct), *duplicates.near(distinct, search)])
+    classes = class_balance.classes(found.entries, found.classes)
+    groups = exposure_groups.find(domain, firsts, search)
     findings = [
         *found.findings,
-        *kinds.findings(looks, domain, image_size or domain.image_size),
-        *copies.findings(doubles, Counter(entry.split for entry in found.entries)),
-        *names.findings(groups, given=found.given),
+        *image_files.findings(looks, domain, image_size or domain.image_size),
+        *duplicates.findings(doubles, Counter(entry.split for entry in found.entries)),
+        *exposure_groups.findings(groups, given=found.given),
         *([] if groups else sequences.findings(sequences.find(firsts, search))),
-        *counts.findings(classes, budget),
+        *class_balance.findings(classes, budget),
         *_searched(search, firsts),
     ]
     return Checkup(
@@ -46,18 +56,18 @@ def run(
         unreadable=sum(bool(look.problem) for look in looks),
         ignored=len(found.ignored),
         classes=classes,
-        sizes=kinds.sizes(looks),
+        sizes=image_files.sizes(looks),
         modes=dict(Counter(look.mode for look in looks if not look.problem).most_common()),
         findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         copies=doubles,
         searched=len(search.rows),
         group_pattern=groups.pattern if groups else "",
-        smallest_difference=counts.smallest_difference(classes),
+        smallest_difference=class_balance.smallest_difference(classes),
         seconds=round(time.monotonic() - started, 3),
     )
 
 
-def _searched(search: near.Search, firsts: list[picture.Look]) -> list[Finding]:
+def _searched(search: near_duplicates.Search, firsts: list[thumbnails.Look]) -> list[Finding]:
     """What the search for near duplicates left out."""
     flat = len(firsts) - len(search.rows)
     if not search.whole:

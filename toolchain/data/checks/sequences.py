@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as scipy_stats
 
-from toolchain.checkup.finding import Finding, listed, many
-from toolchain.checkup.near import Search
-from toolchain.checkup.picture import Look
+from toolchain.data.checks.finding import Finding, listed, many
+from toolchain.data.checks.near_duplicates import Search
+from toolchain.data.checks.thumbnails import Look
 
 FEWEST = 50  # numbered pictures of a class; with fewer, chance reaches `ALIKE`
 ALIKE = 0.6  # how often a neighbour must be more alike than a stranger; solar modules without a fault: 0.69, others 0.5

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from toolchain import progress, runner
-from toolchain.checkup.folder import Entry
-from toolchain.errors import brief
-from toolchain.values import Mode
+from toolchain.core import progress
+from toolchain.core.errors import brief
+from toolchain.core.types import Mode
+from toolchain.data.checks.folder_contents import Entry
+from toolchain.edge import run
 
 SIDE = 32  # of the thumbnail in gray levels; its shape is dropped, so that a stretched copy looks the same
 TINT_SIDE = 8  # of the thumbnail's colours
@@ -68,11 +69,11 @@ def look_at(entry: Entry, mode: Mode) -> Look:
         return Look(entry=entry, problem="more pixels than any camera's", enormous=True)
     except Exception as reason:  # Pillow raises many kinds for a broken file
         return Look(entry=entry, problem=_said(reason, entry))
-    if area > runner.LARGEST_PICTURE:
+    if area > run.LARGEST_PICTURE:
         return Look(entry=entry, problem="more pixels than any camera's", enormous=True)
     try:
-        pixels = runner.read_picture(entry.path, mode)
-    except runner.Refused as reason:
+        pixels = run.read_picture(entry.path, mode)
+    except run.Refused as reason:
         return Look(entry=entry, problem=_said(reason.__cause__ or reason, entry))
     gray, tint = thumbnails(pixels)
     return Look(

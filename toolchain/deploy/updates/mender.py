@@ -15,10 +15,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from toolchain import archives, records, signing
-from toolchain.cargo import ARCHIVE, INSTALL, Cargo
-from toolchain.errors import ToolchainError
-from toolchain.signing import Signer
+from toolchain.core import files as records
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import signing
+from toolchain.deploy.signing import Signer
+from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo
+from toolchain.edge import archive
 
 MODULE = "edge-model"
 VERSION = {"format": "mender", "version": 3}
@@ -90,5 +92,5 @@ def _tar(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, body in files.items():
-            tar.addfile(archives.member(name, len(body)), io.BytesIO(body))
+            tar.addfile(archive.member(name, len(body)), io.BytesIO(body))
     return out.getvalue()

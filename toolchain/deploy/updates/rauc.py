@@ -11,10 +11,12 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolchain import progress, records, signing
-from toolchain.cargo import ARCHIVE, INSTALL, Cargo
-from toolchain.errors import ToolchainError
-from toolchain.signing import Signer
+from toolchain.core import files as records
+from toolchain.core import progress
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import signing
+from toolchain.deploy.signing import Signer
+from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo
 
 MANIFEST = "manifest.raucm"
 

@@ -9,10 +9,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from toolchain import archives, records, signing
-from toolchain.cargo import ARCHIVE, INSTALL, Cargo, padded
-from toolchain.errors import ToolchainError
-from toolchain.signing import Signer
+from toolchain.core import files as records
+from toolchain.core.errors import ToolchainError
+from toolchain.deploy import signing
+from toolchain.deploy.signing import Signer
+from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo, padded
+from toolchain.edge import archive
 
 DESCRIPTION = "sw-description"
 REGULAR = 0o100644
@@ -44,7 +46,7 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
 
 def _cpio(files: dict[str, bytes]) -> bytes:
     """Files in their order, in the portable format "070702" of cpio(5)."""
-    moment = archives.moment()
+    moment = archive.moment()
     entries = [
         _entry(name, body, number, REGULAR, moment, sum(body) & 0xFFFFFFFF)
         for number, (name, body) in enumerate(files.items(), 1)

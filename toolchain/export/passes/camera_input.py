@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.values import Preprocess
+from toolchain.core.types import Preprocess
 
 INPUT = "frame"
 

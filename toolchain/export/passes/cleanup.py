@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from toolchain import records
+from toolchain.core import files
 
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
 LARGEST_BIAS = 2**31 - 1
@@ -35,7 +35,7 @@ def clean(model: ir.Model) -> ir.Model:
 def save(model: ir.Model, path: Path) -> None:
     """Writes one self-contained file, atomically."""
     proto = ir.serde.serialize_model(model)
-    with records.writing(path) as out:
+    with files.writing(path) as out:
         out.write(proto.SerializeToString(deterministic=True))
 
 

@@ -7,7 +7,16 @@ changes by more than the rounding of a bias.
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.qdq import constant, initializer, made_by, of_type, remove_dead, replace, same_scale, within
+from toolchain.export.passes.cleanup import (
+    constant,
+    initializer,
+    made_by,
+    of_type,
+    remove_dead,
+    replace,
+    same_scale,
+    within,
+)
 
 # values stay what they are
 MOVES = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat"}

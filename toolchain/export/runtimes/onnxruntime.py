@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.errors import ToolchainError, brief
-from toolchain.packaging import Packed
-from toolchain.records import artefact, write_text
-from toolchain.values import Artefact, Coverage, Precision
+from toolchain.config.packaging import Packed
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.files import artefact, write_text
+from toolchain.core.types import Artefact, Coverage, Precision
 
 INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
@@ -66,16 +66,16 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     """Writes `folder/model.onnx` in operations that this runtime has in integers; it compiles it when it loads it."""
     import onnx_ir
 
-    from toolchain import dialects, qdq
+    from toolchain.export.passes import cleanup, runtime_fusions
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAMES[0]
     model = onnx_ir.load(onnx_path)
-    dialects.add_for_hard_sigmoid(model.graph)
-    dialects.products_as_gemm(model.graph)
-    qdq.quantize_biases(model.graph)
-    qdq.remove_dead(model.graph)
-    qdq.save(model, path)
+    runtime_fusions.add_for_hard_sigmoid(model.graph)
+    runtime_fusions.products_as_gemm(model.graph)
+    cleanup.quantize_biases(model.graph)
+    cleanup.remove_dead(model.graph)
+    cleanup.save(model, path)
     return artefact(path)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import processor
-from toolchain.errors import ToolchainError, brief
-from toolchain.packaging import Packed
-from toolchain.records import artefact, writing
-from toolchain.values import Artefact, Coverage, Precision
+from toolchain.config.packaging import Packed
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.files import artefact, writing
+from toolchain.core.types import Artefact, Coverage, Precision
+from toolchain.edge import processor
 
 INSTALL = "pip install 'edge-toolchain[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
@@ -91,7 +91,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     """
     import onnx_ir
 
-    from toolchain import dialects, qdq
+    from toolchain.export.passes import cleanup, runtime_fusions
 
     ov = library()
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,11 +99,11 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
         adapted = Path(scratch) / onnx_path.name
         try:
             graph = onnx_ir.load(onnx_path)
-            dialects.name_hard_activations(graph.graph)
-            dialects.drop_rounding_behind_moves(graph.graph)
-            dialects.own_zero_points(graph.graph)
-            qdq.remove_dead(graph.graph)
-            qdq.save(graph, adapted)
+            runtime_fusions.name_hard_activations(graph.graph)
+            runtime_fusions.drop_rounding_behind_moves(graph.graph)
+            runtime_fusions.own_zero_points(graph.graph)
+            cleanup.remove_dead(graph.graph)
+            cleanup.save(graph, adapted)
             model = ov.convert_model(str(adapted))
         except Exception as reason:  # its exceptions share no base class
             raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason

@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from toolchain import headline, machine, progress, readings, records, reference, runner, taps
-from toolchain.errors import ToolchainError, brief
-from toolchain.readings import Reading, Side
-from toolchain.stages.export import ONNX
-from toolchain.stages.verify import LOGITS, RANGE_STEPS
-from toolchain.taps import Graph, Tap
+from toolchain.core import files, progress, run_report
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.edge import run as runner
+from toolchain.export import quantized_tensors
+from toolchain.export.export_variants import ONNX
+from toolchain.export.quantized_tensors import Graph, Tap
+from toolchain.measure import machine
+from toolchain.measure.accuracy import LOGITS, RANGE_STEPS
+from toolchain.measure.parity import reference, runtime_outputs
+from toolchain.measure.parity.runtime_outputs import Reading, Side
 
 SCHEMA = 1
 FILE = "parity.json"
@@ -68,7 +72,7 @@ def run(folder: Path, images: int = IMAGES, threshold: float = THRESHOLD_STEPS) 
         "images": len(goldens.images), "threshold_steps": threshold, "variants": variants,
         "agree": all(one["top1_agreement"] == 1 for v in variants for one in v["logits"].values()),
     }  # fmt: skip
-    records.write_json(folder / FILE, written)
+    files.write_json(folder / FILE, written)
     return written
 
 
@@ -80,7 +84,7 @@ def _report(folder: Path) -> Mapping[str, Any]:
         raise ToolchainError(f"there is no folder {folder}; give the result folder of an export, like out/digits/cpu")
     if not (folder / "report.json").is_file():
         raise ToolchainError(f"{folder} has no report.json; give the result folder of an export, like out/digits/cpu")
-    report: Mapping[str, Any] = records.read_json(folder / "report.json")
+    report: Mapping[str, Any] = files.read_json(folder / "report.json")
     return report
 
 
@@ -91,10 +95,10 @@ def _int8(report: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
         raise ToolchainError(f"the run in {folder} has no int8 variant, so there are no quantization steps to compare")
     if not report.get("shipped") or not (folder / "bundle").is_dir():
         raise ToolchainError(
-            f"the run in {folder} shipped nothing ({headline.outcome(report)}), so it has no bundle with golden "
+            f"the run in {folder} shipped nothing ({run_report.outcome(report)}), so it has no bundle with golden "
             "inputs; export again with a budget that it meets"
         )
-    return sorted(found, key=lambda one: one["name"] != headline.subject(report).get("name"))
+    return sorted(found, key=lambda one: one["name"] != run_report.subject(report).get("name"))
 
 
 def _graph(variant: Mapping[str, Any], folder: Path) -> Path:
@@ -116,7 +120,7 @@ def _goldens(folder: Path, count: int) -> Goldens:
         ToolchainError: more are wanted than there are, or the bundle is damaged.
     """
     bundle = folder / "bundle"
-    preprocess = records.read_json(bundle / "manifest.json")["preprocess"]
+    preprocess = files.read_json(bundle / "manifest.json")["preprocess"]
     try:
         with np.load(bundle / "golden.npz", allow_pickle=False) as kept:
             pixels, logits = kept["pixels"], kept["logits"]
@@ -167,11 +171,11 @@ def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, lab
     Raises:
         ToolchainError: no runtime is installed that takes the graph.
     """
-    graph = taps.load(model)
-    found = taps.find(graph)
+    graph = quantized_tensors.load(model)
+    found = quantized_tensors.find(graph)
     logits = model.graph.output[0].name
-    truth = reference.outputs(taps.tapped(model, found), images)
-    step = taps.output_step(graph) or float(np.ptp(truth[logits])) / RANGE_STEPS or 1.0
+    truth = reference.outputs(quantized_tensors.tapped(model, found), images)
+    step = quantized_tensors.output_step(graph) or float(np.ptp(truth[logits])) / RANGE_STEPS or 1.0
     read, missing = _read(graph, found, images, step, label)
     figures = {
         "coverage": {side.runtime: _coverage(graph, one) for side, one in read.items() if side.optimized},
@@ -181,7 +185,7 @@ def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, lab
         "spreads": {side.name: _first(found, truth, one, share=WIDELY) for side, one in read.items()},
         "fused": {side.name: list(one.fused) for side, one in read.items()},
         "missing": missing,
-        "sides": [side.name for side in readings.sides()],
+        "sides": [side.name for side in runtime_outputs.sides()],
     }
     return Compared(reference=truth[logits], step=step, figures=figures)
 
@@ -191,11 +195,11 @@ def _read(
 ) -> tuple[dict[Side, Reading], dict[str, str]]:
     """What each side computed, and why the others could not."""
     read, missing = dict[Side, Reading](), dict[str, str]()
-    every = readings.sides()
+    every = runtime_outputs.sides()
     with progress.bar(label, len(every)) as bar:
         for side in every:
             try:
-                read[side] = readings.read(side, graph, found, images, step)
+                read[side] = runtime_outputs.read(side, graph, found, images, step)
             except ToolchainError as reason:
                 missing[side.name] = str(reason)
             bar.step()
@@ -206,7 +210,7 @@ def _read(
 
 def _coverage(graph: Graph, reading: Reading) -> dict[str, Any]:
     """Integer kernels of one runtime; layers in float are told apart by whether they were to be."""
-    planned, in_float = taps.planned(graph)
+    planned, in_float = quantized_tensors.planned(graph)
     found = reading.coverage
     return {
         "integer": found.integer,
@@ -218,7 +222,7 @@ def _coverage(graph: Graph, reading: Reading) -> dict[str, Any]:
 
 
 def _layer(tap: Tap, truth: Mapping[str, np.ndarray], read: Mapping[Side, Reading]) -> dict[str, Any]:
-    steps = {side.name: readings.difference(tap, truth, reading) for side, reading in read.items()}
+    steps = {side.name: runtime_outputs.difference(tap, truth, reading) for side, reading in read.items()}
     return {"layer": tap.layer, "step": tap.step, "sides": steps}
 
 
@@ -239,7 +243,7 @@ def _first(
 ) -> dict[str, Any] | None:
     """The first layer that differs by more steps, or in a larger share of its values; None: there is none."""
     for tap in found:
-        there = readings.difference(tap, truth, reading)
+        there = runtime_outputs.difference(tap, truth, reading)
         if there is not None and (
             there["max_steps"] > steps or (there["differing"] > share and there["values"] >= MANY)
         ):

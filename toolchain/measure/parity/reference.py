@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch.nn import functional as F
 
-from toolchain.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, brief
 
 
 class Conv(OpRun):

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from toolchain import discover, taps
-from toolchain.errors import ToolchainError
-from toolchain.taps import Graph, Tap
-from toolchain.values import Coverage
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError
+from toolchain.core.types import Coverage
+from toolchain.export import quantized_tensors
+from toolchain.export.quantized_tensors import Graph, Tap
 
 UNDISTURBED = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
 
@@ -45,8 +46,8 @@ class Reading:
 def sides() -> tuple[Side, ...]:
     """Every runtime, first as the graph is written where it can do that, then optimized."""
     found = list[Side]()
-    for name in discover.modules("runtimes"):
-        if discover.module("runtimes", name).HAS_UNOPTIMIZED:
+    for name in registry.modules("runtimes"):
+        if registry.module("runtimes", name).HAS_UNOPTIMIZED:
             found.append(Side(name=f"{name} unoptimized", runtime=name, optimized=False))
         found.append(Side(name=name, runtime=name, optimized=True))
     return tuple(found)
@@ -64,7 +65,7 @@ def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, ste
     Raises:
         ToolchainError: the runtime is not installed, or refuses the graph.
     """
-    discover.module("runtimes", side.runtime).library()  # not installed is another thing than refused
+    registry.module("runtimes", side.runtime).library()  # not installed is another thing than refused
     logits = graph.model.graph.output[0].name
     values, coverage = _outputs(side, graph, (), images)
 
@@ -91,11 +92,11 @@ def _outputs(
     side: Side, graph: Graph, wanted: Sequence[Tap], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], Coverage]:
     """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
-    runtime: Any = discover.module("runtimes", side.runtime)
+    runtime: Any = registry.module("runtimes", side.runtime)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tapped.onnx"
         try:
-            onnx.save(taps.tapped(graph.model, wanted), path)
+            onnx.save(quantized_tensors.tapped(graph.model, wanted), path)
         except OSError as reason:
             raise ToolchainError(
                 f"cannot write to {scratch}: {reason.strerror}; is there room on the disk?"

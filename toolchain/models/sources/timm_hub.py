@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain import discover
-from toolchain.errors import ToolchainError, brief
-from toolchain.vision import torchvision
+from toolchain.core import registry
+from toolchain.core.errors import ToolchainError, brief
+from toolchain.models.sources.torchvision_import import torchvision
 
 PREFIX = "timm:"
 INSTALL = "pip install 'edge-toolchain[timm]'"
@@ -58,7 +58,7 @@ def build(name: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
     bare, known = _bare(name), library().list_models()
     if bare.partition(".")[0] not in known:
         close = get_close_matches(bare, known, n=8, cutoff=0.5)  # of more than a thousand
-        raise ToolchainError(f"there is no model {bare!r} in timm; {discover.nearest(bare, close)}")
+        raise ToolchainError(f"there is no model {bare!r} in timm; {registry.nearest(bare, close)}")
     try:
         model = library().create_model(bare.partition(".")[0], pretrained=False, num_classes=classes, **arguments)
     except (TypeError, ValueError, RuntimeError) as reason:

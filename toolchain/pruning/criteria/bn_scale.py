@@ -7,7 +7,7 @@ are shares of their group before groups are compared, so the two units never mee
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Need
+from toolchain.pruning.groups import Group, Need
 
 NEEDS: tuple[Need, ...] = ()
 

@@ -7,7 +7,7 @@ images of the squared gradient of each one's cross-entropy (Theis et al., arXiv 
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Need
+from toolchain.pruning.groups import Group, Need
 
 NEEDS: tuple[Need, ...] = ("gradients",)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Need
+from toolchain.pruning.groups import Group, Need
 
 NEEDS: tuple[Need, ...] = ()
 

@@ -7,7 +7,7 @@ more precious. Within a group it ranks as magnitude does; it decides differently
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Need
+from toolchain.pruning.groups import Group, Need
 
 NEEDS: tuple[Need, ...] = ()
 

@@ -5,7 +5,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Need
+from toolchain.pruning.groups import Group, Need
 
 NEEDS: tuple[Need, ...] = ()
 

@@ -8,7 +8,7 @@ The paper squares them; absolute values stay in units of the loss. Gradients are
 import torch
 from torch import Tensor
 
-from toolchain.groups import Group, Member, Need
+from toolchain.pruning.groups import Group, Member, Need
 
 NEEDS: tuple[Need, ...] = ("gradients",)
 

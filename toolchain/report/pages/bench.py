@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from toolchain import canvas, figures, page, records, report
-from toolchain.tables import Table
+from toolchain.core import files
+from toolchain.report import format, svg
+from toolchain.report import html as page
+from toolchain.report import write as report
+from toolchain.report.table import Table
 
 Report = Mapping[str, Any]
 FAR = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
@@ -16,9 +19,9 @@ FAR = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie f
 
 def write(found: Report, folder: Path) -> None:
     """Writes bench.json (with every raw sample), bench.md and bench.html."""
-    records.write_json(folder / "bench.json", found)
-    records.write_text(folder / "bench.md", markdown(found))
-    records.write_text(folder / "bench.html", html(found))
+    files.write_json(folder / "bench.json", found)
+    files.write_text(folder / "bench.md", markdown(found))
+    files.write_text(folder / "bench.html", html(found))
 
 
 def latencies(found: Report) -> Table:
@@ -26,7 +29,7 @@ def latencies(found: Report) -> Table:
     rows = tuple(
         (
             one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(figures.bounded(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), figures.percent(one["peak_share"]),
+            *(format.bounded(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), format.percent(one["peak_share"]),
         )
         for one in found["subjects"]
     )  # fmt: skip
@@ -38,8 +41,8 @@ def needs(found: Report) -> Table:
     """What each takes before it answers, and the room it takes."""
     rows = tuple(
         (
-            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", figures.size(one["peak_rss_bytes"]),
-            figures.size(one["size_bytes"]), figures.NONE if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
+            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", format.size(one["peak_rss_bytes"]),
+            format.size(one["size_bytes"]), format.NONE if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
         )
         for one in found["subjects"]
     )  # fmt: skip
@@ -51,7 +54,7 @@ def needs(found: Report) -> Table:
 def ratios(found: Report) -> Table:
     """How many times faster each row is than each column."""
     names = [one["name"] for one in found["subjects"]]
-    known = {(row["name"], row["than"]): figures.ratio(row) for row in found["ratios"]}
+    known = {(row["name"], row["than"]): format.ratio(row) for row in found["ratios"]}
     rows = tuple((name, *(known.get((name, than), "") for than in names)) for name in names)
     return Table(columns=("Times as fast as", *names), rows=rows if len(names) > 1 else ())
 
@@ -61,8 +64,8 @@ def throughput(found: Report) -> Table:
     rows = tuple(
         (
             one["name"], str(row["batch"]), str(row["threads"]),
-            f"{row['p50_ms']:.3g}" if row["p50_ms"] else figures.NONE,
-            f"{row['images_per_second']:.0f}" if row["p50_ms"] else figures.NONE, row["why"],
+            f"{row['p50_ms']:.3g}" if row["p50_ms"] else format.NONE,
+            f"{row['images_per_second']:.0f}" if row["p50_ms"] else format.NONE, row["why"],
         )
         for one in found["subjects"]
         for row in one["throughput"]
@@ -121,16 +124,16 @@ def html(found: Report) -> str:
 
 def plot(found: Report) -> str:
     """Distribution of each subject's latencies."""
-    with canvas.figure(720, 300) as drawing:
+    with svg.figure(720, 300) as drawing:
         axes = drawing.add_axes((0.08, 0.16, 0.6, 0.78))
         most = 0.0
         for number, one in enumerate(found["subjects"]):
             taken = np.sort([s for row in found["rounds"] for block in row["blocks"][one["name"]] for s in block])
-            colour, style = canvas.LINES[number % len(canvas.LINES)], ("-", "--", ":")[number // len(canvas.LINES) % 3]
+            colour, style = svg.LINES[number % len(svg.LINES)], ("-", "--", ":")[number // len(svg.LINES) % 3]
             axes.step(
                 taken, 100 * np.arange(1, len(taken) + 1) / len(taken), color=colour, linestyle=style, label=one["name"]
             )
             most = max(most, min(float(taken[-1]), FAR * float(np.median(taken))))
         axes.set(xlim=(0, 1.05 * most), ylim=(0, 101), xlabel="milliseconds", ylabel="% of inferences")
         drawing.legend(loc="upper left", bbox_to_anchor=(0.69, 0.95), frameon=False)
-        return canvas.svg(drawing, "latency", "distribution of latencies")
+        return svg.svg(drawing, "latency", "distribution of latencies")

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from toolchain import figures, page, runner
-from toolchain.checkup import words
-from toolchain.checkup.finding import SEVERITIES, Checkup, Copies, Finding, Member, located, many
-from toolchain.tables import Table
+from toolchain.data.checks.finding import SEVERITIES, Checkup, Copies, Finding, Member, located, many
+from toolchain.edge import run
+from toolchain.report import format
+from toolchain.report import html as page
+from toolchain.report.pages import data_checks_text
+from toolchain.report.table import Table
 
-if TYPE_CHECKING:  # it imports torch, which a page does not need
-    from toolchain.checkup.shift import Distance, Shift
+if TYPE_CHECKING:
+    from toolchain.models.domain_shift import Distance, Shift
+
 
 MOST = 60  # pictures on the sheet
 SIDE = 160  # of a picture, in pixels
@@ -56,8 +59,8 @@ def html(checkup: Checkup, shift: "Shift | None") -> str:
         _head(checkup),
         _section("Findings", _findings(checkup.findings)),
         _section("Look at these", _sheet(checkup)),
-        _section("Classes", page.table(words.classes(checkup)), _hint(RECALL)),
-        _section("Sizes and kinds", _columns(words.sizes(checkup), words.modes(checkup))),
+        _section("Classes", page.table(data_checks_text.classes(checkup)), _hint(RECALL)),
+        _section("Sizes and kinds", _columns(data_checks_text.sizes(checkup), data_checks_text.modes(checkup))),
         _section("Distance to what the model knows", _shift(shift) if shift else ""),
     )
     title = escape(f"{checkup.domain}: examination of the pictures")
@@ -99,7 +102,7 @@ def _head(checkup: Checkup) -> str:
         for name, figure, more in tiles
     )
     return (
-        f'<p class="lead">{escape(words.title(checkup))}</p><h1 class="{kind}">{escape(words.headline(checkup))}</h1>'
+        f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{kind}">{escape(data_checks_text.headline(checkup))}</h1>'
         f'<dl class="answers">{answers}</dl>'
     )
 
@@ -116,7 +119,7 @@ def _counted(checkup: Checkup, severity: str) -> tuple[str, str]:
 
 def _smallest(checkup: Checkup) -> str:
     found = checkup.smallest_difference
-    return figures.NONE if found is None else f"{figures.significant(100 * found, 2)} pt"
+    return format.NONE if found is None else f"{format.significant(100 * found, 2)} pt"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -177,8 +180,8 @@ def _picture(folder: Path, mode: str, member: Member) -> str:
     where = f"{escape(member.split)} · " if member.split else ""
     name = f"<figcaption><b>{escape(member.label)}</b><br>{where}{escape(Path(member.file).name)}</figcaption>"
     try:
-        picture = Image.fromarray(runner.read_picture(folder / located(member.file), mode))
-    except runner.Refused:
+        picture = Image.fromarray(run.read_picture(folder / located(member.file), mode))
+    except run.Refused:
         return f"<figure>{name}</figure>"
     small = ' class="small"' if max(picture.size) < SIDE else ""
     picture.thumbnail((SIDE, SIDE))
@@ -214,5 +217,5 @@ def _shift(shift: "Shift") -> str:
 def _distance(name: str, distance: "Distance | None") -> list[tuple[str, ...]]:
     if distance is None:
         return []
-    numbers = (figures.significant(value) for value in (distance.value, distance.lowest, distance.highest))
+    numbers = (format.significant(value) for value in (distance.value, distance.lowest, distance.highest))
     return [(name, *numbers, distance.word)]

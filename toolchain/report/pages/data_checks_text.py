@@ -2,16 +2,17 @@
 
 from typing import TYPE_CHECKING
 
-from toolchain import figures
-from toolchain.checkup.finding import SEVERITIES, Checkup, many
-from toolchain.tables import Table
+from toolchain.data.checks.finding import SEVERITIES, Checkup, many
+from toolchain.report import format
+from toolchain.report.table import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from toolchain.checkup.shift import Shift
+    from toolchain.models.domain_shift import Shift
+
 
 COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
 PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})
@@ -29,7 +30,7 @@ def headline(checkup: Checkup) -> str:
 def title(checkup: Checkup) -> str:
     """What was examined."""
     read = f"{many(checkup.pictures)} in {many(len(checkup.classes), 'class', 'classes')}"
-    return f"{checkup.domain} · {checkup.folder} · {read} · {figures.duration(checkup.seconds)}"
+    return f"{checkup.domain} · {checkup.folder} · {read} · {format.duration(checkup.seconds)}"
 
 
 def classes(checkup: Checkup) -> Table:
@@ -39,7 +40,7 @@ def classes(checkup: Checkup) -> Table:
         (
             count.label,
             *(f"{count.pictures.get(split, 0):,}" for split in splits),
-            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else figures.NONE,
+            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else format.NONE,
         )
         for count in checkup.classes
     )
@@ -50,19 +51,19 @@ def sizes(checkup: Checkup) -> Table:
     """Sizes of the pictures, most frequent first; the smallest and the largest whatever their number."""
     areas = sorted(checkup.sizes, key=lambda size: size.width * size.height)
     rows = [
-        (f"{size.width}×{size.height}", f"{size.pictures:,}", figures.percent(size.pictures / checkup.pictures))
+        (f"{size.width}×{size.height}", f"{size.pictures:,}", format.percent(size.pictures / checkup.pictures))
         for size in checkup.sizes[:FEW]
     ]
     if rest := checkup.sizes[FEW:]:
         number = sum(size.pictures for size in rest)
         named = f"{len(rest):,} others, {areas[0].width}×{areas[0].height} to {areas[-1].width}×{areas[-1].height}"
-        rows.append((named, f"{number:,}", figures.percent(number / checkup.pictures)))
+        rows.append((named, f"{number:,}", format.percent(number / checkup.pictures)))
     return Table(columns=("Width × height", "Pictures", "Share"), rows=tuple(rows))
 
 
 def modes(checkup: Checkup) -> Table:
     """Kinds of pixels, by Pillow's names."""
-    rows = tuple((mode, f"{n:,}", figures.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
+    rows = tuple((mode, f"{n:,}", format.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
     return Table(columns=("Mode", "Pictures", "Share"), rows=rows)
 
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from toolchain import canvas, figures, page, records, watch
-from toolchain.drift import Drift, Window
-from toolchain.tables import Table
-from toolchain.watched import Watched
+from toolchain.core import files
+from toolchain.deploy.drift import Drift, Window
+from toolchain.deploy.drift_reference import Watched
+from toolchain.edge import watch
+from toolchain.report import format, html, svg
+from toolchain.report.table import Table
 
 ADVICE = {
     "fine": "leave it as it is",
@@ -42,7 +44,7 @@ def tables(found: Drift) -> list[Table]:
     """A row a window."""
     rows = tuple(
         (
-            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or figures.NONE,
+            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or format.NONE,
             f"{100 * one.expected_drop.estimate:+.1f} [{100 * one.expected_drop.low:+.1f}, "
             f"{100 * one.expected_drop.high:+.1f}]",
         )
@@ -64,7 +66,7 @@ def _words(window: Window) -> str:
 
 def write(found: Drift, own: Watched, folder: Path) -> None:
     """`drift.json` and `drift.html`."""
-    records.write_json(folder / "drift.json", {"schema": 1, **records.plain(found)})
+    files.write_json(folder / "drift.json", {"schema": 1, **files.plain(found)})
     hint = (
         "Grey: the pictures that the model was tested on. Coloured: the window that moved the most, else the latest. "
         "A bin holds a tenth of the grey pictures where their values allow it."
@@ -84,37 +86,35 @@ def write(found: Drift, own: Watched, folder: Path) -> None:
             f'<h2>Window by window</h2><figure><div class="wide large">{course(found.windows)}</div><figcaption>Accuracy '
             "that is lost by what the confidence tells; a lower bound where pictures are of another world.</figcaption></figure>"
         )
-        parts += [page.table(table) for table in tables(found)]
+        parts += [html.table(table) for table in tables(found)]
     title = f"Drift of {found.bundle}"
-    records.write_text(
-        folder / "drift.html", page.PAGE.format(title=escape(title), css=page.CSS, body="\n".join(parts))
-    )
+    files.write_text(folder / "drift.html", html.PAGE.format(title=escape(title), css=html.CSS, body="\n".join(parts)))
 
 
 def distributions(window: Window, own: Watched) -> str:
     """Every reading's bins, reference and window side by side."""
     names = (*watch.READINGS, "class")
     whole = own.reference.counts(own.reference.sizes(len(own.classes)))
-    with canvas.figure(720, 340) as drawing:
+    with svg.figure(720, 340) as drawing:
         for number, name in enumerate(names):
             axes = drawing.add_subplot(2, 4, number + 1)
             rows = np.array(window.counts[name]) / window.pictures, whole[name] / whole[name].sum()
             moved = next(one for one in window.moved if one.reading == name)
             places = np.arange(len(rows[0]))
-            axes.bar(places - 0.2, 100 * rows[1], 0.4, color=canvas.MUTED)
-            axes.bar(places + 0.2, 100 * rows[0], 0.4, color=canvas.WARM if moved.called else canvas.MAIN)
-            axes.set_title(f"{name}{' moved' if moved.called else ''}", fontsize=canvas.SIZE, color=canvas.INK)
+            axes.bar(places - 0.2, 100 * rows[1], 0.4, color=svg.MUTED)
+            axes.bar(places + 0.2, 100 * rows[0], 0.4, color=svg.WARM if moved.called else svg.MAIN)
+            axes.set_title(f"{name}{' moved' if moved.called else ''}", fontsize=svg.SIZE, color=svg.INK)
             axes.set_xticks([])
             axes.grid(visible=False, axis="x")
             if number % 4 == 0:
                 axes.set_ylabel("pictures, %")
         drawing.tight_layout()
-        return canvas.svg(drawing, "distributions", "readings of the reference and of a window")
+        return svg.svg(drawing, "distributions", "readings of the reference and of a window")
 
 
 def course(windows: Sequence[Window]) -> str:
     """Expected loss of every window in order, a line a file of counters."""
-    with canvas.figure(720, 220) as drawing:
+    with svg.figure(720, 220) as drawing:
         axes = drawing.add_axes((0.08, 0.2, 0.62, 0.7))
         for number, source in enumerate(dict.fromkeys(one.source for one in windows)):
             own = [one for one in windows if one.source == source]
@@ -123,12 +123,12 @@ def course(windows: Sequence[Window]) -> str:
                 [100 * (one.expected_drop.estimate - one.expected_drop.low) for one in own],
                 [100 * (one.expected_drop.high - one.expected_drop.estimate) for one in own],
             ]
-            colour = canvas.LINES[number % len(canvas.LINES)]
+            colour = svg.LINES[number % len(svg.LINES)]
             x = [one.number for one in own]
             axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=source[-LONGEST:])
-        axes.axhline(0, color=canvas.MUTED, linewidth=0.8)
+        axes.axhline(0, color=svg.MUTED, linewidth=0.8)
         axes.set_ylabel("expected loss, points")
         axes.set_xlabel("window")
         axes.set_xticks(range(1, max(one.number for one in windows) + 1))
         drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
-        return canvas.svg(drawing, "course", "expected loss of accuracy by window")
+        return svg.svg(drawing, "course", "expected loss of accuracy by window")

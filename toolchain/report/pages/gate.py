@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolchain import figures, gate, headline, machine, records, report, series, timing
-from toolchain.gate import CANDIDATE, REFERENCE, Gated
-from toolchain.tables import Table
-from toolchain.values import Target
+from toolchain.config.target import Target
+from toolchain.core import files, run_report
+from toolchain.gates import regression_gate
+from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, Gated
+from toolchain.measure import machine, paired_rounds, paired_timing
+from toolchain.report import format
+from toolchain.report import write as report
+from toolchain.report.table import Table
 
 SCHEMA = 1
 OUTCOMES = {0: "pass", 1: "fail", 3: "cannot_tell"}
@@ -27,7 +31,7 @@ Report = Mapping[str, Any]
 
 def of(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
     """The whole result as plain data: what `gate.json` holds."""
-    status, pair = gate.status(gated), gated[0].pair
+    status, pair = regression_gate.status(gated), gated[0].pair
     device = pair.candidate.side.device
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -37,11 +41,11 @@ def of(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
         "device": device,
         "machine": dict(machine.describe(device)),
         "versions": {
-            name: dict(timing.versions(one.side))
+            name: dict(paired_timing.versions(one.side))
             for name, one in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
         },
         "threads": target.threads,
-        "allowed": records.plain(target.gate),
+        "allowed": files.plain(target.gate),
         "gates": [_row(one) for one in gated],
     }
     return found
@@ -56,12 +60,12 @@ def _row(one: Gated) -> dict[str, Any]:
     return {
         "recipe": one.pair.recipe,
         **identities,
-        "outcome": OUTCOMES[gate.status([one])],
-        "accuracy": records.plain(one.accuracy),
-        "verdicts": records.plain(one.verdicts),
-        "latency": records.plain(one.latency),
-        "p50_ms": {name: records.plain(series.p50(one.rounds, name)) for name in sides},
-        "rounds": records.plain(one.rounds),
+        "outcome": OUTCOMES[regression_gate.status([one])],
+        "accuracy": files.plain(one.accuracy),
+        "verdicts": files.plain(one.verdicts),
+        "latency": files.plain(one.latency),
+        "p50_ms": {name: files.plain(paired_rounds.p50(one.rounds, name)) for name in sides},
+        "rounds": files.plain(one.rounds),
     }
 
 
@@ -76,15 +80,17 @@ def remove(folder: Path) -> None:
 
 def write(found: Report, folder: Path) -> None:
     """Writes gate.json, gate.md, gate.xml (JUnit) and gate.codequality.json (GitLab)."""
-    records.write_json(folder / "gate.json", found)
-    records.write_text(folder / "gate.md", markdown(found))
-    records.write_text(folder / "gate.xml", junit(found))
-    records.write_json(folder / "gate.codequality.json", code_quality(found))
+    files.write_json(folder / "gate.json", found)
+    files.write_text(folder / "gate.md", markdown(found))
+    files.write_text(folder / "gate.xml", junit(found))
+    files.write_json(folder / "gate.codequality.json", code_quality(found))
 
 
 def sentence(found: Report) -> str:
     """The result in one line."""
-    failed = [f"{row['recipe']} {headline.words(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"]
+    failed = [
+        f"{row['recipe']} {run_report.words(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"
+    ]
     return f"{found['target']}: {SAID[found['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
 
 
@@ -96,8 +102,8 @@ def table(found: Report) -> Table:
     """Every check of every recipe."""
     rows = tuple(
         (
-            row["recipe"], headline.words(v["check"]), headline.words(v["outcome"]),
-            figures.checked(v["check"], v["measured"]), figures.checked(v["check"], v["limit"], limit=True), v["why"],
+            row["recipe"], run_report.words(v["check"]), run_report.words(v["outcome"]),
+            format.checked(v["check"], v["measured"]), format.checked(v["check"], v["limit"], limit=True), v["why"],
         )
         for row, v in _verdicts(found)
     )  # fmt: skip
@@ -110,9 +116,9 @@ def times(found: Report) -> Table:
     """What both take; shown for scale, never compared with another job's."""
     rows = tuple(
         (
-            row["recipe"], *(figures.bounded(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            row["recipe"], *(format.bounded(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
-            str(len(row["rounds"])), figures.growth(row["latency"]["candidate"]["detectable"]),
+            str(len(row["rounds"])), format.growth(row["latency"]["candidate"]["detectable"]),
         )
         for row in found["gates"]
     )  # fmt: skip
@@ -170,8 +176,8 @@ def junit(found: Report) -> str:
 
 def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     check = verdict["check"]
-    measured, limit = figures.checked(check, verdict["measured"]), figures.checked(check, verdict["limit"], limit=True)
-    return f"{row['recipe']}: {headline.words(check)} {measured}, allowed {limit}"
+    measured, limit = format.checked(check, verdict["measured"]), format.checked(check, verdict["limit"], limit=True)
+    return f"{row['recipe']}: {run_report.words(check)} {measured}, allowed {limit}"
 
 
 def annotations(found: Report) -> list[str]:
@@ -179,7 +185,7 @@ def annotations(found: Report) -> list[str]:
     lines = []
     for row, verdict in _verdicts(found):
         if verdict["outcome"] in SEVERITY:
-            title = f"{row['recipe']} on {found['target']}: {headline.words(verdict['check'])}"
+            title = f"{row['recipe']} on {found['target']}: {run_report.words(verdict['check'])}"
             text = f"{_message(row, verdict)}; {verdict['why']}"
             lines.append(f"::{SEVERITY[verdict['outcome']]} title={_escaped(title, ',:')}::{_escaped(text)}")
     return lines

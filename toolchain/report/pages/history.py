@@ -6,8 +6,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from toolchain import canvas, figures, page, records
-from toolchain.tables import Table
+from toolchain.core import files
+from toolchain.report import format, html, svg
+from toolchain.report.table import Table
 
 Entry = Mapping[str, Any]
 SHOWN = 10  # entries of a target in a table, the latest
@@ -26,8 +27,8 @@ def table(target: str, entries: Sequence[Entry]) -> Table:
     """The latest of a target."""
     rows = tuple(
         (
-            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], figures.bounded(entry["p50_ms"]),
-            figures.bounded(entry["accuracy"], 100), figures.size(entry["size_bytes"]), str(entry["version"] or ""),
+            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], format.bounded(entry["p50_ms"]),
+            format.bounded(entry["accuracy"], 100), format.size(entry["size_bytes"]), str(entry["version"] or ""),
             str(entry["machine"]), str(entry["sha256"])[:12],
         )
         for entry in entries[-SHOWN:]
@@ -50,9 +51,9 @@ def write(entries: Sequence[Entry], odd: Sequence[int], path: Path) -> None:
             for number, quantity in enumerate(QUANTITIES)
             if (drawing := plot(own, quantity, f"{target}-{number}"))
         )
-        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{page.table(table(target, own))}</section>")
+        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{html.table(table(target, own))}</section>")
     body = "\n".join(parts)
-    records.write_text(path, page.PAGE.format(title="Latency and accuracy over time", css=page.CSS, body=body))
+    files.write_text(path, html.PAGE.format(title="Latency and accuracy over time", css=html.CSS, body=body))
 
 
 def skipped(odd: Sequence[int]) -> str:
@@ -72,7 +73,7 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
             lines.setdefault(f"{how}{where}", []).append(entry)
     if not lines:
         return ""
-    with canvas.figure(720, 240) as drawing:
+    with svg.figure(720, 240) as drawing:
         axes = drawing.add_axes((0.08, 0.2, 0.62, 0.74))
         for number, (recipe, own) in enumerate(sorted(lines.items())):
             x = [datetime.datetime.fromisoformat(entry["at"]) for entry in own]
@@ -81,9 +82,9 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
                 [max(0.0, factor * (entry[key]["estimate"] - entry[key]["low"])) for entry in own],
                 [max(0.0, factor * (entry[key]["high"] - entry[key]["estimate"])) for entry in own],
             ]
-            colour = canvas.LINES[number % len(canvas.LINES)]
+            colour = svg.LINES[number % len(svg.LINES)]
             axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=recipe)  # type: ignore[arg-type]
         axes.set_ylabel(label)
         axes.tick_params(axis="x", labelrotation=20)
         drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
-        return canvas.svg(drawing, name, f"{says} over time")
+        return svg.svg(drawing, name, f"{says} over time")

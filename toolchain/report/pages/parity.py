@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolchain import figures
-from toolchain.tables import Table
+from toolchain.report import format
+from toolchain.report.table import Table
 
 SHOWN = 24  # rows of layers on a terminal; all of them stand in parity.json
 FEWEST = 0.001  # share of values below which no figure says more than that there are few
@@ -27,9 +27,7 @@ def coverage(variant: Found) -> Table:
         )
         for name, found in variant["coverage"].items()
     ]
-    absent = [
-        (f"{variant['name']} in {n}", *[figures.NONE] * 3, _absent(why), figures.NONE) for n, why in _gone(variant)
-    ]
+    absent = [(f"{variant['name']} in {n}", *[format.NONE] * 3, _absent(why), format.NONE) for n, why in _gone(variant)]
     columns = ("Runs", "In integers", "Planned", "In all", "Fell back to float", "Float as planned")
     return Table(columns=columns, rows=(*rows, *absent), prose=(0, 4))
 
@@ -77,8 +75,8 @@ def _cell(found: Mapping[str, Found | None], side: str, variant: Found) -> str:
 
 
 def _figure(one: Found) -> str:
-    share = "< 0.1 %" if one["differing"] < FEWEST else figures.percent(one["differing"])
-    return figures.steps(one["max_steps"]) + (f" ({share})" if one["differing"] else "")
+    share = "< 0.1 %" if one["differing"] < FEWEST else format.percent(one["differing"])
+    return format.steps(one["max_steps"]) + (f" ({share})" if one["differing"] else "")
 
 
 def _short(why: str) -> str:
@@ -89,7 +87,7 @@ def _answer(variant: Found, side: str) -> str:
     if side in variant["missing"]:
         return _short(variant["missing"][side])
     one = variant["logits"][side]
-    return f"{figures.steps(one['max_steps'])}, {figures.percent(one['top1_agreement'])} same class"
+    return f"{format.steps(one['max_steps'])}, {format.percent(one['top1_agreement'])} same class"
 
 
 def sentences(variant: Found, written: Found) -> list[str]:
@@ -113,6 +111,6 @@ def sentences(variant: Found, written: Found) -> list[str]:
         one = variant["trained"]
         said.append(
             f"{variant['name']}: exported graph with torch's arithmetic against the trained model: "
-            f"{figures.steps(one['max_steps'])} steps, {figures.percent(one['top1_agreement'])} same class"
+            f"{format.steps(one['max_steps'])} steps, {format.percent(one['top1_agreement'])} same class"
         )
     return said

@@ -6,7 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from toolchain import canvas, charts, figures, page, rankings, records, report, reuse_report
+from toolchain.core import files
+from toolchain.report import charts, format, svg
+from toolchain.report import html as page
+from toolchain.report import write as report
+from toolchain.report.sections import reuse, selection
+from toolchain.selection import ranking
 
 Report = Mapping[str, Any]
 BESIDE = 1.3  # times the fastest and the slowest that the plot reaches beyond them, for names
@@ -15,19 +20,19 @@ BESIDE = 1.3  # times the fastest and the slowest that the plot reaches beyond t
 def write(found: Report, folder: Path) -> None:
     """Writes <domain>.<target>.json, .md and .html."""
     stem = f"{found['domain']}.{found['target']}"
-    records.write_json(folder / f"{stem}.json", found)
-    records.write_text(folder / f"{stem}.md", markdown(found))
-    records.write_text(folder / f"{stem}.html", html(found))
+    files.write_json(folder / f"{stem}.json", found)
+    files.write_text(folder / f"{stem}.md", markdown(found))
+    files.write_text(folder / f"{stem}.html", html(found))
 
 
 def markdown(found: Report) -> str:
     """The same for a pull request or a page of a wiki."""
-    parts = [f"# Candidates for {found['domain']} on {found['target']}", f"{report.inline(rankings.summary(found))}."]
-    parts.append(report.grid(rankings.ranking(found)))
+    parts = [f"# Candidates for {found['domain']} on {found['target']}", f"{report.inline(selection.summary(found))}."]
+    parts.append(report.grid(selection.ranking(found)))
     if found["advice"]:
-        parts += [f"## {reuse_report.TITLE}", f"{report.inline(reuse_report.said(found['advice']))}."]
-        parts += [report.grid(reuse_report.table(found["advice"]))] if found["advice"]["depths"] else []
-    for title, content in rankings.sections(found):
+        parts += [f"## {reuse.TITLE}", f"{report.inline(reuse.said(found['advice']))}."]
+        parts += [report.grid(reuse.table(found["advice"]))] if found["advice"]["depths"] else []
+    for title, content in selection.sections(found):
         parts += [f"## {title}", report.grid(content)] if content.rows else []
     if found["warnings"]:
         parts += ["## Warnings", "\n".join(f"- {report.inline(text)}" for text in found["warnings"])]
@@ -40,15 +45,15 @@ def html(found: Report) -> str:
     said = "".join(f"<p>Warning: {escape(text)}</p>" for text in found["warnings"])
     timed = any(row["fastest"] for row in found["candidates"])
     parts = [
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(rankings.summary(found))}.</p>',
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(selection.summary(found))}.</p>',
         f'<div class="said warned">{said}</div>' if said else "",
         f'<figure><div class="wide large">{plot(found)}</div><figcaption>Up and left is better; a line joins the front. Thin '
         "lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
-        page.table(rankings.ranking(found)),
+        page.table(selection.ranking(found)),
         *_advised(found),
         *(
             f"<section><h2>{name}</h2>{page.table(content)}</section>"
-            for name, content in rankings.sections(found)
+            for name, content in selection.sections(found)
             if content.rows
         ),
     ]  # fmt: skip
@@ -60,37 +65,37 @@ def _advised(found: Report) -> list[str]:
     advice = found["advice"]
     if not advice:
         return []
-    said, plot = escape(reuse_report.said(advice)), reuse_report.plot(advice)
+    said, plot = escape(reuse.said(advice)), reuse.plot(advice)
     if not plot:
-        return [f"<section><h2>{reuse_report.TITLE}</h2><p>{said}.</p></section>"]
+        return [f"<section><h2>{reuse.TITLE}</h2><p>{said}.</p></section>"]
     drawn = f'<figure><div class="wide large">{plot}</div><figcaption>{said}.</figcaption></figure>'
-    return [f"<section><h2>{reuse_report.TITLE}</h2>{drawn}{page.table(reuse_report.table(advice))}</section>"]
+    return [f"<section><h2>{reuse.TITLE}</h2>{drawn}{page.table(reuse.table(advice))}</section>"]
 
 
 def plot(found: Report) -> str:
     """Score against latency, with the front."""
     rows = [row for row in found["candidates"] if row["fastest"]]
-    points = [(rankings.latency(row) or 0.0, row["scores"][found["score"]]) for row in rows]
+    points = [(ranking.latency(row) or 0.0, row["scores"][found["score"]]) for row in rows]
     front = sorted(point for point, row in zip(points, rows, strict=True) if row["front"])
-    with canvas.figure(720, 360) as drawing:
+    with svg.figure(720, 360) as drawing:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
         if front:
-            axes.step(*zip(*front, strict=True), where="post", color=canvas.MAIN, linewidth=1.2, alpha=0.6)
+            axes.step(*zip(*front, strict=True), where="post", color=svg.MAIN, linewidth=1.2, alpha=0.6)
         for (x, y), row in zip(points, rows, strict=True):
-            colour, taken = canvas.MAIN if row["front"] else canvas.MUTED, row["latency_ms"][row["fastest"]]
+            colour, taken = svg.MAIN if row["front"] else svg.MUTED, row["latency_ms"][row["fastest"]]
             axes.hlines(y, taken["low"], taken["high"], color=colour, linewidth=0.8, alpha=0.5)
             axes.plot([x], [y], "o", color=colour, markersize=7 if row["front"] else 5)
-        canvas.logarithmic(axes, figures.significant)
+        svg.logarithmic(axes, format.significant)
         axes.margins(y=0.12)
         latencies = [x for x, _ in points]
         axes.set(
             xlim=(min(latencies) / BESIDE, max(latencies) * BESIDE),
             xlabel="milliseconds (logarithmic)",
-            ylabel=rankings.TITLES.get(found["score"], found["score"]),
+            ylabel=selection.TITLES.get(found["score"], found["score"]),
         )
         drawing.canvas.draw()
         _names(axes, points, rows, front)
-        return canvas.svg(drawing, "front", "score against latency")
+        return svg.svg(drawing, "front", "score against latency")
 
 
 def _names(axes: Any, points: list[tuple[float, float]], rows: list[Report], front: list[tuple[float, float]]) -> None:
@@ -105,8 +110,8 @@ def _names(axes: Any, points: list[tuple[float, float]], rows: list[Report], fro
     corners = [tuple(map(float, axes.transData.transform(point))) for point in front]
     taken += [(x, y - 1, right, y + 1) for (x, y), (right, _) in pairwise(corners)]
     for (x, y), row in sorted(zip(spots, rows, strict=True), key=lambda pair: not pair[1]["front"]):
-        box = charts.place((x, y), (canvas.GLYPH * len(row["name"]) + 4, canvas.SIZE + 4), taken, frame)
+        box = charts.place((x, y), (svg.GLYPH * len(row["name"]) + 4, svg.SIZE + 4), taken, frame)
         taken.append(box)
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        colour = canvas.MAIN if row["front"] else canvas.MUTED
+        colour = svg.MAIN if row["front"] else svg.MUTED
         axes.annotate(row["name"], middle, xycoords="figure pixels", ha="center", va="center_baseline", color=colour)

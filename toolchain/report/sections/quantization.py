@@ -3,9 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain import figures
-from toolchain.headline import Report
-from toolchain.tables import Table
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import format
+from toolchain.report.table import Table
+
+
+def coverage(report: Report) -> Table:
+    """How much of each integer variant ran in integers, with every convolution and linear layer that did not."""
+    every = ((v["name"], v.get("integer_coverage") or {}) for v in report.get("variants") or ())
+    found = [(name, c) for name, c in every if c.get("planned") or c.get("integer")]
+    rows = tuple(
+        (
+            name,
+            *(str(c.get(k, format.NONE)) for k in ("integer", "planned", "total")),
+            ", ".join(c.get("float_ops") or ()) or "none",
+        )
+        for name, c in found
+    )
+    shipping = next((i for i, (name, _) in enumerate(found) if name == run_report.shipped(report)), None)
+    columns = ("Variant", "In integers", "Planned", "In all", "Left in float")
+    return Table(columns=columns, rows=rows, prose=(0, 4), marked=shipping)
+
 
 SHOWN = 12  # of the placements that were timed, the fastest
 CORRECTED: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
@@ -21,8 +40,8 @@ def placement(report: Report) -> Table:
         for one in sorted((*floats, *integer), key=lambda one: -one["speedup"]):
             rows.append(
                 (
-                    name, one["label"], one["precision"], figures.milliseconds(one["latency_ms"]),
-                    figures.times(one["speedup"]), "chosen" if _chosen(found, one) else "",
+                    name, one["label"], one["precision"], format.milliseconds(one["latency_ms"]),
+                    format.times(one["speedup"]), "chosen" if _chosen(found, one) else "",
                 )
             )  # fmt: skip
     columns = ("Architecture", "Placement", "Precision", "Median", "Against f32", "")
@@ -45,7 +64,7 @@ def searched(report: Report) -> str:
             parts.append(f"{name}: the usual placement, not timed")
             continue
         where = f", timed for {found['measured_for']}" if found.get("measured_for") else ""
-        parts.append(f"{name}: {len(found['tried'])} timed in {figures.duration(found.get('seconds'))}{where}")
+        parts.append(f"{name}: {len(found['tried'])} timed in {format.duration(found.get('seconds'))}{where}")
     return "; ".join(parts)
 
 
@@ -57,7 +76,7 @@ def calibration(report: Report) -> Table:
             one["method"],
             CORRECTED[one["correction"]],
             f"{one['divergence']:.4f}",
-            figures.percent(one["accuracy"]),
+            format.percent(one["accuracy"]),
             "kept" if one is tried[0] else "",
         )
         for name, tried in (report.get("calibration") or {}).items()
@@ -72,9 +91,9 @@ def ranking(report: Report) -> Table:
     rows = tuple(
         (
             one["block"],
-            figures.percent(one["accuracy"]),
+            format.percent(one["accuracy"]),
             f"{one['divergence']:.4f}",
-            figures.times(one.get("slowdown")),
+            format.times(one.get("slowdown")),
             "in float" if one["returned"] else "in integers",
         )
         for one in (report.get("control") or {}).get("ranking") or ()

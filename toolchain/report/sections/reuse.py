@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolchain import canvas, figures, progress, records
-from toolchain.tables import Table
+from toolchain.core import files, progress
+from toolchain.report import format, svg
+from toolchain.report.table import Table
 
-if TYPE_CHECKING:  # torch is behind it
-    from toolchain.stages.advise import Advice
+if TYPE_CHECKING:
+    from toolchain.selection.advise import Advice
+
 
 Found = Mapping[str, Any]
 TITLE = "How much of the pretrained network is worth keeping"
@@ -18,10 +20,10 @@ def table(found: Found | None) -> Table:
     """A row a block, in order; the one that the proposal cuts behind is marked in words."""
     rows = tuple(
         (
-            one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), figures.count(one["macs"]),
+            one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), format.count(one["macs"]),
             f"{one['levels']:.3f}", f"{one['untrained_levels']:.3f}", _percent(one["accuracy"]), _percent(one["untrained"]),
-            figures.points(one["gain"]["estimate"])
-            + figures.interval(one["gain"]["low"], one["gain"]["high"], figures.points),
+            format.points(one["gain"]["estimate"])
+            + format.interval(one["gain"]["low"], one["gain"]["high"], format.points),
         )
         for one in (found["depths"] if found else ())
     )  # fmt: skip
@@ -33,14 +35,14 @@ def table(found: Found | None) -> Table:
 
 
 def _percent(one: Mapping[str, float]) -> str:
-    return figures.percent(one["estimate"]) + figures.interval(one["low"], one["high"], figures.percent)
+    return format.percent(one["estimate"]) + format.interval(one["low"], one["high"], format.percent)
 
 
 def said(found: Found) -> str:
     """The proposal and why."""
     parts = [f"{text} {found['reuse'][name]}" for name, text in PARTS.items() if found["reuse"][name]]
     faster = (
-        f", {figures.times(found['speedup'])} as fast as the whole"
+        f", {format.times(found['speedup'])} as fast as the whole"
         if found["reuse"]["keep"] and found["speedup"]
         else ""
     )
@@ -50,7 +52,7 @@ def said(found: Found) -> str:
 def tell(advice: "Advice | None") -> None:
     """The same on the way; where nobody looked behind the blocks, that has been said."""
     if advice and advice.depths:
-        progress.say(f"advise: {said(records.plain(advice))}")
+        progress.say(f"advise: {said(files.plain(advice))}")
 
 
 def plot(found: Found) -> str:
@@ -62,12 +64,12 @@ def plot(found: Found) -> str:
     if not depths:
         return ""
     places = range(len(depths))
-    with canvas.figure(720, 460) as drawing:
+    with svg.figure(720, 460) as drawing:
         followed, probed = drawing.subplots(2, 1, sharex=True)
         drawing.subplots_adjust(left=0.09, right=0.97, top=0.93, bottom=0.2, hspace=0.12)
         for level, share, colour, title in (
-            ("untrained_levels", "untrained", canvas.MUTED, "random weights"),
-            ("levels", "accuracy", canvas.MAIN, "pretrained"),
+            ("untrained_levels", "untrained", svg.MUTED, "random weights"),
+            ("levels", "accuracy", svg.MAIN, "pretrained"),
         ):
             drawn = {"color": colour, "marker": "o", "markersize": 3, "label": title}
             followed.plot(places, [one[level] for one in depths], **drawn)
@@ -77,10 +79,10 @@ def plot(found: Found) -> str:
         if found["reuse"]["keep"]:
             kept = [one["block"] for one in depths].index(found["reuse"]["keep"])
             for axes in (followed, probed):
-                axes.axvline(kept, color=canvas.WARM, linewidth=1, linestyle="--", label="cut behind")
-        probed.set_xticks(list(places), [figures.end(one["block"]) for one in depths], rotation=60, ha="right")
-        probed.yaxis.set_major_formatter(lambda value, _: figures.percent(value))
+                axes.axvline(kept, color=svg.WARM, linewidth=1, linestyle="--", label="cut behind")
+        probed.set_xticks(list(places), [format.end(one["block"]) for one in depths], rotation=60, ha="right")
+        probed.yaxis.set_major_formatter(lambda value, _: format.percent(value))
         followed.set(ylabel="all levels (followed)")
         probed.set(ylabel="probe, validation")
         followed.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        return canvas.svg(drawing, "reuse", "score and probe accuracy by depth")
+        return svg.svg(drawing, "reuse", "score and probe accuracy by depth")

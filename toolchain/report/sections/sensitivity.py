@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from toolchain import figures
-from toolchain.headline import Report
-from toolchain.tables import Table
+from toolchain.core.run_report import Report
+from toolchain.report import format
+from toolchain.report.table import Table
 
 ENDS = 3  # curves at either end of a short table
 SHARES = (0.25, 0.5, 0.75)
@@ -53,7 +53,7 @@ def curves(report: Report, kind: Literal["channels", "block"]) -> list[Curve]:
 
 def _points(one: Mapping[str, Any]) -> list[tuple[float, ...]]:
     rows = zip(*(one.get(key) or () for key in ("shares", "accuracies", "low", "high")), strict=False)
-    return [row for row in rows if not any(map(figures.missing, row))]
+    return [row for row in rows if not any(map(format.missing, row))]
 
 
 def table(report: Report, *, short: bool = False) -> Table:
@@ -64,7 +64,7 @@ def table(report: Report, *, short: bool = False) -> Table:
         found = [*found[:ENDS], {}, *found[-ENDS:]] if len(found) > 2 * ENDS + 1 else found
     shares = (*SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else SHARES
     rows = tuple(_row(one, shares, short=short) if one else ("…", *[""] * (len(shares) + 3)) for one in found)
-    heads = (f"At {figures.whole(share)} cut" if share < 1 else "Without it" for share in shares)
+    heads = (f"At {format.whole(share)} cut" if share < 1 else "Without it" for share in shares)
     columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
     return Table(columns=columns, rows=rows, spare=(1, 2, 4, len(columns) - 1))
 
@@ -74,15 +74,15 @@ def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tup
     drops = dict(zip(one.get("shares") or (), one.get("drops") or (), strict=False))
     reached = [_near(points, share) for share in shares]
     if not points:
-        reached[0] = WHY.get(str(one.get("why")), figures.NONE)
+        reached[0] = WHY.get(str(one.get("why")), format.NONE)
     drop = drops.get(cut) if cut else None
-    lost = figures.points(-drop["estimate"]) if short and drop else figures.change(drop)
-    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or figures.NONE)
+    lost = format.points(-drop["estimate"]) if short and drop else format.change(drop)
+    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or format.NONE)
     return (
-        figures.end(one["name"]) if short else one["name"],
+        format.end(one["name"]) if short else one["name"],
         kind,
         *reached,
-        figures.whole(cut) if cut else "nothing",
+        format.whole(cut) if cut else "nothing",
         lost,
     )
 
@@ -91,9 +91,9 @@ def _near(points: Sequence[tuple[float, ...]], wanted: float) -> str:
     """Accuracy at the share nearest to the one wanted, which is said where it is another."""
     share, accuracy = min(((p[0], p[1]) for p in points), key=lambda p: abs(p[0] - wanted), default=(math.inf, 0.0))
     if abs(share - wanted) >= NEAR:
-        return figures.NONE
-    text = figures.percent(accuracy)
-    return text if abs(share - wanted) < EQUAL else f"{text} at {figures.whole(share)}"
+        return format.NONE
+    text = format.percent(accuracy)
+    return text if abs(share - wanted) < EQUAL else f"{text} at {format.whole(share)}"
 
 
 def caption(report: Report, shown: int) -> str:

@@ -7,7 +7,7 @@ images are few.
 import numpy as np
 from sklearn.covariance import ledoit_wolf
 
-from toolchain.seen import Need, Seen, centred, class_means
+from toolchain.models.frozen_features import Need, Seen, centred, class_means
 
 NEEDS: tuple[Need, ...] = ()
 

@@ -5,7 +5,7 @@ Only for models whose own head is there.
 
 import numpy as np
 
-from toolchain.seen import Need, Seen
+from toolchain.models.frozen_features import Need, Seen
 
 NEEDS: tuple[Need, ...] = ("source",)
 

@@ -5,12 +5,12 @@ alone (Evci et al., "Head2Toe", arXiv 2201.03529). A probe before the head prefe
 bear out. Both measured: docs/results.md.
 """
 
-from toolchain import evidence
-from toolchain.seen import Need, Seen
+from toolchain.models.frozen_features import Need, Seen
+from toolchain.selection import logme
 
 NEEDS: tuple[Need, ...] = ()
 
 
 def score(train: Seen, held: Seen) -> float:
     """Mean over the classes of the logarithm of the evidence, per image; higher is better."""
-    return evidence.of_levels(train.levels or (train.features,), train.labels)
+    return logme.of_levels(train.levels or (train.features,), train.labels)

@@ -1,0 +1,33 @@
+"""Drift: carried out of a larger module; to be described."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def drift(
+    bundle: Annotated[Path, typer.Argument(help="The bundle that counted: its folder or archive.")],
+    counts: Annotated[list[Path], typer.Argument(help="Files that `run.py --watch` wrote, one or of many boards.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder; drift/drift.html and drift.json are written in it.")
+    ] = Path("out"),
+) -> None:
+    """Has the world moved away from what the model was tested on? fine, recalibrate or retrain, and what moved.
+
+    Exit status: 0 fine, 1 something moved, 2 wrong input, 3 too few pictures to tell.
+    """
+    from toolchain.deploy import drift as drifts
+    from toolchain.deploy import drift_reference
+    from toolchain.report import write
+    from toolchain.report.pages import drift as drift_report
+
+    own = drift_reference.bundle(bundle)
+    files = drifts.counters(counts, own.identity, own.reference.sizes(len(own.classes)))
+    found = drifts.run(own.name, own.reference, len(own.classes), files)
+    drift_report.write(found, own, out / "drift")
+    write.show(drift_report.tables(found))
+    typer.echo(drift_report.sentence(found))
+    typer.echo(f"plots: {out / 'drift' / 'drift.html'}")
+    if found.verdict != "fine":
+        raise typer.Exit(3 if found.verdict == "cannot_tell" else 1)

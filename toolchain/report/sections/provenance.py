@@ -1,0 +1,72 @@
+"""Provenance: carried out of a larger module; to be described."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import format
+from toolchain.report.table import Table, _list, _text, ordered
+
+
+def seconds(report: Report) -> Table:
+    """Time of each stage that took any, and all together."""
+    took = report.get("seconds") or {}
+    rows = [(name, format.duration(took[name])) for name in ordered(took) if took[name] != 0]
+    known = [value for value in took.values() if not format.missing(value)]
+    total = format.duration(sum(known) if known else None)
+    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
+
+
+def measured(report: Report) -> Table:
+    """On what, with what and how often it was measured."""
+    data, found = report.get("data") or {}, run_report.subject(report)
+    facts: dict[str, Any] = {
+        "runtime": report.get("runtime"),
+        "threads": found.get("threads"),
+        "paired rounds": (report.get("speedup") or {}).get("samples"),
+        "latency samples": (found.get("latency_ms") or {}).get("samples"),
+        "seed": report.get("seed"),
+        "domain": report.get("domain"),
+        "images": ", ".join(f"{name} {_text(n)}" for name, n in _splits(data.get("images") or {})),
+        "classes": _list(data.get("classes") or ()),
+        "images skipped": _list(data.get("skipped") or ()) or "none",
+        "data digest": data.get("digest"),
+        "calibration images": (data.get("calibration") or {}).get("images"),
+        **_adapted(report),
+        "pretrained weights": (report.get("pretrained") or {}).get("source"),
+        "backbone loaded": format.percent((report.get("pretrained") or {}).get("share")),
+        **{f"machine: {run_report.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
+        **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
+    }
+    return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), prose=(0, 1))
+
+
+def _adapted(report: Report) -> dict[str, Any]:
+    """How the dense model was trained, as far as the report says."""
+    found = report.get("adapt") or {}
+    changes = ", ".join(f"{run_report.words(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())
+    chosen = " (chosen for the kind and number of images)" if found.get("augment_auto") else ""
+    probe, over = found.get("probe") or {}, found.get("over_seeds")
+    return {
+        "aims at": _aim(found.get("balance")),
+        "augmentation": f"{changes or 'none'}{chosen}" if found else None,
+        "linear probe, validation": format.percent(probe.get("accuracy")),
+        "teacher of the dense model": found.get("teacher"),
+        "validation over seeds": over
+        and (
+            f"mean {format.percent(over['mean'])}, standard deviation {100 * over['deviation']:.1f} points, "
+            f"{over['seeds']} seeds"
+        ),
+    }
+
+
+def _aim(balance: float | None) -> str | None:
+    if balance is None:
+        return None
+    ends = {0.0: "accuracy", 1.0: "balanced accuracy"}
+    return ends.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
+
+
+def _splits(images: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(images.items(), key=lambda item: ("train", "val", "test", item[0]).index(item[0]))

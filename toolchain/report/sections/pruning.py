@@ -1,0 +1,47 @@
+"""Pruning: carried out of a larger module; to be described."""
+
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import format, headline
+from toolchain.report.table import Table
+
+
+def image_sizes(report: Report) -> Table:
+    """Sizes of the pictures that a short training was to choose among."""
+    rows = tuple(
+        (
+            format.sides(one["size"]),
+            format.times(one["latency"]),
+            format.percent(one["reached"]),
+            str(one["images"]),
+        )
+        for one in report.get("image_sizes") or ()
+    )
+    taken = format.sides(run_report.subject(report).get("image_size"))
+    marked = next((index for index, row in enumerate(rows) if row[0] == taken), None)
+    columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
+    return Table(columns=columns, rows=rows, marked=marked)
+
+
+def layers(report: Report) -> Table:
+    """Widths and multiply-accumulates of every layer before and after pruning."""
+    rows = tuple(
+        (
+            n["name"],
+            str(n["before"]),
+            str(n["after"]),
+            format.count(n.get("macs_before")),
+            format.count(n.get("macs_after")),
+        )
+        for n in report.get("layers") or ()
+    )
+    return Table(columns=("Layer", "Channels before", "After", "MACs before", "After"), rows=rows)
+
+
+def narrowed(report: Report) -> str:
+    """One sentence on what pruning took."""
+    found = report.get("layers") or ()
+    fewer = sum(n["after"] < n["before"] for n in found)
+    before, after = (sum(n.get(key) or 0 for n in found) for key in ("macs_before", "macs_after"))
+    took = f"; {headline.pair(format.count(before), format.count(after))} multiply-accumulates" if before else ""
+    return f"{fewer} of {len(found)} layers narrower{took}" if found else "Not pruned"

@@ -1,0 +1,63 @@
+"""Training: carried out of a larger module; to be described."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolchain.core.run_report import Report
+from toolchain.report import format
+from toolchain.report.table import Table, _list, ordered
+
+
+def training(report: Report) -> Table:
+    """Epochs, losses and validation accuracy of every training stage."""
+    stages, rows = report.get("training") or {}, []
+    for name in ordered(stages):
+        reached = [e["accuracy"] for e in stages[name] if not format.missing(e.get("accuracy"))]
+        losses = [e["loss"] for e in stages[name] if not format.missing(e.get("loss"))]
+        best, last = (max(reached), reached[-1]) if reached else (None, None)
+        loss = format.significant(losses[-1] if losses else None)
+        rows.append((name, str(len(stages[name])), format.percent(best), format.percent(last), loss))
+    return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
+
+
+def joined(report: Report) -> Table:
+    """What further sets brought on the domain's own validation images."""
+    rows = tuple(
+        (
+            one["name"],
+            str(one["images"]),
+            format.significant(one["weight"]),
+            format.gained(one["gain"]),
+            format.gained(one["balanced_gain"]),
+            str(one["gain"]["samples"]),
+            "stays" if one["kept"] else "dropped: it brings nothing",
+            _beside(one),
+        )
+        for one in (report.get("adapt") or {}).get("joined") or ()
+    )
+    columns = ("Further set", "Images", "Weight", "Brings", "Balanced", "Measured on", "Outcome", "Left out")
+    return Table(columns=columns, rows=rows, prose=(0, 6, 7))
+
+
+def _beside(one: Mapping[str, Any]) -> str:
+    parts = [f"classes {_list(one['left_out'])}"] if one["left_out"] else []
+    parts += [f"{one['leaked']} images that are in validation or test"] if one["leaked"] else []
+    parts += [f"{one['corrupt']} unreadable files"] if one["corrupt"] else []
+    return "; ".join(parts) or "nothing"
+
+
+def seeds(report: Report) -> Table:
+    """Every repeat of the fine-tuning, where there was more than one."""
+    found = (report.get("adapt") or {}).get("seeds") or ()
+    rows = tuple(
+        (
+            str(one["seed"]),
+            format.percent(one["validation"]),
+            format.percent(one["validation_balanced"]),
+            str(one["epoch"]),
+            "goes on" if one["chosen"] else "",
+        )
+        for one in found
+    )
+    columns = ("Seed", "Validation accuracy", "Balanced", "Best epoch", "")
+    return Table(columns=columns, rows=rows if len(rows) > 1 else (), prose=(0, 4))

@@ -1,0 +1,21 @@
+"""Verdicts: carried out of a larger module; to be described."""
+
+from toolchain.core import run_report
+from toolchain.core.run_report import Report
+from toolchain.report import format
+from toolchain.report.table import Table
+
+
+def verdicts(report: Report) -> Table:
+    """Every check with what was measured, the limit and why."""
+    rows = tuple(
+        (
+            run_report.words(v["check"]),
+            run_report.words(v["outcome"]),
+            format.checked(v["check"], v.get("measured")),
+            format.checked(v["check"], v.get("limit"), limit=True),
+            v.get("why") or "",
+        )
+        for v in report.get("verdicts") or ()
+    )
+    return Table(columns=("Check", "Outcome", "Measured", "Limit", "Why"), rows=rows, prose=(0, 1, 4))
