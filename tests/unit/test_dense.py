@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import tiny_recipe
 
-from toolchain.cli import adapt as dense
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec, ModelSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.data import prepare
+from toolchain.report.pages import adapt as dense
 from toolchain.training import finetune, loop
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from toolchain.core.errors import ToolchainError
 
 DataKind = Literal["targets", "calibration", "recipes", "shortlists"]
-CodeKind = Literal["criteria", "runtimes", "scores", "sources", "updates"]
+CodeKind = Literal["criteria", "runtimes", "scores", "sources", "updates", "verbs"]
 PACKAGE = Path(__file__).resolve().parent.parent
 ROOMS = {  # where each kind of drop-in lies
     "criteria": "pruning/criteria",
@@ -21,6 +21,7 @@ ROOMS = {  # where each kind of drop-in lies
     "scores": "selection/scores",
     "sources": "data/sources",
     "updates": "deploy/updates",
+    "verbs": "cli/verbs",
 }
 
 

@@ -1,15 +1,13 @@
-"""The verb that comes before any training: which pretrained model suits the images and the device."""
+"""`toolchain select`: which pretrained model suits the images and the target."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from toolchain.cli.gate import Device, TargetName
+from toolchain.cli.options import Board, Data, ImageSize, OnCorrupt, TargetName
 
-Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
-ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
-OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable pictures: fail or skip.")]
+PANEL = "Before training"
 
 
 def select(
@@ -27,7 +25,7 @@ def select(
     image_size: ImageSize = "",
     layers: Annotated[bool, typer.Option("--layers", help="Also: how much of the first one is worth keeping, block by block.")] = False,
     on_corrupt: OnCorrupt = "",
-    device: Device = "",
+    device: Board = "",
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to select/ in it.")] = Path("out"),
 ) -> None:  # fmt: skip
     """Rank pretrained models for a domain, beside their latency on the target, size, licence and origin; no training.

@@ -1,9 +1,11 @@
-"""Drift: carried out of a larger module; to be described."""
+"""`toolchain drift`: whether what boards counted still looks like what the model was tested on."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+PANEL = "Ship and watch"
 
 
 def drift(

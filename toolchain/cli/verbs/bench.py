@@ -1,4 +1,4 @@
-"""Bench: carried out of a larger module; to be described."""
+"""`toolchain bench`: any models timed against one another."""
 
 import shutil
 from pathlib import Path
@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.gate import Device
+from toolchain.cli.options import Board
 from toolchain.core.errors import ToolchainError
+
+PANEL = "Measure and gate"
 
 
 def bench(
@@ -17,7 +19,7 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of threads for that, with commas.")] = "",
     runtime: Annotated[str, typer.Option(help="What runs bare .onnx files: onnxruntime or openvino.")] = "",
     precision: Annotated[str, typer.Option(help="Of bare files: f32, bf16 or int8, as the runtime has it.")] = "",
-    device: Device = "",
+    device: Board = "",
     pin: Annotated[str, typer.Option(help="Processor cores to stay on, with commas.")] = "",
     seed: Annotated[int, typer.Option(help="Of the order in which they take turns.", min=0)] = 0,
     out: Annotated[Path, typer.Option("--out", help="Folder; results are written to bench/ in it.")] = Path("out"),

@@ -1,4 +1,4 @@
-"""Verbs that measure what was made: timing models, the gate against the accepted reference, and accepting one."""
+"""`toolchain gate`: the candidate against the accepted baseline, for CI."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,10 @@ from typing import Annotated
 
 import typer
 
+from toolchain.cli.options import Board, TargetName
 from toolchain.core.errors import ToolchainError
 
-TargetName = Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")]
-Device = Annotated[str, typer.Option(help="Board to time on, ssh:user@host[:port][#python]; without it, this machine.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")]
+PANEL = "Measure and gate"
 
 
 def gate(
@@ -29,13 +28,15 @@ def gate(
             help="Virtual environment whose runtime runs the reference: the same artefact under two versions."
         ),
     ] = None,
-    device: Device = "",
+    device: Board = "",
     data: Annotated[str, typer.Option(help="Folder of the test pictures, as for export.")] = "",
     attempts: Annotated[
         int, typer.Option(help="How often latency is tried where it cannot be told.", min=1, max=9)
     ] = 1,
     seed: Annotated[int, typer.Option(help="Of the order in which rounds are timed.", min=0)] = 0,
-    out: Out = Path("out"),
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")] = Path(
+        "out"
+    ),
 ) -> None:
     """Compare the candidate with the accepted reference in this very job: latency, accuracy, size, memory, coverage.
 
@@ -92,22 +93,3 @@ def _announce(lines: list[str], summary: Path) -> None:
                 file.write(summary.read_text())
         except OSError as reason:
             typer.echo(f"Warning: cannot add to the job's summary at {page}: {reason.strerror}", err=True)
-
-
-def accept(
-    target: TargetName = "cpu",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe whose bundle is accepted.")] = "digits",
-    bundle: Annotated[Path | None, typer.Option(help="Archive instead of the last run's bundle.tar.")] = None,
-    uri: Annotated[
-        str, typer.Option(help="Folder to keep the archive in, or http address of the folder it will be uploaded to.")
-    ] = "",
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("out"),
-) -> None:
-    """Make a bundle the reference that `gate` compares with from now on; commit the file that this writes."""
-    from toolchain.config import reader
-    from toolchain.gates import baselines
-
-    chosen, name = reader.target(target), reader.recipe(recipe).name
-    archive = bundle or out / name / chosen.name / "bundle.tar"
-    record, kept = baselines.accept(archive, chosen, name, uri)
-    typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")

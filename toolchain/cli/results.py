@@ -1,0 +1,44 @@
+"""What several verbs print when they are done."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from toolchain.core.errors import ToolchainError
+
+if TYPE_CHECKING:
+    from toolchain.core.registry import DataKind
+
+
+def print_paths(folder: Path, written: Mapping[str, Any]) -> None:
+    """Print where a run's report and bundle lie, or which budgets it missed."""
+    typer.echo(f"report: {folder / 'report.html'}")
+    if written["shipped"]:
+        typer.echo(
+            f"bundle: {folder / 'bundle'}  (archive: {folder / 'bundle.tar'}, self-test: python run.py --self-test)"
+        )
+    else:
+        missed = ", ".join(v["check"] for v in written["verdicts"] if v["outcome"] == "fail")
+        typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
+
+
+def print_files(kind: "DataKind", title: str) -> None:
+    """Print the names, descriptions and paths of all files of one kind."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from toolchain.config import reader
+    from toolchain.core import registry
+
+    readers: dict[str, Any] = {"targets": reader.target, "recipes": reader.recipe, "calibration": reader.domain}
+    table = Table(title, "what for", "file", box=None, header_style="bold")
+    for name in registry.names(kind):
+        try:
+            description = readers[kind](name).description
+        except ToolchainError as reason:
+            description = f"(cannot be used: {reason})"
+        table.add_row(name, description, os.path.relpath(registry.find(kind, name)))
+    Console().print(table)

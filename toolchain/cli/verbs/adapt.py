@@ -1,0 +1,57 @@
+"""`toolchain adapt`: fine-tuning alone."""
+
+from pathlib import Path
+
+import typer
+
+from toolchain.cli.options import (
+    Balance,
+    Data,
+    DomainName,
+    Epochs,
+    ImageSize,
+    Model,
+    OnCorrupt,
+    Out,
+    Recipe,
+    Seed,
+    Seeds,
+    Weights,
+)
+
+PANEL = "Build a model"
+
+
+def adapt(
+    recipe: Recipe = "digits",
+    data: Data = "",
+    domain: DomainName = "",
+    model: Model = "",
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    epochs: Epochs = 0,
+    seed: Seed = -1,
+    seeds: Seeds = 0,
+    balance: Balance = -1.0,
+    on_corrupt: OnCorrupt = "",
+    out: Out = Path("out"),
+) -> None:
+    """Fine-tune only, with one or several seeds; show accuracy on test, its intervals and the gain over a linear probe.
+
+    `export` with the same settings goes on from here without training again.
+    """
+    from toolchain.config import overrides
+
+    flags = overrides.Flags(
+        data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
+        seeds=seeds, balance=balance, on_corrupt=on_corrupt,
+    )  # fmt: skip
+    chosen, images = overrides.job(recipe, flags)
+    from toolchain.report import write
+    from toolchain.report.pages import adapt as page
+
+    written = page.run(chosen, images, out)
+    write.show(page.tables_of(written))
+    for note in written["notes"]:
+        typer.echo(f"Warning: {note}", err=True)
+    typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")

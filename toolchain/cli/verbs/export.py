@@ -1,0 +1,84 @@
+"""`toolchain export`: the whole job, from a pretrained model to a bundle and a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolchain.cli import results
+from toolchain.cli.options import (
+    Balance,
+    Board,
+    Data,
+    DomainName,
+    Epochs,
+    ImageSize,
+    Model,
+    OnCorrupt,
+    Out,
+    Recipe,
+    Seed,
+    Seeds,
+    Weights,
+)
+
+PANEL = "Build a model"
+
+
+def export(
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
+    ] = "cpu",
+    recipe: Recipe = "digits",
+    data: Data = "",
+    domain: DomainName = "",
+    model: Model = "",
+    weights: Weights = "",
+    image_size: ImageSize = "",
+    epochs: Epochs = 0,
+    seed: Seed = -1,
+    seeds: Seeds = 0,
+    balance: Balance = -1.0,
+    ratio: Annotated[float, typer.Option(help="Share of multiply-accumulates to prune; -1 keeps the recipe's.")] = -1.0,
+    latency: Annotated[
+        str, typer.Option(help='Prune down to it: "0.5x" of the dense model as shipped, or "1.2 ms".')
+    ] = "",
+    resolution: Annotated[
+        float, typer.Option(help="Least share of each side that pictures may shrink to for it; -1 keeps the recipe's.")
+    ] = -1.0,
+    lock: Annotated[
+        Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
+    ] = None,
+    release: Annotated[int, typer.Option(help="Number of this release in the manifest; -1 keeps the recipe's.")] = -1,
+    device: Board = "",
+    on_corrupt: OnCorrupt = "",
+    out: Out = Path("out"),
+) -> None:
+    """Fine-tune, prune, quantize, export, verify and time a model; write bundle and report.
+
+    Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
+    """
+    from toolchain.config import overrides
+
+    chosen = overrides.apply(
+        recipe, target,
+        overrides.Flags(
+            data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
+            seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
+            on_corrupt=on_corrupt, release=release, device=device,
+        ),
+    )  # fmt: skip
+    from toolchain import pipeline
+    from toolchain.core import files, registry
+    from toolchain.measure import history
+    from toolchain.report import write
+
+    beside = registry.find("recipes", recipe).parent
+    written = pipeline.build(*chosen, out, lock=lock, beside=beside)
+    write.terminal(written)
+    folder = out / written["recipe"] / written["target"]
+    archive = files.sha256_file(folder / "bundle.tar") if written["shipped"] else ""
+    history.append(out / history.FILE, history.of_export(written, archive))
+    results.print_paths(folder, written)
+    if written["shipped"] is None:
+        raise typer.Exit(1)

@@ -1,0 +1,25 @@
+"""`toolchain schema`: the JSON schema of one kind of file."""
+
+from typing import Annotated
+
+import typer
+
+from toolchain.core.errors import ToolchainError
+
+PANEL = "Look things up"
+
+
+def schema(
+    kind: Annotated[str, typer.Argument(help="recipes, targets, calibration, shortlists or manifest")],
+) -> None:
+    """Print the JSON schema of one kind of file, for editors."""
+    import json
+
+    from toolchain.config import reader
+    from toolchain.core import registry
+    from toolchain.edge import manifest
+
+    shapes: dict[str, type] = {**{str(k): v for k, v in reader.SHAPES.items()}, "manifest": manifest.Manifest}
+    if kind not in shapes:
+        raise ToolchainError(f"there is no kind {kind!r}; {registry.nearest(kind, list(shapes))}")
+    typer.echo(json.dumps(reader.json_schema(shapes[kind]), indent=1))
