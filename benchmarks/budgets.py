@@ -15,6 +15,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the searches and their rounds are single-threaded
@@ -26,7 +27,9 @@ import typer
 from torch import Tensor, nn
 
 from toolchain.config import reader
-from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.config.dataset import Domain
+from toolchain.config.job import make_job
+from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, progress, registry, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.export import to_onnx
@@ -109,34 +112,36 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
-    target, work = reader.target(placement.TARGETS[runtime]), out / "work"
+    target = reader.target(placement.TARGETS[runtime])
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
-    adapted = Adapted(Trained(dense, name, {}, 0.0), head, None, AugmentSpec(), (), ())  # type: ignore[arg-type]
-    plan = pruning_plan.run(adapted, recipe, target, Budget(latency=f"{budget}x"), image, work)
+    data: Any = SimpleNamespace(example=image)
+    adapted = Adapted(Trained(dense, name, {}, 0.0), head, data, AugmentSpec(), (), ())
+    job = make_job(recipe, target, Domain(name="none"), out)
+    plan = pruning_plan.run(job, adapted)
     assert plan.fitted is not None
     pruned = surgery.apply(dense, plan.surgery)
-    placed = place.families({"dense": (dense, image), "pruned": (pruned, image)}, plan.placements, recipe, target, work)
+    placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.placements)
     sides: list[Side] = []
     for family, model, folder in (("dense", dense, "dense"), ("pruned", pruned, f"pruned-{plan.key}")):
-        job = placement.Job(
+        timing_job = placement.Job(
             model=name, target=target, seconds=0, rounds=rounds, folder=out / name / runtime / folder, image=image
         )  # fmt: skip
-        if not (job.folder / "float.onnx").exists():
-            to_onnx.to_onnx(model, image, job.folder / "float.onnx")
-        own, label = placement.ours(model, placed[family], job)  # type: ignore[index]
-        plain = placement.once(job.folder / "float", lambda where, job=job: compiled(job, where))
+        if not (timing_job.folder / "float.onnx").exists():
+            to_onnx.to_onnx(model, image, timing_job.folder / "float.onnx")
+        own, label = placement.ours(model, placed[family], timing_job)  # type: ignore[index]
+        plain = placement.once(timing_job.folder / "float", lambda where, job=timing_job: compiled(job, where))
         file = registry.module("runtimes", runtime).FILE_NAMES[0]
         sides.append(dataclasses.replace(own, name=family))
         sides.append(dataclasses.replace(own, name=f"{family}, f32", path=str(plain / file), precision="f32"))
         progress.say(f"{name}: {family} ships as {label}")
-    measured = placement.timed(sides, dataclasses.replace(job, folder=out / name / f"rounds-{plan.key}"))
+    measured = placement.timed(sides, dataclasses.replace(timing_job, folder=out / name / f"rounds-{plan.key}"))
     shares = [statistics.round_ratio(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
     in_float = [statistics.round_ratio(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
     macs = [profile.macs(layers) for layers in (plan.before, plan.after)]
     return {
         "model": name, "runtime": runtime, "budget": budget, "share": statistics.speedup(shares), "fitted": plan.fitted,
-        "float_gain": statistics.speedup(in_float), "macs": macs, "seconds": seconds(plan.key, work),
+        "float_gain": statistics.speedup(in_float), "macs": macs, "seconds": seconds(plan.key, job.work),
         "place_seconds": {family: one.seconds for family, one in placed.items()},
         "dense_ms": placement.median_ms(measured, "dense"), "dropped": list(plan.surgery.dropped),
         "forms": {side.name: side.precision for side in sides},

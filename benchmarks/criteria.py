@@ -18,6 +18,8 @@ import torch
 import typer
 
 from toolchain.config import overrides, reader
+from toolchain.config.dataset import Domain
+from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import progress, registry, statistics
 from toolchain.data.image_folder import Split
@@ -52,7 +54,7 @@ def main(
                 one, prune=dataclasses.replace(one.prune, ratio=None, criterion=name, ranking=ranking),
                 recover=dataclasses.replace(one.recover, epochs=epochs),
             )  # fmt: skip
-            small = recovered(adapted, asked, macs, out / "work")
+            small = recovered(adapted, asked, macs, out)
             for split, truth in labels.items():
                 right[name][split].append(_right(small.model, adapted, split, truth))
             scores = {split: f"{found[-1].mean():.4f}" for split, found in right[name].items()}
@@ -71,10 +73,12 @@ def main(
         print(f"| {' | '.join(cells)} |")
 
 
-def recovered(adapted: Adapted, recipe: Recipe, macs: str, work: Path) -> trained.Trained:
+def recovered(adapted: Adapted, recipe: Recipe, macs: str, out: Path) -> trained.Trained:
     """The dense model cut to the budget and trained."""
-    plan = pruning_plan.run(adapted, recipe, reader.target("cpu"), Budget(macs=macs), adapted.data.example, work)
-    return recover.run(prune.at_once(adapted.trained, plan), adapted, recipe, work)
+    recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
+    job = make_job(recipe, reader.target("cpu"), Domain(name=recipe.domain), out)
+    plan = pruning_plan.run(job, adapted)
+    return recover.run(job, prune.at_once(adapted.trained, plan.surgery), adapted)
 
 
 def _right(model: torch.nn.Module, adapted: Adapted, split: Split, labels: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def main(
     print("| model | runtime | search | ten times longer | longer / usual latency |\n|---|---|---|---|---|")
     for name in models.split(","):
         model, image = peers.network(name), torch.zeros(peers.SHAPE)
-        placed = place.run(model, image, target, (), seconds, out / "work")
+        placed = place.find_placement(model, image, target, (), seconds, out / "work")
         longer = place._started(model, image, target, out / name / runtime, float("inf"))
         began = time.monotonic()
         best = gone_on(longer, placed.placement, began + TIMES * placed.seconds)

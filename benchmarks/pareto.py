@@ -27,6 +27,7 @@ from torch import nn
 from toolchain import pipeline
 from toolchain.config import overrides, reader
 from toolchain.config.dataset import Domain
+from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache, statistics
@@ -52,7 +53,7 @@ def main(
     out: Path = Path("out/pareto"),
 ) -> None:
     """Prints both curves and draws them."""
-    job, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights))
+    job, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     train = dataclasses.replace(job.recover, epochs=epochs or job.recover.epochs)
     job = dataclasses.replace(job, recover=train, prune=dataclasses.replace(job.prune, sensitivity=False))
     chosen = reader.target(target)
@@ -72,7 +73,7 @@ def ours(
         job, name=f"{job.name}-{budget}{smaller}", budget=Budget(latency=budget),
         prune=dataclasses.replace(job.prune, ratio=None, resolution=resolution),
     )  # fmt: skip
-    report = pipeline.build(asked, target, domain, out)
+    report = pipeline.export(make_job(asked, target, domain, out))
     own = next(one for one in report["variants"] if one["name"] == report["candidate"])
     dense = report["variants"][0]
     progress.say(f"{asked.name}: {own['accuracy']:.4f}, {report['speedup']['estimate']:.2f}x")
@@ -85,8 +86,8 @@ def ours(
 
 def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float], out: Path) -> list[dict[str, Any]]:
     """The plain script at every ratio, all timed in the same rounds."""
-    data, _ = prepare.run(job, domain, out / "data")
-    adapted = finetune.run(job, domain.kind, data, (), out / "work")
+    data, _ = prepare.run(make_job(job, reader.target("cpu"), domain, out))
+    adapted = finetune.run(make_job(job, reader.target("cpu"), domain, out), data)
     folder, image = out / f"script-{target.name}", data.example
     runtime = registry.module("runtimes", target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}

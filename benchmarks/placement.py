@@ -107,7 +107,7 @@ def compared(job: Job) -> dict[str, Any]:
     source = job.folder / "float.onnx"
     if not source.exists():
         to_onnx.to_onnx(model, IMAGE, source)
-    placed = place.run(model, IMAGE, job.target, (), job.seconds, job.folder.parent / "search")
+    placed = place.find_placement(model, IMAGE, job.target, (), job.seconds, job.folder.parent / "search")
     own, label = ours(model, placed, job)
     sides, fails, missing = rivals(job)
     measured = timed([own, *sides], job)

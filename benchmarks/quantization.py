@@ -22,10 +22,12 @@ import torch
 import typer
 
 from toolchain.config import overrides, reader
+from toolchain.config.dataset import Domain
+from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core import files, stage_cache, statistics
-from toolchain.core.types import Interval
+from toolchain.core.types import Architecture, Interval
 from toolchain.data import prepare
 from toolchain.data.dataset import Dataset
 from toolchain.data.image_folder import Split
@@ -68,7 +70,7 @@ def main(
         print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
         for name in targets.split(","):
             for method in ("ptq", "qat"):
-                answered = quantized(adapted, method, one, reader.target(name), served, out / "work")
+                answered = quantized(adapted, method, one, reader.target(name), served, out)
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
@@ -78,11 +80,11 @@ def dense_models(
     name: str, flags: overrides.Flags, seeds: int, out: Path
 ) -> tuple[Dataset, Iterator[tuple[Recipe, Adapted]]]:
     """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
-    chosen, domain = overrides.job(name, flags)
+    chosen, domain = overrides.read_recipe(name, flags)
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(chosen, domain, out / "data")
+    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
     each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
-    return whole, ((one, finetune.run(one, domain.kind, whole, (), out / "work")) for one in each)
+    return whole, ((one, finetune.run(make_job(one, reader.target("cpu"), domain, out), whole)) for one in each)
 
 
 def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trained:
@@ -101,24 +103,26 @@ def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trai
         return trained.store(stage, started, model, loop.train(model, job, keep_start=True), {})
 
 
-def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, work: Path) -> Answered:
+def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, out: Path) -> Answered:
     """What one model in integers answers, in all of its forms."""
-    made, built = exported(adapted, method, recipe, target, work)
-    answers = accuracy.run(built, target, adapted.data, "test", served, work)
+    made, built = exported(adapted, method, recipe, target, out)
+    answers = accuracy.predict(built, target, adapted.data, "test", served, out / "work")
     converted = pt2e.convert(made.graph, adapted.data.example)
     return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
 
 
 def exported(
-    adapted: Adapted, method: str, recipe: Recipe, target: Target, work: Path
+    adapted: Adapted, method: str, recipe: Recipe, target: Target, out: Path
 ) -> tuple[quantize.Quantized, export_variants.Built]:
     """One model in integers, placed, trained and exported as `toolchain export` does it."""
     dense, image = adapted.trained, adapted.data.example
-    placed = place.run(dense.model, image, target, (), recipe.quantize.search_seconds, work)
+    placed = place.find_placement(dense.model, image, target, (), recipe.quantize.search_seconds, out / "work")
     teacher = dense.model if method == "qat" else None
-    made = quantize.run(dense, teacher, placed.placement, recipe, target, adapted, image, work)
-    both = dataclasses.replace(target, precisions=("f32", "int8"))
-    return made, export_variants.variants([quantize.Family("dense", dense, made, adapted.data)], both, work)[1]
+    job = make_job(recipe, target, Domain(name=recipe.domain), out)
+    made = quantize.calibrate_and_train(job, dense, teacher, placed.placement, adapted)
+    networks: dict[Architecture, quantize.Family] = {"dense": quantize.Family("dense", dense, made, adapted.data)}
+    (built,) = export_variants.run(job, networks, ("int8",))
+    return made, built
 
 
 def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:

@@ -17,8 +17,9 @@ import torch
 import typer
 from scipy import stats as scipy_stats
 
-from toolchain.config import overrides
+from toolchain.config import overrides, reader
 from toolchain.config.dataset import Domain
+from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
 from toolchain.config.shortlist import Candidate
 from toolchain.core import progress, registry, statistics
@@ -37,7 +38,7 @@ def main(
 ) -> None:
     """Prints a row a candidate and a row a score."""
     torch.set_flush_denormal(True)
-    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, epochs=epochs, seeds=1))
+    chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, epochs=epochs, seeds=1))
     found = nominated.read(candidates.split(","))
     scored = [scores(one, chosen, domain, out) for one in found]
     reached = [accuracy(one, chosen, domain, out) for one in found]
@@ -58,7 +59,7 @@ def main(
 
 def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[str, float]:
     """What `select` says of it."""
-    data, _ = prepare.run(dataclasses.replace(recipe, model=one.model), domain, out / "data")
+    data, _ = prepare.run(make_job(dataclasses.replace(recipe, model=one.model), reader.target("cpu"), domain, out))
     seen = extract_features.run(one.name, one.model, data, out / "work")
     return dict(transfer_scores.run(seen, out / "work", one.reuse.keep or extract_features.HEAD))
 
@@ -66,8 +67,8 @@ def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[st
 def accuracy(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> np.ndarray:
     """Which validation images it gets right after fine-tuning, float [images]."""
     asked = dataclasses.replace(recipe, model=one.model, reuse=one.reuse)
-    data, _ = prepare.run(asked, domain, out / "data")
-    trained = finetune.run(asked, domain.kind, data, (), out / "work").trained
+    data, _ = prepare.run(make_job(asked, reader.target("cpu"), domain, out))
+    trained = finetune.run(make_job(asked, reader.target("cpu"), domain, out), data).trained
     held = data.splits["val"]
     answer = loop.predict(trained.model, held, data.preprocess).argmax(1)
     right: np.ndarray = (answer == held.labels).numpy().astype(float)

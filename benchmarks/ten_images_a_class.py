@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import typer
 
-from toolchain.config import overrides
+from toolchain.config import overrides, reader
+from toolchain.config.job import make_job
 from toolchain.core import statistics
 from toolchain.data import prepare
 from toolchain.data.dataset import Dataset, Images
@@ -31,15 +32,15 @@ def main(
     out: Path = Path("out"),
 ) -> None:
     """Prints test accuracy of both for every draw, and the mean difference with its interval."""
-    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights))
+    chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(chosen, domain, out / "data")
+    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
     test = whole.splits["test"]
     tuned, frozen = [], []
     for draw in range(draws):
         few = drawn(whole, images, draw)
         one = dataclasses.replace(chosen, seed=draw, seeds=1)
-        found = finetune.run(one, domain.kind, few, (), out / "work")
+        found = finetune.run(make_job(one, reader.target("cpu"), domain, out), few)
         model, head, _ = build.build(one.model, len(whole.classes), seed=draw)
         fitted = linear_probe.fit(model, head, few)
         logits = linear_probe.features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias

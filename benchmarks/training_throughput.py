@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from toolchain.config import overrides
+from toolchain.config import overrides, reader
+from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, Recipe
 from toolchain.core import progress
 from toolchain.data import loader, prepare
@@ -38,9 +39,9 @@ def main(
     out: Path = Path("out"),
 ) -> None:
     """Prints images a second of both loops and their ratio."""
-    chosen, domain = overrides.job(recipe, overrides.Flags(data=data, weights=weights))
+    chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(chosen, domain, out / "data")
+    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
     train = whole.splits["train"]
     few = (
         dataclasses.replace(whole, splits={**whole.splits, "train": train.chosen(range(min(most, len(train))))})

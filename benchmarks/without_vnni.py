@@ -64,7 +64,7 @@ def main(
         for method in methods.split(","):
             for name in ("cpu", "cpu-avx2"):
                 _, built = quantization.exported(adapted, method, one, reader.target(name), out / "work")
-                here = accuracy.run(built, reader.target(name), whole, "test", served, out / "work").artefact
+                here = accuracy.predict(built, reader.target(name), whole, "test", served, out / "work").artefact
                 there = emulated(built, whole, served("test"), emulator, out / "work")
                 for where, logits in (("here", here), ("emulated", there)):
                     right[method, name, where].append(logits.argmax(1) == labels)

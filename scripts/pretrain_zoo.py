@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from toolchain.config import reader
+from toolchain.config.job import make_job
 from toolchain.core import files, registry
 from toolchain.data import prepare
 from toolchain.training import finetune, loop
@@ -29,8 +30,8 @@ def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
     recipe = reader.recipe(recipe_name)
     domain = reader.domain(recipe.domain)
-    data, _ = prepare.run(recipe, domain, out / "data")
-    trained = finetune.run(recipe, domain.kind, data, (), out / "work").trained
+    data, _ = prepare.run(make_job(recipe, reader.target("cpu"), domain, out))
+    trained = finetune.run(make_job(recipe, reader.target("cpu"), domain, out), data).trained
     path = ZOO / f"{name}.safetensors"
     trained_module.save_weights(trained.model, path)
     if path.stat().st_size > LARGEST_BYTES:

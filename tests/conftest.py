@@ -17,6 +17,7 @@ from PIL import Image
 from toolchain import pipeline
 from toolchain.config import reader
 from toolchain.config.dataset import Domain
+from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
 from toolchain.config.target import Target
 from toolchain.measure import latency, peak_throughput
@@ -87,7 +88,7 @@ class Run:
 def build(folder: Path, pictures: Path, target: str = "cpu") -> Run:
     domain = Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=32)
     chosen = dataclasses.replace(reader.target(target), budget=Budget(accuracy_drop=0.2))
-    return Run(folder, tiny_recipe(), chosen, domain, pipeline.build(tiny_recipe(), chosen, domain, folder))
+    return Run(folder, tiny_recipe(), chosen, domain, pipeline.export(make_job(tiny_recipe(), chosen, domain, folder)))
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +113,21 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sets")
     subprocess.run([sys.executable, str(SHARED / "data" / "unpack.py"), str(out)], check=True, capture_output=True)
     return out
+
+
+def job_of(
+    recipe: Recipe,
+    target: Target | None = None,
+    domain: Domain | None = None,
+    *,
+    out: Path,
+    budget: Budget | None = None,
+    lock_file: Path | None = None,
+    recipe_folder: Path | None = None,
+) -> Job:
+    """A job of some parts; the others are the cpu target and a domain without images."""
+    job = make_job(
+        recipe, target or reader.target("cpu"), domain or Domain(name="tiny"), out, lock_file=lock_file,
+        recipe_folder=recipe_folder,
+    )  # fmt: skip
+    return job if budget is None else dataclasses.replace(job, budget=budget)

@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from toolchain import pipeline
+from toolchain.config.job import make_job
 from toolchain.config.packaging import Packaging
 from toolchain.core import files as records
 from toolchain.deploy import cpp_runner
@@ -47,7 +48,7 @@ def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
         patch.setattr(peak_throughput, "ROUNDS", 1)
-        assert pipeline.build(run.recipe, target, run.domain, folder)["shipped"]
+        assert pipeline.export(make_job(run.recipe, target, run.domain, folder))["shipped"]
     return folder / "tiny" / "openvino" / "bundle"
 
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from toolchain import pipeline
 from toolchain.config import reader
+from toolchain.config.job import make_job
 from toolchain.config.packaging import Packaging
 from toolchain.config.target import Target
 from toolchain.core import files, registry
@@ -43,7 +44,7 @@ def packed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run.out / "work", folder / "work")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
-        assert pipeline.build(run.recipe, target, run.domain, folder)["shipped"]
+        assert pipeline.export(make_job(run.recipe, target, run.domain, folder))["shipped"]
     return folder / "tiny" / "cpu" / "bundle"
 
 
@@ -123,7 +124,7 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
         camera_input, "fold", lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest)
     )
     with pytest.raises(ToolchainError, match="the form 'frames', names the canonical model's class for"):
-        pipeline.build(run.recipe, asking(run, input="uint8"), run.domain, folder)
+        pipeline.export(make_job(run.recipe, asking(run, input="uint8"), run.domain, folder))
     assert not (folder / "tiny" / "cpu" / "bundle").exists()
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from toolchain import pipeline
 from toolchain.config import reader
+from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, ModelSpec
 from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
@@ -91,7 +92,7 @@ def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monk
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(paired_timing, "rounds", lambda *_, **__: pytest.fail("timed again"))
     monkeypatch.setattr(latency, "ROUNDS", 3)
-    pipeline.build(run.recipe, run.target, run.domain, run.out)
+    pipeline.export(make_job(run.recipe, run.target, run.domain, run.out))
     assert (run.folder / "bundle.tar").read_bytes() == archive
 
 
@@ -108,7 +109,7 @@ def test_a_lock_gives_the_same_archive_without_a_search(
     monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr(place, "replayed", lambda model, image, target, chosen, work: Placed(chosen, "", (), 0.0))
     lock = run.folder / "tiny.cpu.lock.json"
-    pipeline.build(run.recipe, run.target, run.domain, tmp_path / "out", lock=lock)
+    pipeline.export(make_job(run.recipe, run.target, run.domain, tmp_path / "out", lock_file=lock))
     assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
     assert (tmp_path / "out" / "tiny" / "cpu" / lock.name).read_bytes() == lock.read_bytes()
 
@@ -126,7 +127,7 @@ def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: 
     monkeypatch.setattr(loop, "train", train)
     changed = dataclasses.replace(run.recipe, recover=dataclasses.replace(run.recipe.recover, learning_rate=1.1e-3))
     with pytest.raises(Enough):
-        pipeline.build(changed, run.target, run.domain, run.out)
+        pipeline.export(make_job(changed, run.target, run.domain, run.out))
     assert trained == ["recover"]
 
 
@@ -136,7 +137,7 @@ def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: 
     monkeypatch.setattr(latency, "ROUNDS", 3)
     monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     other = dataclasses.replace(run.target, name="openvino", runtime="openvino", precisions=("f32", "bf16", "int8"))
-    written = pipeline.build(run.recipe, other, run.domain, run.out)
+    written = pipeline.export(make_job(run.recipe, other, run.domain, run.out))
     assert {one["precision"] for one in written["variants"]} == {"f32", "bf16", "int8"}
     own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
     assert own["integer_coverage"]["integer"] == own["integer_coverage"]["planned"] == 26
@@ -151,7 +152,7 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
 ) -> None:
     monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
     other = dataclasses.replace(reader.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
-    written = pipeline.build(run.recipe, other, run.domain, run.out)
+    written = pipeline.export(make_job(run.recipe, other, run.domain, run.out))
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
     own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
     assert own["latency_ms"] is own["integer_coverage"] is own["peak_share"] is None
@@ -173,7 +174,7 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     monkeypatch.setattr(latency, "ROUNDS", 3)
     hard = dataclasses.replace(run.target, budget=dataclasses.replace(run.target.budget, speedup=1000.0), name="hard")
     (run.out / "tiny" / "hard" / "bundle").mkdir(parents=True)
-    written = pipeline.build(run.recipe, hard, run.domain, run.out)
+    written = pipeline.export(make_job(run.recipe, hard, run.domain, run.out))
     assert written["shipped"] is None
     assert not (run.out / "tiny" / "hard" / "bundle").exists()
     assert (run.out / "tiny" / "hard" / "report.html").exists()
@@ -196,7 +197,7 @@ def test_what_cannot_be_done_is_said_before_training(
     monkeypatch.setattr(finetune, "run", None)
     parts = {name: dataclasses.replace(getattr(run.recipe, name), **values) for name, values in change.items()}
     with pytest.raises(ToolchainError, match=said):
-        pipeline.build(dataclasses.replace(run.recipe, **parts), run.target, run.domain, tmp_path / "out")
+        pipeline.export(make_job(dataclasses.replace(run.recipe, **parts), run.target, run.domain, tmp_path / "out"))
 
 
 def test_a_lock_for_another_model_is_said_before_training(
@@ -206,7 +207,7 @@ def test_a_lock_for_another_model_is_said_before_training(
     other = dataclasses.replace(run.recipe, model=ModelSpec(name="mobilenet_v2"))
     lock = run.folder / locks.file_name(run.recipe, run.target)
     with pytest.raises(ToolchainError, match="the lock has a layer features.0 where this model has features.0.0"):
-        pipeline.build(other, run.target, run.domain, tmp_path / "out", lock=lock)
+        pipeline.export(make_job(other, run.target, run.domain, tmp_path / "out", lock_file=lock))
 
 
 def test_rounds_and_sparse_training_go_through_the_whole_job(
@@ -218,7 +219,7 @@ def test_rounds_and_sparse_training_go_through_the_whole_job(
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny"))
     asked = dataclasses.replace(run.recipe.prune, rounds=3, sparsity=1e-3, sparse_epochs=2)
     recipe = dataclasses.replace(run.recipe, prune=asked)
-    written = pipeline.build(recipe, dataclasses.replace(run.target, precisions=("f32",)), run.domain, out)
+    written = pipeline.export(make_job(recipe, dataclasses.replace(run.target, precisions=("f32",)), run.domain, out))
     assert next(one for one in written["variants"] if one["name"] == "pruned-fp32")["accuracy"] >= 0.8
     assert {name: len(epochs) for name, epochs in written["training"].items()} == {
         "adapt": 8, "sparsify": 2, "prune": 4, "recover": 4,
@@ -251,7 +252,7 @@ def test_the_float_variant_is_the_recovered_model_and_not_the_one_quantized_from
 
 def test_an_output_folder_in_use_is_refused(run: Run) -> None:
     with records.locked(run.folder, wait=False), pytest.raises(ToolchainError, match="another run is writing"):
-        pipeline.build(run.recipe, run.target, run.domain, run.out)
+        pipeline.export(make_job(run.recipe, run.target, run.domain, run.out))
 
 
 # --- the bundle on its own ----------------------------------------------------------------------------------
@@ -477,7 +478,7 @@ def test_rebuilding_elsewhere_gives_the_same_archive(run: Run, tmp_path: Path, m
     os.umask(old := os.umask(0o077))
     os.umask(0o077)
     try:
-        pipeline.build(run.recipe, run.target, run.domain, tmp_path / "out")
+        pipeline.export(make_job(run.recipe, run.target, run.domain, tmp_path / "out"))
     finally:
         os.umask(old)
     assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
@@ -505,7 +506,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     asked = dataclasses.replace(run.recipe.prune, ratio=None, resolution=0.7)
     recipe = dataclasses.replace(run.recipe, prune=asked, budget=Budget(macs="0.6x"))
     target = dataclasses.replace(run.target, precisions=("f32",))
-    written = pipeline.build(recipe, target, run.domain, out)
+    written = pipeline.export(make_job(recipe, target, run.domain, out))
     own, dense = written["variants"][-1], written["variants"][0]
     assert (own["name"], own["image_size"], dense["image_size"]) == ("pruned-fp32", [24, 24], [32, 32])
     assert [trial["size"] for trial in written["image_sizes"]] == [[32, 32], [24, 24]]
@@ -523,6 +524,6 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     assert "24×24" in (folder / "report.md").read_text()
     lock = folder / "tiny.cpu.lock.json"
     monkeypatch.setattr(planner.Search, "budget", None)
-    again = pipeline.build(recipe, target, run.domain, tmp_path / "again", lock=lock)
+    again = pipeline.export(make_job(recipe, target, run.domain, tmp_path / "again", lock_file=lock))
     assert again["variants"][-1]["image_size"] == [24, 24]
     assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

@@ -16,6 +16,7 @@ from conftest import Run, draw
 from test_kill import RECIPE
 
 from toolchain import pipeline
+from toolchain.config.job import make_job
 from toolchain.config.packaging import Packaging
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
@@ -56,7 +57,7 @@ def again(run: Run, out: Path) -> bytes:
     target = dataclasses.replace(run.target, package=Packaging(input="uint8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
-        assert pipeline.build(run.recipe, target, run.domain, out)["shipped"]
+        assert pipeline.export(make_job(run.recipe, target, run.domain, out))["shipped"]
     return (out / "tiny" / "cpu" / "bundle.tar").read_bytes()
 
 

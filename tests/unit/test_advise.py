@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run
+from conftest import Run, job_of
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
@@ -98,8 +98,8 @@ def test_a_network_that_is_no_chain_is_used_whole(
     data = dataset.load(domain, SHOWN, tmp_path / "data")
     monkeypatch.setattr(blocks, "of", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.settled(recipe, data, tmp_path / "work")
-    assert settled == dataclasses.replace(recipe, reuse=Reuse())
+    settled, found = advise.choose_reuse(job_of(recipe, out=tmp_path), data, timed=False)
+    assert settled.recipe == dataclasses.replace(recipe, reuse=Reuse())
     assert found is not None
     assert "it is no chain of blocks" in reuse_report.said(plain(found))
     assert reuse_report.plot(plain(found)) == ""
@@ -108,11 +108,12 @@ def test_a_network_that_is_no_chain_is_used_whole(
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.settled(recipe, data, tmp_path / "work")
+    settled, found = advise.choose_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert found is not None
-    assert settled.reuse == found.reuse
+    assert settled.recipe.reuse == found.reuse
     asked = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
-    assert advise.settled(asked, data, tmp_path / "work") == (asked, None)
+    job = job_of(asked, out=tmp_path)
+    assert advise.choose_reuse(job, data, timed=False) == (job, None)
 
 
 def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None
     reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
     before, _, _ = build.build(GLYPHS, 3, seed=0)
-    found = finetune.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    found = finetune.run(job_of(recipe, out=tmp_path / "work"), data).trained.model
     for name in ("features.0.weight", "features.4.squeeze.weight"):
         assert torch.equal(found.state_dict()[name], before.state_dict()[name])
     assert not torch.equal(
@@ -128,7 +129,7 @@ def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None
     )
     assert isinstance(found.get_submodule("features.9"), torch.nn.Identity)
     assert all(parameter.requires_grad for parameter in found.parameters())
-    again = finetune.run(recipe, "photo", data, (), tmp_path / "work").trained.model
+    again = finetune.run(job_of(recipe, out=tmp_path / "work"), data).trained.model
     assert torch.equal(again.features[6].squeeze.weight, found.features[6].squeeze.weight)
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config.recipe import AugmentSpec, Budget
+from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, Recipe
 from toolchain.config.target import QuantScheme, Target
 from toolchain.core.types import Preprocess
 from toolchain.data.dataset import Dataset, Images
@@ -85,8 +86,9 @@ def placed(speedup: float = 2.0, floating: float = 1.0) -> Placed:
 def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
     adapted = Adapted(trained_module.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
     family = Family("dense", adapted.trained, harmed(data), data)
-    families, found = accuracy_control.run([family], {"dense": where}, budget, TARGET, adapted, tmp_path)
-    return families[0].quantized, found
+    job = job_of(Recipe(name="r", domain="tiny", model=ModelSpec(name="m")), TARGET, out=tmp_path, budget=budget)
+    networks, found = accuracy_control.run(job, {"dense": family}, {"dense": where}, adapted)
+    return networks["dense"].quantized, found
 
 
 def test_the_harmful_block_goes_back_to_float_and_the_budget_is_kept(

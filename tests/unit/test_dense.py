@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from conftest import tiny_recipe
+from conftest import job_of, tiny_recipe
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec, ModelSpec, Recipe, TrainSpec
@@ -37,8 +37,8 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
 
 
 def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, _ = prepare.run(recipe(), domain, tmp_path / "data")
-    finetune.run(recipe(), "photo", data, (), tmp_path / "work")
+    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path / "data"))
+    finetune.run(job_of(recipe(), out=tmp_path / "work"), data)
     trained: list[tuple[int, float]] = []
     train = loop.train
 
@@ -47,22 +47,22 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
         return train(model, job, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "train", counted)
-    found = finetune.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    found = finetune.run(job_of(recipe(balance=0.5), out=tmp_path / "work"), data)
     assert trained == [(1, 0.5)]
-    finetune.run(recipe(balance=0.5), "photo", data, (), tmp_path / "work")
+    finetune.run(job_of(recipe(balance=0.5), out=tmp_path / "work"), data)
     assert len(trained) == 1
     assert [epoch["epoch"] for epoch in found.trained.figures["history"]] == [1, 2, 3, 4, 5]
     assert 0 <= found.trained.figures["best_epoch"] <= 4
 
 
 def test_a_teacher_is_fine_tuned_first_and_changes_the_student(domain: Domain, tmp_path: Path) -> None:
-    data, _ = prepare.run(recipe(), domain, tmp_path / "data")
-    alone = finetune.run(recipe(), "photo", data, (), tmp_path / "work")
+    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path / "data"))
+    alone = finetune.run(job_of(recipe(), out=tmp_path / "work"), data)
     teacher = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.4,) * 3, std=(0.6,) * 3)
     learning = dataclasses.replace(recipe(teacher=teacher), adapt=dataclasses.replace(recipe().adapt, distill=0.5))
-    taught = finetune.run(learning, "photo", data, (), tmp_path / "work")
+    taught = finetune.run(job_of(learning, out=tmp_path / "work"), data)
     assert taught.trained.key != alone.trained.key
-    again = finetune.run(learning, "photo", data, (), tmp_path / "work")
+    again = finetune.run(job_of(learning, out=tmp_path / "work"), data)
     assert again.trained.key == taught.trained.key
     assert len(list((tmp_path / "work" / "adapt").iterdir())) == 3  # alone, the teacher, the student
 
@@ -85,5 +85,5 @@ def test_a_budget_that_the_test_set_cannot_show_is_said_before_anything_is_compr
 
 def test_further_sets_are_read_by_the_name_of_their_domain(domain: Domain, tmp_path: Path) -> None:
     joined = JoinSpec(domain="image-folder", path=domain.path)
-    _, joins = prepare.run(recipe(join=(joined,)), domain, tmp_path / "data")
+    _, joins = prepare.run(job_of(recipe(join=(joined,)), domain=domain, out=tmp_path / "data"))
     assert joins[0].leaked == 15 + 24  # all of its own validation and test

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from torch import Tensor, nn
 
 from toolchain.config import reader
-from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.types import Preprocess
 from toolchain.data import loader
@@ -53,7 +54,7 @@ def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapted, tmp_path: Path) -> None:
-    done = pruning_plan.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    done = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
     assert done.cuts
     assert kept == by_hand(adapted, name, adapted.data.calibration)
@@ -65,7 +66,7 @@ def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapt
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
     name: str, adapted: Adapted, tmp_path: Path
 ) -> None:
-    first = pruning_plan.run(adapted, recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    first = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     drawn = dataclasses.replace(adapted.data, calibration=(1, 3, 5), calibration_digest="others")
-    again = pruning_plan.run(dataclasses.replace(adapted, data=drawn), recipe(name), TARGET, Budget(), IMAGE, tmp_path)
+    again = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, data=drawn))
     assert (first.key != again.key) == bool(registry.module("criteria", name).NEEDS)

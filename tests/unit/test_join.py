@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import draw, tiny_recipe
+from conftest import draw, job_of, tiny_recipe
 from PIL import Image
 
 from toolchain.config.dataset import Domain
@@ -94,7 +94,7 @@ def test_a_set_that_misleads_is_dropped_and_one_that_teaches_stays(own: dataset.
     wrong = {"ant": "bee", "bee": "cat", "cat": "ant"}
     bad = read(few, folder, JoinSpec(domain="wrong", labels=wrong))
     good = read(few, folder, JoinSpec(domain="right"))
-    found = finetune.run(recipe, "photo", few, [bad, good], tmp_path / "work")
+    found = finetune.run(job_of(recipe, out=tmp_path / "work"), few, [bad, good])
     assert [(trial.name, trial.kept) for trial in found.trials] == [("wrong", False), ("right", True)]
     assert found.trials[0].gain.estimate <= 0 < found.trials[1].gain.estimate
     assert found.trials[0].gain.samples == len(own.splits["val"])

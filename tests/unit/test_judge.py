@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from toolchain.config.job import merge_budgets
 from toolchain.config.recipe import Budget
 from toolchain.core.types import Artefact, Coverage, Interval
 from toolchain.export.export_variants import Variant
@@ -72,7 +73,7 @@ GOOD = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int
 
 def decide(budget: Budget, **changed: Accuracy) -> ship_decision.Judged:
     found = GOOD | {name.replace("_", "-"): value for name, value in changed.items()}
-    return ship_decision.run(VARIANTS, found, found, FAST, budget)
+    return ship_decision.decide(VARIANTS, found, found, FAST, budget)
 
 
 def outcome(judged: ship_decision.Judged, check: str) -> str:
@@ -90,11 +91,11 @@ def test_float_ships_where_integers_cost_too_much_accuracy_and_it_is_said() -> N
 
 
 def test_a_lock_says_which_form_ships_though_another_is_faster_today() -> None:
-    found = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
+    found = ship_decision.decide(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
     assert (found.shipped, found.notes[-1]) == ("pruned-fp32", "the lock says which form ships")
     bad = GOOD | {"pruned-fp32": accuracy(0.05)}
-    assert ship_decision.run(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
-    absent = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16")
+    assert ship_decision.decide(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
+    absent = ship_decision.decide(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16")
     assert (absent.shipped, "the lock says which form ships" in absent.notes) == ("pruned-int8", False)
 
 
@@ -107,9 +108,9 @@ def test_nothing_ships_when_every_variant_misses_and_the_closest_is_named() -> N
 def test_the_choice_is_made_on_validation_and_judged_on_test() -> None:
     good = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
     bad = {**good, "pruned-int8": accuracy(0.03)}
-    chosen = ship_decision.run(VARIANTS, good, bad, FAST, Budget(accuracy_drop=0.01))
+    chosen = ship_decision.decide(VARIANTS, good, bad, FAST, Budget(accuracy_drop=0.01))
     assert (chosen.shipped, chosen.candidate) == (None, "pruned-int8")  # not swapped for what does better on test
-    assert ship_decision.run(VARIANTS, bad, good, FAST, Budget(accuracy_drop=0.01)).shipped == "pruned-fp32"
+    assert ship_decision.decide(VARIANTS, bad, good, FAST, Budget(accuracy_drop=0.01)).shipped == "pruned-fp32"
 
 
 def test_an_interval_across_the_limit_passes_but_is_flagged() -> None:
@@ -155,7 +156,7 @@ def test_speed_and_size_budgets_are_held() -> None:
 
 
 def test_a_target_that_cannot_be_timed_ships_its_smallest_and_says_what_was_not_measured() -> None:
-    found = ship_decision.run(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
+    found = ship_decision.decide(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
     assert found.shipped == "pruned-int8"
     assert {v.check for v in found.verdicts if v.outcome == "not_measured"} == {"speedup"}
     assert math.isnan(ship_decision.faster({}, "pruned-int8", "dense-fp32").estimate)
@@ -163,13 +164,13 @@ def test_a_target_that_cannot_be_timed_ships_its_smallest_and_says_what_was_not_
 
 def test_coverage_that_this_machine_cannot_show_is_not_a_pass() -> None:
     blind = {name: dataclasses.replace(own, coverage=None) for name, own in GOOD.items()}
-    found = ship_decision.run(VARIANTS, blind, blind, {}, Budget())
+    found = ship_decision.decide(VARIANTS, blind, blind, {}, Budget())
     assert [v.outcome for v in found.verdicts if v.check == "integer_coverage"] == ["not_measured"]
     assert found.shipped
 
 
 def test_the_recipes_budget_wins_key_by_key() -> None:
-    merged = ship_decision.merged(Budget(accuracy_drop=0.01), Budget(accuracy_drop=0.5, size_bytes=7))
+    merged = merge_budgets(Budget(accuracy_drop=0.01), Budget(accuracy_drop=0.5, size_bytes=7))
     assert (merged.accuracy_drop, merged.size_bytes) == (0.01, 7)
 
 
@@ -190,7 +191,7 @@ FITTED = Fitted(
 @pytest.mark.parametrize(("limit", "shipped"), [(0.7, "pruned-int8"), (0.6, "pruned-int8"), (0.5, None)])
 def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit: float, shipped: str | None) -> None:
     fitted = dataclasses.replace(FITTED, limit=limit)
-    found = ship_decision.run(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), fitted)
+    found = ship_decision.decide(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), fitted)
     assert found.shipped == shipped
     verdict = next(one for one in found.verdicts if one.check == "latency")
     assert verdict.limit == limit
@@ -201,12 +202,12 @@ def test_a_latency_budget_is_held_against_the_dense_model_as_it_would_ship(limit
 
 
 def test_a_latency_budget_on_another_machine_is_not_measured() -> None:
-    found = ship_decision.run(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
+    found = ship_decision.decide(VARIANTS, GOOD, GOOD, {}, Budget(), FITTED)
     assert outcome(found, "latency") == "not_measured"
 
 
 def test_a_latency_budget_of_a_form_that_cannot_run_here_is_not_measured() -> None:
-    found = ship_decision.run(
+    found = ship_decision.decide(
         VARIANTS, GOOD, GOOD, FAST, Budget(latency="0.6x"), dataclasses.replace(FITTED, dense="bf16")
     )
     verdict = next(one for one in found.verdicts if one.check == "latency")
@@ -219,6 +220,6 @@ def test_a_budget_of_bytes_is_a_share_of_the_form_that_was_planned_for(dense: st
     variants = [VARIANTS[0], variant("dense-int8", size=40), *VARIANTS[1:]]
     accuracies = GOOD | {"dense-int8": accuracy(0.5)}  # the best dense form here is the float one
     fast = FAST | {"dense-int8": timed({"dense-fp32": 0.1})}
-    found = ship_decision.run(variants, accuracies, accuracies, fast, Budget(size="0.5x"), None, dense)  # type: ignore[arg-type]
+    found = ship_decision.decide(variants, accuracies, accuracies, fast, Budget(size="0.5x"), None, dense)  # type: ignore[arg-type]
     verdict = next(one for one in found.verdicts if one.check == "size")
     assert (verdict.limit, verdict.outcome) == (limit, outcome)

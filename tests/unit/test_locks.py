@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from torch import nn
 
 from toolchain.config import reader
@@ -14,7 +15,6 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
 from toolchain.data.dataset import Dataset, Images
-from toolchain.gates import ship_decision
 from toolchain.models import profile
 from toolchain.pruning import options, surgery
 from toolchain.quantization import placement_result
@@ -28,6 +28,7 @@ from toolchain.training import trained
 from toolchain.training.finetune import Adapted
 
 IMAGE = torch.zeros(1, 3, 8, 8)
+OUT = Path("out")
 TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
 OWN = Placement(float_modules=("0",), float_operations=())
@@ -52,7 +53,7 @@ def adapted(model: nn.Module, key: str = "dense") -> Adapted:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     whole = adapted(net())
-    plan = pruning_plan.run(whole, RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    plan = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), whole)
     placed = {
         "dense": placement_result.Placed(OWN, "", (), 0.0),
         "pruned": placement_result.Placed(Placement(), "", (), 0.0),
@@ -62,14 +63,14 @@ def written(tmp_path: Path) -> Path:
 
 
 def replay(path: Path, model: Adapted, work: Path) -> plan_module.Fit:
-    lock = locks.find(path, None, RECIPE, TARGET, Budget())
-    return pruning_plan.run(model, RECIPE, TARGET, Budget(), IMAGE, work, lock)
+    lock = locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
+    return pruning_plan.run(job_of(RECIPE, TARGET, out=work), model, lock)
 
 
 def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = pruning_plan.run(adapted(net()), RECIPE, TARGET, Budget(), IMAGE, tmp_path / "work")
+    planned = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
     monkeypatch.setattr(options, "plan", None)
     monkeypatch.setattr(options, "options", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")
@@ -111,8 +112,8 @@ def test_other_settings_leave_it_aside_or_are_refused_where_it_was_named(
     written: Path, recipe: Recipe, budget: Budget, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ToolchainError, match=said):
-        locks.find(written, None, recipe, TARGET, budget)
-    assert locks.find(None, written.parent, recipe, TARGET, budget) is None
+        locks.find(job_of(recipe, TARGET, out=OUT, budget=budget, lock_file=written))
+    assert locks.find(job_of(recipe, TARGET, out=OUT, budget=budget, recipe_folder=written.parent)) is None
     assert said in capsys.readouterr().out
 
 
@@ -120,26 +121,29 @@ def test_a_lock_from_before_a_setting_existed_is_one_for_its_default(written: Pa
     content = json.loads(written.read_text())
     del content["asked"]["prune.resolution"]
     written.write_text(json.dumps(content))
-    assert locks.find(written, None, RECIPE, TARGET, Budget()) is not None
+    assert locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written)) is not None
     small = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, resolution=0.5))
     with pytest.raises(ToolchainError, match=r"prune\.resolution = 1\.0, now it is 0\.5"):
-        locks.find(written, None, small, TARGET, Budget())
+        locks.find(job_of(small, TARGET, out=OUT, lock_file=written))
 
 
 def test_one_beside_the_recipe_is_found_by_recipe_and_target(written: Path) -> None:
-    found = locks.find(None, written.parent, RECIPE, TARGET, Budget())
+    found = locks.find(job_of(RECIPE, TARGET, out=OUT, recipe_folder=written.parent))
     assert found == locks.read(written)
-    assert locks.find(None, written.parent, dataclasses.replace(RECIPE, name="other"), TARGET, Budget()) is None
+    assert (
+        locks.find(job_of(dataclasses.replace(RECIPE, name="other"), TARGET, out=OUT, recipe_folder=written.parent))
+        is None
+    )
 
 
 def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is mine"):
-        locks.find(written, None, RECIPE, dataclasses.replace(TARGET, name="mine"), Budget())
+        locks.find(job_of(RECIPE, dataclasses.replace(TARGET, name="mine"), out=OUT, lock_file=written))
 
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        locks.find(written, None, RECIPE, reader.target("openvino"), Budget())
+        locks.find(job_of(RECIPE, reader.target("openvino"), out=OUT, lock_file=written))
 
 
 @pytest.mark.parametrize(
@@ -158,19 +162,19 @@ def test_a_broken_lock_is_named(written: Path, change, said: str) -> None:
     change(content)
     written.write_text(json.dumps(content))
     with pytest.raises(ToolchainError, match=said) as raised:
-        locks.find(written, None, RECIPE, TARGET, Budget())
+        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written))
     assert written.name in str(raised.value)
 
 
 def test_a_file_that_is_no_json_is_not_asked_to_be_removed(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("schema = 1")
     with pytest.raises(ToolchainError, match="own.toml is no lock; `toolchain export` writes them"):
-        locks.find(tmp_path / "own.toml", None, RECIPE, TARGET, Budget())
+        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "own.toml"))
 
 
 def test_a_lock_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="cannot read"):
-        locks.find(tmp_path / "none.json", None, RECIPE, TARGET, Budget())
+        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "none.json"))
 
 
 def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None:
@@ -199,7 +203,4 @@ def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
     assert found
     for path in found:
         recipe, target = reader.recipe(path.name.split(".")[0]), reader.target(path.name.split(".")[1])
-        assert (
-            locks.find(None, path.parent, recipe, target, ship_decision.merged(recipe.budget, target.budget))
-            is not None
-        )
+        assert locks.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None

@@ -206,7 +206,7 @@ def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def run(clock: Clock, seconds: float = 100.0, device: str = ""):
         monkeypatch.setattr(paired_timing, "rounds", clock)
-        return place.run(model, IMAGE, dataclasses.replace(target, device=device), (), seconds, tmp_path)
+        return place.find_placement(model, IMAGE, dataclasses.replace(target, device=device), (), seconds, tmp_path)
 
     return run
 

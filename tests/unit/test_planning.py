@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from torch import Tensor, nn
 
 from toolchain.config import reader
@@ -102,7 +103,7 @@ def test_a_teacher_sees_its_own_size() -> None:
 
 def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -> None:
     whole = adapted(net())
-    plan = pruning_plan.run(whole, recipe(), TARGET, Budget(size="0.6x"), IMAGE, tmp_path)
+    plan = pruning_plan.run(job_of(recipe(), TARGET, out=tmp_path, budget=Budget(size="0.6x")), whole)
     timer = Architectures(whole.trained.model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
     share = timer.size_bytes(plan.surgery) / timer.size_bytes(Surgery())
     assert 0.5 < share <= 0.6
@@ -136,7 +137,7 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
     asked = dataclasses.replace(recipe(), quantize=QuantizeSpec(search_seconds=0, float_modules=("2",)))
     in_float = dataclasses.replace(TARGET, precisions=("f32",))
     plans = [
-        pruning_plan.run(whole, one, target, Budget(size="40 kB"), IMAGE, tmp_path)
+        pruning_plan.run(job_of(one, target, out=tmp_path, budget=Budget(size="40 kB")), whole)
         for one, target in ((recipe(), in_float), (recipe(), TARGET), (asked, TARGET))
     ]
     assert len({plan.key for plan in plans}) == 3
@@ -154,7 +155,7 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
 )
 def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str, tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=said):
-        pruning_plan.run(adapted(net()), recipe(), TARGET, budget, IMAGE, tmp_path)
+        pruning_plan.run(job_of(recipe(), TARGET, out=tmp_path, budget=budget), adapted(net()))
 
 
 def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
@@ -173,9 +174,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     monkeypatch.setattr(loop, "train", train)
     limit = 0.45 * profile.macs(profile.layers(whole.trained.model, IMAGE))
     asked = recipe(resolution=0.5)
-    plan = pruning_plan.run(
-        whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
-    )  # fmt: skip
+    plan = pruning_plan.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
     assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
     assert all(work <= limit for *_, work in trained)
     assert trained[0][2] > 0.8 * limit
@@ -185,13 +184,13 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
         ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
     ]  # fmt: skip
     assert profile.macs(plan.after) == trained[1][2]
-    again = pruning_plan.run(
-        whole, asked, TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size)
-    )  # fmt: skip
+    again = pruning_plan.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
     assert (again.resized, again.trials, again.surgery) == (plan.resized, plan.trials, plan.surgery)
     assert len(trained) == 3
     assert not any(folder.exists() for folder in folders)
-    pruning_plan.run(whole, asked, TARGET, Budget(macs="0.4x"), IMAGE, tmp_path, at=lambda size: smaller(whole, size))
+    pruning_plan.run(
+        job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.4x")), whole, at=lambda size: smaller(whole, size)
+    )
     names = {folder.name for folder in folders}  # another plan does not go on with this one's training
     assert [sum(f"-{side}x" in name for name in names) for side in (32, 24, 16)] == [2, 2, 1]  # 16x16 cuts nothing
 
@@ -218,25 +217,24 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
         tried.append(size)
         return smaller(whole, size)
 
-    pruning_plan.run(whole, recipe(resolution=0.5), TARGET, Budget(macs="0.45x"), IMAGE, tmp_path, at=at)
+    pruning_plan.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=at)
     assert tried == [(32, 32), (24, 24)]
 
 
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = adapted(net(pooled=False))
-    plan = pruning_plan.run(
-        whole, recipe(resolution=0.5), TARGET, Budget(macs="0.6x"), IMAGE, tmp_path,
-        at=lambda size: smaller(whole, size),
-    )  # fmt: skip
+    plan = pruning_plan.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
     assert (plan.resized, plan.trials) == (None, ())
     assert "no pictures smaller than 32x32" in capsys.readouterr().out
 
 
 def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"leave prune\.ratio = 0 out"):
-        pruning_plan.run(adapted(net()), recipe(resolution=0.5, ratio=0), TARGET, Budget(macs="0.5x"), IMAGE, tmp_path)
+        pruning_plan.run(
+            job_of(recipe(resolution=0.5, ratio=0), TARGET, out=tmp_path, budget=Budget(macs="0.5x")), adapted(net())
+        )
 
 
 def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"resolution = 0\.5 is searched for a budget; .* --latency"):
-        pruning_plan.run(adapted(net()), recipe(resolution=0.5, ratio=0.3), TARGET, Budget(), IMAGE, tmp_path)
+        pruning_plan.run(job_of(recipe(resolution=0.5, ratio=0.3), TARGET, out=tmp_path), adapted(net()))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from torch import nn
 
 from toolchain.config.dataset import Domain
@@ -44,7 +45,7 @@ def test_a_probe_is_what_it_says_once_it_is_the_head(own: dataset.Dataset) -> No
 def test_fine_tuning_that_spoils_it_keeps_the_probe(own: dataset.Dataset, tmp_path: Path) -> None:
     spoiling = TrainSpec(epochs=1, batch_size=8, learning_rate=5.0, schedule="constant", head_start="probe")
     recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="mobilenet_v3_small"), adapt=spoiling)
-    found = finetune.run(dataclasses.replace(recipe), "photo", own, (), tmp_path / "work")
+    found = finetune.run(job_of(dataclasses.replace(recipe), out=tmp_path / "work"), own)
     kept = found.trained.figures
     assert kept["best_accuracy"] >= kept["probe"]["accuracy"]
 
@@ -73,7 +74,7 @@ def test_care_is_for_what_was_pretrained_and_rare_classes_are_said(
     for weights in ("", "DEFAULT"):
         recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="resnet18", weights=weights))
         with pytest.raises(InterruptedError):
-            finetune.run(recipe, "photo", own, (), tmp_path)
+            finetune.run(job_of(recipe, out=tmp_path), own)
     assert [one.freeze_norm for one in asked] == [False, True]
     counts = own.splits["train"].labels.bincount().tolist()
     assert f"{own.classes[0]} {counts[0]} images" in capsys.readouterr().out

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_fit import IMAGE, TARGET, adapted, recipe
+from conftest import job_of
+from test_fit import TARGET, adapted, recipe
 from torch import nn
 
-from toolchain.config.recipe import Budget, PruneSpec
+from toolchain.config.recipe import PruneSpec
 from toolchain.pruning import channel_ranking, gradients
 from toolchain.search import pruning_plan
 from toolchain.training.finetune import Adapted
@@ -36,8 +37,8 @@ def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, coll
 
 
 def test_two_plans_of_one_model_share_them(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
-    pruning_plan.run(adapted, recipe("fisher"), TARGET, Budget(), IMAGE, tmp_path)
-    pruning_plan.run(adapted, recipe("taylor"), TARGET, Budget(), IMAGE, tmp_path)
+    pruning_plan.run(job_of(recipe("fisher"), TARGET, out=tmp_path), adapted)
+    pruning_plan.run(job_of(recipe("taylor"), TARGET, out=tmp_path), adapted)
     assert len(collected) == 1
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from torch import Tensor, nn
 
 from toolchain.config import reader
-from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
+from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
@@ -90,12 +91,12 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
 
 
 def planned(adapted: Adapted, asked: Recipe, work: Path) -> Fit:
-    return pruning_plan.run(adapted, asked, TARGET, Budget(), IMAGE, work)
+    return pruning_plan.run(job_of(asked, TARGET, out=work), adapted)
 
 
 def pruned(adapted: Adapted, asked: Recipe, work: Path, plan: Fit | None = None) -> Pruned:
     plan = plan or planned(adapted, asked, work)
-    return prune.run(adapted.trained, plan, adapted, asked, TARGET, IMAGE, work)
+    return prune.run(job_of(asked, TARGET, out=work), adapted.trained, plan.surgery, adapted)
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -291,7 +292,7 @@ def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: Adapted) -> 
 def test_the_rounds_share_the_epochs_of_one_recovery(adapted: Adapted, tmp_path: Path, trained: list[loop.Job]) -> None:
     asked = recipe(3, epochs=8)
     found = pruned(adapted, asked, tmp_path)
-    small = recover.run(found, adapted, asked, tmp_path)
+    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
     assert [job.spec.epochs for job in trained] == [2, 2, 4]
     assert [job.label for job in trained] == ["prune: round 1", "prune: round 2", "recover"]
     assert all(job.teacher is adapted.trained.model for job in trained)
@@ -306,7 +307,7 @@ def test_a_round_that_cuts_nothing_leaves_its_epochs_to_the_last(
     asked, plan = recipe(3, epochs=8), planned(adapted, recipe(3), tmp_path)
     way = dataclasses.replace(only_mix(adapted, channels), dropped=dropped)  # 16 channels, 16, 12 and 12; or a block
     found = pruned(adapted, asked, tmp_path, dataclasses.replace(plan, surgery=way))
-    recover.run(found, adapted, asked, tmp_path)
+    recover.run(job_of(asked, out=tmp_path), found, adapted)
     assert [(job.label, job.spec.epochs) for job in trained] == [(f"prune: round {begins}", 2), ("recover", 6)]
 
 
@@ -356,22 +357,22 @@ def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: Adapted, tm
     assert plans[0] == plans[1]
     asked = recipe(1)
     found = pruned(adapted, asked, tmp_path)
-    small = recover.run(found, adapted, asked, tmp_path)
+    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
     assert not (tmp_path / "prune").exists()
     assert small.key == files.digest(
         recover.VERSION, "dense", found.surgery, asked.recover, adapted.augment, asked.balance, asked.seed
     )  # as before there were rounds
-    in_rounds = recover.run(pruned(adapted, recipe(2), tmp_path), adapted, recipe(2), tmp_path)
+    in_rounds = recover.run(job_of(recipe(2), out=tmp_path), pruned(adapted, recipe(2), tmp_path), adapted)
     assert in_rounds.key != small.key
 
 
 def test_without_a_plan_there_is_nothing_to_do(adapted: Adapted, tmp_path: Path, trained: list[loop.Job]) -> None:
     asked = dataclasses.replace(recipe(3), prune=PruneSpec(ratio=0, rounds=3))
-    assert recover.run(pruned(adapted, asked, tmp_path), adapted, asked, tmp_path) is adapted.trained
+    assert recover.run(job_of(asked, out=tmp_path), pruned(adapted, asked, tmp_path), adapted) is adapted.trained
     assert trained == []
 
 
 def test_the_model_that_is_cut_stays_as_it_was(adapted: Adapted, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in adapted.trained.model.state_dict().items()}
-    recover.run(pruned(adapted, recipe(2), tmp_path), adapted, recipe(2), tmp_path)
+    recover.run(job_of(recipe(2), out=tmp_path), pruned(adapted, recipe(2), tmp_path), adapted)
     assert all(torch.equal(before[name], t) for name, t in adapted.trained.model.state_dict().items())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, draw
+from conftest import Run, draw, job_of
 
 from toolchain.cli.main import main
 from toolchain.config import reader
@@ -376,18 +376,20 @@ def test_auto_takes_the_best_that_the_budget_allows(
     monkeypatch.setattr(nominated, "read", lambda names: candidates() if names == ["mine"] else [])
     monkeypatch.setattr(untrained_latency, "run", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
     recipe = Recipe(name="r", domain="tiny", model=ModelSpec(name="auto:mine"))
-    cut, ranked = select_model.settled(recipe, domain, CPU, Budget(latency="2 ms"), tmp_path)
-    assert (cut.model, cut.reuse) == (GLYPHS, Reuse(keep="features.4"))
+    job, ranked = select_model.choose_model(job_of(recipe, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
+    assert (job.recipe.model, job.recipe.reuse) == (GLYPHS, Reuse(keep="features.4"))
     assert ranked is not None
     assert (ranked["chosen"], "within 2 ms" in ranked["why"]) == ("glyphs to 4", True)
     own = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
-    assert select_model.settled(own, domain, CPU, Budget(latency="2 ms"), tmp_path)[0].reuse == Reuse(keep="features.7")
+    job, _ = select_model.choose_model(job_of(own, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
+    assert job.recipe.reuse == Reuse(keep="features.7")
     named = dataclasses.replace(recipe, model=GLYPHS)
-    assert select_model.settled(named, domain, CPU, Budget(), tmp_path) == (named, None)
+    job = job_of(named, CPU, domain, out=tmp_path)
+    assert select_model.choose_model(job) == (job, None)
     nobody = dataclasses.replace(recipe, model=ModelSpec(name="auto:"))
     monkeypatch.undo()
     with pytest.raises(ToolchainError, match="no candidates are named"):
-        select_model.settled(nobody, domain, CPU, Budget(), tmp_path)
+        select_model.choose_model(job_of(nobody, CPU, domain, out=tmp_path, budget=Budget()))
 
 
 def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(

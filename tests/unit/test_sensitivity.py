@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import job_of
 from torch import Tensor, nn
 
 from toolchain.config import reader
-from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
+from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, registry
 from toolchain.core.types import Preprocess
 from toolchain.data import loader
@@ -94,11 +95,11 @@ def adapted() -> Adapted:
 
 
 def planned(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Fit:
-    return pruning_plan.run(adapted, recipe, TARGET, Budget(), IMAGE, work)
+    return pruning_plan.run(job_of(recipe, TARGET, out=work), adapted)
 
 
 def found(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:
-    curves = sensitivity.run(adapted, planned(adapted, work, recipe), recipe, TARGET, IMAGE, work)
+    curves = sensitivity.run(job_of(recipe, TARGET, out=work), adapted, planned(adapted, work, recipe))
     assert curves is not None
     return curves
 
@@ -169,12 +170,12 @@ def test_what_was_measured_before_an_exception_is_not_measured_again(
     monkeypatch.setattr(loop, "predict", watched)
     tickets = counting(next(cut_at))
     with pytest.raises(KeyboardInterrupt):
-        sensitivity.run(adapted, plan, RECIPE, TARGET, IMAGE, tmp_path)
+        sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
     assert len(seen) == 3
     tickets = counting(next(cut_at))
-    assert sensitivity.run(adapted, plan, RECIPE, TARGET, IMAGE, tmp_path) == whole
+    assert sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
-    assert sensitivity.run(adapted, plan, RECIPE, TARGET, IMAGE, tmp_path) == whole  # from its record
+    assert sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole  # from its record
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
     assert not list(tmp_path.rglob(sensitivity.POINTS))
 
@@ -209,7 +210,7 @@ def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: 
     options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
     plan = Fit(surgery.of(adapted.trained.model, options, width_search.Choice(kept)), "fine", (), (), None)
-    curves = sensitivity.run(adapted, plan, RECIPE, fine, IMAGE, tmp_path)
+    curves = sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
     assert curves is not None
     shares = {curve.name: [point.share for point in curve.points] for curve in curves.curves}
     assert shares == {"stem": [0.0625, 0.25, 0.5, 0.75], "second": [0.25, 0.5, 0.75]}
@@ -230,7 +231,7 @@ def test_protected_groups_are_named_as_such_and_not_measured(adapted: Adapted, t
 
 def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: Adapted, tmp_path: Path) -> None:
     wide = dataclasses.replace(TARGET, alignment=12)  # of 16 and 12 channels
-    curves = sensitivity.run(adapted, planned(adapted, tmp_path), RECIPE, wide, IMAGE, tmp_path)
+    curves = sensitivity.run(job_of(RECIPE, wide, out=tmp_path), adapted, planned(adapted, tmp_path))
     assert curves is not None
     assert [curve.name for curve in curves.curves if curve.why == "too narrow"] == ["second"]
 
@@ -254,7 +255,7 @@ def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
         return predict(model, *rest)
 
     monkeypatch.setattr(loop, "predict", picky)
-    curves = sensitivity.run(adapted, plan, RECIPE, TARGET, IMAGE, tmp_path)
+    curves = sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
     assert curves is not None
     assert {curve.name: curve.why for curve in curves.curves} == {"stem": "", "second": "does not run"}
 
@@ -299,7 +300,7 @@ def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Adapte
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     for recipe in (whole, silent):
         plan = planned(adapted, tmp_path, recipe)
-        assert sensitivity.run(adapted, plan, recipe, TARGET, IMAGE, tmp_path) is None
+        assert sensitivity.run(job_of(recipe, TARGET, out=tmp_path), adapted, plan) is None
     assert not (tmp_path / "sensitivity").exists()
 
 

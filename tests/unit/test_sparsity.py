@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import job_of
 from test_rounds import IMAGE, TARGET, Net, adapted, recipe  # noqa: F401  the fixture is used by name
 from torch import Tensor, nn
 
-from toolchain.config.recipe import Budget, Recipe
+from toolchain.config.recipe import Recipe
 from toolchain.core import files
 from toolchain.models import profile
 from toolchain.pruning import groups, prune, recover, sparsify, sparsity_penalty
@@ -136,8 +137,8 @@ def weakest(adapted: Adapted, model: nn.Module) -> float:  # noqa: F811
 
 def test_weak_channels_shrink_and_the_dense_model_stays(adapted: Adapted, tmp_path: Path) -> None:  # noqa: F811
     before = copy.deepcopy(adapted.trained.model.state_dict())
-    pressed = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "pressed")
-    plain = sparsify.run(adapted, sparse(strength=1e-12), TARGET, IMAGE, tmp_path / "plain")
+    pressed = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "pressed"), adapted)
+    plain = sparsify.run(job_of(sparse(strength=1e-12), TARGET, out=tmp_path / "plain"), adapted)
     assert weakest(adapted, pressed.model) < 0.8 * weakest(adapted, plain.model)
     assert pressed.figures["weak_after"] >= pressed.figures["weak_before"]
     assert all(torch.equal(before[name], tensor) for name, tensor in adapted.trained.model.state_dict().items())
@@ -157,7 +158,7 @@ def test_the_last_epoch_goes_on_where_there_is_a_penalty(
         return dataclasses.replace(found, aim=-float(len(ends)))
 
     monkeypatch.setattr(loop, "evaluate", falling)
-    done = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path)
+    done = sparsify.run(job_of(sparse(), TARGET, out=tmp_path), adapted)
     assert done.figures["best_epoch"] == 5
     assert torch.equal(done.model.get_parameter("stem.weight"), ends[-1])
 
@@ -177,19 +178,19 @@ def test_only_what_may_be_narrowed_is_pressed(
     monkeypatch.setattr(sparsity_penalty, "penalty", noted)
     asked = sparse(epochs=1)
     asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, protect=("right",)))
-    sparsify.run(adapted, asked, dataclasses.replace(TARGET, alignment=12), IMAGE, tmp_path)
+    sparsify.run(job_of(asked, dataclasses.replace(TARGET, alignment=12), out=tmp_path), adapted)
     assert len(seen) == 4
     assert not {"right", "left"} & set(seen)  # protected; and as narrow as the alignment
 
 
 def test_without_it_nothing_is_done_and_no_key_changes(adapted: Adapted, tmp_path: Path) -> None:  # noqa: F811
-    assert sparsify.run(adapted, recipe(1), TARGET, IMAGE, tmp_path) is adapted.trained
+    assert sparsify.run(job_of(recipe(1), TARGET, out=tmp_path), adapted) is adapted.trained
     unpruned = dataclasses.replace(sparse(), prune=dataclasses.replace(sparse().prune, ratio=0))
-    assert sparsify.run(adapted, unpruned, TARGET, IMAGE, tmp_path) is adapted.trained
+    assert sparsify.run(job_of(unpruned, TARGET, out=tmp_path), adapted) is adapted.trained
     assert not (tmp_path / "sparsify").exists()
-    found = pruning_plan.run(adapted, recipe(1), TARGET, Budget(), IMAGE, tmp_path)
+    found = pruning_plan.run(job_of(recipe(1), TARGET, out=tmp_path), adapted)
     assert (
-        found.key == pruning_plan.run(adapted, sparse(3), TARGET, Budget(), IMAGE, tmp_path).key
+        found.key == pruning_plan.run(job_of(sparse(3), TARGET, out=tmp_path), adapted).key
     )  # as long as the model is it
 
 
@@ -199,18 +200,18 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = sparse(2)
-    start = sparsify.run(adapted, asked, TARGET, IMAGE, tmp_path)
-    plan = pruning_plan.run(dataclasses.replace(adapted, trained=start), asked, TARGET, Budget(), IMAGE, tmp_path)
+    start = sparsify.run(job_of(asked, TARGET, out=tmp_path), adapted)
+    plan = pruning_plan.run(job_of(asked, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
     train, teachers = loop.train, list[nn.Module | None]()
     monkeypatch.setattr(loop, "train", lambda model, job: teachers.append(job.teacher) or train(model, job))
-    once = prune.at_once(start, plan)
+    once = prune.at_once(start, plan.surgery)
     assert torch.equal(once.model.get_parameter("head.bias"), start.model.get_parameter("head.bias"))
-    found = prune.run(start, plan, adapted, asked, TARGET, IMAGE, tmp_path)
-    small = recover.run(found, adapted, asked, tmp_path)
+    found = prune.run(job_of(asked, TARGET, out=tmp_path), start, plan.surgery, adapted)
+    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
     assert teachers == [adapted.trained.model] * 2
     assert profile.layers(small.model, IMAGE) == profile.layers(once.model, IMAGE)
-    plain = recover.run(dataclasses.replace(once, key=adapted.trained.key), adapted, asked, tmp_path)
-    assert recover.run(once, adapted, asked, tmp_path).key != plain.key  # other weights, another training
+    plain = recover.run(job_of(asked, out=tmp_path), dataclasses.replace(once, key=adapted.trained.key), adapted)
+    assert recover.run(job_of(asked, out=tmp_path), once, adapted).key != plain.key  # other weights, another training
 
 
 def test_it_is_done_once_and_continues_where_it_was_cut(
@@ -218,7 +219,7 @@ def test_it_is_done_once_and_continues_where_it_was_cut(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "whole")
+    whole = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "whole"), adapted)
 
     class Killed(Exception):
         pass
@@ -233,11 +234,11 @@ def test_it_is_done_once_and_continues_where_it_was_cut(
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "evaluate", killed)
-        sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
-    again = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
+        sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
+    again = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
     assert files.plain(again.figures) == files.plain(whole.figures)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
-    third = sparsify.run(adapted, sparse(), TARGET, IMAGE, tmp_path / "cut")
+    third = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
         assert torch.equal(third.model.state_dict()[name], tensor), name

@@ -187,7 +187,8 @@ def test_flags_change_recipe_and_domain() -> None:
     flags = overrides.Flags(
         data="there", weights="w.pth", image_size="48x32", epochs=2, seed=7, seeds=3, balance=0.5, on_corrupt="skip"
     )
-    recipe, target, domain = overrides.apply("trashnet", "cpu", flags)
+    job = overrides.read_job("trashnet", "cpu", flags, Path("out"))
+    recipe, target, domain = job.recipe, job.target, job.domain
     assert (domain.path, domain.on_corrupt) == ("there", "skip")
     assert (recipe.model.weights, recipe.image_size, recipe.seed) == ("w.pth", (48, 32), 7)
     assert (recipe.seeds, recipe.balance) == (3, 0.5)
@@ -197,28 +198,28 @@ def test_flags_change_recipe_and_domain() -> None:
 
 def test_a_ratio_and_a_latency_are_not_both_given() -> None:
     with pytest.raises(ToolchainError, match="--ratio 0.5 and --latency 0.4x both say how far to prune"):
-        overrides.job("digits", overrides.Flags(ratio=0.5, latency="0.4x"))
+        overrides.read_recipe("digits", overrides.Flags(ratio=0.5, latency="0.4x"))
 
 
 def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
-    recipe, _ = overrides.job("solar", overrides.Flags(latency="0.5x", resolution=0.65))
+    recipe, _ = overrides.read_recipe("solar", overrides.Flags(latency="0.5x", resolution=0.65))
     assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
     assert reader.recipe("solar").prune.ratio == 0.5
     with pytest.raises(
         ToolchainError, match=r"prune\.resolution = 2\.0: the least share of each side, from 0\.25 to 1"
     ):
-        overrides.job("solar", overrides.Flags(resolution=2.0))
+        overrides.read_recipe("solar", overrides.Flags(resolution=2.0))
 
 
 def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> None:
     mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
-    recipe, _ = overrides.job(mine, overrides.Flags(epochs=2))
+    recipe, _ = overrides.read_recipe(mine, overrides.Flags(epochs=2))
     assert (recipe.prune.rounds, recipe.prune.sparse_epochs) == (2, 2)
-    assert overrides.job("digits", overrides.Flags(epochs=1))[0].prune == reader.recipe("digits").prune
+    assert overrides.read_recipe("digits", overrides.Flags(epochs=1))[0].prune == reader.recipe("digits").prune
 
 
 def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
-    recipe, _, _ = overrides.apply("trashnet", "cpu", overrides.Flags(model="resnet18", weights="mine.pth"))
+    recipe, _ = overrides.read_recipe("trashnet", overrides.Flags(model="resnet18", weights="mine.pth"))
     assert (recipe.model.arguments, recipe.model.weights, recipe.model.norm_eps) == ({}, "mine.pth", None)
 
 
@@ -227,7 +228,7 @@ def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
 )
 def test_wrong_flags_are_refused(flags: dict[str, str], message: str) -> None:
     with pytest.raises(ToolchainError, match=message):
-        overrides.apply("digits", "cpu", overrides.Flags(**flags))
+        overrides.read_job("digits", "cpu", overrides.Flags(**flags), Path("out"))
 
 
 def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
 
 
 def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
-    recipe, _ = overrides.job("image-folder", overrides.Flags(epochs=1))
+    recipe, _ = overrides.read_recipe("image-folder", overrides.Flags(epochs=1))
     assert (recipe.adapt.epochs, recipe.adapt.least_steps) == (1, 0)
 
 

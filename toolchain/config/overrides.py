@@ -7,10 +7,10 @@ from pathlib import Path
 
 from toolchain.config import reader, validation
 from toolchain.config.dataset import Domain
+from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import ModelSpec, Recipe
 from toolchain.config.shortlist import left_open
-from toolchain.config.target import Target
-from toolchain.core import files
+from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
 
 
@@ -35,20 +35,24 @@ class Flags:
     device: str = ""
 
 
-def apply(recipe_name: str, target_name: str, flags: Flags) -> tuple[Recipe, Target, Domain]:
-    """Reads recipe, target and domain and applies the flags.
+def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_file: Path | None = None) -> Job:
+    """Read recipe, target and domain, apply the flags and return the job.
+
+    Args:
+        lock_file: named by the user; without one a lock that lies beside the recipe is replayed.
 
     Raises:
-        ToolchainError: as `spec`; or a flag's value makes no sense.
+        ToolchainError: as `reader`; or a flag's value makes no sense.
     """
     target = reader.target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
-    recipe, domain = job(recipe_name, flags)
-    return recipe, target, domain
+    recipe, domain = read_recipe(recipe_name, flags)
+    beside = registry.find("recipes", recipe_name).parent
+    return make_job(recipe, target, domain, out, lock_file=lock_file, recipe_folder=beside)
 
 
-def job(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
-    """Reads recipe and domain and applies the flags.
+def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
+    """Read recipe and domain and apply the flags.
 
     Raises:
         ToolchainError: as `spec`; or a flag's value makes no sense.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 Report = Mapping[str, Any]
-FLOAT = "dense-fp32"  # what all variants are compared with
+BASELINE = "dense-fp32"  # what all variants are compared with
 
 
 def variant(report: Report, name: str | None) -> Mapping[str, Any]:

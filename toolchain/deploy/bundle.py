@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from toolchain.config.job import Job
 from toolchain.core import files as records
 from toolchain.core import registry
 from toolchain.core.types import Artefact, Preprocess
 from toolchain.data.dataset import Dataset
 from toolchain.data.image_folder import Split
-from toolchain.deploy import drift_reference, npz, sbom, signing
+from toolchain.deploy import drift_reference, npz, packaged_forms, sbom, signing
 from toolchain.deploy.packaged_forms import Packaged
 from toolchain.edge import archive as archives
 from toolchain.edge import manifest as manifests
@@ -28,31 +29,49 @@ from toolchain.edge import watch
 from toolchain.export.export_variants import Variant
 from toolchain.measure.accuracy import Answers, step_of
 from toolchain.pruning.surgery import Surgery
+from toolchain.search import lock
 
 GOLDENS = 16
 FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What a bundle holds beside the model and its pictures."""
+class Shipment:
+    """What a bundle is made of."""
 
+    variant: Variant
+    predictions: Mapping[Split, Answers]  # its logits on test, the golden outputs among them, and on validation
+    data: Dataset  # at the size that the variant takes its images
     surgery: Surgery  # that made the architecture
     facts: Mapping[str, Any]  # runtime, accuracy, coverage, provenance: plain data for the manifest
-    package: Packaged  # further forms
 
 
-def run(variant: Variant, answers: Mapping[Split, Answers], contents: Contents, data: Dataset, out: Path) -> Path:
-    """Writes `out/bundle/` and `out/bundle.tar`.
+def run(job: Job, shipment: Shipment | None) -> None:
+    """Write `bundle/` and `bundle.tar` into the job's folder, and into its lock which form ships.
+
+    Where nothing ships an older bundle is removed: it must not look like the result of this run.
+
+    Raises:
+        ToolchainError: a further form cannot be made, or the disk is full.
+    """
+    if shipment is None:
+        remove(job.folder)
+        return
+    forms = packaged_forms.run(job, shipment.variant, shipment.predictions["test"], shipment.data)
+    write(shipment, forms, job.folder)
+    lock.settle(job.folder / lock.file_name(job.recipe, job.target), shipment.variant.precision)
+
+
+def write(shipment: Shipment, forms: Packaged, out: Path) -> Path:
+    """Write `out/bundle/` and `out/bundle.tar`.
 
     Args:
-        variant: what ships.
-        answers: its logits on test, the golden outputs among them, and on validation.
-        contents: what else goes in.
+        forms: further forms of the model, which go into the bundle too.
 
     Returns:
         the archive.
     """
+    variant, data, predictions = shipment.variant, shipment.data, shipment.predictions
     final, making = out / "bundle", out / ".bundle.tmp"
     old = out / ".bundle.old.tmp"
     for left in (making, old):
@@ -60,15 +79,15 @@ def run(variant: Variant, answers: Mapping[Split, Answers], contents: Contents, 
     try:
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
-        golden = _goldens(variant, answers["test"], data, making / "golden.npz")
-        _reference(answers, data, making / watch.REFERENCE)
-        for file in contents.package.files:
+        golden = _goldens(variant, predictions["test"], data, making / "golden.npz")
+        _reference(predictions, data, making / watch.REFERENCE)
+        for file in forms.files:
             shutil.copyfile(file, making / file.name)
-        facts = {**contents.facts, "forms": records.plain(contents.package.forms)}
+        facts = {**shipment.facts, "forms": records.plain(forms.forms)}
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
         records.write_json(making / sbom.FILE, sbom.of(manifests.checked(records.plain(manifest), making)))
-        records.write_text(making / "surgery.json", json.dumps(records.plain(contents.surgery), sort_keys=True) + "\n")
+        records.write_text(making / "surgery.json", json.dumps(records.plain(shipment.surgery), sort_keys=True) + "\n")
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from toolchain.config import reader
+from toolchain.config.job import Job
 from toolchain.config.packaging import C_ARRAY, FRAMES, Packed
 from toolchain.config.target import Target
 from toolchain.core import files as records
@@ -43,7 +44,7 @@ class Packaged:
     files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
-def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work: Path) -> Packaged:
+def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged:
     """Makes the forms that the target asks for.
 
     Args:
@@ -52,6 +53,7 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
     Raises:
         ToolchainError: a form cannot be made, or answers otherwise than the canonical model.
     """
+    target = job.target
     if not target.package.wanted:
         return Packaged()
     key = records.digest(
@@ -59,7 +61,7 @@ def run(variant: Variant, answers: Answers, target: Target, data: Dataset, work:
         registry.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
         cpp_runner.digest() if target.package.sources else "",
     )  # fmt: skip
-    with stage_cache.stage(work, "package", key) as stage:
+    with stage_cache.stage(job.work, "package", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))

@@ -9,12 +9,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files as records
 from toolchain.core import progress, registry, stage_cache
 from toolchain.core.types import Architecture, Artefact, Precision
 from toolchain.export.to_onnx import output_step, to_onnx
-from toolchain.measure import machine
 from toolchain.models.profile import layers
 from toolchain.quantization import pt2e
 from toolchain.quantization.quantize import Family, Quantized
@@ -59,19 +59,22 @@ class Built:
     model: nn.Module
 
 
-def variants(families: Sequence[Family], target: Target, work: Path) -> list[Built]:
-    """Every family in every precision of the target; the first is dense-fp32, the baseline."""
+def run(job: Job, networks: Mapping[Architecture, Family], precisions: Sequence[Precision]) -> list[Built]:
+    """Export every network in every precision.
+
+    Args:
+        job: its target's runtime compiles them.
+        networks: the dense one and, where there is one, the pruned one.
+        precisions: those of the target that the processor it is timed on computes in.
+    """
     built = []
-    for family in families:
+    for family in networks.values():
         image = family.data.example
         sizes = layers(family.trained.model, image)
-        for precision in target.precisions:
-            if not machine.available(target, precision):
-                progress.say(f"export: {target.device or 'this machine'} has no {precision}; left out")
-                continue
+        for precision in precisions:
             quantized = family.quantized if precision == "int8" else None
             model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)
-            made = run(model, key, target, image, work)
+            made = export_model(model, key, job.target, image, job.work)
             variant = Variant(
                 name=f"{family.name}-{NAMES[precision]}", family=family.name, precision=precision,
                 method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx,
@@ -83,7 +86,7 @@ def variants(families: Sequence[Family], target: Target, work: Path) -> list[Bui
     return built
 
 
-def run(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, work: Path) -> Exported:
+def export_model(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, work: Path) -> Exported:
     """Exports a float model or a quantized one.
 
     Args:

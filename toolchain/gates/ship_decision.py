@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from toolchain.config import amounts
+from toolchain.config.job import Job
 from toolchain.config.recipe import Budget
 from toolchain.core import statistics
+from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Interval, Precision
 from toolchain.export.export_variants import Variant
 from toolchain.gates.verdict import Verdict
-from toolchain.measure.accuracy import Accuracy, Parity
+from toolchain.measure.accuracy import Accuracy, Parity, Verification
 from toolchain.measure.latency import Measurement
 from toolchain.search.latency_search import Fitted
+from toolchain.search.plan import Fit
 
 # sign, factor, unit and format; all others are shares
 RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
@@ -50,13 +53,17 @@ class Limit:
     of: str  # its name; "" where it cannot run on this machine
 
 
-def merged(recipe: Budget, target: Budget) -> Budget:
-    """The recipe's budget wins over the target's, key by key."""
-    chosen = {key: mine if (mine := getattr(recipe, key)) is not None else getattr(target, key) for key in vars(recipe)}
-    return Budget(**chosen)
-
-
 def run(
+    job: Job, variants: Sequence[Variant], verified: Verification, measured: Mapping[str, Measurement], plan: Fit
+) -> Judged:
+    """Decide what ships and give a verdict on every budget; a lock that the plan comes from says which form ships."""
+    pinned = plan.lock.ships if plan.lock else None
+    return decide(
+        variants, verified.validation, verified.test, measured, job.budget, plan.fitted, plan.dense, pinned
+    )  # fmt: skip
+
+
+def decide(
     variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
     measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None, dense: Precision | None = None,
     ships: Precision | None = None,
@@ -64,7 +71,7 @@ def run(
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
 
     Args:
-        variants: the first is dense-fp32, the baseline of every comparison.
+        variants: dense-fp32 among them, the baseline of every comparison.
         validation: decides which variant is put forward.
         test: gives the verdicts.
         measured: latency of each.
@@ -73,7 +80,7 @@ def run(
         dense: the form that the dense model would ship in, of which budgets are shares; None: the best of them here.
         ships: the form that is to be put forward, as a lock says it; None: the fastest that keeps every promise.
     """
-    baseline, usual = variants[0].name, _usual(variants, validation, measured, budget)
+    baseline, usual = BASELINE, _usual(variants, validation, measured, budget)
     form = dense or (fitted.dense if fitted else None)
     shipping = next((v for v in variants if v.family == "dense" and v.precision == form), None)
     limit = Limit(fitted.limit, shipping.name if shipping else "") if fitted else None
@@ -261,4 +268,4 @@ def _usual(
     """The dense variant that would ship without pruning: the fastest that keeps the accuracy budget."""
     limit = math.inf if budget.accuracy_drop is None else budget.accuracy_drop
     dense = [v for v in variants if v.family == "dense" and accuracy[v.name].drop.estimate <= limit]
-    return min(dense, key=lambda v: _rank(v, measured, variants[0].name)).name
+    return min(dense, key=lambda v: _rank(v, measured, BASELINE)).name

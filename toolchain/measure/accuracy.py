@@ -6,22 +6,25 @@ difference between the pixels of training and of serving would show here and not
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Coverage, Interval, Preprocess
+from toolchain.core.run_report import BASELINE
+from toolchain.core.types import Architecture, Coverage, Interval, Preprocess
 from toolchain.data.dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.edge import run as runner
 from toolchain.export.export_variants import Built, Variant
 from toolchain.measure import machine
+from toolchain.quantization.quantize import Family
 from toolchain.training import loop
 
 
@@ -86,7 +89,37 @@ def served_pixels(data: Dataset, split: Split) -> np.ndarray:
     return served
 
 
-def run(
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Predictions and accuracy of every variant, by its name."""
+
+    predictions: Mapping[str, Mapping[Split, Answers]]
+    validation: Mapping[str, Accuracy]  # to choose by
+    test: Mapping[str, Accuracy]  # to report, which no choice has seen
+
+
+def run(job: Job, exported: Sequence[Built], networks: Mapping[Architecture, Family]) -> Verification:
+    """Run every variant and the torch model it came from on validation and on test.
+
+    Raises:
+        ToolchainError: an image changed since it was decoded.
+    """
+    datasets = {network.name: network.data for network in networks.values()}
+    pixels = {name: functools.cache(functools.partial(served_pixels, data)) for name, data in datasets.items()}
+    predictions: dict[str, dict[Split, Answers]] = {one.variant.name: {} for one in exported}
+    accuracy = {}
+    splits: tuple[Split, ...] = ("val", "test")
+    for split in splits:
+        for one in exported:
+            name, family = one.variant.name, one.variant.family
+            predictions[name][split] = predict(one, job.target, datasets[family], split, pixels[family], job.work)
+        labels = datasets["dense"].splits[split].labels
+        variants = [one.variant for one in exported]
+        accuracy[split] = compare(variants, {name: own[split] for name, own in predictions.items()}, labels, job.target)
+    return Verification(predictions=predictions, validation=accuracy["val"], test=accuracy["test"])
+
+
+def predict(
     built: Built, target: Target, data: Dataset, split: Split, served: Callable[[Split], np.ndarray], work: Path
 ) -> Answers:
     """Runs a split through the artefact and through the torch model it came from.
@@ -130,13 +163,14 @@ def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess
 
 
 def compare(
-    variants: Sequence[Variant], answers: Sequence[Answers], labels: torch.Tensor, target: Target
+    variants: Sequence[Variant], answers: Mapping[str, Answers], labels: torch.Tensor, target: Target
 ) -> dict[str, Accuracy]:
-    """Accuracy of every variant, paired with the first, which is dense-fp32."""
+    """Return the accuracy of every variant, paired with the baseline's."""
     truth = labels.numpy()
-    reference = answers[0].artefact.argmax(1) == truth
+    reference = answers[BASELINE].artefact.argmax(1) == truth
     result = {}
-    for variant, answer in zip(variants, answers, strict=True):
+    for variant in variants:
+        answer = answers[variant.name]
         correct = answer.artefact.argmax(1) == truth
         result[variant.name] = Accuracy(
             accuracy=statistics.accuracy(correct),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, stage_cache, statistics
 from toolchain.core.types import Interval, Precision
@@ -31,7 +32,7 @@ VERSION = 5
 ROUNDS = 10
 
 
-def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> tuple[dict[str, Measurement], list[str]]:
+def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, Measurement], list[str]]:
     """Times all variants against one another.
 
     Args:
@@ -41,6 +42,7 @@ def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> t
         a Measurement by variant name, none where this machine lacks the target's instructions; and warnings in plain
         words.
     """
+    target, seed = job.target, job.recipe.seed
     kind = machine.kind(target.device)
     if kind != target.isa:
         return {}, [
@@ -53,7 +55,7 @@ def run(variants: Sequence[Variant], target: Target, seed: int, work: Path) -> t
     key = files.digest(
         VERSION, hashes, target.threads, machine.runtime(target), machine.describe(target.device), shapes, ROUNDS
     )
-    with stage_cache.stage(work, "bench", key) as stage:
+    with stage_cache.stage(job.work, "bench", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             load = 0.0 if target.device else _foreign_load()

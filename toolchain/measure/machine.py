@@ -4,7 +4,7 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from toolchain.config.target import Isa, Target
-from toolchain.core import registry
+from toolchain.core import progress, registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.edge import processor
@@ -56,6 +56,15 @@ def available(target: Target, precision: Precision) -> bool:
         asked = {"runtime": target.runtime, "precision": precision}
         return bool(boards.board(target.device).answer("available", asked))
     return bool(registry.module("runtimes", target.runtime).available(precision))
+
+
+def available_precisions(target: Target) -> list[Precision]:
+    """Return the target's precisions that the processor it is timed on computes in; says which it does not."""
+    available_here = [precision for precision in target.precisions if available(target, precision)]
+    for precision in target.precisions:
+        if precision not in available_here:
+            progress.say(f"export: {target.device or 'this machine'} has no {precision}; left out")
+    return available_here
 
 
 def versions(target: Target) -> dict[str, str]:

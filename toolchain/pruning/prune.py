@@ -14,14 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe, TrainSpec
-from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
 from toolchain.pruning import channel_ranking, groups, options, pruning_rounds, surgery
 from toolchain.pruning.groups import Group
 from toolchain.pruning.surgery import Surgery
-from toolchain.search.plan import Fit
 from toolchain.training import loop
 from toolchain.training import trained as trained_module
 from toolchain.training.finetune import Adapted
@@ -46,34 +45,26 @@ class Pruned:
         return [{**entry, "epoch": number} for number, entry in enumerate(found, 1)]
 
 
-def at_once(start: trained_module.Trained, plan: Fit) -> Pruned:
+def at_once(start: trained_module.Trained, plan: Surgery) -> Pruned:
     """The model with the whole plan applied; `start` is left as it was."""
-    return Pruned(surgery.apply(start.model, plan.surgery), plan.surgery, start.key)
+    return Pruned(surgery.apply(start.model, plan), plan, start.key)
 
 
-def run(
-    start: trained_module.Trained,
-    plan: Fit,
-    adapted: Adapted,
-    recipe: Recipe,
-    target: Target,
-    image: Tensor,
-    work: Path,
-) -> Pruned:
+def run(job: Job, start: trained_module.Trained, plan: Surgery, adapted: Adapted) -> Pruned:
     """Cuts `start` down to the plan, in as many rounds as the recipe says; finished rounds are not done again.
 
     Args:
         start: the model to cut; left as it was.
         plan: where to.
         adapted: the dense model, the teacher of every round, and the images to train and rank on.
-        image: one example input, float32 [1, 3, height, width].
 
     Raises:
         ToolchainError: training diverged; or the model cannot be traced any more once channels are gone.
     """
-    if recipe.prune.rounds == 1 or not plan.cuts:
+    recipe = job.recipe
+    if recipe.prune.rounds == 1 or not (plan.keep or plan.dropped):
         return at_once(start, plan)
-    way = _Way(start, plan.surgery, adapted, recipe, target.alignment, image, work)
+    way = _Way(start, plan, adapted, recipe, job.target.alignment, adapted.data.example, job.work)
     now = Pruned(start.model, Surgery(), start.key)
     for number in range(1, recipe.prune.rounds + 1):
         now = way.go(number, now)

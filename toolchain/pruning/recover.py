@@ -2,9 +2,8 @@
 
 import dataclasses
 import time
-from pathlib import Path
 
-from toolchain.config.recipe import Recipe
+from toolchain.config.job import Job
 from toolchain.core import files, stage_cache
 from toolchain.pruning.prune import Pruned
 from toolchain.pruning.surgery import Surgery
@@ -15,7 +14,7 @@ from toolchain.training.input_size import Enlarged
 VERSION = 3
 
 
-def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trained:
+def run(job: Job, pruned: Pruned, adapted: Adapted) -> trained.Trained:
     """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
 
     Without surgery, and with pictures of the dense model's own size, the dense model itself is the result.
@@ -27,7 +26,7 @@ def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> trained
     Raises:
         ToolchainError: training diverged.
     """
-    dense = adapted.trained
+    recipe, dense = job.recipe, adapted.trained
     resized = isinstance(dense.model, Enlarged)
     if pruned.surgery == Surgery() and not resized:
         return dense
@@ -39,13 +38,13 @@ def run(pruned: Pruned, adapted: Adapted, recipe: Recipe, work: Path) -> trained
     key = files.digest(
         VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
     )  # fmt: skip
-    with stage_cache.stage(work, "recover", key) as stage:
+    with stage_cache.stage(job.work, "recover", key) as stage:
         if stage.figures is not None:
             return trained.restored(stage, pruned.model)
         started = time.monotonic()
-        job = loop.Job(
+        training_job = loop.Job(
             data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
-        training = loop.train(pruned.model, job)
+        training = loop.train(pruned.model, training_job)
         return trained.store(stage, started, pruned.model, training, {})

@@ -7,12 +7,9 @@ import copy
 import dataclasses
 import math
 import time
-from pathlib import Path
 
-from torch import Tensor
-
+from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe, TrainSpec
-from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
 from toolchain.pruning import options, sparsity_penalty
@@ -23,16 +20,16 @@ VERSION = 1
 SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
 
 
-def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: Path) -> trained.Trained:
+def run(job: Job, adapted: Adapted) -> trained.Trained:
     """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
 
     Args:
         adapted: the dense model; left as it was.
-        image: one example input, float32 [1, 3, height, width].
 
     Raises:
         ToolchainError: training diverged, or the model cannot be traced for pruning.
     """
+    recipe, target, image = job.recipe, job.target, adapted.data.example
     dense, asked = adapted.trained, recipe.prune
     if asked.sparsity == 0 or asked.ratio == 0:
         return dense
@@ -42,19 +39,19 @@ def run(adapted: Adapted, recipe: Recipe, target: Target, image: Tensor, work: P
         recipe.seed,
     )  # fmt: skip
     model = copy.deepcopy(dense.model)
-    with stage_cache.stage(work, "sparsify", key) as stage:
+    with stage_cache.stage(job.work, "sparsify", key) as stage:
         if stage.figures is not None:
             return trained.restored(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
         found = options.prunable(model, image, adapted.head, asked, profile.layers(model, image))
         found = [group for group in found if group.channels > target.alignment]
-        job = loop.Job(
+        training_job = loop.Job(
             data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
             penalty=sparsity_penalty.penalty(found, asked.sparsity),
         )  # fmt: skip
-        training = loop.train(model, job)
+        training = loop.train(model, training_job)
         weak = [sparsity_penalty.weak(found, one) for one in (dense.model, model)]
         progress.say(
             f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"

@@ -8,9 +8,8 @@ is validated is what is exported.
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -18,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain.config.recipe import Calibration, Correction, QuantizeSpec, Recipe
-from toolchain.config.target import Target
+from toolchain.config.job import Job
+from toolchain.config.recipe import Calibration, Correction, QuantizeSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Architecture
 from toolchain.data import loader
@@ -74,50 +73,62 @@ class Family:
     data: Dataset  # at the size that it takes its pictures
 
 
-def families(
-    adapted: Adapted, view: Adapted, small: trained_module.Trained, placed: Mapping[Architecture, Placed], recipe: Recipe,
-    target: Target, work: Path,
-) -> list[Family]:  # fmt: skip
-    """Quantizes what may ship with training; beside it the dense model by calibration alone, for comparison.
-
-    Where a float form is faster than every integer one, nothing is trained for integers.
-
-    Args:
-        adapted: the dense model and its pictures.
-        view: the same at the size that the pruned model takes them.
-        small: the pruned model, or the dense one where nothing was pruned.
-    """
-
-    def one(name: Architecture, source: trained_module.Trained, job: Adapted, ships: bool) -> Family:
-        if "int8" not in target.precisions:
-            return Family(name, source, None, job.data)
-        asked = "ptq" if not ships or placed[name].float_wins else recipe.quantize.method
-        teacher = job.trained.model if asked == "qat" else None
-        made = run(source, teacher, placed[name].placement, recipe, target, job, job.data.example, work)
-        return Family(name, source, made, job.data)
-
-    dense = adapted.trained
-    if small is dense:
-        return [one("dense", dense, adapted, True)]
-    return [one("dense", dense, adapted, False), one("pruned", small, view, True)]
+def shipping(networks: Mapping[Architecture, Family]) -> Architecture:
+    """Return the architecture that is to ship: the pruned one where there is one."""
+    return "pruned" if "pruned" in networks else "dense"
 
 
 def run(
-    source: trained_module.Trained, teacher: nn.Module | None, placement: Placement, recipe: Recipe, target: Target,
-    adapted: Adapted, image: Tensor, work: Path,
-) -> Quantized:  # fmt: skip
-    """Calibrates, then trains with quantization simulated; without a teacher it only calibrates.
+    job: Job, dense: Adapted, view: Adapted, small: trained_module.Trained, placed: Mapping[Architecture, Placed]
+) -> dict[Architecture, Family]:
+    """Quantize what may ship with training; beside it the dense model by calibration alone, for comparison.
+
+    Where a float form is faster than every int8 one, nothing is trained for int8.
 
     Args:
+        job: whose recipe says how to quantize, and whose target for which kernels.
+        dense: the dense model and its images.
+        view: the same with images of the size that the pruned model takes.
+        small: the pruned model, or the dense one where nothing was pruned.
+        placed: the placement of each architecture.
+
+    Raises:
+        ToolchainError: a model cannot be exported, or training diverged.
+    """
+
+    def network(name: Architecture, source: trained_module.Trained, taught: Adapted, *, ships: bool) -> Family:
+        if "int8" not in job.target.precisions:
+            return Family(name, source, None, taught.data)
+        method = "ptq" if not ships or placed[name].float_wins else job.recipe.quantize.method
+        teacher = taught.trained.model if method == "qat" else None
+        return Family(
+            name, source, calibrate_and_train(job, source, teacher, placed[name].placement, taught), taught.data
+        )
+
+    if small is dense.trained:
+        return {"dense": network("dense", small, dense, ships=True)}
+    return {
+        "dense": network("dense", dense.trained, dense, ships=False),
+        "pruned": network("pruned", small, view, ships=True),
+    }
+
+
+def calibrate_and_train(
+    job: Job, source: trained_module.Trained, teacher: nn.Module | None, placement: Placement, adapted: Adapted
+) -> Quantized:
+    """Calibrate, then train with quantization simulated; without a teacher only calibrate.
+
+    Args:
+        job: its recipe and target.
         source: the float model; left as it was.
         teacher: the dense model to distil from; None means post-training quantization.
         placement: what is quantized.
         adapted: what the dense model was trained on and with.
-        image: one example input, float32 [1, 3, height, width].
 
     Raises:
         ToolchainError: the model cannot be exported, or training diverged.
     """
+    recipe, target, image = job.recipe, job.target, adapted.data.example
     asked: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
     spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = files.digest(
@@ -125,15 +136,15 @@ def run(
         recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
     )  # fmt: skip
     graph, planned = pt2e.prepare(source.model, image, placement, target.scheme)
-    with stage_cache.stage(work, "quantize", key) as stage:
+    with stage_cache.stage(job.work, "quantize", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             starts, findings = calibrate(graph, adapted.data, recipe.quantize)
-            job = loop.Job(
+            training_job = loop.Job(
                 data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
                 folder=stage.folder, balance=recipe.balance, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
-            training = loop.train(graph, job, keep_start=True)
+            training = loop.train(graph, training_job, keep_start=True)
             figures = {"planned": planned, "starts": files.plain(starts), "findings": files.plain(findings)}
             trained = trained_module.store(stage, started, graph, training, figures)
         else:
@@ -213,10 +224,10 @@ def _ranges_until(last: int) -> loop.Hook:
     return switch
 
 
-def notes(families: Sequence[Family], placed: Mapping[Architecture, Placed]) -> list[str]:
+def notes(networks: Mapping[Architecture, Family], placed: Mapping[Architecture, Placed]) -> list[str]:
     """What a reader must know of how the integers came about."""
     found = []
-    for family in families:
+    for family in networks.values():
         own = family.quantized
         if own is None:
             continue

@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.config.dataset import Domain
+from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
-from toolchain.config.target import Target
 from toolchain.core import files, registry
 from toolchain.core import statistics as stats
+from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Architecture, Interval
 from toolchain.data.dataset import Dataset
+from toolchain.deploy import bundle
 from toolchain.export.export_variants import Variant
 from toolchain.gates import ship_decision
 from toolchain.measure import machine
-from toolchain.measure.accuracy import Accuracy
+from toolchain.measure.accuracy import Verification
 from toolchain.measure.latency import Measurement
 from toolchain.pruning.prune import Pruned
 from toolchain.quantization import quantize
@@ -34,48 +35,62 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """All that a run found out."""
+    """What the steps of a run gave."""
 
-    recipe: Recipe
-    target: Target
-    domain: Domain
-    ranked: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
+    job: Job
+    ranking: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
     data: Dataset
     advice: Advice | None  # where the recipe leaves open how much of the model is used
-    adapted: Adapted
-    sparse: Trained  # the dense model itself, where nothing was penalized
+    dense: Adapted
+    ranked: Trained  # the model whose channels were ranked: the dense one, or its sparsified form
     plan: Fit
     curves: Sensitivity | None
     placed: Mapping[Architecture, Placed]
     pruned: Pruned
-    families: Sequence[Family]
-    controlled: Controlled | None
+    networks: Mapping[Architecture, Family]
+    control: Controlled | None
     variants: Sequence[Variant]
-    accuracy: Mapping[str, Accuracy]
+    verified: Verification
     measured: Mapping[str, Measurement]
-    judged: ship_decision.Judged
-    seconds: Mapping[str, float]
+    decision: ship_decision.Judged
     warnings: Sequence[str]
+    seconds: Mapping[str, float]
+
+    @property
+    def shipping(self) -> Family:
+        """The architecture that is to ship."""
+        return self.networks[quantize.shipping(self.networks)]
+
+    def shipment(self) -> bundle.Shipment | None:
+        """What the bundle is made of; None where nothing ships."""
+        name = self.decision.shipped
+        if name is None:
+            return None
+        variant = next(v for v in self.variants if v.name == name)
+        return bundle.Shipment(
+            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.family].data,
+            surgery=self.pruned.surgery, facts=facts(self),
+        )  # fmt: skip
 
 
 def report(found: Findings) -> dict[str, Any]:
     """The whole report."""
-    baseline, candidate = found.variants[0].name, found.judged.candidate
-    accuracy = found.accuracy[candidate]
+    baseline, candidate = BASELINE, found.decision.candidate
+    accuracy = found.verified.test[candidate]
     return {
         "schema": SCHEMA,
-        "recipe": found.recipe.name,
-        "target": found.target.name,
-        "runtime": found.target.runtime,
-        "domain": found.recipe.domain,
-        "seed": found.recipe.seed,
-        "machine": dict(machine.describe(found.target.device)),
-        "versions": machine.versions(found.target),
-        "shipped": found.judged.shipped,
+        "recipe": found.job.recipe.name,
+        "target": found.job.target.name,
+        "runtime": found.job.target.runtime,
+        "domain": found.job.recipe.domain,
+        "seed": found.job.recipe.seed,
+        "machine": dict(machine.describe(found.job.target.device)),
+        "versions": machine.versions(found.job.target),
+        "shipped": found.decision.shipped,
         "candidate": candidate,
         "variants": [_variant(v, found) for v in found.variants],
         "speedup": _ratio(found, candidate, baseline),
-        "speedup_as_shipped": _ratio(found, candidate, found.judged.usual),
+        "speedup_as_shipped": _ratio(found, candidate, found.decision.usual),
         "ratios": [
             {"variant": v.name, **_ratio(found, v.name, base.name)}
             for base in found.variants
@@ -84,10 +99,10 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "accuracy_drop": {"baseline": baseline, **files.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **files.plain(accuracy.balanced_drop)},
-        "adapt": adapted(found.recipe, found.adapted),
-        "pretrained": found.families[0].trained.figures["weights"],
-        "selected": found.ranked,
-        "reuse": {"used": files.plain(found.recipe.reuse), "advice": files.plain(found.advice)},
+        "adapt": adapted(found.job.recipe, found.dense),
+        "pretrained": found.networks["dense"].trained.figures["weights"],
+        "selected": found.ranking,
+        "reuse": {"used": files.plain(found.job.recipe.reuse), "advice": files.plain(found.advice)},
         "layers": _layers(found.plan),
         "fit": files.plain(found.plan.fitted),
         "image_sizes": files.plain(found.plan.trials),
@@ -95,16 +110,16 @@ def report(found: Findings) -> dict[str, Any]:
         "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
         "training": _trainings(found),
         "seconds": dict(found.seconds),
-        "verdicts": files.plain(found.judged.verdicts),
+        "verdicts": files.plain(found.decision.verdicts),
         "placement": {name: _placed(one) for name, one in found.placed.items()},
         "calibration": {
-            f.name: f.quantized.trained.figures["starts"] for f in found.families if f.quantized is not None
+            f.name: f.quantized.trained.figures["starts"] for f in found.networks.values() if f.quantized is not None
         },
-        "control": files.plain(found.controlled),
+        "control": files.plain(found.control),
         "notes": [
-            *found.judged.notes,
-            *quantize.notes(found.families, found.placed),
-            *accuracy_control.notes(found.controlled, found.families[-1].name),
+            *found.decision.notes,
+            *quantize.notes(found.networks, found.placed),
+            *accuracy_control.notes(found.control, found.shipping.name),
         ],
         "warnings": [*found.warnings, *_guessing(found), *_calibration(found), *_licence(found)],
         "data": {
@@ -148,12 +163,12 @@ def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
 
 def _trainings(found: Findings) -> dict[str, Any]:
     """Epochs of every training stage, of all that were needed for what ships."""
-    shipped, taught = found.families[-1], {"adapt": found.adapted.trained.figures["history"]}
-    if found.sparse is not found.adapted.trained:
-        taught["sparsify"] = found.sparse.figures["history"]
+    shipped, taught = found.shipping, {"adapt": found.dense.trained.figures["history"]}
+    if found.ranked is not found.dense.trained:
+        taught["sparsify"] = found.ranked.figures["history"]
     if found.pruned.history:
         taught["prune"] = found.pruned.history
-    if len(found.families) > 1:
+    if len(found.networks) > 1:
         taught["recover"] = shipped.trained.figures["history"]
     if shipped.quantized is not None:
         taught["quantize"] = shipped.quantized.trained.figures["history"]
@@ -162,31 +177,31 @@ def _trainings(found: Findings) -> dict[str, Any]:
 
 def _guessing(found: Findings) -> list[str]:
     """Said where the best variant may be no better than one answer for all pictures."""
-    own = found.accuracy[found.judged.candidate].accuracy
+    own = found.verified.test[found.decision.candidate].accuracy
     labels = found.data.splits["test"].labels
     counts = labels.bincount(minlength=len(found.data.classes))
     share, name = float(counts.max()) / len(labels), found.data.classes[int(counts.argmax())]
     if own.low > share:
         return []
     return [
-        f"{found.judged.candidate} may have learnt nothing: {own.estimate:.1%} [{own.low:.1%}, {own.high:.1%}] of the test "
+        f"{found.decision.candidate} may have learnt nothing: {own.estimate:.1%} [{own.low:.1%}, {own.high:.1%}] of the test "
         f"pictures are right, and always answering {name!r} gives {share:.1%}"
     ]
 
 
 def _calibration(found: Findings) -> list[str]:
     """What is wrong with the calibration of the architecture that is to ship."""
-    own = found.families[-1].quantized
+    own = found.shipping.quantized
     return [f"calibration: {one['why']}" for one in own.trained.figures["findings"]] if own else []
 
 
 def _licence(found: Findings) -> list[str]:
     """Whether it is known that the model may be shipped that the ranking chose."""
-    rows = found.ranked["candidates"] if found.ranked else []
+    rows = found.ranking["candidates"] if found.ranking else []
     return [
         f"it is not known whether {row['name']} may be shipped (licence: {row['licence'] or 'not known'})"
         for row in rows
-        if found.ranked and row["name"] == found.ranked["chosen"] and row["may_ship"] == "unknown"
+        if found.ranking and row["name"] == found.ranking["chosen"] and row["may_ship"] == "unknown"
     ]
 
 
@@ -238,10 +253,10 @@ def curve(found: Curve, dense: Interval) -> dict[str, Any]:
 
 
 def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
-    own, timed = found.accuracy[variant.name], found.measured.get(variant.name)
+    own, timed = found.verified.test[variant.name], found.measured.get(variant.name)
     return {
         "name": variant.name,
-        "shipped": variant.name == found.judged.shipped,
+        "shipped": variant.name == found.decision.shipped,
         "precision": variant.precision,
         "image_size": list(variant.image_size),
         "method": variant.method,
@@ -253,7 +268,7 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
         "images": own.accuracy.samples,
         "split": "test",
         "latency_ms": timed and _latency(timed),
-        "threads": found.target.threads,
+        "threads": found.job.target.threads,
         "size_bytes": variant.artefact.size_bytes,
         "peak_rss_bytes": timed and timed.peak_rss_bytes,
         "load_ms": timed and timed.load_ms,
@@ -269,7 +284,7 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
 
 def _placement(variant: Variant, found: Findings) -> dict[str, Any]:
     """The placement of the integer form of a variant's architecture; nothing for a float one."""
-    family = next(f for f in found.families if f.name == variant.family)
+    family = found.networks[variant.family]
     integer = family.quantized if variant.precision == "int8" else None
     placement: dict[str, Any] = files.plain(integer.placement) if integer else {}
     return placement
@@ -295,9 +310,9 @@ def measurements(found: Findings) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "measured_at": files.now(),
-        "machine": dict(machine.describe(found.target.device)),
-        "versions": machine.versions(found.target),
-        "threads": found.target.threads,
+        "machine": dict(machine.describe(found.job.target.device)),
+        "versions": machine.versions(found.job.target),
+        "threads": found.job.target.threads,
         "seconds": dict(found.seconds),
         "variants": {name: files.plain(one) for name, one in found.measured.items()},
     }
@@ -305,39 +320,39 @@ def measurements(found: Findings) -> dict[str, Any]:
 
 def facts(found: Findings) -> dict[str, Any]:
     """What the manifest says of the shipped variant: nothing that depends on the day."""
-    shipped = found.judged.candidate
-    own = found.accuracy[shipped]
+    shipped = found.decision.candidate
+    own = found.verified.test[shipped]
     variant = next(v for v in found.variants if v.name == shipped)
-    weights = found.families[0].trained.figures["weights"]
+    weights = found.networks["dense"].trained.figures["weights"]
     return {
         "variant": shipped,
-        "release": found.recipe.release,
-        "recipe": found.recipe.name,
-        "target": found.target.name,
-        "runtime": found.target.runtime,
-        "runtime_version": dict(registry.module("runtimes", found.target.runtime).fingerprint()),
-        "threads": found.target.threads,
-        "scheme": files.plain(found.target.scheme) if variant.precision == "int8" else None,
+        "release": found.job.recipe.release,
+        "recipe": found.job.recipe.name,
+        "target": found.job.target.name,
+        "runtime": found.job.target.runtime,
+        "runtime_version": dict(registry.module("runtimes", found.job.target.runtime).fingerprint()),
+        "threads": found.job.target.threads,
+        "scheme": files.plain(found.job.target.scheme) if variant.precision == "int8" else None,
         "placement": {"planned": list(variant.planned), **_placement(variant, found)},
         "coverage": files.plain(own.coverage),
         "accuracy": {"accuracy": files.plain(own.accuracy), "balanced": files.plain(own.balanced), "split": "test"},
-        "accuracy_drop": {"baseline": found.variants[0].name, **files.plain(own.drop)},
+        "accuracy_drop": {"baseline": BASELINE, **files.plain(own.drop)},
         "isa": machine.isa(),
-        "target_isa": found.target.isa,
+        "target_isa": found.job.target.isa,
         "provenance": {
             # the digest says which weights; where they lay is nobody's business and would differ between checkouts
-            "model": {**files.plain(found.recipe.model), "weights": weights["source"]},
-            "reuse": files.plain(found.recipe.reuse),
+            "model": {**files.plain(found.job.recipe.model), "weights": weights["source"]},
+            "reuse": files.plain(found.job.recipe.reuse),
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
-            "weights_licence": found.recipe.model.licence,
+            "weights_licence": found.job.recipe.model.licence,
             "data_digest": found.data.digest,
             "calibration_digest": found.data.calibration_digest,
-            "data_licence": found.domain.licence,
-            "seed": found.recipe.seed,
+            "data_licence": found.job.domain.licence,
+            "seed": found.job.recipe.seed,
             "lock": files.digest(
                 found.pruned.surgery, {name: one.placement for name, one in sorted(found.placed.items())}
             ),
-            "versions": machine.versions(found.target),
+            "versions": machine.versions(found.job.target),
         },
     }

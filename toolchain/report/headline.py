@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.core.run_report import FLOAT, Report, subject, variant, words
+from toolchain.core.run_report import BASELINE, Report, subject, variant, words
 from toolchain.report import format
 
 
@@ -34,7 +34,7 @@ def _accurate(report: Report) -> Answer:
     found, drop, balanced = subject(report), report.get("accuracy_drop"), report.get("balanced_drop")
     details = []
     if drop:
-        details.append(f"{format.change(drop)} against {drop.get('baseline') or FLOAT}")
+        details.append(f"{format.change(drop)} against {drop.get('baseline') or BASELINE}")
     if not format.missing(found.get("balanced_accuracy")):
         by = f", {format.change(balanced)}" if balanced else ""
         details.append(f"balanced over classes: {format.percent(found['balanced_accuracy'])}{by}")
@@ -45,7 +45,7 @@ def _accurate(report: Report) -> Answer:
 
 def _fast(report: Report) -> Answer:
     found, speedup, unpruned = subject(report), report.get("speedup") or {}, report.get("speedup_as_shipped") or {}
-    baseline = speedup.get("baseline") or FLOAT
+    baseline = speedup.get("baseline") or BASELINE
     details = []
     if found.get("name") == baseline:
         details.append(f"{_p50(found)} in the median")
@@ -57,9 +57,9 @@ def _fast(report: Report) -> Answer:
 
 
 def _big(report: Report) -> Answer:
-    found, dense = subject(report), variant(report, FLOAT)
+    found, dense = subject(report), variant(report, BASELINE)
     before, after, details = dense.get("size_bytes"), found.get("size_bytes"), []
-    if not found or found["name"] == FLOAT:
+    if not found or found["name"] == BASELINE:
         return Answer(question="How big", figure=format.size(after), details=())
     if before and after:
         details.append(f"{format.significant(before / after, 2)}× smaller" if before > after else "not smaller")

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolchain.config.job import Job
 from toolchain.core import files, run_report
 from toolchain.core.run_report import Report
-from toolchain.report import headline, html
+from toolchain.report import assemble, headline, html
 from toolchain.report.sections import (
     provenance,
     pruning,
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
 PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
+
+
+def run(job: Job, findings: assemble.Findings) -> dict[str, Any]:
+    """Write the run's report and its raw measurements into the job's folder; return the report."""
+    report = assemble.report(findings)
+    files.write_json(job.folder / "measurements.json", assemble.measurements(findings))
+    write(report, job.folder)
+    return report
 
 
 def write(report: Report, folder: Path) -> None:

@@ -8,21 +8,19 @@ budget, and never slower than the float model.
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
-from toolchain.config.recipe import Budget
-from toolchain.config.target import Target
+from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Architecture
 from toolchain.data.dataset import Dataset
 from toolchain.quantization import fx_graph, placement, quantize
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import Placed
-from toolchain.quantization.quantize import Family, Quantized
+from toolchain.quantization.quantize import Family, Quantized, shipping
 from toolchain.search import place
 from toolchain.search.placement_search import BLOCKS
 from toolchain.training import loop
@@ -79,33 +77,31 @@ class _Judge:
 
 
 def run(
-    families: Sequence[Family], placed: Mapping[Architecture, Placed], budget: Budget, target: Target, adapted: Adapted,
-    work: Path,
-) -> tuple[list[Family], Controlled | None]:  # fmt: skip
-    """Returns harmful blocks to float where validation says that the budget is missed; else changes nothing.
+    job: Job, networks: Mapping[Architecture, Family], placed: Mapping[Architecture, Placed], dense: Adapted
+) -> tuple[dict[Architecture, Family], Controlled | None]:
+    """Return harmful blocks to float where validation says that the accuracy budget is missed; else change nothing.
 
     Args:
-        families: the last is the architecture that is to ship; the others stay as they are.
+        job: its `accuracy_drop` decides whether, its `speedup` how far.
+        networks: the one that is to ship is changed; the others stay as they are.
         placed: what the search measured; gives the cost of each block.
-        budget: `accuracy_drop` decides whether, `speedup` how far.
-        adapted: the dense float model that accuracy is compared with, and its validation images.
+        dense: the dense float model that accuracy is compared with, and its validation images.
     """
-    last = families[-1]
-    changed, found = _one(last, adapted, placed[last.name], budget, target, work)
-    return [*families[:-1], changed], found
+    name = shipping(networks)
+    changed, control = _one(job, networks[name], dense, placed[name])
+    return {**networks, name: changed}, control
 
 
-def _one(
-    family: Family, adapted: Adapted, placed: Placed, budget: Budget, target: Target, work: Path
-) -> tuple[Family, Controlled | None]:
+def _one(job: Job, family: Family, adapted: Adapted, placed: Placed) -> tuple[Family, Controlled | None]:
+    budget, target = job.budget, job.target
     own, limit, dense = family.quantized, budget.accuracy_drop, adapted.trained
     if own is None or limit is None or placed.float_wins:
         return family, None
     key = files.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
-    with stage_cache.stage(work, "control", key) as stage:
+    with stage_cache.stage(job.work, "control", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found, chosen = _controlled(family, adapted, placed, budget, target, work)
+            found, chosen = _controlled(job, family, adapted, placed)
             stage = stage_cache.finish(stage, started, {"found": found, "placement": chosen})
         assert stage.figures is not None
     found, chosen = _read(stage.figures["found"]), place.read(stage.figures["placement"])
@@ -124,10 +120,8 @@ def _read(figures: dict[str, object]) -> Controlled:
     return Controlled(**figures, ranking=tuple(Harm(**row) for row in rows))  # type: ignore[arg-type]
 
 
-def _controlled(
-    family: Family, adapted: Adapted, placed: Placed, budget: Budget, target: Target, work: Path
-) -> tuple[Controlled, Placement]:
-    own, limit, whole, data = family.quantized, budget.accuracy_drop, adapted.data, family.data
+def _controlled(job: Job, family: Family, adapted: Adapted, placed: Placed) -> tuple[Controlled, Placement]:
+    own, limit, whole, data = family.quantized, job.budget.accuracy_drop, adapted.data, family.data
     assert own is not None
     assert limit is not None
     judge = _Judge(data, loop.predict(adapted.trained.model, whole.splits["val"], whole.preprocess))
@@ -147,7 +141,7 @@ def _controlled(
             bar.step(f"{100 * after:.1f} points lost")
             if after <= limit:
                 break
-    why, kept = _affordable(family, chosen, placed, budget, target, work) if after <= limit else (
+    why, kept = _affordable(job, family, chosen, placed) if after <= limit else (
         "not even with all of these in float is the budget kept; all stay in integers", False
     )  # fmt: skip
     rows = tuple(dataclasses.replace(one, returned=kept and one.block in names) for one in ranking)
@@ -175,11 +169,9 @@ def _ranked(own: Quantized, judge: _Judge, placed: Placed) -> list[Harm]:
     return sorted(found, key=worth, reverse=True)
 
 
-def _affordable(
-    family: Family, chosen: Placement, placed: Placed, budget: Budget, target: Target, work: Path
-) -> tuple[str, bool]:
+def _affordable(job: Job, family: Family, chosen: Placement, placed: Placed) -> tuple[str, bool]:
     """Whether the placement with less in integers is still fast enough, measured."""
-    speed = place.speedup(family.trained.model, family.data.example, target, chosen, work)
+    speed = place.speedup(family.trained.model, family.data.example, job.target, chosen, job.work)
     if speed is None or placed.fastest_float is None:
         return "returned to float by the ranking; latency was not measured on this machine", True
     floor = placed.fastest_float.speedup
@@ -188,6 +180,7 @@ def _affordable(
             f"with these in float it would be {speed:.2f}x as fast as f32 and {floor:.2f}x is float's own: not worth it",
             False,
         )
+    budget = job.budget
     if budget.speedup is not None and family.name == "dense" and speed < budget.speedup:
         return f"with these in float only {speed:.2f}x is left of the {budget.speedup:.2f}x asked for", False
     return (

@@ -8,9 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from toolchain.config import amounts, reader
+from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
 from toolchain.core import files, progress
@@ -19,31 +18,35 @@ from toolchain.core.types import Architecture, Precision
 from toolchain.measure import machine
 from toolchain.models.profile import Layer
 from toolchain.quantization.placement_result import Placed
-from toolchain.search import lock as locks
 from toolchain.search.plan import Fit, Lock
 from toolchain.training.trained import Trained
-
-
-def lock(
-    plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], recipe: Recipe, target: Target, budget: Budget,
-    image: Tensor, folder: Path,
-) -> None:  # fmt: skip
-    """Writes down what was decided, so that the same architecture can be made without a search."""
-    locks.write(
-        folder / locks.file_name(recipe, target),
-        Lock(
-            schema=locks.SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
-            image_size=(image.shape[2], image.shape[3]), asked=locks.asked(recipe, budget), layers=tuple(plan.before),
-            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
-            placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
-        ),
-    )  # fmt: skip
-
 
 SCHEMA = 1
 # of [prune], which decide what is cut
 SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share", "resolution")
 SINCE: Mapping[str, Any] = {"prune.resolution": 1.0}  # settings that older locks do not name, as they were then
+
+
+def write_decisions(
+    job: Job, plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], size: tuple[int, int]
+) -> None:
+    """Writes down what was decided, so that the same architecture can be made without a search.
+
+    Args:
+        start: the model whose weights ranked the channels.
+        placed: the placement of each architecture.
+        size: of the dense model's images: height, width.
+    """
+    recipe, target = job.recipe, job.target
+    write(
+        job.folder / file_name(recipe, target),
+        Lock(
+            schema=SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
+            image_size=size, asked=asked(recipe, job.budget), layers=tuple(plan.before),
+            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
+            placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
+        ),
+    )  # fmt: skip
 
 
 def file_name(recipe: Recipe, target: Target) -> str:
@@ -89,17 +92,18 @@ def read(path: Path) -> Lock:
     return lock
 
 
-def find(named: Path | None, beside: Path | None, recipe: Recipe, target: Target, budget: Budget) -> Lock | None:
+def find(job: Job) -> Lock | None:
     """The lock that was asked for, or the one beside the recipe where that is for the same settings.
 
     Raises:
         ToolchainError: the lock that was asked for is none, or was made for something else.
     """
-    path = named or (beside / file_name(recipe, target) if beside else None)
+    recipe, target, named = job.recipe, job.target, job.lock_file
+    path = named or (job.recipe_folder / file_name(recipe, target) if job.recipe_folder else None)
     if path is None or not (named or path.exists()):
         return None
     lock = read(path)
-    other = difference(lock, recipe, target, budget)
+    other = difference(lock, recipe, target, job.budget)
     if other and named:
         raise ToolchainError(f"{path}: {other}; give the lock that belongs to it, or none to search again")
     if other:

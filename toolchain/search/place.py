@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from toolchain.config import reader
-from toolchain.config.recipe import Recipe
+from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache
 from toolchain.core.errors import ToolchainError
@@ -28,9 +28,8 @@ from toolchain.search.placement_search import Search
 VERSION = 7
 
 
-def families(
-    models: Mapping[Architecture, tuple[nn.Module, Tensor]], fixed: Mapping[Architecture, Placement], recipe: Recipe,
-    target: Target, work: Path,
+def run(
+    job: Job, models: Mapping[Architecture, tuple[nn.Module, Tensor]], fixed: Mapping[Architecture, Placement],
 ) -> dict[Architecture, Placed]:  # fmt: skip
     """The placement of each architecture, searched for where it is not `fixed`.
 
@@ -39,15 +38,16 @@ def families(
         fixed: what is decided already.
 
     Raises:
-        ToolchainError: as `run`; or a name in the recipe's `float_modules` is no module of the model.
+        ToolchainError: as `find_placement`; or a name in the recipe's `float_modules` is no module of the model.
     """
-    _check_names(models["dense"][0], recipe.quantize.float_modules)
+    target, work, quantize = job.target, job.work, job.recipe.quantize
+    _check_names(models["dense"][0], quantize.float_modules)
     found: dict[Architecture, Placed] = {}
     for name, (model, image) in models.items():
         if name in fixed:
             found[name] = replayed(model, image, target, fixed[name], work)
         else:
-            found[name] = run(model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work)
+            found[name] = find_placement(model, image, target, quantize.float_modules, quantize.search_seconds, work)
         progress.say(f"place: {name}: {describe(found[name])}")
     return found
 
@@ -83,7 +83,7 @@ def _measurable(target: Target) -> Target | None:
     return replace(other, device=target.device)
 
 
-def run(
+def find_placement(
     model: nn.Module, image: Tensor, target: Target, float_modules: Sequence[str], seconds: float, work: Path
 ) -> Placed:
     """Finds the fastest placement; the same structure on the same machine is not searched again.

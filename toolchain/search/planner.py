@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.config.amounts import Amount, Quantity
-from toolchain.config.recipe import Recipe
+from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
@@ -49,12 +49,10 @@ At = Callable[[tuple[int, int]], Adapted]  # the job with pictures of another si
 class Search:
     """What every way of planning needs."""
 
+    job: Job
     adapted: Adapted
-    recipe: Recipe
-    target: Target
-    image: Tensor
+    image: Tensor  # an input of the size that is planned for, float32 [1, 3, height, width]
     ranking: Ranking
-    work: Path
     folder: Path
 
     def locked(self, lock: Lock) -> Planned:
@@ -67,28 +65,28 @@ class Search:
 
     def ratio(self) -> Surgery:
         """A plan that removes a share of the multiply-accumulates."""
-        spec = self.recipe.prune
+        spec = self.job.recipe.prune
         spec = spec if spec.ratio is not None else replace(spec, ratio=USUAL_RATIO)
         return options_module.plan(
-            self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.target.alignment,
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=spec, alignment=self.job.target.alignment,
             criterion=self.ranking.criterion, gradients=self.ranking.gradients,
         )  # fmt: skip
 
     def options(self, blocks: Sequence[str] = ()) -> width_search.Options:
         """What may be cut."""
         return options_module.options(
-            self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.recipe.prune,
-            alignment=self.target.alignment, criterion=self.ranking.criterion, gradients=self.ranking.gradients, blocks=blocks,
+            self.adapted.trained.model, self.image, head=self.adapted.head, spec=self.job.recipe.prune,
+            alignment=self.job.target.alignment, criterion=self.ranking.criterion, gradients=self.ranking.gradients, blocks=blocks,
         )  # fmt: skip
 
     def budget(self, limits: Mapping[Quantity, Amount], placed: Placed | None, at: At | None) -> Planned:
         """A plan that meets every limit, with the pictures' size that loses the least where the recipe lets it choose."""
         latency, dense = limits.get("latency"), self.adapted.trained.model
-        form, dense_ms = shipped(placed, self.target, timed=latency is not None) if placed else (None, 0.0)
+        form, dense_ms = shipped(placed, self.job.target, timed=latency is not None) if placed else (None, 0.0)
         share = latency.share(dense_ms) if latency else None
         if share is not None and share >= 1 and len(limits) == 1:
             return Planned(Surgery())
-        timer = Architectures(dense, self.image, self.target, form, self.folder) if form else None
+        timer = Architectures(dense, self.image, self.job.target, form, self.folder) if form else None
         asked = _Asked(limits, share, dense_ms, profile.layers(dense, self.image), timer)
         own = (self.image.shape[2], self.image.shape[3])
         sizes, found, refused = self._sizes(own, at), list[Planned](), None
@@ -112,7 +110,7 @@ class Search:
 
     def _sizes(self, own: tuple[int, int], at: At | None) -> list[tuple[int, int]]:
         """Smaller sizes of pictures to try, where the recipe allows and the model takes them."""
-        asked = input_size.sizes(own, self.recipe.prune.resolution) if at else []
+        asked = input_size.sizes(own, self.job.recipe.prune.resolution) if at else []
         sizes = [size for size in asked if _takes(self.adapted.trained.model, size)]
         if asked and not sizes:
             progress.say(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
@@ -123,14 +121,16 @@ class Search:
         dense, here = self.adapted.trained.model, replace(self, image=torch.zeros(1, 3, *size))
         timer = asked.timer and (asked.timer if size == tuple(self.image.shape[2:]) else asked.timer.at(here.image))
         free = (
-            prune_graph.droppable(timer.graph) if timer and asked.share is not None and self.recipe.prune.depth else ()
+            prune_graph.droppable(timer.graph)
+            if timer and asked.share is not None and self.job.recipe.prune.depth
+            else ()
         )
         options = here.options(free)
         rest = asked.rest(dense, options, timer)
         if asked.share is None or timer is None:
             return Planned(surgery.of(dense, options, width_search.narrowed(options, rest, 1.0)))
-        job = latency_search.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
-        found, placement = here._latency(job, timer, asked)
+        search = latency_search.Job(options, lambda choice: surgery.of(dense, options, choice), asked.share, rest)
+        found, placement = here._latency(search, timer, asked)
         return Planned(
             found.plan, Fitted(
                 asked.share, found.latency, found.predicted, found.model.error, found.timed, timer.form.precision,
@@ -143,10 +143,12 @@ class Search:
     ) -> tuple[latency_search.Found, Placement | None]:
         """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
         found = latency_search.search(job, timer)
-        dense, quantize = self.adapted.trained.model, self.recipe.quantize
+        dense, quantize = self.adapted.trained.model, self.job.recipe.quantize
         pruned = surgery.apply(dense, found.plan)
-        placed = place.run(pruned, self.image, self.target, quantize.float_modules, quantize.search_seconds, self.work)
-        own, _ = shipped(placed, self.target)
+        placed = place.find_placement(
+            pruned, self.image, self.job.target, quantize.float_modules, quantize.search_seconds, self.job.work
+        )
+        own, _ = shipped(placed, self.job.target)
         if own == timer.form:
             return found, None
         other = timer.shipped_as(own)
@@ -155,18 +157,18 @@ class Search:
 
     def _best(self, found: Sequence[Planned], own: tuple[int, int], at: At) -> Planned:
         """The one that a short training brings furthest on validation: what is lost at another size no weight tells."""
-        recipe, trials = self.recipe, list[Trial]()
+        recipe, trials = self.job.recipe, list[Trial]()
         spec = replace(recipe.recover, epochs=math.ceil(recipe.recover.epochs * TRIAL_SHARE))
         for one in found:
             size = one.resized or own
             view, model = at(size), surgery.apply(self.adapted.trained.model, one.surgery)
             # a search that is done again after it was cut may come to other widths
             folder = self.folder / f"trial-{size[0]}x{size[1]}-{files.digest(one.surgery)}"
-            job = loop.Job(
+            training_job = loop.Job(
                 data=view.data, spec=spec, augment=view.augment, seed=recipe.seed + 1,
                 label=f"fit: {size[0]}x{size[1]}", folder=folder, balance=recipe.balance, teacher=view.trained.model,
             )  # fmt: skip
-            reached = finetune.aim(vars(loop.train(model, job, keep_start=True)), recipe.balance)
+            reached = finetune.aim(vars(loop.train(model, training_job, keep_start=True)), recipe.balance)
             latency = one.fitted.latency if one.fitted else None
             trials.append(Trial(size, latency, reached, len(view.data.splits["val"])))
             progress.say(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")

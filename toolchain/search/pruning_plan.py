@@ -1,23 +1,25 @@
 """fit: dense model, target, budget -> what is cut and how large the pictures are, before much training is spent."""
 
 import time
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolchain.config import amounts
+from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
-from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.errors import ToolchainError
-from toolchain.models import profile
-from toolchain.pruning import channel_ranking, surgery
+from toolchain.core.types import Architecture
+from toolchain.data.dataset import Dataset
+from toolchain.models import build, profile
+from toolchain.pruning import channel_ranking, options, prune, surgery
 from toolchain.search import lock as locks
 from toolchain.search import place
 from toolchain.search.plan import Fit, Lock, Planned, Trial, read_fitted
 from toolchain.search.planner import At, Search
 from toolchain.training.finetune import Adapted
+from toolchain.training.trained import Trained
 
 VERSION = 8
 PLAN = "surgery.json"
@@ -48,23 +50,41 @@ def limits_of(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Q
     return limits
 
 
-def run(
-    adapted: Adapted,
-    recipe: Recipe,
-    target: Target,
-    budget: Budget,
-    image: Tensor,
-    work: Path,
-    lock: Lock | None = None,
-    at: At | None = None,
-) -> Fit:
+def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
+    """Say what does not suit the model before it is trained; return the lock where it is for this model.
+
+    Raises:
+        ToolchainError: there is no such model or weights file, `protect` names no layer of it, or the lock that the user
+            named is for another model.
+    """
+    recipe = job.recipe
+    model = build.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)
+    layers = profile.layers(model, data.example)
+    options.known(recipe.prune.protect, layers)
+    return locks.suited(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
+
+
+def untrained_networks(
+    plan: Fit, dense: Adapted, ranked: Trained, view: Adapted
+) -> dict[Architecture, tuple[nn.Module, Tensor]]:
+    """Return the dense network and the planned one, if it is another, each with an example input.
+
+    Args:
+        ranked: the model that is cut.
+        view: the dense model with images of the size that the pruned one takes.
+    """
+    networks: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.trained.model, dense.data.example)}
+    if plan.changes:
+        networks["pruned"] = (prune.at_once(ranked, plan.surgery).model, view.data.example)
+    return networks
+
+
+def run(job: Job, adapted: Adapted, lock: Lock | None = None, at: At | None = None) -> Fit:
     """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
 
     Args:
         adapted: the model to be cut, whose weights rank the channels; its calibration images, for criteria that ask
             what the loss does on them.
-        budget: of recipe and target; `latency`, `size`, `macs` and `parameters` say how far pruning goes.
-        image: one example input, float32 [1, 3, height, width].
         lock: what was decided before; nothing is searched then. Channels are ranked anew where the weights are others.
         at: the job with pictures of another size; needed where the recipe allows smaller ones.
 
@@ -72,14 +92,15 @@ def run(
         ToolchainError: the ratio or budget cannot be reached, both are given, the model cannot be traced, or the lock is
             for another model.
     """
+    recipe, target, work, image = job.recipe, job.target, job.work, adapted.data.example
     dense, spec = adapted.trained, recipe.prune
-    limits = limits_of(recipe, budget, locked=lock is not None)
+    limits = limits_of(recipe, job.budget, locked=lock is not None)
     searched = bool(limits) and spec.ratio is None
     placed = None
     if lock:
         locks.check(lock, profile.layers(dense.model, image), (image.shape[2], image.shape[3]))
     elif searched and {"latency", "size"} & limits.keys():
-        placed = place.run(
+        placed = place.find_placement(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
     asked = {name: value for name, value in vars(spec).items() if name not in LATER}
@@ -98,9 +119,7 @@ def run(
     with stage_cache.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            search = Search(
-                adapted, recipe, target, image, channel_ranking.run(adapted, spec, work), work, stage.folder
-            )
+            search = Search(job, adapted, image, channel_ranking.run(adapted, spec, work), stage.folder)
             if lock:
                 found = search.locked(lock)
             elif searched:

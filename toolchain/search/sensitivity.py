@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.config.recipe import Recipe
-from toolchain.config.target import Target
+from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
@@ -91,24 +90,21 @@ class Sensitivity:
     curves: tuple[Curve, ...]
 
 
-def run(adapted: Adapted, plan: Fit, recipe: Recipe, target: Target, image: Tensor, work: Path) -> Sensitivity | None:
+def run(job: Job, adapted: Adapted, plan: Fit) -> Sensitivity | None:
     """Measures how much accuracy each group of channels and each residual block costs; nothing where nothing is cut.
 
     Args:
         adapted: the dense model and its validation images, the only ones that are looked at.
         plan: its widths are measured too, and it says which share really goes.
-        recipe: its criterion ranks the channels.
-        target: widths are multiples of its alignment.
-        image: one example input, float32 [1, 3, height, width].
     """
-    if not (recipe.prune.sensitivity and plan.cuts):
+    if not (job.recipe.prune.sensitivity and plan.cuts):
         return None
     # the plan's key covers model, images, criterion, its settings and the alignment
     key = files.digest(VERSION, plan.key, plan.surgery, IMAGES, SECONDS, SHARES, APART)
-    with stage_cache.stage(work, "sensitivity", key) as stage:
+    with stage_cache.stage(job.work, "sensitivity", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found = _Survey(adapted, plan.surgery, recipe, target, image, work).run(stage.folder / POINTS)
+            found = _Survey(job, adapted, plan.surgery).run(stage.folder / POINTS)
             stage = stage_cache.finish(stage, started, {"found": found})
             (stage.folder / POINTS).unlink(missing_ok=True)
         assert stage.figures is not None
@@ -151,12 +147,13 @@ class _Trial:
 class _Survey:
     """What the curves are drawn from."""
 
+    job: Job
     adapted: Adapted
     plan: Surgery
-    recipe: Recipe
-    target: Target
-    image: Tensor
-    work: Path
+
+    @property
+    def image(self) -> Tensor:
+        return self.adapted.data.example
 
     @property
     def dense(self) -> nn.Module:
@@ -171,11 +168,11 @@ class _Survey:
     @cached_property
     def options(self) -> Options:
         """What may be cut, what is protected included: how channels rank within a group does not depend on it."""
-        spec = self.recipe.prune
-        ranking = channel_ranking.run(self.adapted, spec, self.work)
+        spec = self.job.recipe.prune
+        ranking = channel_ranking.run(self.adapted, spec, self.job.work)
         return options_module.options(
             self.dense, self.image, head=self.adapted.head, spec=dataclasses.replace(spec, protect=()),
-            alignment=self.target.alignment, criterion=ranking.criterion, gradients=ranking.gradients,
+            alignment=self.job.target.alignment, criterion=ranking.criterion, gradients=ranking.gradients,
             blocks=_blocks(self.dense, self.image) if spec.depth else (),
         )  # fmt: skip
 
@@ -202,7 +199,7 @@ class _Survey:
     def _widths(self, index: int) -> list["_Trial"]:
         """Widths to try of a group: the plan's own, then those nearest to the usual shares."""
         group, whole = self.options.groups[index], self.options.whole
-        if options_module.protected(group, self.recipe.prune.protect):
+        if options_module.protected(group, self.job.recipe.prune.protect):
             return []
         planned = round(group.channels * (1 - cut(group, self.plan)))
         possible, chosen = self.options.possible(index)[:-1], list[int]()
@@ -222,7 +219,7 @@ class _Survey:
         ]  # fmt: skip
 
     def _without(self, block: str) -> list["_Trial"]:
-        if options_module.protected_block(self.options.sizes, block, self.recipe.prune.protect):
+        if options_module.protected_block(self.options.sizes, block, self.job.recipe.prune.protect):
             return []
         return [_Trial(f"without {block}", 1.0, dataclasses.replace(self.options.whole, dropped=frozenset({block})))]
 
@@ -243,7 +240,7 @@ class _Survey:
         """Everything that was measured, and why something was not."""
         groups, blocks, found = self.options.groups, self.options.blocks, list[Curve]()
         for group, trials in zip(groups, self.trials, strict=False):
-            guarded = options_module.protected(group, self.recipe.prune.protect)
+            guarded = options_module.protected(group, self.job.recipe.prune.protect)
             points, why = _points(trials, answers, whole, "protected" if guarded else "too narrow")
             together = tuple(m.module for m in group.members if m.side == "out" and m.kind != "norm")
             gone = cut(group, self.plan)

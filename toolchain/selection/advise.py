@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.config.recipe import ModelSpec, Recipe, Reuse
+from toolchain.config.job import Job
+from toolchain.config.recipe import ModelSpec, Reuse
 from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
@@ -59,16 +60,20 @@ class Advice:
     per_class: float  # training images
 
 
-def settled(recipe: Recipe, data: Dataset, work: Path, target: Target | None = None) -> tuple[Recipe, Advice | None]:
-    """The recipe with `reuse = "auto"` replaced by what is advised, and the advice.
+def choose_reuse(job: Job, data: Dataset, *, timed: bool = True) -> tuple[Job, Advice | None]:
+    """The job with `reuse = "auto"` replaced by what is advised, and the advice.
+
+    Args:
+        timed: whether the cut network is timed against the whole one on the job's target.
 
     Raises:
         ToolchainError: as `run`.
     """
+    recipe = job.recipe
     if recipe.reuse != "auto":
-        return recipe, None
-    found = run(recipe.model.name, recipe.model, data, work, target)
-    return dataclasses.replace(recipe, reuse=found.reuse), found
+        return job, None
+    found = run(recipe.model.name, recipe.model, data, job.work, job.target if timed else None)
+    return dataclasses.replace(job, recipe=dataclasses.replace(recipe, reuse=found.reuse)), found
 
 
 def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> Advice:

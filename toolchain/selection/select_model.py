@@ -14,7 +14,8 @@ import torch
 
 from toolchain.config import amounts
 from toolchain.config.dataset import Domain
-from toolchain.config.recipe import Budget, Recipe, Reuse
+from toolchain.config.job import Job
+from toolchain.config.recipe import Reuse
 from toolchain.config.shortlist import Candidate, left_open
 from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
@@ -37,27 +38,27 @@ FEW = 10  # training images a class below which scores say little
 Row = dict[str, Any]
 
 
-def settled(
-    recipe: Recipe, domain: Domain, target: Target, budget: Budget, out: Path
-) -> tuple[Recipe, Mapping[str, Any] | None]:
-    """The recipe with `model.name = "auto"` replaced by the best candidate that the latency budget allows, and the ranking.
+def choose_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
+    """The job with `model.name = "auto"` replaced by the best candidate that the latency budget allows, and the ranking.
 
     "auto:small,zoo:squeezenet1_1_glyphs" says which candidates.
 
     Raises:
         ToolchainError: as `run`; or no candidate may be shipped or keeps to the budget.
     """
+    recipe, limit_text = job.recipe, job.budget.latency
     if not left_open(recipe.model.name):
-        return recipe, None
+        return job, None
     _, given, names = recipe.model.name.partition(":")
     found = candidates.read([name.strip() for name in (names if given else candidates.DEFAULT).split(",")])
-    written = run(domain, target, found, recipe.image_size, out)
-    limit = amounts.read("latency", budget.latency) if budget.latency else None
+    written = run(job.domain, job.target, found, recipe.image_size, job.out)
+    limit = amounts.read("latency", limit_text) if limit_text else None
     row, why = ranking.chosen(written, limit.value if limit and not limit.relative else None)
     progress.say(f"select: {row['name']}: {why}")
     taken = next(one for one in found if one.name == row["name"])
     reuse = taken.reuse if recipe.reuse == Reuse() else recipe.reuse
-    return dataclasses.replace(recipe, model=taken.model, reuse=reuse), {**written, "chosen": row["name"], "why": why}
+    recipe = dataclasses.replace(recipe, model=taken.model, reuse=reuse)
+    return dataclasses.replace(job, recipe=recipe), {**written, "chosen": row["name"], "why": why}
 
 
 def run(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from toolchain.config.dataset import Kind
+from toolchain.config.job import Job
 from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
@@ -63,27 +63,25 @@ class Adapted:
     trials: tuple[Trial, ...]
 
 
-def run(recipe: Recipe, kind: Kind, data: Dataset, joins: Sequence[Joined], work: Path) -> Adapted:
+def run(job: Job, data: Dataset, joins: Sequence[Joined] = ()) -> Adapted:
     """Fine-tunes the recipe's model on the domain's training images.
 
     Args:
-        recipe: the job.
-        kind: of the domain's pictures.
-        data: the domain.
+        data: the domain's images.
         joins: further sets, tried in this order.
-        work: folder of all stages.
 
     Raises:
         ToolchainError: the model or its weights cannot be had, the augmentation does not suit the pictures, or
             training diverged.
     """
+    recipe, work = job.recipe, job.work
     recipe = dataclasses.replace(recipe, adapt=_long_enough(recipe.adapt, len(data.splits["train"])))
     per_class = len(data.splits["train"]) / len(data.classes)
     if recipe.model.weights:  # otherwise there is nothing that training could lose
         recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
     if rare := _rare(data):
         progress.say(f"adapt: hardly anything to learn from: {rare}")
-    changes = augment.chosen(recipe.augment, kind, per_class)
+    changes = augment.chosen(recipe.augment, job.domain.kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
     for joined in joins:

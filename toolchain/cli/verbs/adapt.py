@@ -46,11 +46,12 @@ def adapt(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, on_corrupt=on_corrupt,
     )  # fmt: skip
-    chosen, images = overrides.job(recipe, flags)
+    job = overrides.read_job(recipe, "cpu", flags, out)
+    from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
     from toolchain.report import write
     from toolchain.report.pages import adapt as page
 
-    written = page.run(chosen, images, out)
+    written = pipeline.adapt(job)
     write.show(page.tables_of(written))
     for note in written["notes"]:
         typer.echo(f"Warning: {note}", err=True)

@@ -40,7 +40,7 @@ def check_data(
     from toolchain.config import overrides, reader
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
-    chosen, images = overrides.job(recipe, flags)
+    chosen, images = overrides.read_recipe(recipe, flags)
     from toolchain.report.pages import data_checks_text
 
     checkup, shift, folder = _examine(chosen, images, reader.domain(source) if source else None, out)

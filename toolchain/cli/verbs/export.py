@@ -60,25 +60,21 @@ def export(
     """
     from toolchain.config import overrides
 
-    chosen = overrides.apply(
-        recipe, target,
-        overrides.Flags(
-            data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
-            seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
-            on_corrupt=on_corrupt, release=release, device=device,
-        ),
+    flags = overrides.Flags(
+        data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
+        seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
+        on_corrupt=on_corrupt, release=release, device=device,
     )  # fmt: skip
-    from toolchain import pipeline
-    from toolchain.core import files, registry
+    job = overrides.read_job(recipe, target, flags, out, lock_file=lock)
+    from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
+    from toolchain.core import files
     from toolchain.measure import history
     from toolchain.report import write
 
-    beside = registry.find("recipes", recipe).parent
-    written = pipeline.build(*chosen, out, lock=lock, beside=beside)
+    written = pipeline.export(job)
     write.terminal(written)
-    folder = out / written["recipe"] / written["target"]
-    archive = files.sha256_file(folder / "bundle.tar") if written["shipped"] else ""
+    archive = files.sha256_file(job.folder / "bundle.tar") if written["shipped"] else ""
     history.append(out / history.FILE, history.of_export(written, archive))
-    results.print_paths(folder, written)
+    results.print_paths(job.folder, written)
     if written["shipped"] is None:
         raise typer.Exit(1)

@@ -60,7 +60,7 @@ def gate(
     python = gate_inputs.interpreter(reference_python) if reference_python else ""
     tests = []
     for name in recipes:  # whatever is wrong shows before anything is timed
-        job, domain = overrides.job(name, overrides.Flags(data=data))
+        job, domain = overrides.read_recipe(name, overrides.Flags(data=data))
         pair = gate_inputs.pair(
             job, chosen, out, candidate=candidate, reference=reference, python=python, device=device
         )

@@ -1,54 +1,35 @@
 """`toolchain adapt`: fine-tuning alone, how good it is on test for every seed, and what it gains over a linear probe."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from toolchain.config.dataset import Domain
+from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
-from toolchain.config.shortlist import left_open
 from toolchain.core import files, statistics
-from toolchain.core.errors import ToolchainError
-from toolchain.data import prepare
 from toolchain.data.dataset import Dataset
 from toolchain.gates import ship_decision
 from toolchain.models import build
 from toolchain.report import assemble, format, table
-from toolchain.report.sections import reuse, training
+from toolchain.report.sections import training
 from toolchain.report.table import Table
-from toolchain.selection import advise
-from toolchain.training import finetune, linear_probe, loop
+from toolchain.training import linear_probe, loop
 from toolchain.training.finetune import Adapted
 
 SCHEMA = 1
 
 
-def run(recipe: Recipe, domain: Domain, out: Path) -> dict[str, Any]:
-    """Fine-tunes for every seed, then answers the test images; writes and returns `out/<recipe>/adapt.json`.
+def write(job: Job, dense: Adapted) -> dict[str, Any]:
+    """Measure every seed's model on test, beside a linear probe; write and return `out/<recipe>/adapt.json`.
 
     Nothing is chosen by the test split: all seeds are reported, and validation says which goes on.
-
-    Raises:
-        ToolchainError: as the stages it runs; or the choice of a model is left open.
     """
-    if left_open(recipe.model.name):
-        raise ToolchainError(
-            f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
-        )
-    folder = out / recipe.name
-    with files.locked(folder, wait=False):
-        torch.set_flush_denormal(True)
-        data, joins = prepare.run(recipe, domain, out / "data")
-        recipe, advice = advise.settled(recipe, data, out / "work")
-        reuse.tell(advice)
-        build.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)  # what does not fit is said first
-        found = finetune.run(recipe, domain.kind, data, joins, out / "work")
-        written = _report(recipe, domain, found, _yardstick(recipe, found))
-        files.write_json(folder / "adapt.json", written)
-        return written
+    written = _report(job.recipe, job.domain, dense, _yardstick(job.recipe, dense))
+    files.write_json(job.out / job.recipe.name / "adapt.json", written)
+    return written
 
 
 def _yardstick(recipe: Recipe, found: Adapted) -> np.ndarray:

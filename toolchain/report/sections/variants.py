@@ -31,7 +31,7 @@ def variants(report: Report) -> Table:
 def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
     """A variant's speed-up over the dense float model, where it was paired with it."""
     pairs = report.get("ratios") or ()
-    found = (p for p in pairs if p.get("variant") == name and p.get("baseline") == run_report.FLOAT)
+    found = (p for p in pairs if p.get("variant") == name and p.get("baseline") == run_report.BASELINE)
     own = report.get("speedup") if name == run_report.subject(report).get("name") else None
     return next(found, own)
 
