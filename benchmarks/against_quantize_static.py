@@ -48,12 +48,12 @@ def main(names: list[str]) -> None:
 
 
 def compare(name: str, folder: Path) -> None:
-    model = build.architecture(ModelSpec(name=name), 1000)
+    model = build.build_untrained(ModelSpec(name=name), 1000)
     with torch.no_grad():
         model.train()(torch.randn(8, *SHAPE[1:]))  # plausible batch norm statistics
     model.eval()
     image = torch.zeros(SHAPE)
-    to_onnx.to_onnx(model, image, folder / "float.onnx")
+    to_onnx.export_file(model, image, folder / "float.onnx")
     quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"))
     quantize_static(
         str(folder / "prepared.onnx"), str(folder / "peer.onnx"), Random(), quant_format=QuantFormat.QDQ,
@@ -62,7 +62,7 @@ def compare(name: str, folder: Path) -> None:
     graph, planned = pt2e.prepare(model, image, Placement(), QuantScheme())
     with torch.no_grad():
         graph(torch.randn(8, *SHAPE[1:]))
-    to_onnx.to_onnx(pt2e.convert(graph, image), image, folder / "ours.onnx")
+    to_onnx.export_file(pt2e.convert(graph, image), image, folder / "ours.onnx")
     runtime = registry.module("runtimes", "onnxruntime")
     sides = [
         paired_timing.Side(

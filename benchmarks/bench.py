@@ -59,7 +59,7 @@ def main(
         path = out / f"{name}.onnx"
         if not path.exists():
             out.mkdir(parents=True, exist_ok=True)
-            to_onnx.to_onnx(peers.network(name), torch.zeros(peers.SHAPE), path)
+            to_onnx.export_file(peers.network(name), torch.zeros(peers.SHAPE), path)
         for runtime, other, call in (("onnxruntime", "bare loop", bare), ("openvino", "benchmark_app", app)):
             made = registry.module("runtimes", runtime).compile(path, out / f"{name}-{runtime}").path
             subject = model_files.read(made, out)

@@ -37,8 +37,8 @@ from toolchain.measure.paired_timing import Side
 from toolchain.models import build, profile
 from toolchain.pruning import surgery
 from toolchain.search import place, pruning_plan
-from toolchain.training.finetune import Adapted
-from toolchain.training.trained import Trained
+from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained import TrainedModel
 
 DEFAULT = "resnet18:0.7+0.5+0.35,mobilenet_v2:0.7+0.5+0.35,resnet56:0.5,efficientnet_b0:0.5"
 CIFAR = (1, 3, 32, 32)
@@ -104,9 +104,9 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
     if name == "resnet56":
         torch.manual_seed(0)
         model = peers.settled(resnet56(), CIFAR)
-        return model, build.head_of(model, 10), torch.zeros(CIFAR)
+        return model, build.find_head(model, 10), torch.zeros(CIFAR)
     model = peers.network(name)
-    return model, build.head_of(model, 1000), torch.zeros(peers.SHAPE)
+    return model, build.find_head(model, 1000), torch.zeros(peers.SHAPE)
 
 
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
@@ -116,19 +116,19 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     data: Any = SimpleNamespace(example=image)
-    adapted = Adapted(Trained(dense, name, {}, 0.0), head, data, AugmentSpec(), (), ())
+    adapted = FinetunedModel(TrainedModel(dense, name, {}, 0.0), head, data, AugmentSpec(), (), ())
     job = make_job(recipe, target, Domain(name="none"), out)
     plan = pruning_plan.run(job, adapted)
-    assert plan.fitted is not None
+    assert plan.latency_fit is not None
     pruned = surgery.apply(dense, plan.surgery)
-    placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.placements)
+    placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.decided_placements)
     sides: list[Side] = []
     for family, model, folder in (("dense", dense, "dense"), ("pruned", pruned, f"pruned-{plan.key}")):
         timing_job = placement.Job(
             model=name, target=target, seconds=0, rounds=rounds, folder=out / name / runtime / folder, image=image
         )  # fmt: skip
         if not (timing_job.folder / "float.onnx").exists():
-            to_onnx.to_onnx(model, image, timing_job.folder / "float.onnx")
+            to_onnx.export_file(model, image, timing_job.folder / "float.onnx")
         own, label = placement.ours(model, placed[family], timing_job)  # type: ignore[index]
         plain = placement.once(timing_job.folder / "float", lambda where, job=timing_job: compiled(job, where))
         file = registry.module("runtimes", runtime).FILE_NAMES[0]
@@ -138,11 +138,11 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     measured = placement.timed(sides, dataclasses.replace(timing_job, folder=out / name / f"rounds-{plan.key}"))
     shares = [statistics.round_ratio(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
     in_float = [statistics.round_ratio(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
-    macs = [profile.macs(layers) for layers in (plan.before, plan.after)]
+    macs = [profile.total_macs(layers) for layers in (plan.layers_before, plan.layers_after)]
     return {
-        "model": name, "runtime": runtime, "budget": budget, "share": statistics.speedup(shares), "fitted": plan.fitted,
+        "model": name, "runtime": runtime, "budget": budget, "share": statistics.speedup(shares), "fitted": plan.latency_fit,
         "float_gain": statistics.speedup(in_float), "macs": macs, "seconds": seconds(plan.key, job.work),
-        "place_seconds": {family: one.seconds for family, one in placed.items()},
+        "place_seconds": {family: one.search_seconds for family, one in placed.items()},
         "dense_ms": placement.median_ms(measured, "dense"), "dropped": list(plan.surgery.dropped),
         "forms": {side.name: side.precision for side in sides},
     }  # fmt: skip

@@ -26,7 +26,7 @@ from toolchain.data.image_folder import Split
 from toolchain.pruning import prune, recover
 from toolchain.search import pruning_plan
 from toolchain.training import loop, trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 REFERENCE = "magnitude"
 
@@ -73,16 +73,16 @@ def main(
         print(f"| {' | '.join(cells)} |")
 
 
-def recovered(adapted: Adapted, recipe: Recipe, macs: str, out: Path) -> trained.Trained:
+def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained.TrainedModel:
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
     job = make_job(recipe, reader.target("cpu"), Domain(name=recipe.domain), out)
     plan = pruning_plan.run(job, adapted)
-    return recover.run(job, prune.at_once(adapted.trained, plan.surgery), adapted)
+    return recover.run(job, prune.apply_plan(adapted.trained, plan.surgery), adapted)
 
 
-def _right(model: torch.nn.Module, adapted: Adapted, split: Split, labels: np.ndarray) -> np.ndarray:
-    logits = loop.predict(model, adapted.data.splits[split], adapted.data.preprocess)
+def _right(model: torch.nn.Module, adapted: FinetunedModel, split: Split, labels: np.ndarray) -> np.ndarray:
+    logits = loop.predict(model, adapted.dataset.splits[split], adapted.dataset.preprocess)
     found: np.ndarray = (logits.argmax(1).numpy() == labels).astype(float)
     return found
 

@@ -54,7 +54,7 @@ def main(
     shifted: Annotated[int, typer.Option(help="windows of every shift")] = 3,
 ) -> None:
     """Prints the table."""
-    own = drift_reference.bundle(bundle)
+    own = drift_reference.load_bundle(bundle)
     manifest, sees = (
         records.read_json(bundle / "manifest.json"),
         records.read_json(bundle / "manifest.json")["preprocess"],
@@ -94,19 +94,19 @@ def answers(model: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, sees:
     return np.concatenate([model(run.normalise(one, sees["mean"], sees["std"])[None]) for one in pixels])
 
 
-def judged(own: drift_reference.Watched, pixels: np.ndarray, logits: np.ndarray) -> drift.Drift:
+def judged(own: drift_reference.WatchedBundle, pixels: np.ndarray, logits: np.ndarray) -> drift.DriftResult:
     """Counted as `run.py --watch` does it, and looked at as `toolchain drift` does it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counts.json"
-        counters = watch.Counters(path, own.identity, own.reference.edges, len(own.classes))
+        counters = watch.Counters(path, own.identity, own.reference.bin_edges, len(own.classes))
         for one, answer in zip(pixels, logits, strict=True):
             counters.add(one, answer)
         counters.close()
-        files = drift.counters([path], own.identity, own.reference.sizes(len(own.classes)))
-        return drift.run(own.name, own.reference, len(own.classes), files)
+        files = drift.read_counters([path], own.identity, own.reference.count_bins(len(own.classes)))
+        return drift.detect(own.name, own.reference, len(own.classes), files)
 
 
-def row(name: str, found: list[drift.Drift], lost: float) -> None:
+def row(name: str, found: list[drift.DriftResult], lost: float) -> None:
     """One line of the table."""
     windows = [one.windows[0] for one in found]
     said = [one.verdict for one in windows]

@@ -48,36 +48,37 @@ def main(
         placed = place.find_placement(model, image, target, (), seconds, out / "work")
         longer = place._started(model, image, target, out / name / runtime, float("inf"))
         began = time.monotonic()
-        best = gone_on(longer, placed.placement, began + TIMES * placed.seconds)
+        best = gone_on(longer, placed.placement, began + TIMES * placed.search_seconds)
         progress.say(f"usual {placed.placement}\nlonger {best}")
         logs = [
-            longer.timed({"longer": best}, than=placed.placement, again=True).get("longer", 0.0) for _ in range(ROUNDS)
+            longer.measure_gains({"longer": best}, than=placed.placement, again=True).get("longer", 0.0)
+            for _ in range(ROUNDS)
         ]
         gain = statistics.speedup(logs)
         print(
-            f"| {name} | {runtime} | {placed.seconds:.0f} s, {len(placed.tried)} candidates | "
-            f"{time.monotonic() - began:.0f} s, {len(longer.tried)} candidates | "
+            f"| {name} | {runtime} | {placed.search_seconds:.0f} s, {len(placed.timed_placements)} candidates | "
+            f"{time.monotonic() - began:.0f} s, {len(longer.timings)} candidates | "
             f"{1 / gain.estimate:.3f} [{1 / gain.high:.3f}, {1 / gain.low:.3f}] |",
             flush=True,
         )
 
 
-def gone_on(longer: placement_search.Search, best: Placement, end: float) -> Placement:
+def gone_on(longer: placement_search.PlacementSearch, best: Placement, end: float) -> Placement:
     """The best placement that random changes lead to in time."""
     dice = random.Random(0)
-    layers = placement.layers(insert_qdq.operations(longer.base.graph), Placement())
-    parts = [*placement.blocks(layers, placement_search.BLOCKS), *layers]
+    layers = placement.quantized_layers(insert_qdq.list_operations(longer.float_graph.graph), Placement())
+    parts = [*placement.split_into_blocks(layers, placement_search.MAX_BLOCKS), *layers]
     while time.monotonic() < end:
         found = {}
         for number in range(CHANGES):
-            kinds = [kind for kind in placement_changes.OPERATIONS if dice.random() < 0.3]
+            kinds = [kind for kind in placement_changes.OPERATION_KINDS if dice.random() < 0.3]
             names = dice.sample(parts, dice.choice((0, 1, 1, 2, 4)))
             turned = dice.random() < 0.15
-            found[f"change {len(longer.tried)}.{number}"] = lambda one, k=kinds, n=names, t=turned: changed(
+            found[f"change {len(longer.timings)}.{number}"] = lambda one, k=kinds, n=names, t=turned: changed(
                 one, k, n, t
             )
-        best = longer.improved(best, found)
-        progress.say(f"longer search: {len(longer.tried)} candidates, {end - time.monotonic():.0f} s left")
+        best = longer.improve(best, found)
+        progress.say(f"longer search: {len(longer.timings)} candidates, {end - time.monotonic():.0f} s left")
     return best
 
 
@@ -87,7 +88,7 @@ def changed(one: Placement, kinds: list[str], names: list[str], turned: bool) ->
     modules = set(one.float_modules) ^ set(names)
     return Placement(
         float_modules=tuple(sorted(modules)),
-        float_operations=tuple(kind for kind in placement_changes.OPERATIONS if kind in floats),
+        float_operations=tuple(kind for kind in placement_changes.OPERATION_KINDS if kind in floats),
         results=one.results != turned,
     )
 

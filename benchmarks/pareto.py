@@ -38,7 +38,7 @@ from toolchain.export import to_onnx
 from toolchain.measure import latency
 from toolchain.measure.paired_timing import Side, rounds
 from toolchain.training import finetune, loop, trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 
 def main(
@@ -88,7 +88,7 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     """The plain script at every ratio, all timed in the same rounds."""
     data, _ = prepare.run(make_job(job, reader.target("cpu"), domain, out))
     adapted = finetune.run(make_job(job, reader.target("cpu"), domain, out), data)
-    folder, image = out / f"script-{target.name}", data.example
+    folder, image = out / f"script-{target.name}", data.example_input
     runtime = registry.module("runtimes", target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}
 
@@ -96,14 +96,14 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
         path = runtime.compile(source or folder / f"{name}.onnx", folder / name).path
         made[name] = (path, precision, ratio)
 
-    to_onnx.to_onnx(copy.deepcopy(adapted.trained.model), image, folder / "dense.onnx")
+    to_onnx.export_file(copy.deepcopy(adapted.trained.model), image, folder / "dense.onnx")
     compiled("dense", "f32", 0.0)
     for ratio in ratios:
         name = f"script-{ratio:g}"
-        to_onnx.to_onnx(pruned(adapted, job, target, ratio, out / "work"), image, folder / f"{name}.onnx")
+        to_onnx.export_file(pruned(adapted, job, target, ratio, out / "work"), image, folder / f"{name}.onnx")
         compiled(name, "f32", ratio)
         if target.runtime == "onnxruntime":
-            images = loader.batches(data.calibration_images, data.preprocess, 1)
+            images = loader.ordered_batches(data.calibration_images, data.preprocess, 1)
             (folder / f"{name}-static").mkdir(parents=True, exist_ok=True)
             peers.static(
                 folder / f"{name}.onnx", folder / f"{name}-static", peers.LAYERS, (x.numpy() for x, _ in images)
@@ -131,13 +131,13 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     return found
 
 
-def pruned(adapted: Adapted, job: Recipe, target: Target, ratio: float, work: Path) -> nn.Module:
+def pruned(adapted: FinetunedModel, job: Recipe, target: Target, ratio: float, work: Path) -> nn.Module:
     """Cut as in Torch-Pruning's examples, then trained without a teacher."""
     epochs = job.recover.epochs + job.quantize.train.epochs
     train = dataclasses.replace(job.recover, epochs=epochs, distill=0.0, average=0.0)
     model = copy.deepcopy(adapted.trained.model)
     pruner = torch_pruning.pruner.BasePruner(
-        model, adapted.data.example, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        model, adapted.dataset.example_input, importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio, round_to=target.alignment, ignored_layers=[model.get_submodule(adapted.head)],
     )  # fmt: skip
     pruner.step()
@@ -145,18 +145,18 @@ def pruned(adapted: Adapted, job: Recipe, target: Target, ratio: float, work: Pa
         work, "script", files.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
     ) as stage:
         if stage.figures is not None:
-            return trained.restored(stage, model).model
-        settings = loop.Job(
-            data=adapted.data, spec=train, augment=adapted.augment, seed=job.seed + 1, label=f"script {ratio:g}",
+            return trained.load_trained_model(stage, model).model
+        settings = loop.TrainingJob(
+            dataset=adapted.dataset, spec=train, augment=adapted.augment, seed=job.seed + 1, label=f"script {ratio:g}",
             folder=stage.folder,
         )  # fmt: skip
-        return trained.store(stage, 0.0, model, loop.train(model, settings), {}).model
+        return trained.save_trained_model(stage, 0.0, model, loop.train(model, settings), {}).model
 
 
-def answers(runtime: Any, path: Path, precision: Precision, adapted: Adapted) -> np.ndarray:
+def answers(runtime: Any, path: Path, precision: Precision, adapted: FinetunedModel) -> np.ndarray:
     """Which test images the artefact gets right, bool [images]."""
     session = runtime.open(path, threads=1, precision=precision)
-    test, sees = adapted.data.splits["test"], adapted.data.preprocess
+    test, sees = adapted.dataset.splits["test"], adapted.dataset.preprocess
     logits = [session.run(run.normalise(p, sees.mean, sees.std)[None])[0] for p in test.pixels.numpy()]
     found: np.ndarray = np.stack(logits).argmax(1) == test.labels.numpy()
     return found

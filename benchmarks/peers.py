@@ -44,7 +44,7 @@ def network(name: str) -> nn.Module:
     slow in float and would flatter the integer side.
     """
     torch.manual_seed(0)
-    return settled(build.architecture(ModelSpec(name=name), 1000), SHAPE)
+    return settled(build.build_untrained(ModelSpec(name=name), 1000), SHAPE)
 
 
 def settled(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:

@@ -106,7 +106,7 @@ def compared(job: Job) -> dict[str, Any]:
     model = peers.network(job.model)
     source = job.folder / "float.onnx"
     if not source.exists():
-        to_onnx.to_onnx(model, IMAGE, source)
+        to_onnx.export_file(model, IMAGE, source)
     placed = place.find_placement(model, IMAGE, job.target, (), job.seconds, job.folder.parent / "search")
     own, label = ours(model, placed, job)
     sides, fails, missing = rivals(job)
@@ -121,13 +121,13 @@ def compared(job: Job) -> dict[str, Any]:
     return {
         "model": job.model, "runtime": job.target.runtime, "ours": label, "ours_ms": ms.pop("ours"), "best": best,
         "ratio": ratios[best], "peers_ms": ms, "fails": fails, "missing": missing, "integer": covered.integer,
-        "layers": covered.total, "search_seconds": placed.seconds, "candidates": len(placed.tried),
+        "layers": covered.total, "search_seconds": placed.search_seconds, "candidates": len(placed.timed_placements),
     }  # fmt: skip
 
 
-def ours(model: nn.Module, placed: placement_result.Placed, job: Job) -> tuple[paired_timing.Side, str]:
+def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -> tuple[paired_timing.Side, str]:
     """Our artefact and what it is: the placement that was found, or the float form that beats it."""
-    best, floating = placed.best, placed.fastest_float
+    best, floating = placed.fastest_int8, placed.fastest_float
     if best is None or floating is None:
         raise ToolchainError(f"nothing was searched: this machine cannot measure the target {job.target.name}")
     runtime = registry.module("runtimes", job.target.runtime)
@@ -137,11 +137,11 @@ def ours(model: nn.Module, placed: placement_result.Placed, job: Job) -> tuple[p
         if not placed.float_wins:
             source = folder / "exported.onnx"
             graph, _ = pt2e.prepare(model, job.image, placed.placement, job.target.scheme)
-            pt2e.observe(graph, ranges=True, rounding=False)
+            pt2e.configure_fake_quantize(graph, ranges=True, rounding=False)
             with torch.no_grad():
                 graph(torch.from_numpy(np.concatenate(peers.images(tuple(job.image.shape)))))
-            pt2e.observe(graph, ranges=False, rounding=True)
-            to_onnx.to_onnx(pt2e.convert(graph, job.image), job.image, source)
+            pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
+            to_onnx.export_file(pt2e.convert(graph, job.image), job.image, source)
         runtime.compile(source, folder)
 
     folder = once(job.folder / f"ours-{job.target.runtime}-{placed.key}", export)

@@ -36,7 +36,7 @@ from toolchain.measure import accuracy
 from toolchain.quantization import pt2e, quantize
 from toolchain.search import place
 from toolchain.training import finetune, loop, trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 Served = Callable[[Split], np.ndarray]
 
@@ -78,7 +78,7 @@ def main(
 
 def dense_models(
     name: str, flags: overrides.Flags, seeds: int, out: Path
-) -> tuple[Dataset, Iterator[tuple[Recipe, Adapted]]]:
+) -> tuple[Dataset, Iterator[tuple[Recipe, FinetunedModel]]]:
     """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
     chosen, domain = overrides.read_recipe(name, flags)
     torch.set_flush_denormal(True)
@@ -87,47 +87,51 @@ def dense_models(
     return whole, ((one, finetune.run(make_job(one, reader.target("cpu"), domain, out), whole)) for one in each)
 
 
-def trained_longer(adapted: Adapted, recipe: Recipe, work: Path) -> trained.Trained:
+def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> trained.TrainedModel:
     """The dense float model with the epochs of quantization-aware training, but without its rounding."""
     dense, train = adapted.trained, recipe.quantize.train
     key = files.digest(dense.key, train, adapted.augment, recipe.seed)
     model = copy.deepcopy(dense.model)
     with stage_cache.stage(work, "longer", key) as stage:
         if stage.figures is not None:
-            return trained.restored(stage, model)
+            return trained.load_trained_model(stage, model)
         started = time.monotonic()
-        job = loop.Job(
-            data=adapted.data, spec=train, augment=adapted.augment, seed=recipe.seed + 2, label="float, longer",
+        job = loop.TrainingJob(
+            dataset=adapted.dataset, spec=train, augment=adapted.augment, seed=recipe.seed + 2, label="float, longer",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
-        return trained.store(stage, started, model, loop.train(model, job, keep_start=True), {})
+        return trained.save_trained_model(stage, started, model, loop.train(model, job, keep_start=True), {})
 
 
-def quantized(adapted: Adapted, method: str, recipe: Recipe, target: Target, served: Served, out: Path) -> Answered:
+def quantized(
+    adapted: FinetunedModel, method: str, recipe: Recipe, target: Target, served: Served, out: Path
+) -> Answered:
     """What one model in integers answers, in all of its forms."""
     made, built = exported(adapted, method, recipe, target, out)
-    answers = accuracy.predict(built, target, adapted.data, "test", served, out / "work")
-    converted = pt2e.convert(made.graph, adapted.data.example)
+    answers = accuracy.predict(built, target, adapted.dataset, "test", served, out / "work")
+    converted = pt2e.convert(made.graph, adapted.dataset.example_input)
     return Answered(answers.torch.argmax(1), predicted(converted, adapted), answers.artefact.argmax(1))
 
 
 def exported(
-    adapted: Adapted, method: str, recipe: Recipe, target: Target, out: Path
-) -> tuple[quantize.Quantized, export_variants.Built]:
+    adapted: FinetunedModel, method: str, recipe: Recipe, target: Target, out: Path
+) -> tuple[quantize.QuantizedModel, export_variants.ExportedVariant]:
     """One model in integers, placed, trained and exported as `toolchain export` does it."""
-    dense, image = adapted.trained, adapted.data.example
+    dense, image = adapted.trained, adapted.dataset.example_input
     placed = place.find_placement(dense.model, image, target, (), recipe.quantize.search_seconds, out / "work")
     teacher = dense.model if method == "qat" else None
     job = make_job(recipe, target, Domain(name=recipe.domain), out)
     made = quantize.calibrate_and_train(job, dense, teacher, placed.placement, adapted)
-    networks: dict[Architecture, quantize.Family] = {"dense": quantize.Family("dense", dense, made, adapted.data)}
+    networks: dict[Architecture, quantize.Network] = {"dense": quantize.Network("dense", dense, made, adapted.dataset)}
     (built,) = export_variants.run(job, networks, ("int8",))
     return made, built
 
 
-def predicted(model: torch.nn.Module, adapted: Adapted) -> np.ndarray:
+def predicted(model: torch.nn.Module, adapted: FinetunedModel) -> np.ndarray:
     """Classes answered on the test images."""
-    classes: np.ndarray = loop.predict(model, adapted.data.splits["test"], adapted.data.preprocess).argmax(1).numpy()
+    classes: np.ndarray = (
+        loop.predict(model, adapted.dataset.splits["test"], adapted.dataset.preprocess).argmax(1).numpy()
+    )
     return classes
 
 

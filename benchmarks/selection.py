@@ -39,7 +39,7 @@ def main(
     """Prints a row a candidate and a row a score."""
     torch.set_flush_denormal(True)
     chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, epochs=epochs, seeds=1))
-    found = nominated.read(candidates.split(","))
+    found = nominated.resolve(candidates.split(","))
     scored = [scores(one, chosen, domain, out) for one in found]
     reached = [accuracy(one, chosen, domain, out) for one in found]
     names = [name for name in registry.modules("scores") if any(name in row for row in scored)]
@@ -60,8 +60,8 @@ def main(
 def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[str, float]:
     """What `select` says of it."""
     data, _ = prepare.run(make_job(dataclasses.replace(recipe, model=one.model), reader.target("cpu"), domain, out))
-    seen = extract_features.run(one.name, one.model, data, out / "work")
-    return dict(transfer_scores.run(seen, out / "work", one.reuse.keep or extract_features.HEAD))
+    seen = extract_features.extract(one.name, one.model, data, out / "work")
+    return dict(transfer_scores.compute(seen, out / "work", one.reuse.keep or extract_features.HEAD_INPUT))
 
 
 def accuracy(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> np.ndarray:

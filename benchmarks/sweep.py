@@ -34,7 +34,7 @@ from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError, brief
 from toolchain.export import to_onnx
 from toolchain.models import build, profile
-from toolchain.models.sources.torchvision_import import torchvision
+from toolchain.models.sources.torchvision_import import import_torchvision
 from toolchain.pruning import options, surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
@@ -53,7 +53,7 @@ def main(
     one: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Writes the rows that are missing, then prints all of them."""
-    library = torchvision().models
+    library = import_torchvision().models
     names = models.split(",") if models else library.list_models(module=library)
     if one:
         files.write_json(out / f"{names[0]}.json", tried(names[0], ratio, largest, out))
@@ -84,16 +84,19 @@ def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
     if parameters > largest:
         return row
     try:
-        before = profile.layers(first, image)
-        plan = options.plan(
-            first, image, head=build.head_of(first, 1000), spec=PruneSpec(ratio=ratio), alignment=ALIGNMENT,
+        before = profile.measure_layers(first, image)
+        plan = options.plan_for_ratio(
+            first, image, head=build.find_head(first, 1000), spec=PruneSpec(ratio=ratio), alignment=ALIGNMENT,
             criterion=magnitude.score,
         )  # fmt: skip
         path = out / "plans" / f"{name}.json"
         files.write_json(path, plan)
         pruned = surgery.apply(network(name), surgery.read(path)).eval()
-        after = profile.layers(pruned, image)
-        row |= {"left": profile.macs(after) / profile.macs(before), "masked": masked(first, pruned, plan, image)}
+        after = profile.measure_layers(pruned, image)
+        row |= {
+            "left": profile.total_macs(after) / profile.total_macs(before),
+            "masked": masked(first, pruned, plan, image),
+        }
         row |= agreement(pruned, image, out / f"{name}.onnx")
         row["result"] = "pruned" if row["difference"] < TOLERANCE and row["same_class"] == IMAGES else "disagrees"
     except ToolchainError as reason:
@@ -109,8 +112,8 @@ def shape(name: str) -> tuple[int, ...]:
 def network(name: str) -> nn.Module:
     """A model with random weights, also in its head, which some leave at zero."""
     torch.manual_seed(0)
-    model = peers.settled(build.architecture(ModelSpec(name=name), 1000), shape(name))
-    head = model.get_submodule(build.head_of(model, 1000))
+    model = peers.settled(build.build_untrained(ModelSpec(name=name), 1000), shape(name))
+    head = model.get_submodule(build.find_head(model, 1000))
     assert isinstance(head.weight, Tensor)
     if not head.weight.any():
         nn.init.normal_(head.weight, std=0.02)
@@ -138,7 +141,7 @@ def masked(whole: nn.Module, pruned: nn.Module, plan: Surgery, image: Tensor) ->
 def agreement(model: nn.Module, image: Tensor, path: Path) -> dict[str, float]:
     """How ONNX Runtime's answers differ from torch's."""
     pictures = np.random.default_rng(0).standard_normal((IMAGES, *image.shape), dtype=np.float32)
-    to_onnx.to_onnx(model, image, path)
+    to_onnx.export_file(model, image, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     path.unlink()
     with torch.no_grad():

@@ -41,9 +41,9 @@ def main(
         few = drawn(whole, images, draw)
         one = dataclasses.replace(chosen, seed=draw, seeds=1)
         found = finetune.run(make_job(one, reader.target("cpu"), domain, out), few)
-        model, head, _ = build.build(one.model, len(whole.classes), seed=draw)
+        model, head, _ = build.build_with_new_head(one.model, len(whole.classes), seed=draw)
         fitted = linear_probe.fit(model, head, few)
-        logits = linear_probe.features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias
+        logits = linear_probe.extract_features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias
         frozen.append((logits.argmax(1) == test.labels).numpy())
         tuned.append((loop.predict(found.trained.model, test, whole.preprocess).argmax(1) == test.labels).numpy())
         print(f"draw {draw}: fine-tuned {tuned[-1].mean():.4f}, linear probe {frozen[-1].mean():.4f}", flush=True)
@@ -65,11 +65,11 @@ def drawn(whole: Dataset, count: int, draw: int) -> Dataset:
             for label in range(len(whole.classes))
             for row in random.permutation(np.flatnonzero(labels == label))[:count]
         ]
-        return images.chosen(sorted(int(row) for row in rows))
+        return images.select(sorted(int(row) for row in rows))
 
     splits = {**whole.splits, "train": some(whole.splits["train"]), "val": some(whole.splits["val"])}
     return dataclasses.replace(
-        whole, splits=splits, digest=f"{whole.digest} {count} a class, draw {draw}", calibration=()
+        whole, splits=splits, digest=f"{whole.digest} {count} a class, draw {draw}", calibration_rows=()
     )
 
 

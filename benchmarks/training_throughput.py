@@ -27,7 +27,7 @@ from toolchain.data import loader, prepare
 from toolchain.data.dataset import Dataset
 from toolchain.models import build
 from toolchain.training import loop
-from toolchain.training.training_state import State
+from toolchain.training.training_state import TrainingState
 
 
 def main(
@@ -44,7 +44,7 @@ def main(
     whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
     train = whole.splits["train"]
     few = (
-        dataclasses.replace(whole, splits={**whole.splits, "train": train.chosen(range(min(most, len(train))))})
+        dataclasses.replace(whole, splits={**whole.splits, "train": train.select(range(min(most, len(train))))})
         if len(train) > most
         else whole
     )
@@ -73,7 +73,7 @@ def main(
 
 def by_hand(recipe: Recipe, data: Dataset) -> Callable[[], None]:
     """An epoch of the loop anybody would write first."""
-    model, _, _ = build.build(recipe.model, len(data.classes), seed=0)
+    model, _, _ = build.build_with_new_head(recipe.model, len(data.classes), seed=0)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.adapt.learning_rate)
     train = data.splits["train"]
@@ -92,10 +92,12 @@ def by_hand(recipe: Recipe, data: Dataset) -> Callable[[], None]:
 
 def ours(recipe: Recipe, data: Dataset, augment: AugmentSpec) -> Callable[[], None]:
     """An epoch of the toolchain's own loop, without validation."""
-    model, head, _ = build.build(recipe.model, len(data.classes), seed=0)
+    model, head, _ = build.build_with_new_head(recipe.model, len(data.classes), seed=0)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    job = loop.Job(data=data, spec=recipe.adapt, augment=augment, seed=0, label="", folder=Path("unused"), head=head)
-    state = State(model, recipe.adapt, 1000, Path("unused"))
+    job = loop.TrainingJob(
+        dataset=data, spec=recipe.adapt, augment=augment, seed=0, label="", folder=Path("unused"), head=head
+    )
+    state = TrainingState(model, recipe.adapt, 1000, Path("unused"))
     state.epoch = recipe.adapt.freeze_epochs  # past the epochs in which only the head learns
 
     def epoch() -> None:

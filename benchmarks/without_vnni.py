@@ -28,7 +28,7 @@ from toolchain.core import files as records
 from toolchain.core import stage_cache, statistics
 from toolchain.data.dataset import Dataset
 from toolchain.edge import run
-from toolchain.export.export_variants import Built
+from toolchain.export.export_variants import ExportedVariant
 from toolchain.measure import accuracy
 
 ANSWERS = "answers.npy"
@@ -84,7 +84,7 @@ def main(
             print(f"| {' | '.join(cells)} |")
 
 
-def emulated(built: Built, whole: Dataset, pixels: np.ndarray, emulator: str, work: Path) -> np.ndarray:
+def emulated(built: ExportedVariant, whole: Dataset, pixels: np.ndarray, emulator: str, work: Path) -> np.ndarray:
     """Logits [images, classes] that ONNX Runtime gives on the emulated core."""
     key = records.digest(
         built.variant.artefact.sha256, whole.digest, whole.preprocess, emulator, onnxruntime.__version__

@@ -19,7 +19,7 @@ from toolchain.pruning import gradients, groups
 
 
 @pytest.fixture(scope="module")
-def group() -> groups.Group:
+def group() -> groups.PruningGroup:
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 24, 3), torch.nn.BatchNorm2d(24), torch.nn.Conv2d(24, 8, 1))
     net.append(torch.nn.AdaptiveAvgPool2d(1)).append(torch.nn.Flatten())
@@ -29,7 +29,7 @@ def group() -> groups.Group:
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
-def test_criteria_give_one_finite_number_a_channel(name: str, group: groups.Group) -> None:
+def test_criteria_give_one_finite_number_a_channel(name: str, group: groups.PruningGroup) -> None:
     room = registry.module("criteria", name)
     score = room.score(group)
     assert score.shape == (24,)

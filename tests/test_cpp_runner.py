@@ -65,14 +65,14 @@ def build(sources: Path, folder: Path, *more: str) -> Path:
 def program(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from what the bundle carries, as its receiver would."""
     folder = tmp_path_factory.mktemp("program")
-    with tarfile.open(bundle / cpp_runner.FILE) as tar:
+    with tarfile.open(bundle / cpp_runner.ARCHIVE_NAME) as tar:
         tar.extractall(folder, filter="data")
     return build(folder / "runner", folder / "build")
 
 
 @pytest.fixture(scope="session")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(cpp_runner.folder(), tmp_path_factory.mktemp("guarded"), "-DSANITIZE=ON")
+    return build(cpp_runner.find_sources(), tmp_path_factory.mktemp("guarded"), "-DSANITIZE=ON")
 
 
 def ask(program: Path, *words: object, **env: str) -> subprocess.CompletedProcess[str]:

@@ -118,10 +118,12 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
     monkeypatch.setattr(latency, "ROUNDS", 3)
     folder = tmp_path / "out"
     shutil.copytree(run.out / "work", folder / "work")
-    fold = camera_input.fold
+    fold = camera_input.fold_preprocessing
     inverted = dataclasses.replace
     monkeypatch.setattr(
-        camera_input, "fold", lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest)
+        camera_input,
+        "fold_preprocessing",
+        lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest),
     )
     with pytest.raises(ToolchainError, match="the form 'frames', names the canonical model's class for"):
         pipeline.export(make_job(run.recipe, asking(run, input="uint8"), run.domain, folder))
@@ -136,7 +138,7 @@ def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], 
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
     body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    camera_input.fold(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
+    camera_input.fold_preprocessing(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
     room = registry.module("runtimes", runtime)
     session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")

@@ -34,7 +34,7 @@ from toolchain.edge import run as runner
 from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
 from toolchain.pruning import options, surgery
-from toolchain.quantization.placement_result import Placed
+from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search import lock as locks
 from toolchain.search import place, planner
 from toolchain.training import finetune, loop
@@ -105,9 +105,11 @@ def test_a_lock_gives_the_same_archive_without_a_search(
         ignore=lambda folder, _: ["fit", "place"] if folder.endswith("work") else [],
     )
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(options, "plan", lambda *_, **__: pytest.fail("planned again"))
+    monkeypatch.setattr(options, "plan_for_ratio", lambda *_, **__: pytest.fail("planned again"))
     monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
-    monkeypatch.setattr(place, "replayed", lambda model, image, target, chosen, work: Placed(chosen, "", (), 0.0))
+    monkeypatch.setattr(
+        place, "time_placement", lambda model, image, target, chosen, work: PlacementResult(chosen, "", (), 0.0)
+    )
     lock = run.folder / "tiny.cpu.lock.json"
     pipeline.export(make_job(run.recipe, run.target, run.domain, tmp_path / "out", lock_file=lock))
     assert (tmp_path / "out" / "tiny" / "cpu" / "bundle.tar").read_bytes() == (run.folder / "bundle.tar").read_bytes()
@@ -120,7 +122,7 @@ def test_a_changed_recipe_redoes_only_what_depends_on_it(run: Run, monkeypatch: 
     class Enough(Exception):
         pass
 
-    def train(_: object, job: loop.Job, **__: object) -> None:
+    def train(_: object, job: loop.TrainingJob, **__: object) -> None:
         trained.append(job.label)
         raise Enough
 
@@ -228,9 +230,9 @@ def test_rounds_and_sparse_training_go_through_the_whole_job(
     folder = out / "tiny" / run.target.name
     assert all(f">{word}<" in (folder / "report.html").read_text() for word in ("sparsify", "prune", "recover"))
     # the one plan that is shipped makes the network that was trained out of a fresh dense one
-    small = surgery.apply(build.architecture(recipe.model, 3), surgery.read(folder / "bundle" / "surgery.json"))
+    small = surgery.apply(build.build_untrained(recipe.model, 3), surgery.read(folder / "bundle" / "surgery.json"))
     small.load_state_dict(load_file(next((out / "work" / "recover").glob("*/weights.safetensors"))))
-    widths = [layer.outputs for layer in profile.layers(small, torch.zeros(1, 3, 32, 32))]
+    widths = [layer.outputs for layer in profile.measure_layers(small, torch.zeros(1, 3, 32, 32))]
     assert widths == [layer["after"] for layer in written["layers"]]
 
 
@@ -458,7 +460,7 @@ def test_the_bundle_names_no_path_of_this_machine(run: Run) -> None:
 def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
     manifest = records.read_json(run.bundle / "manifest.json")
     manifests.checked(manifest, run.bundle)
-    bill = (run.bundle / sbom.FILE).read_text()
+    bill = (run.bundle / sbom.FILE_NAME).read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
     assert manifest["release"] == 0
     assert manifest["classes"] == ["ant", "bee", "cat"]
@@ -500,7 +502,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     monkeypatch.setattr(latency, "ROUNDS", 3)
     monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     turns = itertools.count()  # the last size is taken for the best
-    monkeypatch.setattr(finetune, "aim", lambda figures, balance: float(next(turns)))
+    monkeypatch.setattr(finetune, "validation_objective", lambda figures, balance: float(next(turns)))
     out = tmp_path / "out"
     shutil.copytree(run.out, out, ignore=shutil.ignore_patterns("recover", "tiny", "fit"))
     asked = dataclasses.replace(run.recipe.prune, ratio=None, resolution=0.7)
@@ -523,7 +525,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     assert "bee" in answered.stdout
     assert "24×24" in (folder / "report.md").read_text()
     lock = folder / "tiny.cpu.lock.json"
-    monkeypatch.setattr(planner.Search, "budget", None)
+    monkeypatch.setattr(planner.PruningPlanner, "budget", None)
     again = pipeline.export(make_job(recipe, target, run.domain, tmp_path / "again", lock_file=lock))
     assert again["variants"][-1]["image_size"] == [24, 24]
     assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

@@ -43,11 +43,11 @@ def export(job: Job) -> dict[str, Any]:
     with files.locked(job.folder, wait=False):
         torch.set_flush_denormal(True)
         with step("select"):
-            job, ranking = select_model.choose_model(job)
+            job, ranking = select_model.resolve_auto_model(job)
         with step("data"):
             data, joined = prepare.run(job)
         with step("advise"):
-            job, advice = advise.choose_reuse(job, data)
+            job, advice = advise.resolve_auto_reuse(job, data)
             reuse.tell(advice)
         with step("adapt"):
             decided = pruning_plan.check_model(job, data, decided)
@@ -55,14 +55,14 @@ def export(job: Job) -> dict[str, Any]:
         with step("sparsify"):
             ranked = sparsify.run(job, dense)
         with step("fit"):
-            at_size = partial(input_size.run, dense, cache=job.images)
+            at_size = partial(input_size.resize_inputs, dense, cache=job.images)
             plan = pruning_plan.run(job, replace(dense, trained=ranked), decided, at_size)
-            view = at_size(plan.resized or data.preprocess.image_size)
+            view = at_size(plan.reduced_image_size or data.preprocess.image_size)
         with step("sensitivity"):
             curves = sensitivity.run(job, dense, plan)
         with step("place"):
-            placed = place.run(job, pruning_plan.untrained_networks(plan, dense, ranked, view), plan.placements)
-            lock.write_decisions(job, plan, ranked, placed, data.preprocess.image_size)
+            placed = place.run(job, pruning_plan.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
+            lock.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
         with step("prune"):
             pruned = prune.run(job, ranked, plan.surgery, view)
         with step("recover"):
@@ -101,10 +101,10 @@ def adapt(job: Job) -> dict[str, Any]:
     with files.locked(job.out / recipe.name, wait=False):
         torch.set_flush_denormal(True)
         data, joined = prepare.run(job)
-        job, advice = advise.choose_reuse(job, data, timed=False)
+        job, advice = advise.resolve_auto_reuse(job, data, timed=False)
         reuse.tell(advice)
-        build.sketch(
-            job.recipe.model, len(data.classes), data.example, job.recipe.reuse
+        build.build_for_image_size(
+            job.recipe.model, len(data.classes), data.example_input, job.recipe.reuse
         )  # what does not fit is said first
         return adapt_page.write(job, finetune.run(job, data, joined))
 
@@ -116,7 +116,7 @@ def check_environment(job: Job) -> Lock | None:
         ToolchainError: the recipe contradicts its budget, the runtime is not installed, or the board does not answer.
     """
     decided = lock.find(job)
-    pruning_plan.limits_of(job.recipe, job.budget, locked=decided is not None)
+    pruning_plan.read_limits(job.recipe, job.budget, locked=decided is not None)
     registry.module("runtimes", job.target.runtime).fingerprint()
     machine.runtime(job.target)
     return decided

@@ -32,7 +32,7 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("trashnet", "trashnet", 977, 6),
     ):
         domain = dataclasses.replace(reader.domain(name), path=str(sets / folder))
-        found = image_folder.find(domain, tmp_path)
+        found = image_folder.find_images(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
 
@@ -61,20 +61,22 @@ def test_a_photo_set_goes_from_checkpoint_to_classified_picture(sets: Path, tmp_
 @pytest.mark.parametrize("runtime", registry.modules("runtimes"))
 def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build.architecture(ModelSpec(name=name), 10)
+    model = build.build_untrained(ModelSpec(name=name), 10)
     with torch.no_grad():
         model.train()(torch.randn(8, 3, 64, 64))
     model.eval()
     image = torch.zeros(1, 3, 64, 64)
     criterion = registry.module("criteria", "magnitude").score
-    head = build.head_of(model, 10)
-    planned = options.plan(model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
+    head = build.find_head(model, 10)
+    planned = options.plan_for_ratio(
+        model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
+    )
     small = surgery.apply(model, planned)
     graph, layers = pt2e.prepare(small, image, Placement(), QuantScheme())
     with torch.no_grad():
         graph(torch.randn(8, 3, 64, 64))
-    pt2e.observe(graph, ranges=False, rounding=True)
-    to_onnx.to_onnx(pt2e.convert(graph, image), image, tmp_path / "model.onnx")
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
+    to_onnx.export_file(pt2e.convert(graph, image), image, tmp_path / "model.onnx")
     room = registry.module("runtimes", runtime)
     made = room.compile(tmp_path / "model.onnx", tmp_path / "made")
     found = room.coverage(made.path, precision="int8")
@@ -96,5 +98,5 @@ def test_the_zoo_is_what_its_card_says() -> None:
         assert records.sha256_file(weights) == said["sha256"]
         assert weights.stat().st_size == said["size_bytes"] <= 4_000_000
         recipe = reader.recipe(said["recipe"])
-        model = build.architecture(recipe.model, len(said["classes"]))
+        model = build.build_untrained(recipe.model, len(said["classes"]))
         model.load_state_dict(load_file(weights))

@@ -12,12 +12,12 @@ from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, Train
 from toolchain.core.files import plain
 from toolchain.core.types import Interval, Preprocess
 from toolchain.data import dataset
-from toolchain.data.augment import chosen
+from toolchain.data.augment import resolve
 from toolchain.models import blocks, build
 from toolchain.report import html, write
 from toolchain.report.sections import reuse as reuse_report
 from toolchain.selection import advise, extract_features, transfer_scores
-from toolchain.selection.advise import Depth
+from toolchain.selection.advise import DepthAssessment
 from toolchain.training import finetune, loop
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -29,9 +29,9 @@ def around(value: float, half: float = 0.02) -> Interval:
     return Interval(estimate=value, low=value - half, high=value + half, samples=200)
 
 
-def depths(levels: list[float], gains: list[float]) -> list[Depth]:
+def depths(levels: list[float], gains: list[float]) -> list[DepthAssessment]:
     return [
-        Depth(
+        DepthAssessment(
             block=f"b{number}", macs=number, levels=value, untrained_levels=value - gain, accuracy=around(0.9),
             untrained=around(0.9), gain=around(0.0),
         )
@@ -53,36 +53,36 @@ def depths(levels: list[float], gains: list[float]) -> list[Depth]:
     ],
 )
 def test_what_is_proposed(levels: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
-    found, why = advise.proposed(depths(levels, gains), per_class, 500)
+    found, why = advise.choose_reuse(depths(levels, gains), per_class, 500)
     assert found == wanted
     assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
 
 
 def test_nothing_is_cut_where_nobody_could_tell_what_it_costs() -> None:
-    found, why = advise.proposed(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
+    found, why = advise.choose_reuse(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
     assert found == Reuse()
     assert why[0].startswith("15 validation images are too few")
 
 
 def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = advise.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    found = advise.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (Reuse(), ())
     assert reuse_report.said(plain(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = advise.run("glyphs", GLYPHS, data, tmp_path / "work")
-    whole = build.architecture(dataclasses.replace(GLYPHS, weights=""), 3)
+    found = advise.advise("glyphs", GLYPHS, data, tmp_path / "work")
+    whole = build.build_untrained(dataclasses.replace(GLYPHS, weights=""), 3)
     assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
     assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
     assert found.speedup is None  # no target was named
-    bare = extract_features.run("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
-    trained = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
+    bare = extract_features.extract("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    trained = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
     for depth in found.depths[0::4]:
-        assert depth.levels == transfer_scores.run(trained, tmp_path / "work", depth.block)["levels"]
-        assert depth.untrained_levels == transfer_scores.run(bare, tmp_path / "work", depth.block)["levels"]
+        assert depth.levels == transfer_scores.compute(trained, tmp_path / "work", depth.block)["levels"]
+        assert depth.untrained_levels == transfer_scores.compute(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
     shown = reuse_report.table(plain(found))
     assert len(shown.rows) == len(found.depths)
@@ -96,9 +96,9 @@ def test_a_network_that_is_no_chain_is_used_whole(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    monkeypatch.setattr(blocks, "of", lambda model, head: ())
+    monkeypatch.setattr(blocks, "find", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.choose_reuse(job_of(recipe, out=tmp_path), data, timed=False)
+    settled, found = advise.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert settled.recipe == dataclasses.replace(recipe, reuse=Reuse())
     assert found is not None
     assert "it is no chain of blocks" in reuse_report.said(plain(found))
@@ -108,19 +108,19 @@ def test_a_network_that_is_no_chain_is_used_whole(
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.choose_reuse(job_of(recipe, out=tmp_path), data, timed=False)
+    settled, found = advise.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert found is not None
     assert settled.recipe.reuse == found.reuse
     asked = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
     job = job_of(asked, out=tmp_path)
-    assert advise.choose_reuse(job, data, timed=False) == (job, None)
+    assert advise.resolve_auto_reuse(job, data, timed=False) == (job, None)
 
 
 def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
     reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
-    before, _, _ = build.build(GLYPHS, 3, seed=0)
+    before, _, _ = build.build_with_new_head(GLYPHS, 3, seed=0)
     found = finetune.run(job_of(recipe, out=tmp_path / "work"), data).trained.model
     for name in ("features.0.weight", "features.4.squeeze.weight"):
         assert torch.equal(found.state_dict()[name], before.state_dict()[name])
@@ -135,10 +135,12 @@ def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None
 
 def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    model, head, _ = build.build(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0)
-    job = loop.Job(
-        data=data, spec=TRAIN, augment=chosen(AugmentSpec(), "photo", 30), seed=0, label="t", folder=tmp_path, head=head,
-        frozen=("features.0", "features.1"),
+    model, head, _ = build.build_with_new_head(
+        ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0
+    )
+    job = loop.TrainingJob(
+        dataset=data, spec=TRAIN, augment=resolve(AugmentSpec(), "photo", 30), seed=0, label="t", folder=tmp_path, head=head,
+        frozen_modules=("features.0", "features.1"),
     )  # fmt: skip
     loop.train(model, job)
     state = model.state_dict()
@@ -147,7 +149,7 @@ def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> 
 
 
 def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
-    found = advise.Advice(
+    found = advise.ReuseAdvice(
         model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip

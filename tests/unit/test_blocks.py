@@ -26,25 +26,27 @@ IMAGE = torch.zeros(2, 3, 96, 64)
 
 def saved(folder: Path) -> tuple[nn.Module, ModelSpec]:
     """A network with a head for nine classes, and the checkpoint that it is."""
-    model = build.architecture(ModelSpec(name="squeezenet1_1"), 9)
+    model = build.build_untrained(ModelSpec(name="squeezenet1_1"), 9)
     save_file(model.state_dict(), folder / "w.safetensors")
     return model, ModelSpec(name="squeezenet1_1", weights=str(folder / "w.safetensors"))
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_networks_are_cut_where_their_blocks_end(name: str) -> None:
-    model = build.architecture(ModelSpec(name=name), 7).eval()
-    head = build.head_of(model, 7)
-    found = blocks.of(model, head)
+    model = build.build_untrained(ModelSpec(name=name), 7).eval()
+    head = build.find_head(model, 7)
+    found = blocks.find(model, head)
     assert (found[0].name, found[-1].name, len(found)) == NETS[name]
     shapes = {}
-    model.get_submodule(found[3].end).register_forward_hook(lambda *given: shapes.update(seen=given[2].mean((2, 3))))
+    model.get_submodule(found[3].last_module).register_forward_hook(
+        lambda *given: shapes.update(seen=given[2].mean((2, 3)))
+    )
     with torch.inference_mode():
         model(IMAGE)
     whole = sum(parameter.numel() for parameter in model.parameters())
     small = blocks.cut(model, head, found[3].name, 7)
     given = []
-    small.get_submodule(build.head_of(small, 7)).register_forward_pre_hook(lambda _, seen: given.append(seen[0]))
+    small.get_submodule(build.find_head(small, 7)).register_forward_pre_hook(lambda _, seen: given.append(seen[0]))
     with torch.inference_mode():
         assert small(IMAGE).shape == (2, 7)
     assert sum(parameter.numel() for parameter in small.parameters()) < whole
@@ -54,20 +56,20 @@ def test_networks_are_cut_where_their_blocks_end(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "googlenet"])
 def test_networks_that_are_no_chain_have_no_blocks(name: str) -> None:
-    model = build.architecture(ModelSpec(name=name, arguments={"init_weights": False} if "goo" in name else {}), 3)
-    assert blocks.of(model, build.head_of(model, 3)) == ()
+    model = build.build_untrained(ModelSpec(name=name, arguments={"init_weights": False} if "goo" in name else {}), 3)
+    assert blocks.find(model, build.find_head(model, 3)) == ()
     with pytest.raises(ToolchainError, match=r"\[reuse\] there is no block 'x'; this \w+ is no chain of blocks"):
-        blocks.cut(model, build.head_of(model, 3), "x", 3)
+        blocks.cut(model, build.find_head(model, 3), "x", 3)
 
 
 def test_a_block_that_is_not_there_is_named_with_the_nearest() -> None:
     with pytest.raises(ToolchainError, match=r"no block 'layer2.5'; did you mean 'layer2.\d'\?"):
-        build.architecture(ModelSpec(name="resnet18"), 3, Reuse(keep="layer2.5"))
+        build.build_untrained(ModelSpec(name="resnet18"), 3, Reuse(keep="layer2.5"))
 
 
 def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: Path) -> None:
     whole, spec = saved(tmp_path)
-    model, head, loaded = build.build(spec, 4, seed=0, reuse=Reuse(keep="features.6"))
+    model, head, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(keep="features.6"))
     assert loaded.share == 1.0
     assert str(loaded) == "w.safetensors: 100% of the backbone loaded"
     assert isinstance(model.get_submodule("features.12"), nn.Identity)
@@ -77,7 +79,7 @@ def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_re
 
 def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
     whole, spec = saved(tmp_path)
-    model, _, loaded = build.build(spec, 4, seed=0, reuse=Reuse(fresh="features.9"))
+    model, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(fresh="features.9"))
     assert loaded.share == 1.0
     torch.testing.assert_close(model.features[7].squeeze.weight, whole.features[7].squeeze.weight)
     for name in ("9", "12"):
@@ -85,37 +87,39 @@ def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
             model.get_submodule(f"features.{name}.squeeze").weight,
             whole.get_submodule(f"features.{name}.squeeze").weight,
         )
-    bare, _, loaded = build.build(spec, 4, seed=0, reuse=Reuse(fresh="features.0"))
+    bare, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(fresh="features.0"))
     assert loaded.share == 0.0
     assert not torch.equal(bare.features[0].weight, whole.features[0].weight)
 
 
 def test_a_cut_network_can_be_pruned() -> None:
-    model = build.architecture(ModelSpec(name="mobilenet_v2"), 5, Reuse(keep="features.10")).eval()
+    model = build.build_untrained(ModelSpec(name="mobilenet_v2"), 5, Reuse(keep="features.10")).eval()
     image = torch.zeros(1, 3, 64, 64)
-    plan = options.plan(
-        model, image, head=build.head_of(model, 5), spec=PruneSpec(ratio=0.4), alignment=8, criterion=magnitude.score
+    plan = options.plan_for_ratio(
+        model, image, head=build.find_head(model, 5), spec=PruneSpec(ratio=0.4), alignment=8, criterion=magnitude.score
     )
     small = surgery.apply(model, plan)
     assert small(image).shape == (1, 5)
-    assert profile.macs(profile.layers(small, image)) < 0.65 * profile.macs(profile.layers(model, image))
+    assert profile.total_macs(profile.measure_layers(small, image)) < 0.65 * profile.total_macs(
+        profile.measure_layers(model, image)
+    )
 
 
 def test_modules_between_two_blocks() -> None:
-    model = build.architecture(ModelSpec(name="resnet18"), 3)
-    assert blocks.between(model, "fc", last="layer1.0") == ("conv1", "bn1", "relu", "maxpool", "layer1.0")
-    assert blocks.between(model, "fc", first="layer4.0") == ("layer4.0", "layer4.1")
+    model = build.build_untrained(ModelSpec(name="resnet18"), 3)
+    assert blocks.modules_between(model, "fc", last="layer1.0") == ("conv1", "bn1", "relu", "maxpool", "layer1.0")
+    assert blocks.modules_between(model, "fc", first="layer4.0") == ("layer4.0", "layer4.1")
 
 
 def test_random_weights_are_not_left_as_they_are() -> None:
     spec = ModelSpec(name="squeezenet1_1")
     for freeze in ("features.9", "features.12"):
         with pytest.raises(ToolchainError, match=f"freeze = '{freeze}' reaches into what starts anew .*'features.9'"):
-            build.architecture(spec, 3, Reuse(freeze=freeze, fresh="features.9"))
-    build.architecture(spec, 3, Reuse(freeze="features.7", fresh="features.9"))
+            build.build_untrained(spec, 3, Reuse(freeze=freeze, fresh="features.9"))
+    build.build_untrained(spec, 3, Reuse(freeze="features.7", fresh="features.9"))
 
 
 @pytest.mark.parametrize(("name", "side"), [("squeezenet1_1", 8), ("vit_b_16", 96)])
 def test_a_size_that_a_model_does_not_take_is_said(name: str, side: int) -> None:
     with pytest.raises(ToolchainError, match=f"{name} does not take pictures of {side}x{side}: "):
-        build.sketch(ModelSpec(name=name), 3, torch.zeros(1, 3, side, side))
+        build.build_for_image_size(ModelSpec(name=name), 3, torch.zeros(1, 3, side, side))

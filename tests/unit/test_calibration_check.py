@@ -40,7 +40,7 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 def calibrated(model: nn.Module, calibration: Tensor, method: Calibration = "minmax") -> GraphModule:
     graph, _ = pt2e.prepare(model, calibration[:1], Placement(), QuantScheme())
-    ranges.put(graph, ranges.collect(graph, calibration.split(64)), method)
+    ranges.calibrate(graph, ranges.collect_histograms(graph, calibration.split(64)), method)
     return graph
 
 
@@ -107,9 +107,9 @@ def test_brighter_validation_images_are_said_to_be_clipped_worst_module_first(mo
     findings = found(model, images(64, 1), images(64, 2) * 3)
     clipped = of_kind(findings, "saturated activation")
     shares = [one.measured for one in clipped]
-    assert len(clipped) == calibration_checks.WORST
+    assert len(clipped) == calibration_checks.MAX_NAMED_MODULES
     assert shares == sorted(shares, reverse=True)
-    assert shares[-1] > clipped[-1].limit == calibration_checks.CLIPPED
+    assert shares[-1] > clipped[-1].limit == calibration_checks.MAX_CLIPPED_SHARE
     assert " % of its values on the validation images lie outside the calibrated range" in clipped[0].why
     assert "more likewise)" in clipped[-1].why
 
@@ -185,7 +185,7 @@ def test_a_single_image_and_copies_of_it_are_warned_of_and_nothing_else(model: n
 @pytest.mark.parametrize(("observing", "rounding"), [(False, True), (True, True), (True, False), (False, False)])
 def test_the_graph_is_left_as_it_was(model: nn.Module, observing: bool, rounding: bool) -> None:
     graph = calibrated(model, images(64))
-    pt2e.observe(graph, ranges=observing, rounding=rounding)
+    pt2e.configure_fake_quantize(graph, ranges=observing, rounding=rounding)
     before = {name: tensor.clone() for name, tensor in graph.state_dict().items()}
     calibration_checks.check(graph, [images(64)], [images(64, 1) * 3])
     after = graph.state_dict()

@@ -17,18 +17,18 @@ from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.data.checks import class_balance, run_checks
-from toolchain.data.checks.finding import Checkup, Finding, located, shown
+from toolchain.data.checks.finding import DatasetCheck, Finding, from_display_path, to_display_path
 from toolchain.edge import run
 from toolchain.report.pages import data_checks, data_checks_text
 
 
-def found(checkup: Checkup, kind: str) -> Finding:
+def found(checkup: DatasetCheck, kind: str) -> Finding:
     """The one finding of a kind."""
     (finding,) = [finding for finding in checkup.findings if finding.kind == kind]
     return finding
 
 
-def kinds(checkup: Checkup) -> set[str]:
+def kinds(checkup: DatasetCheck) -> set[str]:
     return {finding.kind for finding in checkup.findings}
 
 
@@ -38,13 +38,13 @@ def picture(seed: int, mode: str = "RGB") -> Image.Image:
 
 
 def test_a_clean_set_is_found_clean(domain: Domain, tmp_path: Path) -> None:
-    checkup = run_checks.run(domain, tmp_path, image_size=(12, 10))
-    assert not checkup.severe
+    checkup = run_checks.check_dataset(domain, tmp_path, image_size=(12, 10))
+    assert not checkup.has_severe_finding
     assert kinds(checkup) == {"small classes", "test size"}  # eight test pictures a class
     assert (checkup.pictures, checkup.unreadable, checkup.ignored, checkup.searched) == (120, 0, 0, 120)
     assert checkup.copies == ()
     assert [count.label for count in checkup.classes] == ["ant", "bee", "cat"]
-    split = image_folder.find(domain, tmp_path)
+    split = image_folder.find_images(domain, tmp_path)
     for name, files in split.files.items():
         assert sum(count.pictures[name] for count in checkup.classes) == len(files)
 
@@ -55,13 +55,13 @@ def test_unreadable_files_are_all_named(domain: Domain, pictures: Path, tmp_path
         (pictures / "bee" / f"{name}.png").write_bytes(body)
     broken = pictures / "cat" / "005.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     finding = found(checkup, "unreadable")
     assert finding.severity == "severe"
     assert set(finding.files) == {"bee/003.png", "bee/017.png", "cat/005.png"}
     assert said in finding.text
     assert (checkup.pictures, checkup.unreadable) == (117, 3)
-    skipping = run_checks.run(dataclasses.replace(domain, on_corrupt="skip"), tmp_path)
+    skipping = run_checks.check_dataset(dataclasses.replace(domain, on_corrupt="skip"), tmp_path)
     assert found(skipping, "unreadable").severity == "warning"
 
 
@@ -70,9 +70,9 @@ def test_enormous_pictures_are_named_and_not_decoded(
 ) -> None:
     Image.new("L", (300, 200)).save(pictures / "ant" / "wide.png")
     monkeypatch.setattr(run, "LARGEST_PICTURE", 50_000)
-    assert found(run_checks.run(domain, tmp_path), "enormous").files == ("ant/wide.png",)
+    assert found(run_checks.check_dataset(domain, tmp_path), "enormous").files == ("ant/wide.png",)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)  # Pillow's own guard comes first
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     assert found(checkup, "enormous").files == ("ant/wide.png",)
     assert "unreadable" not in kinds(checkup)
 
@@ -110,11 +110,11 @@ DEFECTS: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("kind", DEFECTS)
 def test_pictures_of_odd_kinds_are_named(domain: Domain, pictures: Path, tmp_path: Path, kind: str) -> None:
     DEFECTS[kind](pictures / "ant")
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     (name,) = found(checkup, kind).files
     assert name.startswith("ant/x.")
     assert checkup.pictures == 121
-    assert not checkup.severe
+    assert not checkup.has_severe_finding
 
 
 def test_a_phones_second_picture_is_no_animation(domain: Domain, pictures: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_phones_second_picture_is_no_animation(domain: Domain, pictures: Path,
     picture(0).save(path, "MPO", save_all=True, append_images=[picture(1)])
     with Image.open(path) as photo:
         assert getattr(photo, "n_frames", 1) == 2
-    assert "animated" not in kinds(run_checks.run(domain, tmp_path))
+    assert "animated" not in kinds(run_checks.check_dataset(domain, tmp_path))
 
 
 def test_files_that_nobody_reads_are_counted(domain: Domain, pictures: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_files_that_nobody_reads_are_counted(domain: Domain, pictures: Path, tmp
     (pictures / "ant" / "phone.HEIC").write_bytes(b"x")
     elsewhere(pictures / "ant")
     (pictures / "ant" / ".hidden").write_text("")
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     assert checkup.ignored == 3
     assert found(checkup, "ignored files").files == ("ant/notes.txt",)
     finding = found(checkup, "ignored pictures")
@@ -145,7 +145,7 @@ def test_names_that_are_no_text_reach_every_output(domain: Domain, pictures: Pat
     copy.write_bytes(odd.read_bytes())
     broken = Path(os.fsdecode(os.fsencode(pictures) + b"/cat/\xff.png"))
     broken.write_bytes(b"")
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     assert set(found(checkup, "file names").files) == {
         "ant/caf\\xe9.png",
         "bee/caf\\xe9\\x0a[bold]<b>.png",
@@ -164,14 +164,14 @@ def test_names_that_are_no_text_reach_every_output(domain: Domain, pictures: Pat
 @pytest.mark.parametrize("name", [b"a/b.png", b"caf\xe9", b"tab\there", b"back\\xslash", "grün".encode(), b"\\xe9"])
 def test_shown_names_lead_back_to_their_files(name: bytes) -> None:
     path = Path(os.fsdecode(name))
-    assert shown(path).isprintable()
-    assert located(shown(path)) == path
+    assert to_display_path(path).isprintable()
+    assert from_display_path(to_display_path(path)) == path
 
 
 def test_mixed_colours_and_sizes_are_told(domain: Domain, pictures: Path, tmp_path: Path) -> None:
     for seed in range(6):
         picture(seed).resize((64, 60)).save(pictures / "bee" / f"colour{seed}.png")
-    checkup = run_checks.run(dataclasses.replace(domain, mode="rgb"), tmp_path)
+    checkup = run_checks.check_dataset(dataclasses.replace(domain, mode="rgb"), tmp_path)
     colours = found(checkup, "gray and colour")
     assert set(colours.files) == {f"bee/colour{seed}.png" for seed in range(6)}
     assert "bee, 6 of 46" in colours.text
@@ -179,57 +179,59 @@ def test_mixed_colours_and_sizes_are_told(domain: Domain, pictures: Path, tmp_pa
     assert len(found(checkup, "small").files) == 120
     assert [(s.width, s.height, s.pictures) for s in checkup.sizes] == [(10, 12, 120), (64, 60, 6)]
     assert checkup.modes == {"L": 120, "RGB": 6}
-    gray = run_checks.run(domain, tmp_path)
+    gray = run_checks.check_dataset(domain, tmp_path)
     assert set(found(gray, "gray and colour").files) == set(colours.files)
 
 
 def test_pictures_of_several_shapes_are_told(domain: Domain, pictures: Path, tmp_path: Path) -> None:
     for seed in range(20):
         picture(seed, "L").resize((40, 10)).save(pictures / "bee" / f"wide{seed}.png")
-    assert "0.83 to 4.00" in found(run_checks.run(domain, tmp_path), "shapes").text
+    assert "0.83 to 4.00" in found(run_checks.check_dataset(domain, tmp_path), "shapes").text
 
 
 def test_what_training_refuses_is_examined_all_the_same(domain: Domain, tmp_path: Path) -> None:
     folder = draw(tmp_path / "single", {"ant": 30, "bee": 1})
-    checkup = run_checks.run(dataclasses.replace(domain, path=str(folder)), tmp_path)
-    assert checkup.severe
+    checkup = run_checks.check_dataset(dataclasses.replace(domain, path=str(folder)), tmp_path)
+    assert checkup.has_severe_finding
     assert "too few images" in found(checkup, "refused").text
     assert "bee" in found(checkup, "single picture").text
     assert checkup.pictures == 31
     for split, held in (("train", {"ant": 9, "bee": 9}), ("val", {"ant": 9, "bee": 9}), ("test", {"ant": 9})):
         draw(tmp_path / "hole" / split, held, seed=len(split))
-    checkup = run_checks.run(dataclasses.replace(domain, path=str(tmp_path / "hole")), tmp_path)
+    checkup = run_checks.check_dataset(dataclasses.replace(domain, path=str(tmp_path / "hole")), tmp_path)
     assert "only in one: bee" in found(checkup, "refused").text
     assert "bee in test" in found(checkup, "missing class").text
     with pytest.raises(ToolchainError, match="is not there"):
-        run_checks.run(dataclasses.replace(domain, path=str(tmp_path / "nowhere")), tmp_path)
+        run_checks.check_dataset(dataclasses.replace(domain, path=str(tmp_path / "nowhere")), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ToolchainError, match="no class folders"):
-        run_checks.run(dataclasses.replace(domain, path=str(tmp_path / "empty")), tmp_path)
+        run_checks.check_dataset(dataclasses.replace(domain, path=str(tmp_path / "empty")), tmp_path)
 
 
 def test_uneven_and_small_classes_are_told(domain: Domain, tmp_path: Path) -> None:
     folder = draw(tmp_path / "uneven", {"ant": 200, "bee": 12, "cat": 60})
-    checkup = run_checks.run(dataclasses.replace(domain, path=str(folder)), tmp_path)
+    checkup = run_checks.check_dataset(dataclasses.replace(domain, path=str(folder)), tmp_path)
     assert "16.7 to 1: 200 of ant, 12 of bee" in found(checkup, "imbalance").text
     few = found(checkup, "small classes")
     assert few.severity == "warning"
     assert "bee (2: " in few.text
     assert "cat" not in few.text
-    assert not checkup.severe
+    assert not checkup.has_severe_finding
 
 
 def test_how_well_a_recall_can_be_known() -> None:
-    assert class_balance.recall_reach(0) is None
-    assert class_balance.recall_reach(10) == pytest.approx(0.26, abs=0.01)  # Wilson's interval of 5 in 10: 24 % to 76 %
-    assert class_balance.recall_reach(1000) == pytest.approx(0.031, abs=0.001)
+    assert class_balance.recall_half_width(0) is None
+    assert class_balance.recall_half_width(10) == pytest.approx(
+        0.26, abs=0.01
+    )  # Wilson's interval of 5 in 10: 24 % to 76 %
+    assert class_balance.recall_half_width(1000) == pytest.approx(0.031, abs=0.001)
 
 
 def test_a_budget_that_the_test_set_cannot_show_is_told(domain: Domain, tmp_path: Path) -> None:
-    strict = run_checks.run(domain, tmp_path, budget=Budget(accuracy_drop=0.01))
+    strict = run_checks.check_dataset(domain, tmp_path, budget=Budget(accuracy_drop=0.01))
     assert found(strict, "test size").severity == "warning"
     assert "cannot show: it needs about" in found(strict, "test size").text
-    lax = run_checks.run(domain, tmp_path, budget=Budget(accuracy_drop=0.9))
+    lax = run_checks.check_dataset(domain, tmp_path, budget=Budget(accuracy_drop=0.9))
     assert found(lax, "test size").severity == "note"
     assert strict.smallest_difference is not None
     assert 0.01 < strict.smallest_difference < 0.9
@@ -240,7 +242,7 @@ def test_the_worst_comes_first_and_is_said_on_the_terminal(
 ) -> None:
     rotated(pictures / "ant")
     (pictures / "bee" / "000.png").write_bytes(b"")
-    checkup = run_checks.run(domain, tmp_path)
+    checkup = run_checks.check_dataset(domain, tmp_path)
     severities = [finding.severity for finding in checkup.findings]
     assert severities == sorted(severities, key=["severe", "warning", "note"].index)
     capsys.readouterr()

@@ -16,7 +16,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.data.checks import near_duplicates, run_checks, thumbnails
-from toolchain.data.checks.finding import Checkup
+from toolchain.data.checks.finding import DatasetCheck
 from toolchain.models import domain_shift
 from toolchain.report.pages import data_checks
 
@@ -49,9 +49,9 @@ def scenes(tmp_path: Path) -> Path:
     return tmp_path / "scenes"
 
 
-def checked(folder: Path, **changes: str) -> Checkup:
+def checked(folder: Path, **changes: str) -> DatasetCheck:
     domain = Domain(name="scenes", path=str(folder), image_size=(64, 64))
-    return run_checks.run(dataclasses.replace(domain, **changes), folder.parent / "cache")  # type: ignore[arg-type]
+    return run_checks.check_dataset(dataclasses.replace(domain, **changes), folder.parent / "cache")  # type: ignore[arg-type]
 
 
 FIRST = "train/ant/00000.png"  # the picture that is copied
@@ -74,8 +74,8 @@ def test_the_same_pixels_under_two_labels_come_first(scenes: Path) -> None:
     assert found(checkup, "leak").severity == "severe"
     assert "1 of 61 in test" in found(checkup, "leak").text
     assert found(checkup, "copies").files == ("train/ant/00002.png", "train/ant/again.png")
-    assert [group.conflicting for group in checkup.copies] == [True, False, False]
-    assert [group.leaking for group in checkup.copies] == [False, True, False]
+    assert [group.has_label_conflict for group in checkup.copies] == [True, False, False]
+    assert [group.crosses_splits for group in checkup.copies] == [False, True, False]
     assert all(group.exact for group in checkup.copies)
 
 
@@ -83,7 +83,7 @@ def test_the_same_pixels_within_a_split_are_a_note(scenes: Path) -> None:
     scene(0).save(scenes / "train" / "ant" / "again.png")
     checkup = checked(scenes)
     assert found(checkup, "copies").files == (FIRST, "train/ant/again.png")
-    assert not checkup.severe
+    assert not checkup.has_severe_finding
 
 
 def saved(
@@ -174,7 +174,7 @@ def test_finer_detail_decides(scenes: Path) -> None:
 
 
 def test_a_large_set_is_searched_in_part_and_says_so(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near_duplicates, "MOST", 50)
+    monkeypatch.setattr(near_duplicates, "MAX_IMAGES", 50)
     checkup = checked(scenes)
     assert checkup.searched == 50
     assert "among 50 of 180 pictures" in found(checkup, "searched").text
@@ -186,7 +186,7 @@ def test_a_set_full_of_copies_ends(scenes: Path, monkeypatch: pytest.MonkeyPatch
     (group,) = checked(scenes).copies[:1]
     assert len(checked(scenes).copies) == 1
     assert len(group.members) == 41
-    monkeypatch.setattr(near_duplicates, "MOST_PAIRS", 10)
+    monkeypatch.setattr(near_duplicates, "MAX_PAIRS", 10)
     assert "searched" in kinds(checked(scenes))
 
 
@@ -284,12 +284,12 @@ def test_the_sheet_shows_the_worst_side_by_side(scenes: Path) -> None:
 
 
 def test_thumbnails_are_taken_from_what_the_runner_sees() -> None:
-    gray, tint = thumbnails.thumbnails(np.asarray(scene(0)))
+    gray, tint = thumbnails.make_thumbnails(np.asarray(scene(0)))
     assert gray.shape == (32, 32)
     assert tint is not None
     assert tint.shape == (8, 8, 3)
     assert abs(float(tint.astype(np.float32).sum(2).mean())) < 0.1
-    assert thumbnails.thumbnails(np.asarray(scene(0).convert("L")))[1] is None
+    assert thumbnails.make_thumbnails(np.asarray(scene(0).convert("L")))[1] is None
 
 
 # --- distance ------------------------------------------------------------------------------------------------
@@ -298,10 +298,10 @@ def test_thumbnails_are_taken_from_what_the_runner_sees() -> None:
 def test_features_that_agree_are_near_and_others_far() -> None:
     random = torch.Generator().manual_seed(0)
     one, same, other = (torch.randn(120, 16, generator=random) for _ in range(3))
-    assert domain_shift.a_distance(one, same) < 0.5
-    assert domain_shift.a_distance(one, other + 3) > 1.9
-    assert domain_shift.Distance(value=0.1, lowest=0.0, highest=2.0).word == "near"
-    assert domain_shift.Distance(value=1.9, lowest=0.0, highest=2.0).word == "far"
+    assert domain_shift.proxy_a_distance(one, same) < 0.5
+    assert domain_shift.proxy_a_distance(one, other + 3) > 1.9
+    assert domain_shift.CalibratedDistance(value=0.1, lowest=0.0, highest=2.0).verdict == "near"
+    assert domain_shift.CalibratedDistance(value=1.9, lowest=0.0, highest=2.0).verdict == "far"
 
 
 def test_statistics_are_measured_in_the_sources_own_deviations() -> None:
@@ -326,15 +326,15 @@ def test_a_distance_comes_with_its_yardsticks(tmp_path: Path) -> None:
         Domain(name=name, path=str(draw(tmp_path / name, counts, seed=seed)), mode="gray", image_size=(32, 32))
         for seed, (name, counts) in enumerate([("here", {"ant": 40, "bee": 40}), ("there", {"cat": 60, "ant": 40})])
     ]
-    measured = domain_shift.run(domains[0], spec, (32, 32), tmp_path, domains[1])
+    measured = domain_shift.measure(domains[0], spec, (32, 32), tmp_path, domains[1])
     assert measured.statistics is None  # a SqueezeNet has no batch norm
     assert measured.features is not None
     assert measured.features.lowest <= measured.features.value <= 2
     assert "proxy A-distance" in measured.text
-    checkup = run_checks.run(domains[0], tmp_path)
+    checkup = run_checks.check_dataset(domains[0], tmp_path)
     assert "Distance to what the model knows" in data_checks.html(checkup, measured)
     with pytest.raises(ToolchainError, match="no pretrained weights"):
-        domain_shift.run(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
+        domain_shift.measure(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
 
 
 def test_batch_norm_tells_the_distance_without_a_source(tmp_path: Path) -> None:
@@ -342,12 +342,12 @@ def test_batch_norm_tells_the_distance_without_a_source(tmp_path: Path) -> None:
 
     from toolchain.models import build
 
-    model = build.architecture(ModelSpec(name="resnet18"), 2)
+    model = build.build_untrained(ModelSpec(name="resnet18"), 2)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
     folder = draw(tmp_path / "here", {"ant": 30, "bee": 30})
     domain = Domain(name="here", path=str(folder), mode="gray", image_size=(32, 32))
     spec = ModelSpec(name="resnet18", weights=str(tmp_path / "weights.safetensors"))
-    measured = domain_shift.run(domain, spec, (32, 32), tmp_path, None)
+    measured = domain_shift.measure(domain, spec, (32, 32), tmp_path, None)
     assert measured.features is None
     assert measured.statistics is not None
     assert len(measured.layers) == 20

@@ -15,12 +15,12 @@ from toolchain.core.types import Preprocess
 from toolchain.data.dataset import Dataset, Images
 from toolchain.quantization import pt2e, ranges
 from toolchain.quantization.placement import Placement
-from toolchain.quantization.placement_result import Placed, Tried
-from toolchain.quantization.quantize import Family, Quantized
+from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
+from toolchain.quantization.quantize import Network, QuantizedModel
 from toolchain.search import accuracy_control, place
 from toolchain.training import loop
 from toolchain.training import trained as trained_module
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = Target(name="t", runtime="onnxruntime")
@@ -67,25 +67,27 @@ def model() -> nn.Module:
     return net
 
 
-def harmed(data: Dataset) -> Quantized:
+def harmed(data: Dataset) -> QuantizedModel:
     graph, planned = pt2e.prepare(model(), IMAGE, Placement(), QuantScheme())
     images = data.splits["val"].pixels.permute(0, 3, 1, 2) / 255
-    found = ranges.collect(graph, [images])
-    ranges.put(graph, found, "minmax")
-    trained = trained_module.Trained(graph, "quantized", {"best_epoch": -1}, 0.0)
-    return Quantized(trained, Placement(), planned, "ptq", "ptq")
+    found = ranges.collect_histograms(graph, [images])
+    ranges.calibrate(graph, found, "minmax")
+    trained = trained_module.TrainedModel(graph, "quantized", {"best_epoch": -1}, 0.0)
+    return QuantizedModel(trained, Placement(), planned, "ptq", "ptq")
 
 
-def placed(speedup: float = 2.0, floating: float = 1.0) -> Placed:
-    def one(label: str, precision: str, fast: float) -> Tried:
-        return Tried(label=label, placement=Placement(), precision=precision, speedup=fast, latency_ms=1.0)
+def placed(speedup: float = 2.0, floating: float = 1.0) -> PlacementResult:
+    def one(label: str, precision: str, fast: float) -> TimedPlacement:
+        return TimedPlacement(label=label, placement=Placement(), precision=precision, speedup=fast, latency_ms=1.0)
 
-    return Placed(Placement(), "p", (one("all", "int8", speedup), one("float", "f32", floating)), 1.0, "all")
+    return PlacementResult(Placement(), "p", (one("all", "int8", speedup), one("float", "f32", floating)), 1.0, "all")
 
 
-def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
-    adapted = Adapted(trained_module.Trained(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
-    family = Family("dense", adapted.trained, harmed(data), data)
+def run(data: Dataset, tmp_path: Path, budget: Budget, where: PlacementResult):
+    adapted = FinetunedModel(
+        trained_module.TrainedModel(model(), "dense", {}, 0.0), "head", data, AugmentSpec(), (), ()
+    )
+    family = Network("dense", adapted.trained, harmed(data), data)
     job = job_of(Recipe(name="r", domain="tiny", model=ModelSpec(name="m")), TARGET, out=tmp_path, budget=budget)
     networks, found = accuracy_control.run(job, {"dense": family}, {"dense": where}, adapted)
     return networks["dense"].quantized, found
@@ -94,7 +96,7 @@ def run(data: Dataset, tmp_path: Path, budget: Budget, where: Placed):
 def test_the_harmful_block_goes_back_to_float_and_the_budget_is_kept(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "speedup", lambda *_: 1.8)
+    monkeypatch.setattr(place, "measure_speedup", lambda *_: 1.8)
     own, found = run(data, tmp_path, Budget(accuracy_drop=0.05), placed())
     assert found.needed
     assert found.before > 0.2
@@ -118,7 +120,7 @@ def test_the_harmful_block_goes_back_to_float_and_the_budget_is_kept(
 def test_latency_is_never_given_up_for_it(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, budget: Budget, why: str
 ) -> None:
-    monkeypatch.setattr(place, "speedup", lambda *_: speedup)
+    monkeypatch.setattr(place, "measure_speedup", lambda *_: speedup)
     own, found = run(data, tmp_path, budget, placed())
     assert own.placement == Placement()
     assert why in found.why
@@ -137,8 +139,8 @@ def test_a_cheaper_block_goes_before_a_dearer_one_that_does_the_same_harm(data: 
     own, where = harmed(data), placed()
     judge = accuracy_control._Judge(data, loop.predict(model(), data.splits["val"], data.preprocess))
     first = accuracy_control._ranked(own, judge, where)[0]
-    dear = [dataclasses.replace(where.tried[0], label=f"{first.block} in float", speedup=2.0 / np.exp(5.0))]
-    slow = dataclasses.replace(where, tried=(*where.tried, *dear))
+    dear = [dataclasses.replace(where.timed_placements[0], label=f"{first.block} in float", speedup=2.0 / np.exp(5.0))]
+    slow = dataclasses.replace(where, timed_placements=(*where.timed_placements, *dear))
     assert slow.slowdown(first.block) == pytest.approx(np.exp(5.0))
     costs = {one.block: one.slowdown for one in accuracy_control._ranked(own, judge, slow)}
     assert costs[first.block] == pytest.approx(np.exp(5.0))

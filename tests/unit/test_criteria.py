@@ -16,8 +16,8 @@ from toolchain.core.errors import ToolchainError
 from toolchain.models import profile
 from toolchain.pruning import gradients, groups, importance, options, surgery
 from toolchain.pruning.criteria import bn_scale, fisher, l1, lamp, magnitude, random, taylor
-from toolchain.pruning.gradients import Gradient
-from toolchain.pruning.groups import Group, Side
+from toolchain.pruning.gradients import GradientMoments
+from toolchain.pruning.groups import ChannelRole, PruningGroup
 
 
 class Net(nn.Module):
@@ -54,7 +54,7 @@ class Place(NamedTuple):
     """Where a group's channels are in one layer: channel c is at (first + c) * each, and `each` long."""
 
     module: str
-    side: Side
+    side: ChannelRole
     first: int = 0
     each: int = 1
 
@@ -98,16 +98,18 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="module")
-def collected(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Mapping[str, Gradient]:
+def collected(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Mapping[str, GradientMoments]:
     return gradients.collect(net, batches)
 
 
 @pytest.fixture(scope="module")
-def found(net: nn.Module, collected: Mapping[str, Gradient]) -> dict[str, Group]:
+def found(net: nn.Module, collected: Mapping[str, GradientMoments]) -> dict[str, PruningGroup]:
     """By the first layer, in the order of the forward pass, that produces the group's channels."""
     order = [name for name, _ in net.named_modules()]
     read = groups.find(net, IMAGE, "head", collected)
-    return {min((m.module for m in group.members if m.side == "out"), key=order.index): group for group in read}
+    return {
+        min((m.module_name for m in group.coupled_layers if m.role == "out"), key=order.index): group for group in read
+    }
 
 
 @contextmanager
@@ -144,29 +146,33 @@ def weights(net: nn.Module, name: str, channel: int) -> Tensor:
     return torch.cat([values(net, place, "weight", channel) for place in PLACES[name]]).detach()
 
 
-def test_groups_are_those_of_the_forward_pass_and_none_touches_the_grouped_convolution(found: dict[str, Group]) -> None:
-    seen = {name: {(m.module, m.side) for m in group.members} for name, group in found.items()}
+def test_groups_are_those_of_the_forward_pass_and_none_touches_the_grouped_convolution(
+    found: dict[str, PruningGroup],
+) -> None:
+    seen = {name: {(m.module_name, m.role) for m in group.coupled_layers} for name, group in found.items()}
     assert seen == {name: {place[:2] for place in places} for name, places in PLACES.items()}
     assert {name: group.channels for name, group in found.items()} == CHANNELS
-    assert not any("grouped" in {m.module for m in group.members} for group in found.values())
+    assert not any("grouped" in {m.module_name for m in group.coupled_layers} for group in found.values())
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_magnitudes_are_sums_over_all_weights_that_go(name: str, net: nn.Module, found: dict[str, Group]) -> None:
+def test_magnitudes_are_sums_over_all_weights_that_go(
+    name: str, net: nn.Module, found: dict[str, PruningGroup]
+) -> None:
     wanted = by_hand(name, lambda c: weights(net, name, c).square().sum().sqrt())
     torch.testing.assert_close(magnitude.score(found[name]), wanted)
     torch.testing.assert_close(l1.score(found[name]), by_hand(name, lambda c: weights(net, name, c).abs().sum()))
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_lamp_divides_by_what_is_at_least_as_strong(name: str, net: nn.Module, found: dict[str, Group]) -> None:
+def test_lamp_divides_by_what_is_at_least_as_strong(name: str, net: nn.Module, found: dict[str, PruningGroup]) -> None:
     squared = by_hand(name, lambda c: weights(net, name, c).square().sum())
     wanted = torch.stack([one / squared[squared >= one].sum() for one in squared])
     torch.testing.assert_close(lamp.score(found[name]), wanted)
     assert lamp.score(found[name]).max() == 1
 
 
-def test_batch_norm_scales_are_absolute_and_filters_stand_in(net: nn.Module, found: dict[str, Group]) -> None:
+def test_batch_norm_scales_are_absolute_and_filters_stand_in(net: nn.Module, found: dict[str, PruningGroup]) -> None:
     assert (net.norm.weight < 0).any()
     torch.testing.assert_close(bn_scale.score(found["stem"]), net.norm.weight.abs() + net.back_norm.weight.abs())
     torch.testing.assert_close(bn_scale.score(found["right"]), net.both_norm.weight[4:].abs())
@@ -175,7 +181,7 @@ def test_batch_norm_scales_are_absolute_and_filters_stand_in(net: nn.Module, fou
 
 @pytest.mark.parametrize("name", PLACES)
 def test_taylor_is_the_gradient_of_gates_on_the_channels(
-    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, Group]
+    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, PruningGroup]
 ) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     wanted = torch.zeros(CHANNELS[name])
@@ -189,7 +195,7 @@ def test_taylor_is_the_gradient_of_gates_on_the_channels(
 
 @pytest.mark.parametrize("name", PLACES)
 def test_fisher_is_half_the_squared_weights_times_squared_gradients_of_single_images(
-    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, Group]
+    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, PruningGroup]
 ) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     wanted = torch.zeros(CHANNELS[name])
@@ -211,14 +217,16 @@ def test_fisher_is_half_the_squared_weights_times_squared_gradients_of_single_im
     torch.testing.assert_close(fisher.score(found[name]), wanted, rtol=1e-4, atol=1e-8)
 
 
-def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(found: dict[str, Group]) -> None:
-    bare = dataclasses.replace(found["inner"], members=tuple(m for m in found["inner"].members if m.kind != "norm"))
+def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(found: dict[str, PruningGroup]) -> None:
+    bare = dataclasses.replace(
+        found["inner"], coupled_layers=tuple(m for m in found["inner"].coupled_layers if m.layer_type != "norm")
+    )
     for score in (taylor.score, fisher.score):
         assert not torch.isclose(score(bare), score(found["inner"])).any()
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
-def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, found: dict[str, Group]) -> None:
+def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, found: dict[str, PruningGroup]) -> None:
     score = registry.module("criteria", name).score
     for group in found.values():
         given = score(group)
@@ -230,23 +238,25 @@ def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, fo
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
-def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, found: dict[str, Group]) -> None:
+def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, found: dict[str, PruningGroup]) -> None:
     score = registry.module("criteria", name).score
     group = found["inner"]
-    renamed = tuple(dataclasses.replace(member, module=f"other.{member.module}") for member in group.members)
-    same = torch.equal(score(group), score(dataclasses.replace(group, members=renamed)))
+    renamed = tuple(
+        dataclasses.replace(member, module_name=f"other.{member.module_name}") for member in group.coupled_layers
+    )
+    same = torch.equal(score(group), score(dataclasses.replace(group, coupled_layers=renamed)))
     assert same == (name != "random")
 
 
-def test_random_importance_does_not_see_weights_nor_torchs_seed(found: dict[str, Group]) -> None:
+def test_random_importance_does_not_see_weights_nor_torchs_seed(found: dict[str, PruningGroup]) -> None:
     group = found["inner"]
     first = random.score(group)
     torch.manual_seed(99)
     members = tuple(
         dataclasses.replace(m, parameters=tuple(dataclasses.replace(p, value=2 * p.value) for p in m.parameters))
-        for m in group.members
+        for m in group.coupled_layers
     )
-    assert torch.equal(random.score(dataclasses.replace(group, members=members)), first)
+    assert torch.equal(random.score(dataclasses.replace(group, coupled_layers=members)), first)
 
 
 @pytest.mark.parametrize("name", [n for n in registry.modules("criteria") if registry.module("criteria", n).NEEDS])
@@ -254,34 +264,38 @@ def test_a_criterion_that_needs_gradients_says_so_where_there_are_none(name: str
     criterion = registry.module("criteria", name).score
     spec = PruneSpec(ratio=0.1)
     with pytest.raises(ToolchainError, match="reads gradients, and none were collected"):
-        options.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
+        options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
 @pytest.mark.parametrize("ranking", ["global", "isomorphic"])
 def test_every_criterion_and_ranking_plans_a_network_that_runs(
-    name: str, ranking: str, net: nn.Module, collected: Mapping[str, Gradient]
+    name: str, ranking: str, net: nn.Module, collected: Mapping[str, GradientMoments]
 ) -> None:
     spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.module("criteria", name).score
-    planned = options.plan(net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected)
+    planned = options.plan_for_ratio(
+        net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected
+    )
     small = surgery.apply(net, planned)
-    assert sum(layer.macs for layer in profile.layers(small, IMAGE)) < 0.8 * sum(
-        layer.macs for layer in profile.layers(net, IMAGE)
+    assert sum(layer.macs for layer in profile.measure_layers(small, IMAGE)) < 0.8 * sum(
+        layer.macs for layer in profile.measure_layers(net, IMAGE)
     )
     assert small(torch.randn(2, 3, 4, 4)).shape == (2, 3)
 
 
-def test_global_shares_add_up_to_one_in_every_group(found: dict[str, Group]) -> None:
-    for share in importance.shares(list(found.values()), magnitude.score, "global"):
+def test_global_shares_add_up_to_one_in_every_group(found: dict[str, PruningGroup]) -> None:
+    for share in importance.compute_shares(list(found.values()), magnitude.score, "global"):
         assert share.sum().item() == pytest.approx(1)
 
 
 def test_isomorphic_shares_keep_the_criterions_scale_among_groups_of_one_structure_only(
-    found: dict[str, Group],
+    found: dict[str, PruningGroup],
 ) -> None:
     left, right, after = found["left"], found["right"], found["after"]
-    assert importance.structure(left) == importance.structure(right) != importance.structure(after)
-    given = dict(zip(found, importance.shares(list(found.values()), magnitude.score, "isomorphic"), strict=True))
+    assert importance.structure_key(left) == importance.structure_key(right) != importance.structure_key(after)
+    given = dict(
+        zip(found, importance.compute_shares(list(found.values()), magnitude.score, "isomorphic"), strict=True)
+    )
     scores = {name: magnitude.score(group).double() for name, group in found.items()}
     torch.testing.assert_close(given["left"] / given["right"].sum(), scores["left"] / scores["right"].sum())
     assert (given["left"].sum() + given["right"].sum()).item() == pytest.approx(2)
@@ -298,5 +312,5 @@ def test_where_gradients_vanish_nothing_is_chosen(net: nn.Module) -> None:
     found = groups.find(net, torch.zeros(1, 3, 4, 4), "head", nothing)
     for criterion in (taylor.score, fisher.score):
         with pytest.raises(ToolchainError, match=r"no channel worth anything.*criterion = .magnitude."):
-            importance.shares(found, criterion, "global")
-    importance.shares(found, magnitude.score, "global")
+            importance.compute_shares(found, criterion, "global")
+    importance.compute_shares(found, magnitude.score, "global")

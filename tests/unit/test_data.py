@@ -43,7 +43,7 @@ def test_given_splits_are_kept_and_validation_comes_from_training(tmp_path: Path
 
 def test_training_and_serving_see_the_same_pixels(domain: Domain, tmp_path: Path) -> None:
     test = load(domain, tmp_path).splits["test"]
-    trained, _ = next(loader.batches(test, PREPROCESS, 5))
+    trained, _ = next(loader.ordered_batches(test, PREPROCESS, 5))
     manifest = dataclasses.asdict(PREPROCESS)
     served = np.concatenate([run.prepare(file, manifest) for file in test.files[:5]])
     assert np.array_equal(trained.numpy(), served)
@@ -62,15 +62,15 @@ def test_the_cache_is_used_and_follows_the_content(
 
 def test_another_decoder_decodes_anew(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(domain, tmp_path)
-    assert any("def read_picture" in part for part in data.DECODER)
-    monkeypatch.setattr(data, "DECODER", ("another way to read pictures",))
+    assert any("def read_picture" in part for part in data.DECODER_VERSION)
+    monkeypatch.setattr(data, "DECODER_VERSION", ("another way to read pictures",))
     assert load(domain, tmp_path).digest != first.digest
 
 
 def epoch(dataset: data.Dataset, seed: int, workers: int) -> torch.Tensor:
     spec = AugmentSpec(horizontal_flip=True, crop=0.3, rotate_degrees=5.0, brightness=0.1, erase=0.5, mixup=0.3)
     made = loader.training_batches(dataset, 16, seed=seed, augment=spec, workers=workers)
-    return torch.cat([torch.cat([batch.images.flatten(1), batch.wanted], 1) for batch in made])
+    return torch.cat([torch.cat([batch.images.flatten(1), batch.soft_labels], 1) for batch in made])
 
 
 def test_batches_depend_on_the_seed_and_not_on_the_workers(domain: Domain, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_epoch_shows_every_image_once_and_unchanged_where_nothing_is_to_chang
     shown = torch.cat([batch.images for batch in made])
     origin = [int((plain == one).flatten(1).all(1).nonzero()) for one in shown]  # fails unless there is just one
     assert len(set(origin)) == 80
-    labels = torch.cat([batch.wanted for batch in made]).argmax(1)
+    labels = torch.cat([batch.soft_labels for batch in made]).argmax(1)
     assert torch.equal(labels, dataset.splits["train"].labels[origin])
 
 
@@ -120,7 +120,7 @@ def test_a_corrupt_picture_is_named(domain: Domain, pictures: Path, tmp_path: Pa
 def test_corrupt_pictures_can_be_skipped_and_are_reported(domain: Domain, pictures: Path, tmp_path: Path) -> None:
     path = broken(pictures, "truncated")
     found = load(dataclasses.replace(domain, on_corrupt="skip"), tmp_path)
-    assert found.skipped == (str(path),)
+    assert found.skipped_files == (str(path),)
     assert sum(len(part) for part in found.splits.values()) == 119
 
 
@@ -147,7 +147,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: Path) -> None:
     def refused(folder: Path) -> str:
         with pytest.raises(ToolchainError) as error:
-            image_folder.find(dataclasses.replace(domain, path=str(folder)), tmp_path)
+            image_folder.find_images(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
     assert "is not there" in refused(tmp_path / "nowhere")
@@ -168,15 +168,15 @@ def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: 
 
 def refused_with_classes(domain: Domain, folder: Path) -> str:
     with pytest.raises(ToolchainError) as error:
-        image_folder.find(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
+        image_folder.find_images(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
     return str(error.value)
 
 
 def test_the_calibration_draw_is_fixed_by_count_and_seed(domain: Domain, tmp_path: Path) -> None:
     first, again = load(domain, tmp_path), load(domain, tmp_path)
     other = load(dataclasses.replace(domain, calibration_seed=1), tmp_path)
-    assert len(first.calibration) == 16
-    assert (first.calibration, first.calibration_digest) == (again.calibration, again.calibration_digest)
+    assert len(first.calibration_rows) == 16
+    assert (first.calibration_rows, first.calibration_digest) == (again.calibration_rows, again.calibration_digest)
     assert first.calibration_digest != other.calibration_digest
 
 
@@ -187,7 +187,7 @@ def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_
         other.write_bytes((folder / "ant" / "000.png").read_bytes())
     for number in range(6, 18):
         (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
-    found = image_folder.find(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
+    found = image_folder.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
     side = {path.name: split for split in image_folder.SPLITS for path in found.files[split]}
     copies = {split for split in image_folder.SPLITS for path in found.files[split] if path.name.startswith("copy")}
     assert len(copies) == 1
@@ -196,20 +196,20 @@ def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_
 
 
 def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_path: Path) -> None:
-    plain = image_folder.find(Domain(name="x", path=str(pictures)), tmp_path)
-    alone = image_folder.find(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
+    plain = image_folder.find_images(Domain(name="x", path=str(pictures)), tmp_path)
+    alone = image_folder.find_images(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
     assert plain.digest == alone.digest
 
 
 def test_a_class_whose_only_picture_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
     with pytest.raises(ToolchainError, match="too few images in .*: train would have none of ant, bee"):
-        image_folder.find(Domain(name="x", path=str(folder)), tmp_path)
+        image_folder.find_images(Domain(name="x", path=str(folder)), tmp_path)
     whole = draw(tmp_path / "whole", {"ant": 9, "bee": 9})
     for path in [*whole.glob("*/*.png")]:
         path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
     with pytest.raises(ToolchainError, match="too few images.*group_pattern = .* keeps groups whole"):
-        image_folder.find(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
+        image_folder.find_images(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -218,7 +218,7 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
     for name in ("ant", "zebra"):
         for number, path in enumerate(sorted((folder / name).glob("*.png"))):
             path.rename(path.with_name(f"s{number}_{name}.png"))  # six scenes show both
-    found = image_folder.find(
+    found = image_folder.find_images(
         Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path
     )
     for split in image_folder.SPLITS:
@@ -228,14 +228,14 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
 def test_the_weight_of_an_image_is_blended_with_its_label(domain: Domain, tmp_path: Path) -> None:
     dataset = load(domain, tmp_path)
     light = dataclasses.replace(
-        dataset.splits["train"], weights=torch.where(dataset.splits["train"].labels == 0, 0.1, 1.0)
+        dataset.splits["train"], loss_weights=torch.where(dataset.splits["train"].labels == 0, 0.1, 1.0)
     )
     dataset = dataclasses.replace(dataset, splits={**dataset.splits, "train": light})
     for batch in loader.training_batches(dataset, 16, seed=0, augment=AugmentSpec(mixup=1.0)):
-        assert torch.allclose(batch.wanted.sum(1), torch.ones(len(batch.wanted)))
-        share = batch.wanted[:, 0]  # of the light class, in the blended weight
-        assert torch.allclose(batch.weights[share == 0], torch.ones(1))
-        assert (batch.weights[share > 0.01] < 1).all()
+        assert torch.allclose(batch.soft_labels.sum(1), torch.ones(len(batch.soft_labels)))
+        share = batch.soft_labels[:, 0]  # of the light class, in the blended weight
+        assert torch.allclose(batch.loss_weights[share == 0], torch.ones(1))
+        assert (batch.loss_weights[share > 0.01] < 1).all()
 
 
 def in_fixed_point(pixels: np.ndarray, height: int, width: int) -> np.ndarray:

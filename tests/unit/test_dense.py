@@ -42,7 +42,7 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
     trained: list[tuple[int, float]] = []
     train = loop.train
 
-    def counted(model: object, job: loop.Job, **more: bool) -> loop.Training:
+    def counted(model: object, job: loop.TrainingJob, **more: bool) -> loop.TrainingResult:
         trained.append((job.spec.epochs, job.balance))
         return train(model, job, **more)  # type: ignore[arg-type]
 
@@ -51,8 +51,8 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
     assert trained == [(1, 0.5)]
     finetune.run(job_of(recipe(balance=0.5), out=tmp_path / "work"), data)
     assert len(trained) == 1
-    assert [epoch["epoch"] for epoch in found.trained.figures["history"]] == [1, 2, 3, 4, 5]
-    assert 0 <= found.trained.figures["best_epoch"] <= 4
+    assert [epoch["epoch"] for epoch in found.trained.record["history"]] == [1, 2, 3, 4, 5]
+    assert 0 <= found.trained.record["best_epoch"] <= 4
 
 
 def test_a_teacher_is_fine_tuned_first_and_changes_the_student(domain: Domain, tmp_path: Path) -> None:
@@ -86,4 +86,4 @@ def test_a_budget_that_the_test_set_cannot_show_is_said_before_anything_is_compr
 def test_further_sets_are_read_by_the_name_of_their_domain(domain: Domain, tmp_path: Path) -> None:
     joined = JoinSpec(domain="image-folder", path=domain.path)
     _, joins = prepare.run(job_of(recipe(join=(joined,)), domain=domain, out=tmp_path / "data"))
-    assert joins[0].leaked == 15 + 24  # all of its own validation and test
+    assert joins[0].leaked_images == 15 + 24  # all of its own validation and test

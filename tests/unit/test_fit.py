@@ -17,14 +17,14 @@ from toolchain.data.dataset import Dataset, Images
 from toolchain.pruning import gradients, options
 from toolchain.search import pruning_plan
 from toolchain.training import trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
 
 
 @pytest.fixture
-def adapted() -> Adapted:
+def adapted() -> FinetunedModel:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 3), nn.ReLU(), nn.Flatten(),
@@ -34,17 +34,17 @@ def adapted() -> Adapted:
     train = Images(pixels, labels, tuple(Path(str(i)) for i in range(40)), torch.ones(40))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", tuple(range(0, 40, 2)), "drawn", ())
-    return Adapted(trained.Trained(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained.TrainedModel(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 def recipe(criterion: str) -> Recipe:
     return Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion=criterion))
 
 
-def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str, dict[int, list[int]]]:
-    train = adapted.data.splits["train"]
-    x: Tensor = loader.normalise(train.pixels[list(rows)], adapted.data.preprocess)
-    planned = options.plan(
+def by_hand(adapted: FinetunedModel, criterion: str, rows: tuple[int, ...]) -> dict[str, dict[int, list[int]]]:
+    train = adapted.dataset.splits["train"]
+    x: Tensor = loader.normalise(train.pixels[list(rows)], adapted.dataset.preprocess)
+    planned = options.plan_for_ratio(
         adapted.trained.model, IMAGE, head="6", spec=recipe(criterion).prune, alignment=4,
         criterion=registry.module("criteria", criterion).score,
         gradients=gradients.collect(adapted.trained.model, [(x, train.labels[list(rows)])]),
@@ -53,20 +53,20 @@ def by_hand(adapted: Adapted, criterion: str, rows: tuple[int, ...]) -> dict[str
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
-def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Adapted, tmp_path: Path) -> None:
+def test_gradients_are_those_of_the_calibration_images(name: str, adapted: FinetunedModel, tmp_path: Path) -> None:
     done = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
-    assert done.cuts
-    assert kept == by_hand(adapted, name, adapted.data.calibration)
+    assert done.removes_anything
+    assert kept == by_hand(adapted, name, adapted.dataset.calibration_rows)
     if registry.module("criteria", name).NEEDS:  # other images would have ranked differently here
         assert kept != by_hand(adapted, name, tuple(range(1, 40, 2)))
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
-    name: str, adapted: Adapted, tmp_path: Path
+    name: str, adapted: FinetunedModel, tmp_path: Path
 ) -> None:
     first = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
-    drawn = dataclasses.replace(adapted.data, calibration=(1, 3, 5), calibration_digest="others")
-    again = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, data=drawn))
+    drawn = dataclasses.replace(adapted.dataset, calibration_rows=(1, 3, 5), calibration_digest="others")
+    again = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, dataset=drawn))
     assert (first.key != again.key) == bool(registry.module("criteria", name).NEEDS)

@@ -12,7 +12,7 @@ from toolchain.data.sources import glyphs
 def test_an_image_follows_from_its_seed_and_holds_ink_of_the_right_shape(character: str) -> None:
     shapes = glyphs._shapes(character, glyphs._fonts())
     first, again, other = (glyphs._image(shapes, np.random.default_rng([glyphs.SEED, n])) for n in (0, 0, 1))
-    assert first.shape == (glyphs.SIDE, glyphs.SIDE) and first.dtype == np.uint8
+    assert first.shape == (glyphs.IMAGE_SIDE, glyphs.IMAGE_SIDE) and first.dtype == np.uint8
     assert first.max() > 100 and first.min() < 60
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 

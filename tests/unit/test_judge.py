@@ -13,7 +13,7 @@ from toolchain.export.export_variants import Variant
 from toolchain.gates import ship_decision
 from toolchain.measure.accuracy import Accuracy, Parity
 from toolchain.measure.latency import Measurement
-from toolchain.search.latency_search import Fitted
+from toolchain.search.latency_search import LatencyFit
 
 
 def interval(estimate: float, reach: float = 0.001) -> Interval:
@@ -183,7 +183,7 @@ def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_i
     assert "cannot show" in next(v.why for v in found.verdicts if v.check == "accuracy_drop")
 
 
-FITTED = Fitted(
+FITTED = LatencyFit(
     limit=0.6, latency=0.58, predicted=0.58, error=0.01, timed=20, dense="f32", dense_ms=1.0, placement=None
 )  # fmt: skip
 

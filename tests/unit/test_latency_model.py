@@ -5,7 +5,7 @@ import pytest
 
 from toolchain.models.profile import Layer, LayerKind
 from toolchain.search import latency_model
-from toolchain.search.latency_model import Timed
+from toolchain.search.latency_model import TimedArchitecture
 
 RATES = {"depthwise": 4e-9, "pointwise": 1e-9, "spatial": 0.7e-9, "linear": 2e-9, "grouped": 3e-9}
 
@@ -37,17 +37,21 @@ def true(layers: tuple[Layer, ...]) -> float:
 def test_latencies_of_unseen_networks_are_predicted(noise: float, allowed: float) -> None:
     dice = np.random.default_rng(0)
     seen = [network(dice) for _ in range(20)]
-    model = latency_model.fit([Timed(one, true(one) * (1 + noise * dice.standard_normal())) for one in seen])
+    model = latency_model.fit(
+        [TimedArchitecture(one, true(one) * (1 + noise * dice.standard_normal())) for one in seen]
+    )
     unseen = [network(dice) for _ in range(50)]
     errors = [abs(model(one) / true(one) - 1) for one in unseen]
     assert max(errors) < 2 * allowed
     assert np.mean(errors) < allowed
     assert (model.rates >= 0).all()
-    assert model.error <= max(1.5 * noise, 1e-6)
+    assert model.relative_error <= max(1.5 * noise, 1e-6)
 
 
 def test_less_work_is_never_slower() -> None:
     dice = np.random.default_rng(1)
-    model = latency_model.fit([Timed(network(dice), float(dice.uniform(1, 2))) for _ in range(8)])  # nothing to learn
+    model = latency_model.fit(
+        [TimedArchitecture(network(dice), float(dice.uniform(1, 2))) for _ in range(8)]
+    )  # nothing to learn
     wide, narrow = layer("pointwise", 64, 64, 196), layer("pointwise", 64, 48, 196)
     assert model([narrow]) <= model([wide])

@@ -25,7 +25,7 @@ from toolchain.search import plan as plan_module
 from toolchain.search import pruning_plan
 from toolchain.search.plan import Lock
 from toolchain.training import trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 OUT = Path("out")
@@ -42,12 +42,12 @@ def net(seed: int = 0, classes: int = 2, width: int = 16) -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-def adapted(model: nn.Module, key: str = "dense") -> Adapted:
+def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
     pixels = torch.zeros((4, 8, 8, 3), dtype=torch.uint8)
     train = Images(pixels, torch.tensor([0, 1, 0, 1]), tuple(Path(str(i)) for i in range(4)), torch.ones(4))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", (0, 1), "drawn", ())
-    return Adapted(trained.Trained(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained.TrainedModel(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 @pytest.fixture
@@ -55,14 +55,14 @@ def written(tmp_path: Path) -> Path:
     whole = adapted(net())
     plan = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), whole)
     placed = {
-        "dense": placement_result.Placed(OWN, "", (), 0.0),
-        "pruned": placement_result.Placed(Placement(), "", (), 0.0),
+        "dense": placement_result.PlacementResult(OWN, "", (), 0.0),
+        "pruned": placement_result.PlacementResult(Placement(), "", (), 0.0),
     }
     lock_module.lock(plan, whole.trained, placed, RECIPE, TARGET, Budget(), IMAGE, tmp_path)
     return tmp_path / "r.cpu.lock.json"
 
 
-def replay(path: Path, model: Adapted, work: Path) -> plan_module.Fit:
+def replay(path: Path, model: FinetunedModel, work: Path) -> plan_module.PruningPlan:
     lock = locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
     return pruning_plan.run(job_of(RECIPE, TARGET, out=work), model, lock)
 
@@ -71,12 +71,12 @@ def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
-    monkeypatch.setattr(options, "plan", None)
-    monkeypatch.setattr(options, "options", None)
+    monkeypatch.setattr(options, "plan_for_ratio", None)
+    monkeypatch.setattr(options, "build_search_space", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")
-    assert again.cuts
+    assert again.removes_anything
     assert again.surgery == planned.surgery
-    assert again.placements == {"dense": OWN, "pruned": Placement()}
+    assert again.decided_placements == {"dense": OWN, "pruned": Placement()}
 
 
 def test_other_weights_get_the_same_widths_and_their_own_channels(written: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_another_model_is_refused_by_its_first_other_layer(written: Path, tmp_pa
 def test_another_image_size_is_refused(written: Path) -> None:
     lock = locks.read(written)
     with pytest.raises(ToolchainError, match="made for images of 8x8, these are 16x8"):
-        locks.check(lock, lock.layers, (16, 8))
+        locks.check_model(lock, lock.layers, (16, 8))
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None
 def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
     written: Path, model: nn.Sequential, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock, layers = locks.read(written), profile.layers(model, IMAGE)
-    assert locks.suited(lock, profile.layers(net(), IMAGE), (8, 8), named=False) is lock
-    assert locks.suited(None, layers, size, named=False) is None
-    assert locks.suited(lock, layers, size, named=False) is None
+    lock, layers = locks.read(written), profile.measure_layers(model, IMAGE)
+    assert locks.match_model(lock, profile.measure_layers(net(), IMAGE), (8, 8), named=False) is lock
+    assert locks.match_model(None, layers, size, named=False) is None
+    assert locks.match_model(lock, layers, size, named=False) is None
     assert "lock: left aside: the lock was made for " in capsys.readouterr().out
     with pytest.raises(ToolchainError, match="the lock was made for"):
-        locks.suited(lock, layers, size, named=True)
+        locks.match_model(lock, layers, size, named=True)
 
 
 def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:

@@ -35,9 +35,9 @@ def model() -> nn.Module:
     )  # fmt: skip
 
 
-def job(dataset: data.Dataset, folder: Path, spec: TrainSpec = SPEC, **more: object) -> loop.Job:
+def job(dataset: data.Dataset, folder: Path, spec: TrainSpec = SPEC, **more: object) -> loop.TrainingJob:
     augment = AugmentSpec(horizontal_flip=True)
-    return loop.Job(data=dataset, spec=spec, augment=augment, seed=1, label="test", folder=folder, **more)  # type: ignore[arg-type]
+    return loop.TrainingJob(dataset=dataset, spec=spec, augment=augment, seed=1, label="test", folder=folder, **more)  # type: ignore[arg-type]
 
 
 def test_training_learns_and_keeps_its_best_epoch(dataset: data.Dataset, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_cut_run_continues_to_the_same_weights(dataset: data.Dataset, tmp_path
 def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path) -> None:
     def graph() -> nn.Module:
         prepared, _ = pt2e.prepare(model(), torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
-        pt2e.observe(prepared, ranges=True, rounding=True)
+        pt2e.configure_fake_quantize(prepared, ranges=True, rounding=True)
         prepared(torch.randn(8, 3, 12, 10).clamp(-1, 1))
         return prepared
 
@@ -115,7 +115,7 @@ def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
     with pytest.raises(ToolchainError, match="the loss became nan in epoch 2.*Lower learning_rate"):
         loop.train(Poisoned(), job(dataset, tmp_path))
     assert len(seen) == 8
-    again = training_state.State(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT)
+    again = training_state.TrainingState(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT_FILE)
     again.resume()
     assert again.epoch == 1
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
@@ -216,34 +216,34 @@ def test_the_running_average_is_that_of_each_tensor_by_name(
     net = model()
     if exported:
         net, _ = pt2e.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
-        pt2e.observe(net, ranges=True, rounding=True)
+        pt2e.configure_fake_quantize(net, ranges=True, rounding=True)
         net(torch.randn(8, 3, 12, 10))
-    running = training_state.State(net, SPEC, 1, tmp_path / "none")
-    assert running.average is not None
+    running = training_state.TrainingState(net, SPEC, 1, tmp_path / "none")
+    assert running.averaged_model is not None
     with torch.no_grad():
-        for tensor in running.average.state_dict().values():
+        for tensor in running.averaged_model.state_dict().values():
             tensor.add_(1)  # far from the weights, so that only averaging brings it back
     for _ in range(400):  # the weights stand still: their average must come to stand where they do
-        running.advance(net)
-    averaged = running.average.state_dict()
+        running.finish_step(net)
+    averaged = running.averaged_model.state_dict()
     assert set(averaged) == set(net.state_dict())
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(averaged[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_schedules_rise_and_fall_as_named() -> None:
-    rates = [loop.learning_rate(TrainSpec(warmup=0.25, learning_rate=1.0), step, 100) for step in range(100)]
+    rates = [loop.learning_rate_at(TrainSpec(warmup=0.25, learning_rate=1.0), step, 100) for step in range(100)]
     assert max(rates) == rates[25] == 1.0
     assert rates[0] < 0.05
     assert rates[99] < 0.01
-    falling = [loop.learning_rate(TrainSpec(schedule="cosine", learning_rate=1.0), step, 10) for step in range(10)]
+    falling = [loop.learning_rate_at(TrainSpec(schedule="cosine", learning_rate=1.0), step, 10) for step in range(10)]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_the_rarer_class_is_favoured_as_far_as_the_balance_asks(dataset: data.Dataset, tmp_path: Path) -> None:
     train = dataset.splits["train"]
     rows = [row for row, label in enumerate(train.labels.tolist()) if label != 2 or row % 9 == 0]
-    few = dataclasses.replace(dataset, splits={**dataset.splits, "train": train.chosen(rows)})
+    few = dataclasses.replace(dataset, splits={**dataset.splits, "train": train.select(rows)})
 
     def says_rare(balance: float) -> float:
         net = model()
@@ -279,5 +279,5 @@ def test_layers_further_from_the_head_learn_slower(dataset: data.Dataset, tmp_pa
 
 
 def test_blocks_are_counted_from_the_head() -> None:
-    shares = [share for _, share in training_state.by_block(model(), 0.5)]
+    shares = [share for _, share in training_state.group_by_block(model(), 0.5)]
     assert shares == [0.25, 0.5, 1.0]

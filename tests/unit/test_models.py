@@ -22,7 +22,7 @@ SPEC = ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25})
 
 def checkpoint(folder: Path, spec: ModelSpec = SPEC, *, name: str = "w.safetensors", drop: str = "none") -> Path:
     torch.manual_seed(5)
-    state = build.architecture(spec, 9).state_dict()
+    state = build.build_untrained(spec, 9).state_dict()
     state = {key: value for key, value in state.items() if not key.startswith(drop)}
     path = folder / name
     save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
@@ -32,17 +32,17 @@ def checkpoint(folder: Path, spec: ModelSpec = SPEC, *, name: str = "w.safetenso
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_a_backbone_is_loaded_and_the_head_is_new(tmp_path: Path, name: str) -> None:
     path = checkpoint(tmp_path, name=name)
-    model, head, loaded = build.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+    model, head, loaded = build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
     assert head == "classifier.1"
     assert model.get_submodule(head).out_features == 4
     assert loaded.share == 1.0
     torch.manual_seed(5)
-    torch.testing.assert_close(model.features[0][0].weight, build.architecture(SPEC, 9).features[0][0].weight)
+    torch.testing.assert_close(model.features[0][0].weight, build.build_untrained(SPEC, 9).features[0][0].weight)
 
 
 def test_what_is_missing_or_unused_is_said(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, drop="features.3.")
-    _, _, loaded = build.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+    _, _, loaded = build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
     assert 0.9 < loaded.share < 1
     assert all(name.startswith("features.3.") for name in loaded.missing)
     assert "missing: features.3." in str(loaded)
@@ -51,21 +51,21 @@ def test_what_is_missing_or_unused_is_said(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, ModelSpec(name="squeezenet1_1"))
     with pytest.raises(ToolchainError, match="does not fit mobilenet_v2: only 0%"):
-        build.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
 
 
 def test_another_width_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.75}))
     with pytest.raises(ToolchainError, match="does not fit.*width_mult"):
-        build.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
 
 
 def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
-    state = build.architecture(SPEC, 9).state_dict()
+    state = build.build_untrained(SPEC, 9).state_dict()
     state["features.2.conv.1.1.weight"][3] = float("nan")
     save_file(state, tmp_path / "w.safetensors")
     with pytest.raises(ToolchainError, match=r"features.2.conv.1.1.weight holds NaN"):
-        build.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.safetensors")), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.safetensors")), 4, seed=0)
 
 
 def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"model": Evil()}, tmp_path / "w.pth")
     with pytest.raises(ToolchainError, match="could run code"):
-        build.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
@@ -83,20 +83,20 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused(tmp_path: Path, name: str, body: bytes) -> None:
     (tmp_path / name).write_bytes(body)
     with pytest.raises(ToolchainError, match="not a readable checkpoint|could run code"):
-        build.build(dataclasses.replace(SPEC, weights=str(tmp_path / name)), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / name)), 4, seed=0)
 
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ToolchainError, match="not a readable checkpoint"):
-        build.build(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
 
 
 @pytest.mark.parametrize("nested", ["state_dict", "net"])
 def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nested: str) -> None:
-    torch.save({nested: build.architecture(SPEC, 9).state_dict(), "epoch": 3}, tmp_path / "w.pth")
-    _, _, loaded = build.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+    torch.save({nested: build.build_untrained(SPEC, 9).state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    _, _, loaded = build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
     assert loaded.share == 1.0
 
 
@@ -104,20 +104,20 @@ def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nest
 def test_a_checkpoint_without_a_model_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(ToolchainError, match="wanted is a state_dict|does not fit"):
-        build.build(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
 
 
 def test_missing_files_models_and_arguments_are_named(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="is not there"):
-        build.build(dataclasses.replace(SPEC, weights=str(tmp_path / "no.pth")), 4, seed=0)
+        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "no.pth")), 4, seed=0)
     with pytest.raises(ToolchainError, match="did you mean 'resnet18'"):
-        build.architecture(ModelSpec(name="resnet_18"), 4)
+        build.build_untrained(ModelSpec(name="resnet_18"), 4)
     with pytest.raises(ToolchainError, match="do not suit"):
-        build.architecture(ModelSpec(name="resnet18", arguments={"depth": 3}), 4)
+        build.build_untrained(ModelSpec(name="resnet18", arguments={"depth": 3}), 4)
     with pytest.raises(ToolchainError, match="neither a file nor known"):
-        build.build(ModelSpec(name="resnet18", weights="IMAGENET9K"), 4, seed=0)
+        build.build_with_new_head(ModelSpec(name="resnet18", weights="IMAGENET9K"), 4, seed=0)
     with pytest.raises(ToolchainError, match="zoo:squeezenet1_1_glyphs"):
-        build.build(ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet"), 4, seed=0)
+        build.build_with_new_head(ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet"), 4, seed=0)
 
 
 def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,17 +128,17 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.Mo
     monkeypatch.setenv("TORCH_HOME", "/nonexistent")
     monkeypatch.setattr("os.makedirs", lambda *_, **__: None)
     with pytest.raises(ToolchainError, match="cannot be downloaded.*WEIGHTS=file"):
-        build.build(ModelSpec(name="resnet18", weights="DEFAULT"), 4, seed=0)
+        build.build_with_new_head(ModelSpec(name="resnet18", weights="DEFAULT"), 4, seed=0)
 
 
 def test_norm_epsilon_reaches_every_norm() -> None:
-    model = build.architecture(dataclasses.replace(SPEC, norm_eps=1e-3), 4)
+    model = build.build_untrained(dataclasses.replace(SPEC, norm_eps=1e-3), 4)
     found = collections.Counter(m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
     assert list(found) == [1e-3]
 
 
 def test_the_same_seed_gives_the_same_new_head() -> None:
-    first, second = (build.build(SPEC, 4, seed=3)[0].classifier[1].weight for _ in range(2))
+    first, second = (build.build_with_new_head(SPEC, 4, seed=3)[0].classifier[1].weight for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -150,7 +150,7 @@ def pretended(**found: object) -> types.ModuleType:
         if pretrained and "offline" in found:
             raise OSError("no route")
         torch.manual_seed(5)
-        return build.architecture(ModelSpec(name="squeezenet1_1"), num_classes)
+        return build.build_untrained(ModelSpec(name="squeezenet1_1"), num_classes)
 
     made.list_models = lambda: ["tiny_net", "tiny_net_2"]  # type: ignore[attr-defined]
     made.create_model = create  # type: ignore[attr-defined]
@@ -161,31 +161,33 @@ def pretended(**found: object) -> types.ModuleType:
 
 def test_models_of_timm_come_with_their_weights_and_licence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", pretended())
-    one = candidates.read(["timm:tiny_net"])[0]
+    one = candidates.resolve(["timm:tiny_net"])[0]
     assert (one.model.mean, one.model.licence, one.may_ship, one.trained_on) == ((0.4,) * 3, "mit", "yes", "in1k")
-    model, head, loaded = build.build(one.model, 3, seed=0)
+    model, head, loaded = build.build_with_new_head(one.model, 3, seed=0)
     assert (loaded.source, loaded.share) == ("timm tiny_net DEFAULT", 1.0)
     assert model.get_submodule(head).out_channels == 3
-    assert build.pretrained(one.model, 3, seed=0)[3]  # with the head that it was trained with
-    bare = candidates.read(["random:timm:tiny_net_2"])[0]
+    assert build.build_with_pretrained_head(one.model, 3, seed=0)[3]  # with the head that it was trained with
+    bare = candidates.resolve(["random:timm:tiny_net_2"])[0]
     assert (bare.model.weights, bare.may_ship) == ("", "yes")
     monkeypatch.setitem(sys.modules, "timm", pretended(license="cc-by-nc-4.0"))
-    assert candidates.read(["timm:tiny_net"])[0].may_ship == "no"
+    assert candidates.resolve(["timm:tiny_net"])[0].may_ship == "no"
     monkeypatch.setitem(sys.modules, "timm", pretended(license=""))
-    assert candidates.read(["timm:tiny_net"])[0].may_ship == "unknown"
+    assert candidates.resolve(["timm:tiny_net"])[0].may_ship == "unknown"
 
 
 def test_what_timm_cannot_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", pretended(offline=True))
     with pytest.raises(ToolchainError, match="no model 'tiny_nett' in timm; did you mean 'tiny_net'"):
-        candidates.read(["timm:tiny_nett"])
+        candidates.resolve(["timm:tiny_nett"])
     with pytest.raises(ToolchainError, match="no weights for timm:tiny_net_2"):
-        candidates.read(["timm:tiny_net_2"])
+        candidates.resolve(["timm:tiny_net_2"])
     with pytest.raises(ToolchainError, match=r"weights of timm:tiny_net cannot be had \(no route"):
-        build.build(ModelSpec(name="timm:tiny_net", weights="DEFAULT"), 3, seed=0)
+        build.build_with_new_head(ModelSpec(name="timm:tiny_net", weights="DEFAULT"), 3, seed=0)
     with pytest.raises(ToolchainError, match=r"\[model\] arguments .'depth': 3. do not suit timm:tiny_net"):
-        build.architecture(ModelSpec(name="timm:tiny_net", arguments={"depth": 3}), 3)
+        build.build_untrained(ModelSpec(name="timm:tiny_net", arguments={"depth": 3}), 3)
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert candidates.read(["timm:tiny_net"])[0].name == "timm:tiny_net"  # beside others its row says what is missing
+    assert (
+        candidates.resolve(["timm:tiny_net"])[0].name == "timm:tiny_net"
+    )  # beside others its row says what is missing
     with pytest.raises(ToolchainError, match=r"pip install 'edge-toolchain\[timm\]'"):
-        build.architecture(ModelSpec(name="timm:tiny_net"), 3)
+        build.build_untrained(ModelSpec(name="timm:tiny_net"), 3)

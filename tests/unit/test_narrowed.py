@@ -14,7 +14,7 @@ from toolchain.export.passes import cleanup
 from toolchain.pruning import options as options_module
 from toolchain.pruning import surgery
 from toolchain.pruning.criteria import magnitude
-from toolchain.pruning.width_search import Choice
+from toolchain.pruning.width_search import Subnetwork
 from toolchain.quantization import pt2e
 
 IMAGE = torch.zeros(1, 3, 12, 12)
@@ -46,16 +46,16 @@ class Flat(nn.Module):
 def test_a_cut_graph_answers_as_the_pruned_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Flat().eval()
-    graph = to_onnx.translate(pt2e.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
-    blocks = prune_graph.droppable(graph)
+    graph = to_onnx.export_graph(pt2e.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
+    blocks = prune_graph.find_droppable_blocks(graph)
     assert blocks == ("body.0", "body.1")
-    options = options_module.options(
+    options = options_module.build_search_space(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score, blocks=blocks
     )
-    kept = tuple(options.possible(index)[0] for index in range(len(options.groups)))
-    plan = surgery.of(model, options, Choice(kept, frozenset({"body.0"})))
+    kept = tuple(options.allowed_widths(index)[0] for index in range(len(options.groups)))
+    plan = surgery.build(model, options, Subnetwork(kept, frozenset({"body.0"})))
     assert plan.keep["head.weight"].keys() == {1}
-    cleanup.save(prune_graph.apply(graph, plan), tmp_path / "small.onnx")
+    cleanup.save(prune_graph.apply_surgery(graph, plan), tmp_path / "small.onnx")
     picture = torch.randn(1, 3, 12, 12)
     with torch.no_grad():
         wanted = surgery.apply(model, plan)(picture).numpy()

@@ -48,7 +48,9 @@ def net() -> nn.Module:
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 24))
     criterion = registry.module("criteria", "magnitude").score
-    plan = options.plan(model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion)
+    plan = options.plan_for_ratio(
+        model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
+    )
     small = surgery.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     return small
@@ -64,9 +66,9 @@ def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precis
         graph, _ = pt2e.prepare(model, IMAGE, Placement(), QuantScheme())
         with torch.no_grad():
             graph(x)
-        pt2e.observe(graph, ranges=False, rounding=True)
+        pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
         module, model = pt2e.convert(graph, IMAGE), graph
-    to_onnx.to_onnx(module, IMAGE, tmp_path / "m.onnx")
+    to_onnx.export_file(module, IMAGE, tmp_path / "m.onnx")
     kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
     assert kinds["Conv"] == 3
     assert kinds["Pad"] == 0

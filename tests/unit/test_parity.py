@@ -18,7 +18,7 @@ from toolchain.cli import main
 from toolchain.config.target import QuantScheme
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
-from toolchain.export.to_onnx import to_onnx
+from toolchain.export.to_onnx import export_file
 from toolchain.measure.parity import compare, runtime_outputs
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
@@ -49,12 +49,12 @@ def exported(folder: Path, *floats: str) -> tuple[onnx.ModelProto, nn.Module]:
     block = Block()
     block(torch.randn(32, 3, 8, 8) * 2)
     graph, _ = pt2e.prepare(block.eval(), IMAGE, Placement(float_modules=floats), QuantScheme())
-    pt2e.observe(graph, ranges=True, rounding=False)
+    pt2e.configure_fake_quantize(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(64, 3, 8, 8))
-    pt2e.observe(graph, ranges=False, rounding=True)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     converted = pt2e.convert(graph, IMAGE)
-    to_onnx(copy.deepcopy(converted), IMAGE, folder / "model.onnx")
+    export_file(copy.deepcopy(converted), IMAGE, folder / "model.onnx")
     return onnx.load(folder / "model.onnx"), converted
 
 

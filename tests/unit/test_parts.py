@@ -9,8 +9,8 @@ from toolchain.core.errors import ToolchainError
 from toolchain.models import build
 from toolchain.pruning import groups, options, surgery, traceable_parts
 from toolchain.pruning.criteria import magnitude
-from toolchain.pruning.groups import Group
-from toolchain.pruning.traceable_parts import Part
+from toolchain.pruning.groups import PruningGroup
+from toolchain.pruning.traceable_parts import TraceablePart
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -43,8 +43,8 @@ class Net(nn.Module):
         return self.head(self.second(self.windows(self.first(x))).mean((2, 3)))
 
 
-def sides(found: tuple[Group, ...]) -> set[tuple[str, str]]:
-    return {(member.module, member.side) for group in found for member in group.members}
+def sides(found: tuple[PruningGroup, ...]) -> set[tuple[str, str]]:
+    return {(member.module_name, member.role) for group in found for member in group.coupled_layers}
 
 
 def test_only_channels_inside_of_parts_may_go() -> None:
@@ -56,7 +56,7 @@ def test_only_channels_inside_of_parts_may_go() -> None:
 def test_a_plan_made_of_parts_cuts_the_same_channels_everywhere() -> None:
     net = Net().eval()
     spec = PruneSpec(ratio=0.2)
-    plan = options.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    plan = options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(net, plan)
     with torch.no_grad():
         for name, kept in plan.keep.items():
@@ -96,7 +96,7 @@ def test_what_is_called_twice_is_no_part() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.once(self.shared(self.shared(x)))
 
-    assert [part.name for part in traceable_parts.below(Part("net", Twice(), IMAGE))] == ["net.once"]
+    assert [part.name for part in traceable_parts.split(TraceablePart("net", Twice(), IMAGE))] == ["net.once"]
 
 
 @pytest.mark.parametrize("needed", [False, True])
@@ -134,7 +134,7 @@ def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x1_0", "swin_t"])
 def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str) -> None:
-    model, image = build.architecture(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
-    spec, head = PruneSpec(ratio=0.3), build.head_of(model, 7)
-    plan = options.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    model, image = build.build_untrained(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
+    spec, head = PruneSpec(ratio=0.3), build.find_head(model, 7)
+    plan = options.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     assert surgery.apply(model, plan)(torch.randn(2, 3, 64, 64)).shape == (2, 7)

@@ -16,7 +16,7 @@ from toolchain.export.passes import cleanup
 from toolchain.measure import boards, machine, paired_timing
 from toolchain.measure.boards import Gone
 from toolchain.quantization import fx_graph, placement, pt2e
-from toolchain.quantization.placement import Op, Placement
+from toolchain.quantization.placement import GraphOperation, Placement
 from toolchain.search import placement_changes, placement_search
 
 IMAGE = torch.zeros(1, 3, 16, 16)
@@ -45,7 +45,7 @@ class Gated(nn.Module):
 
 
 PLACEMENTS = {
-    **placement_search.STARTS,
+    **placement_search.START_PLACEMENTS,
     "one block in float": Placement(float_modules=("gate",)),
     "two blocks in float": Placement(float_modules=("stem", "side"), float_operations=()),
     "all in float": Placement(float_modules=("",)),
@@ -62,10 +62,10 @@ def model() -> nn.Module:
 
 def trained(model: nn.Module, chosen: Placement):
     graph, planned = pt2e.prepare(model, IMAGE, chosen, QuantScheme())
-    pt2e.observe(graph, ranges=True, rounding=False)
+    pt2e.configure_fake_quantize(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(16, 3, 16, 16))
-    pt2e.observe(graph, ranges=False, rounding=True)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     return graph, planned
 
 
@@ -101,9 +101,9 @@ def roundings(path: Path) -> tuple[int, int]:
 def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str, tmp_path: Path) -> None:
     chosen, scheme = PLACEMENTS[label], QuantScheme()
     graph, planned = trained(model, chosen)
-    to_onnx.to_onnx(pt2e.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
+    to_onnx.export_file(pt2e.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
     plain, _ = pt2e.prepare(model, IMAGE, None, scheme)
-    made, layers = insert_qdq.make(to_onnx.translate(plain, IMAGE), chosen, scheme)
+    made, layers = insert_qdq.build_candidate(to_onnx.export_graph(plain, IMAGE), chosen, scheme)
     cleanup.save(made, tmp_path / "candidate.onnx")
     onnx.checker.check_model(str(tmp_path / "candidate.onnx"), full_check=True)
     wanted, given = (pairs(onnx.load(tmp_path / name)) for name in ("trained.onnx", "candidate.onnx"))
@@ -118,7 +118,7 @@ def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str
 def test_a_graph_with_less_rounding_is_the_one_that_would_have_been_prepared(model: nn.Module, block: str) -> None:
     chosen = Placement(float_modules=(block,))
     graph, _ = trained(model, Placement())
-    less, fresh = fx_graph.less_rounded(graph, chosen), trained(model, chosen)[0]
+    less, fresh = fx_graph.restrict_to_placement(graph, chosen), trained(model, chosen)[0]
     assert _rounded_edges(less) == _rounded_edges(fresh) < _rounded_edges(graph)
     x = torch.randn(4, 3, 16, 16)
     torch.testing.assert_close(pt2e.convert(less, IMAGE)(x), less(x), atol=1e-5, rtol=1e-5)
@@ -126,45 +126,45 @@ def test_a_graph_with_less_rounding_is_the_one_that_would_have_been_prepared(mod
 
 def _rounded_edges(graph: torch.fx.GraphModule) -> set[tuple[str, str]]:
     return {
-        (fx_graph.source_of(graph, node).name, user.name)
+        (fx_graph.find_float_source(graph, node).name, user.name)
         for node in graph.graph.nodes
-        if fx_graph.is_rounding(graph, node)
+        if fx_graph.is_fake_quantize(graph, node)
         for user in node.users
     }
 
 
-def chain(*kinds: str) -> list[Op]:
+def chain(*kinds: str) -> list[GraphOperation]:
     """A straight line of operations."""
     return [
-        Op(name=f"n{i}", kind=kind, module=f"m{i}", inputs=(f"n{i - 1}" if i else "x",), output=f"n{i}")
+        GraphOperation(name=f"n{i}", kind=kind, module=f"m{i}", inputs=(f"n{i - 1}" if i else "x",), output=f"n{i}")
         for i, kind in enumerate(kinds)
     ]
 
 
 def test_a_layer_and_its_rectifier_are_one_unit() -> None:
-    found = placement.rounded(chain("layer", "rectifier", "layer"), Placement())
+    found = placement.resolve(chain("layer", "rectifier", "layer"), Placement())
     assert (found["n0"].inputs, found["n0"].output) == (("x",), False)
     assert found["n1"].output
     assert not found["n1"].inputs
 
 
 def test_results_can_be_left_to_whoever_reads_them() -> None:
-    found = placement.rounded(chain("layer", "other", "layer"), Placement(results=False))
+    found = placement.resolve(chain("layer", "other", "layer"), Placement(results=False))
     assert not found["n0"].output
     assert found["n2"].inputs == ("n1",)
 
 
 def test_reshaping_keeps_its_inputs_scale_and_is_left_alone_between_floats() -> None:
-    inside = placement.rounded(chain("layer", "keep", "layer"), Placement())
-    assert inside["n1"].shared
-    outside = placement.rounded(chain("layer", "keep", "other"), Placement(float_modules=("m0",)))
+    inside = placement.resolve(chain("layer", "keep", "layer"), Placement())
+    assert inside["n1"].shared_scale
+    outside = placement.resolve(chain("layer", "keep", "other"), Placement(float_modules=("m0",)))
     assert outside == {}
 
 
 @pytest.mark.parametrize("most", [1, 4, 7, 20])
 def test_blocks_divide_the_layers_along_the_models_structure(most: int) -> None:
     modules = [f"features.{i}.conv.{j}" for i in range(6) for j in range(3)] + ["classifier"]
-    found = placement.blocks(modules, most)
+    found = placement.split_into_blocks(modules, most)
     assert len(found) <= max(most, 2)
     for module in modules:
         assert sum(module == block or module.startswith(block + ".") for block in found) == 1
@@ -291,13 +291,13 @@ def test_a_placement_that_is_known_is_timed_and_not_searched(searching, model: n
     cost = {"Conv f32": 1.0, "Conv int8": 0.5, "Gemm f32": 0.1, "Gemm int8": 0.1}
     searching(clock := Clock(cost), seconds=0)
     target, chosen = reader.target("cpu"), Placement(float_modules=("stem",))
-    placed = place.replayed(model, IMAGE, target, chosen, tmp_path)
+    placed = place.time_placement(model, IMAGE, target, chosen, tmp_path)
     assert placed.placement == chosen
-    assert 1 < placed.best_speedup < 2
-    assert {one.precision for one in placed.tried} == {"f32", "int8"}
-    assert place.speedup(model, IMAGE, target, chosen, tmp_path) == placed.best_speedup
+    assert 1 < placed.int8_speedup < 2
+    assert {one.precision for one in placed.timed_placements} == {"f32", "int8"}
+    assert place.measure_speedup(model, IMAGE, target, chosen, tmp_path) == placed.int8_speedup
     calls = clock.calls
-    assert place.replayed(model, IMAGE, target, chosen, tmp_path) == placed
+    assert place.time_placement(model, IMAGE, target, chosen, tmp_path) == placed
     assert clock.calls == calls
     assert not list((tmp_path / "place").glob("*/candidate*"))
 
@@ -311,7 +311,7 @@ def test_small_changes_go_on_from_what_was_found(searching) -> None:
 def test_changes_nearby_come_first_and_each_is_one() -> None:
     layers = ["a.0", "a.1", "b.0", "b.1", "c"]
     now = Placement(float_modules=("b.0", "forced"))
-    found = list(placement_changes.nearby(now, layers, ["a", "b", "c"], seed=0))
+    found = list(placement_changes.propose(now, layers, ["a", "b", "c"], seed=0))
     labels = [label for label, _ in found]
     first = labels[: labels.index("a and b in float")]
     assert {"a in float", "a.1 in float", "b.1 in float", "b.0 in integers"} <= set(first)
@@ -320,7 +320,7 @@ def test_changes_nearby_come_first_and_each_is_one() -> None:
         changed = change(now)
         assert "forced" in changed.float_modules, label
         assert changed != now or "+" in label, label
-    assert [label for label, _ in placement_changes.nearby(now, layers, ["a", "b", "c"], seed=0)] == labels
+    assert [label for label, _ in placement_changes.propose(now, layers, ["a", "b", "c"], seed=0)] == labels
 
 
 def test_float_wins_where_integers_are_slower(searching) -> None:

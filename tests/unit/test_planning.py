@@ -21,10 +21,10 @@ from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement
 from toolchain.search import latency_search, planner, pruning_plan
-from toolchain.search.architecture_timing import Architectures, Form
+from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
 from toolchain.training import input_size, loop
 from toolchain.training import trained as trained_module
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
@@ -40,13 +40,13 @@ def net(pooled: bool = True) -> nn.Module:
     ).eval()
 
 
-def adapted(model: nn.Module) -> Adapted:
+def adapted(model: nn.Module) -> FinetunedModel:
     pixels, labels = torch.randint(0, 255, (20, 32, 32, 3), dtype=torch.uint8), torch.arange(20) % 2
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(20)), torch.ones(20))
     preprocess = Preprocess(image_size=(32, 32), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": images, "val": images}, preprocess, "data", (0, 1), "drawn", ())
-    return Adapted(
-        trained_module.Trained(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ()
+    return FinetunedModel(
+        trained_module.TrainedModel(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ()
     )  # type: ignore[arg-type]
 
 
@@ -58,18 +58,18 @@ def recipe(**prune: float) -> Recipe:
     )  # fmt: skip
 
 
-def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
+def smaller(whole: FinetunedModel, size: tuple[int, int]) -> FinetunedModel:
     """`resize.run` without files: a corner of each picture will do."""
-    if size == whole.data.preprocess.image_size:
+    if size == whole.dataset.preprocess.image_size:
         return whole
-    teacher = dataclasses.replace(whole.trained, model=input_size.Enlarged(whole.trained.model, (32, 32)))
+    teacher = dataclasses.replace(whole.trained, model=input_size.UpsampledInputModel(whole.trained.model, (32, 32)))
     images = {
         name: dataclasses.replace(one, pixels=one.pixels[:, : size[0], : size[1]])
-        for name, one in whole.data.splits.items()
+        for name, one in whole.dataset.splits.items()
     }
-    preprocess = dataclasses.replace(whole.data.preprocess, image_size=size)
+    preprocess = dataclasses.replace(whole.dataset.preprocess, image_size=size)
     return dataclasses.replace(
-        whole, trained=teacher, data=dataclasses.replace(whole.data, splits=images, preprocess=preprocess)
+        whole, trained=teacher, dataset=dataclasses.replace(whole.dataset, splits=images, preprocess=preprocess)
     )
 
 
@@ -88,7 +88,7 @@ def smaller(whole: Adapted, size: tuple[int, int]) -> Adapted:
 def test_smaller_sizes_are_multiples_of_eight_down_to_the_least(
     whole: tuple[int, int], least: float, found: list[tuple[int, int]]
 ) -> None:
-    assert input_size.sizes(whole, least) == found
+    assert input_size.list_smaller_sizes(whole, least) == found
 
 
 def test_a_teacher_sees_its_own_size() -> None:
@@ -98,38 +98,41 @@ def test_a_teacher_sees_its_own_size() -> None:
             return x.mean((1, 2, 3))
 
     x = torch.full((2, 3, 16, 16), 0.25)
-    torch.testing.assert_close(input_size.Enlarged(Asks(), (32, 24))(x), torch.full((2,), 0.25))
+    torch.testing.assert_close(input_size.UpsampledInputModel(Asks(), (32, 24))(x), torch.full((2,), 0.25))
 
 
 def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -> None:
     whole = adapted(net())
     plan = pruning_plan.run(job_of(recipe(), TARGET, out=tmp_path, budget=Budget(size="0.6x")), whole)
-    timer = Architectures(whole.trained.model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
-    share = timer.size_bytes(plan.surgery) / timer.size_bytes(Surgery())
+    timer = ArchitectureTimer(whole.trained.model, IMAGE, TARGET, ShippedForm("int8", Placement()), tmp_path)
+    share = timer.measure_size_bytes(plan.surgery) / timer.measure_size_bytes(Surgery())
     assert 0.5 < share <= 0.6
-    assert plan.fitted is None
+    assert plan.latency_fit is None
 
 
 def test_smaller_pictures_are_timed_as_such_beside_the_dense_model_at_its_own(tmp_path: Path) -> None:
-    timer = Architectures(net(), IMAGE, TARGET, Form("int8", Placement()), tmp_path)
-    small = timer.at(torch.zeros(1, 3, 24, 16))
+    timer = ArchitectureTimer(net(), IMAGE, TARGET, ShippedForm("int8", Placement()), tmp_path)
+    small = timer.with_input(torch.zeros(1, 3, 24, 16))
     assert list(small.graph.graph.inputs[0].shape) == [1, 3, 24, 16]
-    assert (small.whole.shape, tuple(small.image.shape)) == ((1, 3, 32, 32), (1, 3, 24, 16))
+    assert (small.dense_side.shape, tuple(small.example_input.shape)) == ((1, 3, 32, 32), (1, 3, 24, 16))
     assert list(timer.graph.graph.inputs[0].shape) == [1, 3, 32, 32]
 
 
 def test_bytes_are_known_of_architectures_that_were_not_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = build.architecture(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
-    timer = Architectures(model, IMAGE, TARGET, Form("int8", Placement()), tmp_path)
-    options = options_module.options(
-        model, IMAGE, head=build.head_of(model, 5), spec=PruneSpec(), alignment=8, criterion=magnitude.score,
-        blocks=prune_graph.droppable(timer.graph),
+    model = build.build_untrained(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.35}), 5).eval()
+    timer = ArchitectureTimer(model, IMAGE, TARGET, ShippedForm("int8", Placement()), tmp_path)
+    options = options_module.build_search_space(
+        model, IMAGE, head=build.find_head(model, 5), spec=PruneSpec(), alignment=8, criterion=magnitude.score,
+        blocks=prune_graph.find_droppable_blocks(timer.graph),
     )  # fmt: skip
-    cost, others = planner.sized(timer, model, options), latency_search.drawn(options, 12)[planner.SIZE_SAMPLES :]
+    cost, others = (
+        planner.fit_size_model(timer, model, options),
+        latency_search.sample_architectures(options, 12)[planner.SIZE_MODEL_SAMPLES :],
+    )
     for choice in others:
-        real = timer.size_bytes(surgery.of(model, options, choice))
-        assert cost(options.layers(choice)) == pytest.approx(real, rel=0.01)
+        real = timer.measure_size_bytes(surgery.build(model, options, choice))
+        assert cost(options.remaining_layers(choice)) == pytest.approx(real, rel=0.01)
 
 
 def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
@@ -141,8 +144,12 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
         for one, target in ((recipe(), in_float), (recipe(), TARGET), (asked, TARGET))
     ]
     assert len({plan.key for plan in plans}) == 3
-    assert [plan.dense for plan in plans] == ["f32", "int8", "int8"]
-    assert profile.parameters(plans[0].after) < profile.parameters(plans[2].after) < profile.parameters(plans[1].after)
+    assert [plan.dense_precision for plan in plans] == ["f32", "int8", "int8"]
+    assert (
+        profile.total_parameters(plans[0].layers_after)
+        < profile.total_parameters(plans[2].layers_after)
+        < profile.total_parameters(plans[1].layers_after)
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,28 +171,34 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     whole, trained, folders = adapted(net()), [], set()
     scores = {32: 0.5, 24: 0.9, 16: 0.7}
 
-    def train(model: nn.Module, job: loop.Job, **_: bool) -> loop.Training:
+    def train(model: nn.Module, job: loop.TrainingJob, **_: bool) -> loop.TrainingResult:
         job.folder.mkdir()
         folders.add(job.folder)
-        side = job.data.preprocess.image_size[0]
-        trained.append((side, job.spec.epochs, profile.macs(profile.layers(model, torch.zeros(1, 3, side, side)))))
-        return loop.Training((), 0, scores[side], 0.0)
+        side = job.dataset.preprocess.image_size[0]
+        trained.append(
+            (side, job.spec.epochs, profile.total_macs(profile.measure_layers(model, torch.zeros(1, 3, side, side))))
+        )
+        return loop.TrainingResult((), 0, scores[side], 0.0)
 
     monkeypatch.setattr(loop, "train", train)
-    limit = 0.45 * profile.macs(profile.layers(whole.trained.model, IMAGE))
+    limit = 0.45 * profile.total_macs(profile.measure_layers(whole.trained.model, IMAGE))
     asked = recipe(resolution=0.5)
     plan = pruning_plan.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
     assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
     assert all(work <= limit for *_, work in trained)
     assert trained[0][2] > 0.8 * limit
-    assert plan.resized == (24, 24)
-    assert plan.changes
-    assert [(one.size, one.reached, one.images) for one in plan.trials] == [
+    assert plan.reduced_image_size == (24, 24)
+    assert plan.differs_from_dense
+    assert [(one.size, one.reached, one.images) for one in plan.size_trials] == [
         ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
     ]  # fmt: skip
-    assert profile.macs(plan.after) == trained[1][2]
+    assert profile.total_macs(plan.layers_after) == trained[1][2]
     again = pruning_plan.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
-    assert (again.resized, again.trials, again.surgery) == (plan.resized, plan.trials, plan.surgery)
+    assert (again.reduced_image_size, again.size_trials, again.surgery) == (
+        plan.reduced_image_size,
+        plan.size_trials,
+        plan.surgery,
+    )
     assert len(trained) == 3
     assert not any(folder.exists() for folder in folders)
     pruning_plan.run(
@@ -211,9 +224,9 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
 
     whole, tried = dataclasses.replace(adapted(net()), head="body.8"), []
     whole = dataclasses.replace(whole, trained=dataclasses.replace(whole.trained, model=Auxiliary().eval()))
-    monkeypatch.setattr(loop, "train", lambda *_, **__: loop.Training((), 0, 0.5, 0.5))
+    monkeypatch.setattr(loop, "train", lambda *_, **__: loop.TrainingResult((), 0, 0.5, 0.5))
 
-    def at(size: tuple[int, int]) -> Adapted:
+    def at(size: tuple[int, int]) -> FinetunedModel:
         tried.append(size)
         return smaller(whole, size)
 
@@ -224,7 +237,7 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = adapted(net(pooled=False))
     plan = pruning_plan.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
-    assert (plan.resized, plan.trials) == (None, ())
+    assert (plan.reduced_image_size, plan.size_trials) == (None, ())
     assert "no pictures smaller than 32x32" in capsys.readouterr().out
 
 

@@ -34,11 +34,11 @@ def test_a_probe_is_what_it_says_once_it_is_the_head(own: dataset.Dataset) -> No
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("4.")}
     found = linear_probe.fit(model, "4", own)
-    assert found.validation.accuracy > 0.9
-    linear_probe.put(found, model, "4")
+    assert found.validation_score.accuracy > 0.9
+    linear_probe.install(found, model, "4")
     scored = loop.evaluate(model, own.splits["val"], PREPROCESS)
-    assert scored.accuracy == found.validation.accuracy
-    assert scored.tie_break == pytest.approx(found.validation.tie_break, abs=1e-4)
+    assert scored.accuracy == found.validation_score.accuracy
+    assert scored.tie_break == pytest.approx(found.validation_score.tie_break, abs=1e-4)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 
@@ -46,7 +46,7 @@ def test_fine_tuning_that_spoils_it_keeps_the_probe(own: dataset.Dataset, tmp_pa
     spoiling = TrainSpec(epochs=1, batch_size=8, learning_rate=5.0, schedule="constant", head_start="probe")
     recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="mobilenet_v3_small"), adapt=spoiling)
     found = finetune.run(job_of(dataclasses.replace(recipe), out=tmp_path / "work"), own)
-    kept = found.trained.figures
+    kept = found.trained.record
     assert kept["best_accuracy"] >= kept["probe"]["accuracy"]
 
 
@@ -55,7 +55,7 @@ def test_few_images_are_fine_tuned_with_care_and_many_are_not() -> None:
     careful = finetune._careful(asked, per_class=10)
     assert (careful.head_start, careful.freeze_norm, careful.freeze_epochs) == ("probe", True, 0)
     assert careful.learning_rate == pytest.approx(1e-3)
-    assert finetune._careful(asked, per_class=finetune.FEW) == asked
+    assert finetune._careful(asked, per_class=finetune.FEW_IMAGES_PER_CLASS) == asked
     assert finetune._careful(dataclasses.replace(asked, epochs=0), per_class=10).epochs == 0
 
 
@@ -69,8 +69,8 @@ def test_care_is_for_what_was_pretrained_and_rare_classes_are_said(
         raise InterruptedError
 
     monkeypatch.setattr(finetune, "_repeated", note)
-    monkeypatch.setattr(finetune, "FEW", 10_000)
-    monkeypatch.setattr(finetune, "RARE", 10_000)
+    monkeypatch.setattr(finetune, "FEW_IMAGES_PER_CLASS", 10_000)
+    monkeypatch.setattr(finetune, "RARE_CLASS_IMAGES", 10_000)
     for weights in ("", "DEFAULT"):
         recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="resnet18", weights=weights))
         with pytest.raises(InterruptedError):
@@ -104,11 +104,11 @@ def test_same_padding_sees_what_tensorflow_sees() -> None:
 
 def test_a_teacher_is_shown_the_pixels_its_weights_expect() -> None:
     other = ModelSpec(name="x", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    seen = build.expecting(nn.Identity(), PREPROCESS, other)(torch.zeros(1, 3, 2, 2))  # a pixel of 0.5
+    seen = build.renormalize_input(nn.Identity(), PREPROCESS, other)(torch.zeros(1, 3, 2, 2))  # a pixel of 0.5
     wanted = [(0.5 - mean) / std for mean, std in zip(other.mean, other.std, strict=True)]
     assert seen[0, :, 0, 0].tolist() == pytest.approx(wanted)
 
 
 def test_features_of_a_convolution_as_head_are_averaged_over_the_picture(own: dataset.Dataset) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 3, 1))
-    assert linear_probe.features(model, "2", own.splits["val"], PREPROCESS).shape == (15, 5)
+    assert linear_probe.extract_features(model, "2", own.splits["val"], PREPROCESS).shape == (15, 5)

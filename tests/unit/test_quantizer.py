@@ -49,22 +49,22 @@ def model() -> nn.Module:
 
 def calibrated(model: nn.Module, placement: Placement | None = None, scheme: QuantScheme | None = None):
     graph, planned = pt2e.prepare(model, IMAGE, placement or Placement(), scheme or QuantScheme())
-    pt2e.observe(graph, ranges=True, rounding=False)
+    pt2e.configure_fake_quantize(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(64, 3, 8, 8))
-    pt2e.observe(graph, ranges=False, rounding=True)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     return graph, planned
 
 
 def exported(graph: nn.Module, folder: Path) -> Path:
-    to_onnx.to_onnx(pt2e.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
+    to_onnx.export_file(pt2e.convert(graph, IMAGE), IMAGE, folder / "model.onnx")
     return folder / "model.onnx"
 
 
 def test_batch_norm_is_folded_before_anything_is_observed(model: nn.Module) -> None:
     graph, _ = pt2e.prepare(model, IMAGE, Placement(), QuantScheme())
     assert not [node for node in graph.graph.nodes if "batch_norm" in str(node.target)]
-    pt2e.observe(graph, ranges=False, rounding=False)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=False)
     x = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(graph(x), model(x), atol=1e-5, rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime
     x = torch.randn(20, 3, 8, 8)
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
-    step = to_onnx.output_step(path)
+    step = to_onnx.read_output_step(path)
     room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
     session = room.open(room.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
@@ -158,7 +158,7 @@ def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     made = room.compile(path, tmp_path / "compiled")
     session = room.open(made.path, threads=1, precision="int8" if planned else "f32")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
-    step = to_onnx.output_step(path)
+    step = to_onnx.read_output_step(path)
     assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
 
 
@@ -193,7 +193,7 @@ def test_products_over_the_last_of_four_dimensions_run_in_integers(runtime: str,
     session = room.open(made.path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     wanted = graph(x).detach().numpy()
-    assert np.abs(given - wanted).max() <= 2 * (to_onnx.output_step(path) or np.ptp(wanted) / 255) + 1e-6
+    assert np.abs(given - wanted).max() <= 2 * (to_onnx.read_output_step(path) or np.ptp(wanted) / 255) + 1e-6
 
 
 class Shuffled(nn.Module):
@@ -215,12 +215,12 @@ def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, _ = calibrated(Shuffled().eval())
     written = onnx_ir.load(exported(graph, tmp_path))
-    before = len(cleanup.of_type(written.graph, "QuantizeLinear"))
-    runtime_fusions.drop_rounding_behind_moves(written.graph)
-    cleanup.remove_dead(written.graph)
+    before = len(cleanup.nodes_of_type(written.graph, "QuantizeLinear"))
+    runtime_fusions.drop_qdq_after_data_movement(written.graph)
+    cleanup.remove_dead_nodes(written.graph)
     moves = [node for node in written.graph if node.op_type in {"Concat", "Transpose", "Reshape"}]
     cleanup.save(written, tmp_path / "moved.onnx")
-    assert len(cleanup.of_type(written.graph, "QuantizeLinear")) < before
+    assert len(cleanup.nodes_of_type(written.graph, "QuantizeLinear")) < before
     assert len(moves) == 4
     assert not any(use.node.op_type == "QuantizeLinear" for node in moves for use in node.outputs[0].uses())
     x = torch.randn(1, 3, 8, 8).numpy()
@@ -250,9 +250,9 @@ def test_a_move_into_another_scale_is_rounded_again() -> None:
         graph = onnx_ir.from_proto(
             onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [values["x"]], [values["y"]], known))
         ).graph
-        runtime_fusions.drop_rounding_behind_moves(graph)
-        cleanup.remove_dead(graph)
-        assert len(cleanup.of_type(graph, "QuantizeLinear")) == left
+        runtime_fusions.drop_qdq_after_data_movement(graph)
+        cleanup.remove_dead_nodes(graph)
+        assert len(cleanup.nodes_of_type(graph, "QuantizeLinear")) == left
 
 
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_frozen_ranges_are_those_that_conversion_uses(model: nn.Module) -> None:
         for name, buffer in graph.named_buffers():
             if name.endswith("max_val"):
                 buffer.mul_(0.7)  # as averaging the weights of several steps would
-    pt2e.observe(graph, ranges=False, rounding=True)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     x = torch.randn(16, 3, 8, 8)
     shown = graph(x).detach()
     assert torch.equal(pt2e.convert(graph, IMAGE)(x), shown)
@@ -353,8 +353,8 @@ def test_an_activation_in_channels_last_is_rounded_like_any_other() -> None:
     found = []
     for form in (torch.contiguous_format, torch.channels_last):
         graph, _ = pt2e.prepare(nn.Sequential(nn.Conv2d(5, 4, 1)), torch.zeros(1, 5, 7, 3), Placement(), QuantScheme())
-        one = next(iter(pt2e.activations(graph).values()))
-        pt2e.observe(graph, ranges=True, rounding=True)
+        one = next(iter(pt2e.find_activation_quantizers(graph).values()))
+        pt2e.configure_fake_quantize(graph, ranges=True, rounding=True)
         given = values.clone(memory_format=form).requires_grad_()
         rounded = one(given)
         rounded.square().sum().backward()

@@ -11,9 +11,9 @@ from toolchain.quantization.placement import Placement
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
-def seen(values: Tensor) -> ranges.Seen:
+def seen(values: Tensor) -> ranges.Histogram:
     low, high = float(values.min()), float(values.max())
-    return ranges.Seen(low, high, torch.histc(values, ranges.BINS, low, high))
+    return ranges.Histogram(low, high, torch.histc(values, ranges.HISTOGRAM_BINS, low, high))
 
 
 def weights(graph: nn.Module) -> list[str]:
@@ -27,15 +27,15 @@ def weight_integers(graph: nn.Module, name: str) -> Tensor:
 
 def test_a_percentile_leaves_an_outlier_outside() -> None:
     values = torch.cat([torch.randn(100_000), torch.tensor([80.0])])
-    low, high = ranges.percentile(seen(values))
+    low, high = ranges.percentile_range(seen(values))
     assert -5 < low < -3
     assert 3 < high < 5
 
 
 def test_a_rectifiers_zero_is_no_outlier() -> None:
     values = torch.randn(100_000).clamp_min(0)
-    assert ranges.percentile(seen(values))[0] == 0
-    assert ranges.least_error(seen(values))[0] == 0
+    assert ranges.percentile_range(seen(values))[0] == 0
+    assert ranges.mse_range(seen(values))[0] == 0
 
 
 def test_the_least_error_beats_the_whole_range_and_the_ends_of_a_brute_force_search() -> None:
@@ -47,7 +47,7 @@ def test_the_least_error_beats_the_whole_range_and_the_ends_of_a_brute_force_sea
         rounded = ((values - low) / step).round().clamp(0, 255) * step + low
         return float((rounded - values).square().mean())
 
-    found = ranges.least_error(seen(values))
+    found = ranges.mse_range(seen(values))
     low, high = float(values.min()), float(values.max())
     shares = torch.linspace(0.1, 1, 30).tolist()
     best = min(error(s * low, t * high) for s in shares for t in shares)
@@ -56,7 +56,7 @@ def test_the_least_error_beats_the_whole_range_and_the_ends_of_a_brute_force_sea
 
 
 def test_evenly_spread_values_are_not_clipped() -> None:
-    found = ranges.least_error(seen(torch.rand(50_000) * 2 - 1))
+    found = ranges.mse_range(seen(torch.rand(50_000) * 2 - 1))
     assert found == pytest.approx((-1, 1), abs=0.02)
 
 
@@ -70,7 +70,7 @@ def net() -> nn.Module:
 
 def prepared(net: nn.Module, images: Tensor):
     graph, _ = pt2e.prepare(net, IMAGE, Placement(), QuantScheme())
-    found = ranges.collect(graph, images.split(40))
+    found = ranges.collect_histograms(graph, images.split(40))
     return graph, found
 
 
@@ -86,7 +86,7 @@ def test_collecting_sees_the_extremes_of_all_batches_and_no_rounding(net: nn.Mod
 def test_every_method_gives_a_model_close_to_the_float_one(net: nn.Module, method: str) -> None:
     images = torch.randn(64, 3, 8, 8)
     graph, found = prepared(net, images)
-    ranges.put(graph, found, method)
+    ranges.calibrate(graph, found, method)
     assert (graph(images) - net(images)).abs().max() < 0.1
     torch.testing.assert_close(pt2e.convert(graph, IMAGE)(images), graph(images), atol=1e-6, rtol=1e-6)
 
@@ -97,11 +97,11 @@ def test_corrected_biases_take_the_mean_shift_of_rounding_back(net: nn.Module) -
         net[2].weight[:, :, 0, 0] *= 40  # one large weight a channel: the others round coarsely, to one side
         net[2].weight.add_(0.01)
     graph, found = prepared(net, images)
-    ranges.put(graph, found, "minmax")
+    ranges.calibrate(graph, found, "minmax")
     with torch.no_grad():
         wanted = net(images).mean(0)
         before = (graph(images).mean(0) - wanted).abs().max()
-        assert ranges.correct(graph, images, spread=False) == 3
+        assert ranges.correct_layers(graph, images, spread=False) == 3
         after = (graph(images).mean(0) - wanted).abs().max()
     assert after < before / 4
 
@@ -111,12 +111,12 @@ def test_a_corrected_spread_is_that_of_the_float_model_and_costs_no_integer(net:
     graph, found = prepared(net, images)
     for one in found.values():
         one.high /= 3  # clipping takes spread away
-    ranges.put(graph, found, "minmax")
+    ranges.calibrate(graph, found, "minmax")
     integers = [weight_integers(graph, name) for name in weights(graph)]
     with torch.no_grad():
         wanted = net(images).std(0)
         before = (graph(images).std(0) / wanted - 1).abs().mean()
-        ranges.correct(graph, images, spread=True)
+        ranges.correct_layers(graph, images, spread=True)
         after = (graph(images).std(0) / wanted - 1).abs().mean()
     assert after < before / 2
     for old, name in zip(integers, weights(graph), strict=True):
@@ -127,6 +127,6 @@ def test_correcting_biases_leaves_the_float_model_alone(net: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     images = torch.randn(16, 3, 8, 8)
     graph, found = prepared(net, images)
-    ranges.put(graph, found, "minmax")
-    ranges.correct(graph, images, spread=True)
+    ranges.calibrate(graph, found, "minmax")
+    ranges.correct_layers(graph, images, spread=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

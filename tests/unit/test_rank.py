@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.config.recipe import PruneSpec
 from toolchain.pruning import channel_ranking, gradients
 from toolchain.search import pruning_plan
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 __all__ = ["adapted"]
 FISHER = PruneSpec(criterion="fisher")
@@ -24,8 +24,8 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return seen
 
 
-def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
-    first, again = (channel_ranking.run(adapted, FISHER, tmp_path).gradients for _ in range(2))
+def test_gradients_come_back_as_they_were(adapted: FinetunedModel, tmp_path: Path, collected: list[nn.Module]) -> None:
+    first, again = (channel_ranking.prepare_criterion(adapted, FISHER, tmp_path).gradients for _ in range(2))
     assert len(collected) == 1
     assert first is not None
     assert again is not None
@@ -36,14 +36,14 @@ def test_gradients_come_back_as_they_were(adapted: Adapted, tmp_path: Path, coll
         assert not torch.equal(one.mean, one.mean_square)
 
 
-def test_two_plans_of_one_model_share_them(adapted: Adapted, tmp_path: Path, collected: list[nn.Module]) -> None:
+def test_two_plans_of_one_model_share_them(adapted: FinetunedModel, tmp_path: Path, collected: list[nn.Module]) -> None:
     pruning_plan.run(job_of(recipe("fisher"), TARGET, out=tmp_path), adapted)
     pruning_plan.run(job_of(recipe("taylor"), TARGET, out=tmp_path), adapted)
     assert len(collected) == 1
 
 
 def test_a_criterion_that_reads_weights_alone_costs_none(
-    adapted: Adapted, tmp_path: Path, collected: list[nn.Module]
+    adapted: FinetunedModel, tmp_path: Path, collected: list[nn.Module]
 ) -> None:
-    assert channel_ranking.run(adapted, PruneSpec(criterion="magnitude"), tmp_path).gradients is None
+    assert channel_ranking.prepare_criterion(adapted, PruneSpec(criterion="magnitude"), tmp_path).gradients is None
     assert collected == []

@@ -19,13 +19,13 @@ from toolchain.models import profile
 from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, surgery, width_search
 from toolchain.pruning import options as options_module
 from toolchain.pruning.criteria import magnitude
-from toolchain.pruning.prune import Pruned
+from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import pruning_plan
-from toolchain.search.plan import Fit
+from toolchain.search.plan import PruningPlan
 from toolchain.training import loop
 from toolchain.training import trained as trained_module
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
@@ -64,7 +64,7 @@ class Net(nn.Module):
 
 
 @pytest.fixture
-def adapted() -> Adapted:
+def adapted() -> FinetunedModel:
     torch.manual_seed(0)
     labels = torch.arange(48) % 2
     pixels = torch.randint(0, 120, (48, 8, 8, 3), dtype=torch.uint8)
@@ -77,8 +77,8 @@ def adapted() -> Adapted:
     splits = {"train": images(range(32)), "val": images(range(32, 48))}
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 32, 2)), "drawn", ())  # type: ignore[arg-type]
-    return Adapted(
-        trained_module.Trained(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
+    return FinetunedModel(
+        trained_module.TrainedModel(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
     )
 
 
@@ -90,11 +90,11 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
     )  # fmt: skip
 
 
-def planned(adapted: Adapted, asked: Recipe, work: Path) -> Fit:
+def planned(adapted: FinetunedModel, asked: Recipe, work: Path) -> PruningPlan:
     return pruning_plan.run(job_of(asked, TARGET, out=work), adapted)
 
 
-def pruned(adapted: Adapted, asked: Recipe, work: Path, plan: Fit | None = None) -> Pruned:
+def pruned(adapted: FinetunedModel, asked: Recipe, work: Path, plan: PruningPlan | None = None) -> PrunedModel:
     plan = plan or planned(adapted, asked, work)
     return prune.run(job_of(asked, TARGET, out=work), adapted.trained, plan.surgery, adapted)
 
@@ -103,34 +103,38 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def dropping(plan: Fit, adapted: Adapted, block: str) -> Fit:
+def dropping(plan: PruningPlan, adapted: FinetunedModel, block: str) -> PruningPlan:
     """The plan without one block."""
-    found = options_module.options(
+    found = options_module.build_search_space(
         adapted.trained.model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
     )
     wanted = tuple(
-        8 if group.channels > 8 and any(m.module in plan.surgery.attributes for m in group.members) else group.channels
+        8
+        if group.channels > 8 and any(m.module_name in plan.surgery.attributes for m in group.coupled_layers)
+        else group.channels
         for group in found.groups
     )
-    made = surgery.of(adapted.trained.model, found, width_search.Choice(wanted, frozenset({block})))
+    made = surgery.build(adapted.trained.model, found, width_search.Subnetwork(wanted, frozenset({block})))
     return dataclasses.replace(plan, surgery=made)
 
 
-def only_mix(adapted: Adapted, channels: int) -> Surgery:
+def only_mix(adapted: FinetunedModel, channels: int) -> Surgery:
     """A plan that narrows the layer `mix` and nothing else."""
     net = adapted.trained.model
-    found = options_module.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
+    found = options_module.build_search_space(
+        net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
+    )
     kept = tuple(channels if group.name == "mix" else group.channels for group in found.groups)
-    return surgery.of(net, found, width_search.Choice(kept))
+    return surgery.build(net, found, width_search.Subnetwork(kept))
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[loop.Job]:
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[loop.TrainingJob]:
     """Every training that is begun."""
-    jobs: list[loop.Job] = []
+    jobs: list[loop.TrainingJob] = []
     train = loop.train
 
-    def noted(model: nn.Module, job: loop.Job, **more: bool) -> loop.Training:
+    def noted(model: nn.Module, job: loop.TrainingJob, **more: bool) -> loop.TrainingResult:
         jobs.append(job)
         return train(model, job, **more)  # type: ignore[arg-type]
 
@@ -142,11 +146,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[loop.Job]:
 
 
 def cut(model: nn.Module, kept: Callable[[int], int], *dropped: str) -> Surgery:
-    found = options_module.options(
+    found = options_module.build_search_space(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score, blocks=("first", "second")
     )
-    choice = width_search.Choice(tuple(kept(group.channels) for group in found.groups), frozenset(dropped))
-    return surgery.of(model, found, choice)
+    choice = width_search.Subnetwork(tuple(kept(group.channels) for group in found.groups), frozenset(dropped))
+    return surgery.build(model, found, choice)
 
 
 def test_two_plans_as_one_replay_identically(tmp_path: Path) -> None:
@@ -193,9 +197,9 @@ def test_nothing_before_or_behind_a_plan_changes_nothing() -> None:
 
 
 def test_widths_fall_by_the_same_share_and_end_at_the_plan() -> None:
-    assert [pruning_rounds.width(256, 32, share / 3, 16) for share in (1, 2, 3)] == [128, 64, 32]
+    assert [pruning_rounds.interpolate_width(256, 32, share / 3, 16) for share in (1, 2, 3)] == [128, 64, 32]
     for whole, final, alignment in ((320, 48, 16), (72, 16, 16), (24, 24, 16), (100, 12, 4), (40, 24, 16)):
-        found = [pruning_rounds.width(whole, final, share / 7, alignment) for share in range(1, 8)]
+        found = [pruning_rounds.interpolate_width(whole, final, share / 7, alignment) for share in range(1, 8)]
         assert found == sorted(found, reverse=True)
         assert found[0] > final or whole == final or whole - final == alignment
         assert found[-1] == final
@@ -205,7 +209,7 @@ def test_widths_fall_by_the_same_share_and_end_at_the_plan() -> None:
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("block", ["", "first", "second"])
 def test_the_architecture_is_the_planned_one_and_one_plan_leads_to_it(
-    adapted: Adapted, tmp_path: Path, count: int, block: str
+    adapted: FinetunedModel, tmp_path: Path, count: int, block: str
 ) -> None:
     asked = recipe(count)
     plan = planned(adapted, asked, tmp_path)
@@ -216,17 +220,19 @@ def test_the_architecture_is_the_planned_one_and_one_plan_leads_to_it(
     assert str(found.model) == str(once.model)
     assert found.surgery.dropped == plan.surgery.dropped == ((block,) if block else ())
     fresh = surgery.apply(Net().eval(), found.surgery)
-    assert profile.layers(fresh, IMAGE) == profile.layers(once.model, IMAGE)
+    assert profile.measure_layers(fresh, IMAGE) == profile.measure_layers(once.model, IMAGE)
     fresh.load_state_dict(found.model.state_dict())
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(fresh(x), found.model.eval()(x))
 
 
-def test_the_way_leads_over_widths_in_between(adapted: Adapted, tmp_path: Path) -> None:
+def test_the_way_leads_over_widths_in_between(adapted: FinetunedModel, tmp_path: Path) -> None:
     asked = recipe(3)
     plan = planned(adapted, asked, tmp_path)
     found = pruned(adapted, asked, tmp_path, plan)
-    sizes = [sum(t.numel() for t in one.model.state_dict().values()) for one in (adapted.trained, *found.rounds)]
+    sizes = [
+        sum(t.numel() for t in one.model.state_dict().values()) for one in (adapted.trained, *found.round_trainings)
+    ]
     sizes.append(sum(t.numel() for t in found.model.state_dict().values()))
     assert len(sizes) == 4
     assert sizes == sorted(set(sizes), reverse=True)
@@ -234,7 +240,7 @@ def test_the_way_leads_over_widths_in_between(adapted: Adapted, tmp_path: Path) 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
 def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
+    adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
     train, asked = loop.train, recipe(2, criterion)
     seen: list[dict[str, torch.Size]] = []
@@ -243,7 +249,7 @@ def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
         gradients, "collect", lambda model, batches: seen.append(shapes(model)) or collect(model, batches)
     )
 
-    def other(model: nn.Module, job: loop.Job) -> loop.Training:
+    def other(model: nn.Module, job: loop.TrainingJob) -> loop.TrainingResult:
         done = train(model, job)
         with torch.no_grad():  # its first filters are the weakest now
             for parameter in model.get_submodule("mix").parameters():
@@ -253,43 +259,47 @@ def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
     monkeypatch.setattr(loop, "train", other)
     plan = dataclasses.replace(planned(adapted, recipe(2), tmp_path), surgery=only_mix(adapted, 8))
     found = pruned(adapted, asked, tmp_path, plan)
-    middle = found.rounds[0].model
+    middle = found.round_trainings[0].model
     assert middle.get_submodule("mix").out_channels == 12
     assert torch.equal(found.model.get_submodule("mix").weight, middle.get_submodule("mix").weight[4:])
     assert seen == ([] if criterion == "magnitude" else [shapes(adapted.trained.model), shapes(middle)])
 
 
 def test_groups_that_share_a_layers_outputs_are_told_apart() -> None:
-    def group(first: int, channels: int) -> groups.Group:
+    def group(first: int, channels: int) -> groups.PruningGroup:
         positions = tuple((index,) for index in range(first, first + channels))
-        weight = groups.Parameter("weight", torch.ones(channels, 1))
-        return groups.Group(channels, (groups.Member("a", "conv", "out", positions, (weight,)),))
+        weight = groups.ParameterRows("weight", torch.ones(channels, 1))
+        return groups.PruningGroup(channels, (groups.CoupledLayer("a", "conv", "out", positions, (weight,)),))
 
     def kept(*rows: range) -> Surgery:
         return Surgery(keep={"a.weight": {0: [index for row in rows for index in row]}})
 
     now = (group(0, 4), group(4, 8))
     ranked = tuple(torch.arange(one.channels) for one in now)
-    options = width_search.Options((), now, ranked, ranked, (), 1, 1.0)
+    options = width_search.SearchSpace((), now, ranked, ranked, (), 1, 1.0)
     done, plan = kept(range(4), range(8, 16)), kept(range(2), range(8, 14))
-    choice = pruning_rounds.choice(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
-    assert choice.kept == (2, 6)
+    choice = pruning_rounds.choose_widths(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
+    assert choice.kept_channels == (2, 6)
 
 
-def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: Adapted) -> None:
+def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: FinetunedModel) -> None:
     net = adapted.trained.model
     whole = groups.find(net, IMAGE, "head")
-    found = options_module.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score)
+    found = options_module.build_search_space(
+        net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
+    )
     plan = cut(net, lambda channels: channels - 4)
-    fewer = dataclasses.replace(found, groups=found.groups[1:], ranked=found.ranked[1:])
+    fewer = dataclasses.replace(found, groups=found.groups[1:], channel_order=found.channel_order[1:])
     with pytest.raises(ToolchainError, match="can no longer be traced .* rounds = 1"):
-        pruning_rounds.choice(fewer, whole, plan, Surgery(), 0.5)
+        pruning_rounds.choose_widths(fewer, whole, plan, Surgery(), 0.5)
 
 
 # --- epochs and records -------------------------------------------------------------------------------------
 
 
-def test_the_rounds_share_the_epochs_of_one_recovery(adapted: Adapted, tmp_path: Path, trained: list[loop.Job]) -> None:
+def test_the_rounds_share_the_epochs_of_one_recovery(
+    adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob]
+) -> None:
     asked = recipe(3, epochs=8)
     found = pruned(adapted, asked, tmp_path)
     small = recover.run(job_of(asked, out=tmp_path), found, adapted)
@@ -297,12 +307,17 @@ def test_the_rounds_share_the_epochs_of_one_recovery(adapted: Adapted, tmp_path:
     assert [job.label for job in trained] == ["prune: round 1", "prune: round 2", "recover"]
     assert all(job.teacher is adapted.trained.model for job in trained)
     assert [entry["epoch"] for entry in found.history] == [1, 2, 3, 4]
-    assert len(small.figures["history"]) == 4
+    assert len(small.record["history"]) == 4
 
 
 @pytest.mark.parametrize(("channels", "dropped", "begins"), [(12, (), 2), (16, ("first",), 1)])
 def test_a_round_that_cuts_nothing_leaves_its_epochs_to_the_last(
-    adapted: Adapted, tmp_path: Path, trained: list[loop.Job], channels: int, dropped: tuple[str, ...], begins: int
+    adapted: FinetunedModel,
+    tmp_path: Path,
+    trained: list[loop.TrainingJob],
+    channels: int,
+    dropped: tuple[str, ...],
+    begins: int,
 ) -> None:
     asked, plan = recipe(3, epochs=8), planned(adapted, recipe(3), tmp_path)
     way = dataclasses.replace(only_mix(adapted, channels), dropped=dropped)  # 16 channels, 16, 12 and 12; or a block
@@ -312,7 +327,7 @@ def test_a_round_that_cuts_nothing_leaves_its_epochs_to_the_last(
 
 
 def test_a_killed_run_does_no_finished_round_again(
-    adapted: Adapted, tmp_path: Path, trained: list[loop.Job], monkeypatch: pytest.MonkeyPatch
+    adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = recipe(3, "taylor", epochs=8)
     whole = pruned(adapted, asked, tmp_path / "whole")
@@ -322,10 +337,10 @@ def test_a_killed_run_does_no_finished_round_again(
         pass
 
     train, ranked = loop.train, list[int]()
-    choice = pruning_rounds.choice
-    monkeypatch.setattr(pruning_rounds, "choice", lambda *given: ranked.append(1) or choice(*given))
+    choice = pruning_rounds.choose_widths
+    monkeypatch.setattr(pruning_rounds, "choose_widths", lambda *given: ranked.append(1) or choice(*given))
 
-    def killed(model: nn.Module, job: loop.Job) -> loop.Training:
+    def killed(model: nn.Module, job: loop.TrainingJob) -> loop.TrainingResult:
         if "round 2" not in job.label:
             return train(model, job)
 
@@ -333,7 +348,7 @@ def test_a_killed_run_does_no_finished_round_again(
             if epoch == 1 and training:
                 raise Killed
 
-        return train(model, dataclasses.replace(job, switch=cut))
+        return train(model, dataclasses.replace(job, before_phase=cut))
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", killed)
@@ -352,7 +367,7 @@ def test_a_killed_run_does_no_finished_round_again(
     assert (trained, len(ranked), third.key, third.history) == ([], 3, again.key, again.history)
 
 
-def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: Adapted, tmp_path: Path) -> None:
+def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: FinetunedModel, tmp_path: Path) -> None:
     plans = [planned(adapted, recipe(count), tmp_path).key for count in (1, 4)]
     assert plans[0] == plans[1]
     asked = recipe(1)
@@ -366,13 +381,15 @@ def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: Adapted, tm
     assert in_rounds.key != small.key
 
 
-def test_without_a_plan_there_is_nothing_to_do(adapted: Adapted, tmp_path: Path, trained: list[loop.Job]) -> None:
+def test_without_a_plan_there_is_nothing_to_do(
+    adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob]
+) -> None:
     asked = dataclasses.replace(recipe(3), prune=PruneSpec(ratio=0, rounds=3))
     assert recover.run(job_of(asked, out=tmp_path), pruned(adapted, asked, tmp_path), adapted) is adapted.trained
     assert trained == []
 
 
-def test_the_model_that_is_cut_stays_as_it_was(adapted: Adapted, tmp_path: Path) -> None:
+def test_the_model_that_is_cut_stays_as_it_was(adapted: FinetunedModel, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in adapted.trained.model.state_dict().items()}
     recover.run(job_of(recipe(2), out=tmp_path), pruned(adapted, recipe(2), tmp_path), adapted)
     assert all(torch.equal(before[name], t) for name, t in adapted.trained.model.state_dict().items())

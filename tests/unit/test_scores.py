@@ -7,7 +7,7 @@ import pytest
 
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.models.frozen_features import Seen, enough
+from toolchain.models.frozen_features import FrozenFeatures, check_scorable
 from toolchain.selection import transfer_scores
 from toolchain.selection.scores import hscore, leep, levels, logme, probe
 
@@ -22,14 +22,14 @@ WIDE = (3, 50, 80, 4, 80)
 WIDE_FIRST_VERSION = -0.0245557  # by the same file's `_fit_icml`; its fixed point gives 1.8231807
 
 
-def drawn(seed: int, images: int, width: int, classes: int, used: int) -> Seen:
+def drawn(seed: int, images: int, width: int, classes: int, used: int) -> FrozenFeatures:
     random = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), random.integers(0, classes, images - classes)])
     centres = random.standard_normal((classes, width))
     features = np.maximum(centres[labels] * 0.7 + random.standard_normal((images, width)), 0)
     features[:, used:] = 0
     source = np.exp(centres[labels] @ random.standard_normal((width, 9)) / 3 + random.standard_normal((images, 9)))
-    return Seen(features=features, labels=labels, source=source / source.sum(1, keepdims=True))
+    return FrozenFeatures(features=features, labels=labels, source_probabilities=source / source.sum(1, keepdims=True))
 
 
 @pytest.mark.parametrize("given", PUBLISHED)
@@ -47,7 +47,7 @@ def test_logme_is_whole_where_features_outnumber_images() -> None:
 
 def test_logme_does_not_mind_features_that_are_always_zero() -> None:
     seen = drawn(0, 300, 20, 4, 20)
-    padded = Seen(features=np.pad(seen.features, ((0, 0), (0, 500))), labels=seen.labels)
+    padded = FrozenFeatures(features=np.pad(seen.features, ((0, 0), (0, 500))), labels=seen.labels)
     assert logme.score(padded, padded) == pytest.approx(logme.score(seen, seen), abs=1e-6)
 
 
@@ -56,7 +56,7 @@ def test_levels_count_alike_whatever_their_width_and_scale() -> None:
     noise = np.random.default_rng(9).standard_normal((300, 200))
 
     def told(*found: np.ndarray) -> float:
-        return levels.score(Seen(features=found[-1], labels=seen.labels, levels=found), seen)
+        return levels.score(FrozenFeatures(features=found[-1], labels=seen.labels, block_features=found), seen)
 
     alone = told(seen.features)
     assert told(seen.features, 1e3 * seen.features) == pytest.approx(alone, abs=0.02)
@@ -77,7 +77,7 @@ def test_hscore_without_noise_is_the_plain_one() -> None:
 def test_hscore_does_not_grow_with_features_of_noise() -> None:
     seen = drawn(0, 100, 20, 4, 20)
     noise = np.random.default_rng(1).standard_normal((100, 200))
-    padded = Seen(features=np.hstack([seen.features, noise]), labels=seen.labels)
+    padded = FrozenFeatures(features=np.hstack([seen.features, noise]), labels=seen.labels)
     assert hscore.score(padded, padded) < 1.3 * hscore.score(seen, seen)
 
 
@@ -86,14 +86,18 @@ def test_every_score_prefers_features_that_tell_the_classes_apart(name: str) -> 
     room = registry.module("scores", name)
     good, shuffled = drawn(0, 300, 20, 4, 20), drawn(0, 300, 20, 4, 20)
     mixed = np.random.default_rng(0).permutation(300)
-    bad = Seen(features=shuffled.features[mixed], labels=shuffled.labels, source=shuffled.source[mixed])  # type: ignore[index]
+    bad = FrozenFeatures(
+        features=shuffled.features[mixed],
+        labels=shuffled.labels,
+        source_probabilities=shuffled.source_probabilities[mixed],
+    )  # type: ignore[index]
     assert set(room.NEEDS) <= {"source"}
     assert room.score(good, good) > room.score(bad, bad)
 
 
 def test_the_probe_is_asked_on_validation() -> None:
     known, other = drawn(0, 300, 20, 4, 20), drawn(0, 300, 20, 4, 20)
-    wrong = Seen(features=other.features, labels=(other.labels + 1) % 4)
+    wrong = FrozenFeatures(features=other.features, labels=(other.labels + 1) % 4)
     assert probe.score(known, wrong) < 0.3 < 0.9 < probe.score(known, other)
 
 
@@ -107,7 +111,7 @@ def test_the_probe_is_asked_on_validation() -> None:
 )
 def test_what_no_score_can_tell_is_said(labels: list[int], features: np.ndarray, said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        enough(Seen(features=features, labels=np.array(labels)))
+        check_scorable(FrozenFeatures(features=features, labels=np.array(labels)))
 
 
 def test_what_scores_call_decides_whether_they_are_computed_anew() -> None:
@@ -117,4 +121,4 @@ def test_what_scores_call_decides_whether_they_are_computed_anew() -> None:
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("toolchain."):
                 names = {f"{node.module}.{alias.name}" for alias in node.names}
                 called |= {name for name in names if not name.startswith("toolchain.models.")}
-    assert called == {f"toolchain.{name.replace('/', '.')}" for name in transfer_scores.SHARED}
+    assert called == {f"toolchain.{name.replace('/', '.')}" for name in transfer_scores.SHARED_MODULES}

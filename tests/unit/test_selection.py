@@ -73,7 +73,7 @@ def test_candidates_are_named_in_many_ways(tmp_path: Path) -> None:
         'schema = 1\n[[candidates]]\nname = "mine"\nmay_ship = "no"\nreuse = {keep = "layer2.1"}\n'
         '[candidates.model]\nname = "resnet18"\nweights = "own.safetensors"\n'
     )
-    found = nominated.read(
+    found = nominated.resolve(
         [
             str(tmp_path / "own.toml"),
             "zoo:squeezenet1_1_glyphs",
@@ -97,7 +97,7 @@ def test_without_weights_there_is_nothing_to_license_unless_the_file_says_so(tmp
         '[[candidates]]\nname = "patented"\nmay_ship = "no"\n[candidates.model]\nname = "resnet34"\n'
         '[[candidates]]\nname = "told"\n[candidates.model]\nname = "resnet50"\nlicence = "ask us"\n'
     )
-    found = nominated.read([str(tmp_path / "own.toml"), "random:resnet18"])
+    found = nominated.resolve([str(tmp_path / "own.toml"), "random:resnet18"])
     assert [(one.name, one.model.licence, one.may_ship) for one in found] == [
         ("bare", "none needed", "yes"),  # what random:resnet18 is as well
         ("patented", "", "no"),
@@ -106,9 +106,9 @@ def test_without_weights_there_is_nothing_to_license_unless_the_file_says_so(tmp
 
 
 def test_the_shipped_shortlist_names_models_that_are_there() -> None:
-    names = [one.model.name for one in nominated.read([nominated.DEFAULT])]
+    names = [one.model.name for one in nominated.resolve([nominated.DEFAULT_SHORTLIST])]
     assert len(names) == 12
-    assert set(names) <= set(torchvision_hub.known())
+    assert set(names) <= set(torchvision_hub.list_models())
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_the_shipped_shortlist_names_models_that_are_there() -> None:
 )
 def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        nominated.read([name])
+        nominated.resolve([name])
     with pytest.raises(ToolchainError, match="no candidates are named; 'small' is the shortlist"):
-        nominated.read([])
+        nominated.resolve([])
 
 
 @pytest.mark.parametrize(
@@ -147,66 +147,73 @@ def test_a_look_is_taken_once_and_serves_every_depth(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
-    train, held = found.seen("train"), found.seen("val")
+    found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
+    train, held = found.select("train"), found.select("val")
     assert (len(train.labels), len(held.labels)) == (len(data.splits["train"]), len(data.splits["val"]))
     assert train.features.shape[1] == 512
-    assert train.source is not None
-    assert train.source.shape[1] == 125
-    torch.testing.assert_close(torch.from_numpy(train.source.sum(1)), torch.ones(len(train.labels)).double())
+    assert train.source_probabilities is not None
+    assert train.source_probabilities.shape[1] == 125
+    torch.testing.assert_close(
+        torch.from_numpy(train.source_probabilities.sum(1)), torch.ones(len(train.labels)).double()
+    )
     assert found.blocks[:2] == ("features.0", "features.3")
-    assert found.seen("train", "features.4").source is None  # its own head does not stand there
-    assert found.weights["share"] == 1.0
+    assert found.select("train", "features.4").source_probabilities is None  # its own head does not stand there
+    assert found.loaded_weights["share"] == 1.0
     monkeypatch.setattr(extract_features, "_look", None)
     assert (
-        extract_features.run("glyphs", GLYPHS, data, tmp_path / "work").seen("val").features.tolist()
+        extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work").select("val").features.tolist()
         == held.features.tolist()
     )
 
 
 def test_levels_are_those_up_to_the_cut_and_what_the_head_is_given_counts_once(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
-    widths = [found.seen("train", block).features.shape[1] for block in found.blocks]
+    found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
+    widths = [found.select("train", block).features.shape[1] for block in found.blocks]
     for number, block in enumerate(found.blocks):
-        seen = found.seen("train", block)
-        assert [level.shape[1] for level in seen.levels] == widths[: number + 1]
-        assert seen.levels[-1] is seen.features
-    whole = found.seen("train")
-    assert [level.shape[1] for level in whole.levels] == widths  # nothing learns between the last block and the head
-    hidden = extract_features.run("v3", ModelSpec(name="mobilenet_v3_small"), data, tmp_path / "work")
-    assert [level.shape[1] for level in hidden.seen("train").levels[-2:]] == [576, 1024]  # its head has two layers
+        seen = found.select("train", block)
+        assert [level.shape[1] for level in seen.block_features] == widths[: number + 1]
+        assert seen.block_features[-1] is seen.features
+    whole = found.select("train")
+    assert [
+        level.shape[1] for level in whole.block_features
+    ] == widths  # nothing learns between the last block and the head
+    hidden = extract_features.extract("v3", ModelSpec(name="mobilenet_v3_small"), data, tmp_path / "work")
+    assert [level.shape[1] for level in hidden.select("train").block_features[-2:]] == [
+        576,
+        1024,
+    ]  # its head has two layers
 
 
 def test_what_a_cut_network_hands_to_its_head_is_what_was_seen(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
-    model, head, _ = build.build(GLYPHS, 3, seed=0, reuse=Reuse(keep="features.6"))
+    found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
+    model, head, _ = build.build_with_new_head(GLYPHS, 3, seed=0, reuse=Reuse(keep="features.6"))
     given: list[torch.Tensor] = []
     model.eval().get_submodule(head).register_forward_pre_hook(lambda _, seen: given.append(seen[0].flatten(1)))
     pixels = data.splits["val"].pixels[:4].float() / 255
     with torch.inference_mode():
         model(((pixels - 0.5) / 0.5)[:, None].expand(-1, 3, -1, -1))
     torch.testing.assert_close(
-        given[0].double(), torch.from_numpy(found.seen("val", "features.6").features[:4]), rtol=1e-4, atol=1e-4
+        given[0].double(), torch.from_numpy(found.select("val", "features.6").features[:4]), rtol=1e-4, atol=1e-4
     )
 
 
 def test_images_are_drawn_class_by_class() -> None:
     labels = np.array([0] * 90 + [1] * 9 + [2] * 2)
-    rows = extract_features.spread(labels, 20)
+    rows = extract_features.sample_stratified(labels, 20)
     assert np.bincount(labels[rows]).tolist() == [15, 3, 2]  # two of each at least
     assert rows == sorted(set(rows))
-    assert extract_features.spread(labels, 500) == list(range(101))
+    assert extract_features.sample_stratified(labels, 500) == list(range(101))
 
 
 def test_scores_that_need_a_head_are_left_out_without_one(domain: Domain, tmp_path: Path) -> None:
     data = dataset.load(domain, SHOWN, tmp_path / "data")
-    whole = extract_features.run("glyphs", GLYPHS, data, tmp_path / "work")
-    assert set(transfer_scores.run(whole, tmp_path / "work")) == set(registry.modules("scores"))
-    assert "leep" not in transfer_scores.run(whole, tmp_path / "work", "features.4")
-    bare = extract_features.run("random", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
-    assert "leep" not in transfer_scores.run(bare, tmp_path / "work")
+    whole = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
+    assert set(transfer_scores.compute(whole, tmp_path / "work")) == set(registry.modules("scores"))
+    assert "leep" not in transfer_scores.compute(whole, tmp_path / "work", "features.4")
+    bare = extract_features.extract("random", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    assert "leep" not in transfer_scores.compute(bare, tmp_path / "work")
 
 
 def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
@@ -216,7 +223,7 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     square = Candidate(name="square", model=ModelSpec(name="vit_b_16"), may_ship="yes")
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=Reuse(keep="features.99"), may_ship="yes")
-    found = select_model.run(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
     assert "gone.safetensors is not there" in rows["gone"]["error"]
     assert rows["random"]["error"] == "cannot be exported"
@@ -227,14 +234,14 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None, None]
     assert not any("gone" in text for text in found["warnings"])  # what is not there need not ship
     with pytest.raises(ToolchainError, match="no candidate is left: gone"):
-        select_model.run(domain, CPU, [missing], None, tmp_path)
+        select_model.rank_candidates(domain, CPU, [missing], None, tmp_path)
 
 
 def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
     folder = draw(tmp_path / "one", {"ant": 40})
     alone = Domain(name="one", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=16)
     with pytest.raises(ToolchainError, match="class"):
-        select_model.run(alone, CPU, candidates(), None, tmp_path / "out")
+        select_model.rank_candidates(alone, CPU, candidates(), None, tmp_path / "out")
 
 
 def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
@@ -243,13 +250,13 @@ def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
         draw(folder / split, dict(zip(("ant", "bee"), counts, strict=True)), seed=len(split))
     few = Domain(name="few", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=4)
     with pytest.raises(ToolchainError, match=r"2 training images each; too few have: bee \(1\)"):
-        select_model.run(few, CPU, candidates(), None, tmp_path / "out")
+        select_model.rank_candidates(few, CPU, candidates(), None, tmp_path / "out")
 
 
 def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
     return [
         {
-            "name": name, "model": {"weights": "" if "random" in name else "x"}, "scores": {select_model.SCORE: value}, "bounds": {}, "error": "", "rank": None, "front": False, "may_ship": ships,
+            "name": name, "model": {"weights": "" if "random" in name else "x"}, "scores": {select_model.RANKING_SCORE: value}, "bounds": {}, "error": "", "rank": None, "front": False, "may_ship": ships,
             "fastest": "int8" if taken else None,
             "latency_ms": {"int8": {"estimate": taken, "low": taken, "high": taken, "samples": 3}} if taken else {},
         }
@@ -287,46 +294,46 @@ def test_an_untrained_model_that_comes_first_is_said(
 ) -> None:
     monkeypatch.setattr(untrained_latency, "run", pretend({}))
     bare = candidates()[2]
-    found = select_model.run(domain, CPU, [bare], None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, [bare], None, tmp_path)
     assert any(text.startswith("random comes first with random weights") for text in found["warnings"])
-    found = select_model.run(domain, CPU, [candidates()[0]], None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, [candidates()[0]], None, tmp_path)
     assert not any("random weights" in text for text in found["warnings"])
 
 
 def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
     found = rows(("best", 0.95, 4.0, "yes"), ("fast", 0.7, 1.0, "yes"))
     select_model._rank(found)
-    written = {"score": select_model.SCORE, "candidates": found}
-    assert ranking.chosen(written, None)[0]["name"] == "best"
-    row, why = ranking.chosen(written, 2.0)
+    written = {"score": select_model.RANKING_SCORE, "candidates": found}
+    assert ranking.pick_within_latency(written, None)[0]["name"] == "best"
+    row, why = ranking.pick_within_latency(written, 2.0)
     assert row["name"] == "fast"
     assert "within 2 ms" in why
     with pytest.raises(
         ToolchainError, match=r"no candidate keeps to 0.5 ms before it is pruned: the fastest takes 1 ms"
     ):
-        ranking.chosen(written, 0.5)
+        ranking.pick_within_latency(written, 0.5)
     untimed = rows(("best", 0.95, None, "yes"))
     select_model._rank(untimed)
-    written = {"score": select_model.SCORE, "candidates": untimed}
-    assert ranking.chosen(written, None)[0]["name"] == "best"
+    written = {"score": select_model.RANKING_SCORE, "candidates": untimed}
+    assert ranking.pick_within_latency(written, None)[0]["name"] == "best"
     with pytest.raises(ToolchainError, match="nothing was timed"):
-        ranking.chosen(written, 1.0)
+        ranking.pick_within_latency(written, 1.0)
 
 
 def test_what_may_not_be_shipped_is_never_chosen() -> None:
     found = rows(("closed", 0.99, 0.5, "no"), ("open", 0.7, 1.0, "yes"))
     select_model._rank(found)
-    written = {"score": select_model.SCORE, "candidates": found}
-    row, why = ranking.chosen(written, None)
+    written = {"score": select_model.RANKING_SCORE, "candidates": found}
+    row, why = ranking.pick_within_latency(written, None)
     assert (row["name"], why) == ("open", "the best levels score of those that may be shipped, 0.700")
-    assert ranking.first(written)[0]["name"] == "open"
+    assert ranking.pick_best(written)[0]["name"] == "open"
     untimed = rows(("closed", 0.99, None, "no"), ("open", 0.7, None, "unknown"))
     select_model._rank(untimed)
-    assert ranking.chosen({**written, "candidates": untimed}, None)[0]["name"] == "open"
+    assert ranking.pick_within_latency({**written, "candidates": untimed}, None)[0]["name"] == "open"
     closed = {**written, "candidates": found[:1]}
     with pytest.raises(ToolchainError, match="no candidate may be shipped: closed; where one is meant all the same"):
-        ranking.chosen(closed, None)
-    assert ranking.first(closed)[1] == "the best levels score, 0.990; none may be shipped"
+        ranking.pick_within_latency(closed, None)
+    assert ranking.pick_best(closed)[1] == "the best levels score, 0.990; none may be shipped"
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -335,14 +342,14 @@ def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
 ) -> None:
     monkeypatch.setattr(untrained_latency, "run", pretend({}, timed=timed))
     closed = [dataclasses.replace(one, may_ship="no") for one in candidates()[:2]]
-    found = select_model.run(domain, CPU, closed, None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, closed, None, tmp_path)
     select.write(found, tmp_path)
-    assert "none may be shipped" in selection_module.summary(found)
-    assert ("latency and size of untrained copies" in selection_module.summary(found)) == timed
-    assert ("nothing was timed" in selection_module.summary(found)) != timed
+    assert "none may be shipped" in selection_module.summarize(found)
+    assert ("latency and size of untrained copies" in selection_module.summarize(found)) == timed
+    assert ("nothing was timed" in selection_module.summarize(found)) != timed
     assert "they may not be shipped: glyphs, glyphs to 4" in found["warnings"]
     assert ("<svg" in (tmp_path / "tiny.cpu.html").read_text()) == timed
-    assert {row[-2].endswith(" f32") for row in selection_module.ranking(found).rows} == {not timed}
+    assert {row[-2].endswith(" f32") for row in selection_module.ranking_table(found).rows} == {not timed}
 
 
 def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +361,7 @@ def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, mo
     some = dataclasses.replace(domain, path=str(tmp_path / "own"), on_corrupt="skip")
     said = next(
         text
-        for text in select_model.run(some, CPU, candidates()[:1], None, tmp_path)["warnings"]
+        for text in select_model.rank_candidates(some, CPU, candidates()[:1], None, tmp_path)["warnings"]
         if "unreadable" in text
     )
     assert said.count("cut") == 5
@@ -373,23 +380,25 @@ def test_the_report_warns_of_a_chosen_model_whose_licence_nobody_knows(ships: st
 def test_auto_takes_the_best_that_the_budget_allows(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nominated, "read", lambda names: candidates() if names == ["mine"] else [])
+    monkeypatch.setattr(nominated, "resolve", lambda names: candidates() if names == ["mine"] else [])
     monkeypatch.setattr(untrained_latency, "run", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
     recipe = Recipe(name="r", domain="tiny", model=ModelSpec(name="auto:mine"))
-    job, ranked = select_model.choose_model(job_of(recipe, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
+    job, ranked = select_model.resolve_auto_model(
+        job_of(recipe, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms"))
+    )
     assert (job.recipe.model, job.recipe.reuse) == (GLYPHS, Reuse(keep="features.4"))
     assert ranked is not None
     assert (ranked["chosen"], "within 2 ms" in ranked["why"]) == ("glyphs to 4", True)
     own = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
-    job, _ = select_model.choose_model(job_of(own, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
+    job, _ = select_model.resolve_auto_model(job_of(own, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
     assert job.recipe.reuse == Reuse(keep="features.7")
     named = dataclasses.replace(recipe, model=GLYPHS)
     job = job_of(named, CPU, domain, out=tmp_path)
-    assert select_model.choose_model(job) == (job, None)
+    assert select_model.resolve_auto_model(job) == (job, None)
     nobody = dataclasses.replace(recipe, model=ModelSpec(name="auto:"))
     monkeypatch.undo()
     with pytest.raises(ToolchainError, match="no candidates are named"):
-        select_model.choose_model(job_of(nobody, CPU, domain, out=tmp_path, budget=Budget()))
+        select_model.resolve_auto_model(job_of(nobody, CPU, domain, out=tmp_path, budget=Budget()))
 
 
 def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
@@ -397,7 +406,7 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
 ) -> None:
     monkeypatch.setattr(untrained_latency, "run", pretend({"glyphs": 4.0}))
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
-    ranked = select_model.run(domain, CPU, [*candidates(), gone], None, tmp_path)
+    ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
     assert "## Candidates for the model" in write.markdown(written)
     assert "First: random (it was asked for)." in html.html(written)

@@ -19,14 +19,14 @@ from toolchain.data import loader
 from toolchain.data.dataset import Dataset, Images
 from toolchain.models import profile
 from toolchain.pruning import surgery, width_search
-from toolchain.pruning.groups import Group
+from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.report import assemble
 from toolchain.search import pruning_plan, sensitivity
-from toolchain.search.plan import Fit
-from toolchain.search.sensitivity import Curve, Sensitivity
+from toolchain.search.plan import PruningPlan
+from toolchain.search.sensitivity import Sensitivity, SensitivityCurve
 from toolchain.training import loop, trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
@@ -57,7 +57,7 @@ class Net(nn.Module):
         return self.head(torch.relu(self.last(self.second(x))).flatten(1))
 
 
-def made(block: nn.Module) -> Adapted:
+def made(block: nn.Module) -> FinetunedModel:
     torch.manual_seed(3)
     net = Net(block).eval()
     with torch.no_grad():
@@ -71,9 +71,9 @@ def made(block: nn.Module) -> Adapted:
         net.head.bias -= logits.median(0).values  # both classes are answered
         labels = (logits - logits.median(0).values).argmax(1)
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(90)), torch.ones(90))
-    splits = Splits({"train": images.chosen(range(30)), "val": images.chosen(range(30, 90))})
+    splits = Splits({"train": images.select(range(30)), "val": images.select(range(30, 90))})
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 30, 2)), "drawn", ())  # type: ignore[arg-type]
-    return Adapted(trained.Trained(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained.TrainedModel(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
 
 
 class Splits(dict[str, Any]):
@@ -90,48 +90,50 @@ class Splits(dict[str, Any]):
 
 
 @pytest.fixture
-def adapted() -> Adapted:
+def adapted() -> FinetunedModel:
     return made(nn.Identity())
 
 
-def planned(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Fit:
+def planned(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> PruningPlan:
     return pruning_plan.run(job_of(recipe, TARGET, out=work), adapted)
 
 
-def found(adapted: Adapted, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:
+def found(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:
     curves = sensitivity.run(job_of(recipe, TARGET, out=work), adapted, planned(adapted, work, recipe))
     assert curves is not None
     return curves
 
 
-def masked(net: nn.Module, group: Group, gone: list[int]) -> nn.Module:
+def masked(net: nn.Module, group: PruningGroup, gone: list[int]) -> nn.Module:
     """The same width, but some channels give nothing: neither through a bias nor through a norm's shift."""
     net = copy.deepcopy(net)
     with torch.no_grad():
-        for member in group.members:
-            if member.side == "out":
-                rows = [i for channel in gone for i in member.positions[channel]]
-                for parameter in net.get_submodule(member.module).parameters():
+        for member in group.coupled_layers:
+            if member.role == "out":
+                rows = [i for channel in gone for i in member.channel_indices[channel]]
+                for parameter in net.get_submodule(member.module_name).parameters():
                     parameter[rows] = 0
     return net
 
 
-def test_cutting_answers_as_silencing_the_same_channels_does(adapted: Adapted, tmp_path: Path) -> None:
+def test_cutting_answers_as_silencing_the_same_channels_does(adapted: FinetunedModel, tmp_path: Path) -> None:
     survey = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path)
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     apart = 0
     for index, group in enumerate(survey.options.groups):
         for point in curves[group.name].points:
-            gone = survey.options.ranked[index][: round(point.share * group.channels)].tolist()
+            gone = survey.options.channel_order[index][: round(point.share * group.channels)].tolist()
             net = masked(adapted.trained.model, group, gone)
-            held = adapted.data.splits["val"]
-            right = loop.predict(net, held, adapted.data.preprocess).argmax(1) == held.labels
+            held = adapted.dataset.splits["val"]
+            right = loop.predict(net, held, adapted.dataset.preprocess).argmax(1) == held.labels
             assert point.accuracy.estimate == pytest.approx(right.float().mean().item())
             apart += not right.all()
     assert apart >= 3  # else all would be equal whatever is cut
 
 
-def test_only_validation_is_looked_at_and_the_dense_model_stays_as_it_was(adapted: Adapted, tmp_path: Path) -> None:
+def test_only_validation_is_looked_at_and_the_dense_model_stays_as_it_was(
+    adapted: FinetunedModel, tmp_path: Path
+) -> None:
     before = {name: tensor.clone() for name, tensor in adapted.trained.model.state_dict().items()}
     curves = found(adapted, tmp_path)  # `Splits` fails where the test split is asked for
     assert curves.dense.samples == 60
@@ -152,7 +154,7 @@ def test_channels_that_are_all_zero_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_what_was_measured_before_an_exception_is_not_measured_again(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, whole = planned(adapted, tmp_path), found(adapted, tmp_path / "other")
     predict, seen, cut_at = loop.predict, list[int](), iter((3, 99))
@@ -177,13 +179,14 @@ def test_what_was_measured_before_an_exception_is_not_measured_again(
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
     assert sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole  # from its record
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
-    assert not list(tmp_path.rglob(sensitivity.POINTS))
+    assert not list(tmp_path.rglob(sensitivity.POINTS_FILE))
 
 
-def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: Adapted, tmp_path: Path) -> None:
+def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: FinetunedModel, tmp_path: Path) -> None:
     plan = planned(adapted, tmp_path)
     left = {
-        layer.name: 1 - layer.outputs / before.outputs for layer, before in zip(plan.after, plan.before, strict=True)
+        layer.name: 1 - layer.outputs / before.outputs
+        for layer, before in zip(plan.layers_after, plan.layers_before, strict=True)
     }
     curves = found(adapted, tmp_path).curves
     assert any(curve.cut for curve in curves)
@@ -195,41 +198,45 @@ def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: Adapted, tm
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
-def test_channels_go_in_the_order_in_which_the_plan_took_them(name: str, adapted: Adapted, tmp_path: Path) -> None:
+def test_channels_go_in_the_order_in_which_the_plan_took_them(
+    name: str, adapted: FinetunedModel, tmp_path: Path
+) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
     options = sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE, tmp_path).options
-    for group, ranked in zip(options.groups, options.ranked, strict=True):
-        gone = round(sensitivity.cut(group, plan) * group.channels)
+    for group, ranked in zip(options.groups, options.channel_order, strict=True):
+        gone = round(sensitivity.compute_pruned_share(group, plan) * group.channels)
         kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
         assert set(kept) == set(ranked[gone:].tolist())
 
 
-def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: Adapted, tmp_path: Path) -> None:
+def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: FinetunedModel, tmp_path: Path) -> None:
     fine = dataclasses.replace(TARGET, alignment=1)
     options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
-    plan = Fit(surgery.of(adapted.trained.model, options, width_search.Choice(kept)), "fine", (), (), None)
+    plan = PruningPlan(
+        surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept)), "fine", (), (), None
+    )
     curves = sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
     assert curves is not None
     shares = {curve.name: [point.share for point in curve.points] for curve in curves.curves}
     assert shares == {"stem": [0.0625, 0.25, 0.5, 0.75], "second": [0.25, 0.5, 0.75]}
 
 
-def test_the_most_sensitive_come_first(adapted: Adapted, tmp_path: Path) -> None:
+def test_the_most_sensitive_come_first(adapted: FinetunedModel, tmp_path: Path) -> None:
     curves = found(adapted, tmp_path).curves
-    assert [curve.lost for curve in curves] == sorted((curve.lost for curve in curves), reverse=True)
-    assert curves[0].lost > curves[-1].lost
+    assert [curve.severity for curve in curves] == sorted((curve.severity for curve in curves), reverse=True)
+    assert curves[0].severity > curves[-1].severity
 
 
-def test_protected_groups_are_named_as_such_and_not_measured(adapted: Adapted, tmp_path: Path) -> None:
+def test_protected_groups_are_named_as_such_and_not_measured(adapted: FinetunedModel, tmp_path: Path) -> None:
     guarded = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, protect=("stem",), ratio=0.1))
     curves = {curve.name: curve for curve in found(adapted, tmp_path, guarded).curves}
     assert (curves["stem"].why, curves["stem"].points, curves["stem"].cut) == ("protected", (), 0.0)
     assert curves["second"].points
 
 
-def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: Adapted, tmp_path: Path) -> None:
+def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: FinetunedModel, tmp_path: Path) -> None:
     wide = dataclasses.replace(TARGET, alignment=12)  # of 16 and 12 channels
     curves = sensitivity.run(job_of(RECIPE, wide, out=tmp_path), adapted, planned(adapted, tmp_path))
     assert curves is not None
@@ -237,15 +244,15 @@ def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: Adapted,
 
 
 def test_when_time_is_up_the_rest_is_named(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sensitivity, "SECONDS", 0.0)
+    monkeypatch.setattr(sensitivity, "MAX_SECONDS", 0.0)
     assert {curve.why for curve in found(adapted, tmp_path).curves} == {"no time"}
     assert "no time for" in capsys.readouterr().out
 
 
 def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, predict = planned(adapted, tmp_path), loop.predict
 
@@ -261,10 +268,10 @@ def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
 
 
 def test_a_large_network_is_measured_on_fewer_images(
-    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity, "WORK", 0.0)
-    monkeypatch.setattr(sensitivity, "FEWEST", 20)
+    monkeypatch.setattr(sensitivity, "MAX_MACS", 0.0)
+    monkeypatch.setattr(sensitivity, "MIN_IMAGES", 20)
     curves = found(adapted, tmp_path)
     assert {curves.dense.samples, *(p.drop.samples for c in curves.curves for p in c.points)} == {20}
 
@@ -274,9 +281,9 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     block = curves["block"]
     assert (block.kind, block.cut, [point.share for point in block.points]) == ("block", 0.0, [1.0])
-    held, net = adapted.data.splits["val"], copy.deepcopy(adapted.trained.model)
+    held, net = adapted.dataset.splits["val"], copy.deepcopy(adapted.trained.model)
     net.block = nn.Identity()
-    right = loop.predict(net, held, adapted.data.preprocess).argmax(1) == held.labels
+    right = loop.predict(net, held, adapted.dataset.preprocess).argmax(1) == held.labels
     assert block.points[0].accuracy.estimate == pytest.approx(right.float().mean().item())
     shallow = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, depth=False))
     assert not [curve for curve in found(adapted, tmp_path, shallow).curves if curve.kind == "block"]
@@ -285,17 +292,19 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
 def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not(tmp_path: Path) -> None:
     adapted = made(Block())
     options = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path).options
-    stream = next(g for g in options.groups if any(m.module == "stem" for m in g.members))
-    inside = dataclasses.replace(stream, members=tuple(m for m in stream.members if m.module == "block.body"))
+    stream = next(g for g in options.groups if any(m.module_name == "stem" for m in g.coupled_layers))
+    inside = dataclasses.replace(
+        stream, coupled_layers=tuple(m for m in stream.coupled_layers if m.module_name == "block.body")
+    )
     kept = tuple(12 if group is stream else group.channels for group in options.groups)
-    plan = surgery.of(adapted.trained.model, options, width_search.Choice(kept, frozenset({"block"})))
+    plan = surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept, frozenset({"block"})))
     assert stream.name == "block.body"  # which is gone, so another layer has to tell
-    assert sensitivity.cut(stream, plan) == 0.25
-    assert sensitivity.cut(inside, plan) == 1.0
-    assert sensitivity.cut(stream, Surgery(dropped=("block",))) == 0.0
+    assert sensitivity.compute_pruned_share(stream, plan) == 0.25
+    assert sensitivity.compute_pruned_share(inside, plan) == 1.0
+    assert sensitivity.compute_pruned_share(stream, Surgery(dropped=("block",))) == 0.0
 
 
-def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Adapted, tmp_path: Path) -> None:
+def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: FinetunedModel, tmp_path: Path) -> None:
     whole = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, ratio=0.0))
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     for recipe in (whole, silent):
@@ -304,7 +313,7 @@ def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Adapte
     assert not (tmp_path / "sensitivity").exists()
 
 
-def test_asking_for_it_does_not_plan_anew(adapted: Adapted, tmp_path: Path) -> None:
+def test_asking_for_it_does_not_plan_anew(adapted: FinetunedModel, tmp_path: Path) -> None:
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     assert planned(adapted, tmp_path, silent).key == planned(adapted, tmp_path).key
     assert files.plain(silent.prune)["sensitivity"] is False
@@ -312,16 +321,16 @@ def test_asking_for_it_does_not_plan_anew(adapted: Adapted, tmp_path: Path) -> N
 
 def test_a_part_of_validation_keeps_the_classes_shares() -> None:
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
-    rows = sensitivity.stratified(labels, 50)
+    rows = sensitivity.sample_stratified(labels, 50)
     assert labels[rows].bincount().tolist() == [35, 10, 5]
     assert len(set(rows)) == 50
-    assert rows == sensitivity.stratified(labels, 50)
-    assert sensitivity.stratified(labels, 5000) == list(range(1000))
+    assert rows == sensitivity.sample_stratified(labels, 50)
+    assert sensitivity.sample_stratified(labels, 5000) == list(range(1000))
 
 
-def test_the_report_has_the_curve_with_the_dense_model_first(adapted: Adapted, tmp_path: Path) -> None:
+def test_the_report_has_the_curve_with_the_dense_model_first(adapted: FinetunedModel, tmp_path: Path) -> None:
     curves = found(adapted, tmp_path)
-    curve: Curve = next(c for c in curves.curves if c.cut)
+    curve: SensitivityCurve = next(c for c in curves.curves if c.cut)
     row = assemble.curve(curve, curves.dense)
     assert row["shares"] == [0.0, *(point.share for point in curve.points)]
     assert row["accuracies"] == [1.0, *(point.accuracy.estimate for point in curve.points)]
@@ -329,6 +338,8 @@ def test_the_report_has_the_curve_with_the_dense_model_first(adapted: Adapted, t
         low <= middle <= high for low, middle, high in zip(row["low"], row["accuracies"], row["high"], strict=True)
     )
     assert (row["name"], row["cut"], row["images"], row["split"]) == (curve.name, curve.cut, 60, "val")
-    assert profile.layers(adapted.trained.model, IMAGE)[0].name in {name for c in curves.curves for name in c.layers}
+    assert profile.measure_layers(adapted.trained.model, IMAGE)[0].name in {
+        name for c in curves.curves for name in c.layers
+    }
     empty = assemble.curve(dataclasses.replace(curve, points=(), why="no time"), curves.dense)
     assert (empty["shares"], empty["accuracies"], empty["drops"], empty["why"]) == ([], [], [], "no time")

@@ -79,8 +79,8 @@ def test_what_was_signed_is_vouched_for(kind: str, tmp_path: Path) -> None:
     archive = packed(tmp_path)
     assert verify_bundle.sign(archive, private) == tmp_path / "bundle.tar.sig"
     found = verify_bundle.check(archive, public, 3)
-    assert (found.files, found.manifest.classes) == (3, ("ant", "bee"))
-    assert "sha256:" in found.signer
+    assert (found.file_count, found.manifest.classes) == (3, ("ant", "bee"))
+    assert "sha256:" in found.key_fingerprint
     with pytest.raises(ToolchainError, match="altered or cut since it was signed, or it was signed with another key"):
         verify_bundle.check(archive, keys(tmp_path / "other", KINDS[kind]())[1], 0)
 
@@ -102,7 +102,7 @@ def test_what_openssl_signed_is_taken(tmp_path: Path) -> None:
     archive = packed(tmp_path)
     ask = ["openssl", "dgst", "-sha256", "-sign", private, "-out", tmp_path / "bundle.tar.sig", archive]
     subprocess.run(ask, check=True)
-    assert verify_bundle.check(archive, public, 0).signer.startswith("EC secp256r1")
+    assert verify_bundle.check(archive, public, 0).key_fingerprint.startswith("EC secp256r1")
 
 
 def test_any_altered_byte_or_lost_end_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_unsigned_is_refused_where_a_key_is_asked_for(tmp_path: Path) -> None:
     archive = packed(tmp_path)
     with pytest.raises(ToolchainError, match="nobody signed this archive"):
         verify_bundle.check(archive, public, 0)
-    assert "nobody asked" in verify_bundle.check(archive, None, 0).sentence
+    assert "nobody asked" in verify_bundle.check(archive, None, 0).summary
     with pytest.raises(ToolchainError, match=r"a signature is over the archive, give bundle\.tar"):
         verify_bundle.check(tmp_path / "bundle", public, 0)
     (tmp_path / "bundle.tar.sig").write_bytes(b"x" * 100_000)
@@ -175,15 +175,15 @@ def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: p
         tmp_path: "cannot read .*a private key is wanted",
         public: "is a public key; signing takes the private one",
         archive: "not a private key that can be read",
-        private: f"is encrypted, put its password into {signing.PASSWORD}",
+        private: f"is encrypted, put its password into {signing.PASSWORD_VARIABLE}",
     }
     for key, said in wrong.items():
         with pytest.raises(ToolchainError, match=said):
             verify_bundle.sign(archive, key)
-    monkeypatch.setenv(signing.PASSWORD, "guessed")
-    with pytest.raises(ToolchainError, match=f"or {signing.PASSWORD} is wrong"):
+    monkeypatch.setenv(signing.PASSWORD_VARIABLE, "guessed")
+    with pytest.raises(ToolchainError, match=f"or {signing.PASSWORD_VARIABLE} is wrong"):
         verify_bundle.sign(archive, private)
-    monkeypatch.setenv(signing.PASSWORD, "hidden")
+    monkeypatch.setenv(signing.PASSWORD_VARIABLE, "hidden")
     verify_bundle.sign(archive, private)
     verify_bundle.check(archive, public, 0)
     with pytest.raises(ToolchainError, match="is a private key; checking takes the public one: openssl pkey"):
@@ -209,7 +209,7 @@ def test_a_manifest_is_checked_key_by_key(tmp_path: Path) -> None:
 
 
 def test_the_bill_of_materials_is_valid_and_has_no_day(tmp_path: Path) -> None:
-    bill = sbom.of(manifests.checked(manifest(), tmp_path))
+    bill = sbom.build(manifests.checked(manifest(), tmp_path))
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
     assert not {"serialNumber", "timestamp"} & {*bill, *bill["metadata"]}
     named = {part["name"]: part for part in bill["components"]}
@@ -231,7 +231,7 @@ def test_the_verbs_never_load_torch(tmp_path: Path) -> None:
         return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False).stdout.splitlines()
 
     assert said("sign", private) == [f"signature: {tmp_path / 'bundle.tar.sig'}", "[]"]
-    by = verify_bundle.check(archive, public, 0).signer
+    by = verify_bundle.check(archive, public, 0).key_fingerprint
     assert said("verify", public) == [f"OK: digits for cpu, release 3: 3 files intact, signed with {by}", "[]"]
 
 
@@ -261,4 +261,4 @@ def test_a_signature_stays_only_over_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "labels.txt").write_text("ant\nbee\n")
     archives.seal(tmp_path / "bundle")
     bundle._packed(tmp_path / "bundle", archive)
-    assert not signing.path_of(archive).exists()
+    assert not signing.signature_path(archive).exists()

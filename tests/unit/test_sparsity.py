@@ -15,10 +15,10 @@ from toolchain.config.recipe import Recipe
 from toolchain.core import files
 from toolchain.models import profile
 from toolchain.pruning import groups, prune, recover, sparsify, sparsity_penalty
-from toolchain.pruning.groups import Group
+from toolchain.pruning.groups import PruningGroup
 from toolchain.search import pruning_plan
 from toolchain.training import loop
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 from toolchain.training.training_state import Score
 
 STRENGTH = 0.01
@@ -99,7 +99,7 @@ def _all(weights: dict[str, Tensor]) -> list[list[list[Tensor]]]:
 def test_penalty_and_gradient_are_those_of_a_sum_by_hand(net: nn.Module) -> None:
     found = groups.find(net, IMAGE, "head")
     assert len(found) == 6
-    term = sparsity_penalty.penalty(found, STRENGTH)(net)
+    term = sparsity_penalty.make_penalty(found, STRENGTH)(net)
     term.backward()
     wanted, gradient = by_hand(net)
     assert term.item() == pytest.approx(wanted, rel=1e-5)
@@ -112,11 +112,11 @@ def test_channels_of_equal_strength_are_pressed_alike(net: nn.Module) -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(0.5)
-    sparsity_penalty.penalty(groups.find(net, IMAGE, "head"), STRENGTH)(net).backward()
+    sparsity_penalty.make_penalty(groups.find(net, IMAGE, "head"), STRENGTH)(net).backward()
     torch.testing.assert_close(net.get_parameter("stem.weight").grad, torch.full((24, 3, 3, 3), STRENGTH))
 
 
-def norms(found: Sequence[Group], model: nn.Module) -> list[Tensor]:
+def norms(found: Sequence[PruningGroup], model: nn.Module) -> list[Tensor]:
     weights = dict(model.named_parameters())
     return [
         sparsity_penalty._norms(sparsity_penalty._slots(g), {n: t.detach() ** 2 for n, t in weights.items()})
@@ -124,7 +124,7 @@ def norms(found: Sequence[Group], model: nn.Module) -> list[Tensor]:
     ]
 
 
-def weakest(adapted: Adapted, model: nn.Module) -> float:  # noqa: F811
+def weakest(adapted: FinetunedModel, model: nn.Module) -> float:  # noqa: F811
     """Mean share of its norm that the weakest quarter of each group's channels has kept."""
     dense = adapted.trained.model
     found = groups.find(dense, IMAGE, "head")
@@ -135,17 +135,17 @@ def weakest(adapted: Adapted, model: nn.Module) -> float:  # noqa: F811
     return float(torch.stack(shares).mean())
 
 
-def test_weak_channels_shrink_and_the_dense_model_stays(adapted: Adapted, tmp_path: Path) -> None:  # noqa: F811
+def test_weak_channels_shrink_and_the_dense_model_stays(adapted: FinetunedModel, tmp_path: Path) -> None:  # noqa: F811
     before = copy.deepcopy(adapted.trained.model.state_dict())
     pressed = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "pressed"), adapted)
     plain = sparsify.run(job_of(sparse(strength=1e-12), TARGET, out=tmp_path / "plain"), adapted)
     assert weakest(adapted, pressed.model) < 0.8 * weakest(adapted, plain.model)
-    assert pressed.figures["weak_after"] >= pressed.figures["weak_before"]
+    assert pressed.record["weak_after"] >= pressed.record["weak_before"]
     assert all(torch.equal(before[name], tensor) for name, tensor in adapted.trained.model.state_dict().items())
 
 
 def test_the_last_epoch_goes_on_where_there_is_a_penalty(
-    adapted: Adapted,  # noqa: F811
+    adapted: FinetunedModel,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,23 +159,23 @@ def test_the_last_epoch_goes_on_where_there_is_a_penalty(
 
     monkeypatch.setattr(loop, "evaluate", falling)
     done = sparsify.run(job_of(sparse(), TARGET, out=tmp_path), adapted)
-    assert done.figures["best_epoch"] == 5
+    assert done.record["best_epoch"] == 5
     assert torch.equal(done.model.get_parameter("stem.weight"), ends[-1])
 
 
 def test_only_what_may_be_narrowed_is_pressed(
-    adapted: Adapted,  # noqa: F811
+    adapted: FinetunedModel,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[str] = []
-    penalty = sparsity_penalty.penalty
+    penalty = sparsity_penalty.make_penalty
 
-    def noted(found: Sequence[Group], strength: float) -> object:
+    def noted(found: Sequence[PruningGroup], strength: float) -> object:
         seen.extend(group.name for group in found)
         return penalty(found, strength)
 
-    monkeypatch.setattr(sparsity_penalty, "penalty", noted)
+    monkeypatch.setattr(sparsity_penalty, "make_penalty", noted)
     asked = sparse(epochs=1)
     asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, protect=("right",)))
     sparsify.run(job_of(asked, dataclasses.replace(TARGET, alignment=12), out=tmp_path), adapted)
@@ -183,7 +183,7 @@ def test_only_what_may_be_narrowed_is_pressed(
     assert not {"right", "left"} & set(seen)  # protected; and as narrow as the alignment
 
 
-def test_without_it_nothing_is_done_and_no_key_changes(adapted: Adapted, tmp_path: Path) -> None:  # noqa: F811
+def test_without_it_nothing_is_done_and_no_key_changes(adapted: FinetunedModel, tmp_path: Path) -> None:  # noqa: F811
     assert sparsify.run(job_of(recipe(1), TARGET, out=tmp_path), adapted) is adapted.trained
     unpruned = dataclasses.replace(sparse(), prune=dataclasses.replace(sparse().prune, ratio=0))
     assert sparsify.run(job_of(unpruned, TARGET, out=tmp_path), adapted) is adapted.trained
@@ -195,7 +195,7 @@ def test_without_it_nothing_is_done_and_no_key_changes(adapted: Adapted, tmp_pat
 
 
 def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
-    adapted: Adapted,  # noqa: F811
+    adapted: FinetunedModel,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -204,18 +204,18 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
     plan = pruning_plan.run(job_of(asked, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
     train, teachers = loop.train, list[nn.Module | None]()
     monkeypatch.setattr(loop, "train", lambda model, job: teachers.append(job.teacher) or train(model, job))
-    once = prune.at_once(start, plan.surgery)
+    once = prune.apply_plan(start, plan.surgery)
     assert torch.equal(once.model.get_parameter("head.bias"), start.model.get_parameter("head.bias"))
     found = prune.run(job_of(asked, TARGET, out=tmp_path), start, plan.surgery, adapted)
     small = recover.run(job_of(asked, out=tmp_path), found, adapted)
     assert teachers == [adapted.trained.model] * 2
-    assert profile.layers(small.model, IMAGE) == profile.layers(once.model, IMAGE)
+    assert profile.measure_layers(small.model, IMAGE) == profile.measure_layers(once.model, IMAGE)
     plain = recover.run(job_of(asked, out=tmp_path), dataclasses.replace(once, key=adapted.trained.key), adapted)
     assert recover.run(job_of(asked, out=tmp_path), once, adapted).key != plain.key  # other weights, another training
 
 
 def test_it_is_done_once_and_continues_where_it_was_cut(
-    adapted: Adapted,  # noqa: F811
+    adapted: FinetunedModel,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -236,7 +236,7 @@ def test_it_is_done_once_and_continues_where_it_was_cut(
         patch.setattr(loop, "evaluate", killed)
         sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
     again = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
-    assert files.plain(again.figures) == files.plain(whole.figures)
+    assert files.plain(again.record) == files.plain(whole.record)
     monkeypatch.setattr(loop, "train", lambda *_: pytest.fail("trained again"))
     third = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "cut"), adapted)
     for name, tensor in whole.model.state_dict().items():

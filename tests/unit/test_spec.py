@@ -265,4 +265,4 @@ def test_what_the_readme_shows_is_accepted() -> None:
             kind, {"name": "shown", **rest, **{k: v for k, v in content.items() if k != "schema"}}, "README.md"
         )
         if content.get("prune"):
-            pruning_plan.limits_of(found, found.budget, locked=False)
+            pruning_plan.read_limits(found, found.budget, locked=False)

@@ -16,7 +16,7 @@ def test_values_and_gradients_are_those_of_torch(
     scale, zero = torch.tensor([0.0173]), torch.tensor([zero_point], dtype=torch.int32)
     ours = values.clone(memory_format=form).requires_grad_()
     theirs = values.clone(memory_format=form).requires_grad_()
-    rounded = fake_quantize.rounded(ours, scale, zero, lowest, highest)
+    rounded = fake_quantize.per_tensor(ours, scale, zero, lowest, highest)
     wanted = torch.fake_quantize_per_tensor_affine(theirs, scale, zero, lowest, highest)
     assert torch.equal(rounded, wanted)
     assert 0.02 < float((rounded == rounded.max()).float().mean()) < 0.98  # some are clipped, others not
@@ -27,7 +27,7 @@ def test_values_and_gradients_are_those_of_torch(
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    rounded = fake_quantize.rounded(
+    rounded = fake_quantize.per_tensor(
         torch.tensor([float("nan"), 1.0]), torch.ones(1), torch.zeros(1, dtype=torch.int32), 0, 255
     )
     assert rounded[0].isnan()

@@ -49,11 +49,11 @@ def net() -> nn.Module:
 
 def plan(net: nn.Module, ratio: float = 0.4, *, protect: tuple[str, ...] = (), alignment: int = 16) -> Surgery:
     spec = PruneSpec(ratio=ratio, protect=protect)
-    return options.plan(net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score)
+    return options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score)
 
 
 def macs(net: nn.Module) -> int:
-    return sum(layer.macs for layer in profile.layers(net, IMAGE))
+    return sum(layer.macs for layer in profile.measure_layers(net, IMAGE))
 
 
 def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> None:
@@ -63,15 +63,19 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
 
 
 def test_predicted_layers_are_those_of_the_network_that_comes_out(net: nn.Module) -> None:
-    found = options.options(net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score)
+    found = options.build_search_space(
+        net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score
+    )
     kept = tuple(16 if group.channels > 16 else group.channels for group in found.groups)
-    choice = width_search.Choice(kept)
-    assert tuple(found.layers(choice)) == profile.layers(surgery.apply(net, surgery.of(net, found, choice)), IMAGE)
+    choice = width_search.Subnetwork(kept)
+    assert tuple(found.remaining_layers(choice)) == profile.measure_layers(
+        surgery.apply(net, surgery.build(net, found, choice)), IMAGE
+    )
 
 
 def test_widths_are_multiples_of_the_alignment_or_untouched(net: nn.Module) -> None:
     small = surgery.apply(net, plan(net))
-    pairs = zip(profile.layers(net, IMAGE), profile.layers(small, IMAGE), strict=True)
+    pairs = zip(profile.measure_layers(net, IMAGE), profile.measure_layers(small, IMAGE), strict=True)
     changed = [(before.outputs, after.outputs) for before, after in pairs if before.outputs != after.outputs]
     assert changed
     assert all(after % 16 == 0 for _, after in changed)
@@ -83,7 +87,7 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
             layer.weight[:16] = 0
             layer.bias[:16] = 0
     spec = PruneSpec(ratio=0.01, protect=("stem", "left", "right", "back"))
-    planned = options.plan(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    planned = options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     assert list(planned.keep["inner.weight"][0]) == list(range(16, 64))
     x = torch.randn(3, 3, 4, 4)
     torch.testing.assert_close(surgery.apply(net, planned)(x), net(x))
@@ -91,16 +95,20 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
 
 def test_flattened_inputs_lose_all_positions_of_a_channel(net: nn.Module) -> None:
     found = groups.find(net, IMAGE, "head")
-    mix = next(group for group in found if any(m.module == "mix" and m.side == "out" for m in group.members))
-    head = next(member for member in mix.members if member.module == "head")
-    assert head.positions[1] == tuple(range(16, 32))
+    mix = next(
+        group for group in found if any(m.module_name == "mix" and m.role == "out" for m in group.coupled_layers)
+    )
+    head = next(member for member in mix.coupled_layers if member.module_name == "head")
+    assert head.channel_indices[1] == tuple(range(16, 32))
 
 
 def test_concatenated_channels_keep_their_offset(net: nn.Module) -> None:
     found = groups.find(net, IMAGE, "head")
-    right = next(group for group in found if any(m.module == "right" and m.side == "out" for m in group.members))
-    mix = next(member for member in right.members if member.module == "mix")
-    assert mix.positions == tuple((i,) for i in range(32, 72))
+    right = next(
+        group for group in found if any(m.module_name == "right" and m.role == "out" for m in group.coupled_layers)
+    )
+    mix = next(member for member in right.coupled_layers if member.module_name == "mix")
+    assert mix.channel_indices == tuple((i,) for i in range(32, 72))
 
 
 def test_groups_that_the_graph_loses_track_of_are_left_alone() -> None:
@@ -163,7 +171,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
 
 def test_magnitude_agrees_with_a_brute_force_sum(net: nn.Module) -> None:
     found = groups.find(net, IMAGE, "head")
-    stem = next(group for group in found if any(m.module == "stem" for m in group.members))
+    stem = next(group for group in found if any(m.module_name == "stem" for m in group.coupled_layers))
     parts = [net.stem.weight.flatten(1), net.norm.weight[:, None], net.inner.weight.transpose(0, 1).flatten(1)]
     parts += [net.back.weight.flatten(1), net.left.weight.transpose(0, 1).flatten(1)]
     parts += [net.right.weight.transpose(0, 1).flatten(1)]
@@ -173,9 +181,9 @@ def test_magnitude_agrees_with_a_brute_force_sum(net: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])
 def test_torchvision_models_prune_and_run(name: str) -> None:
-    model = build.architecture(ModelSpec(name=name), 7).eval()
+    model = build.build_untrained(ModelSpec(name=name), 7).eval()
     image = torch.zeros(1, 3, 64, 64)
-    spec, head = PruneSpec(ratio=0.3), build.head_of(model, 7)
-    planned = options.plan(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    spec, head = PruneSpec(ratio=0.3), build.find_head(model, 7)
+    planned = options.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(model, planned)
     assert small(torch.randn(2, 3, 64, 64)).shape == (2, 7)

@@ -214,7 +214,7 @@ class Board:
         self, bundle: Path, word: str = "", limit: str = "unlimited", fatal: int = 0, tar: str = ""
     ) -> subprocess.CompletedProcess[str]:
         """Runs the package's install.sh; `fatal` kills it when it starts so many tools."""
-        text = update_package.load(bundle, "swupdate", "board", str(self.store), "").text("install.sh")
+        text = update_package.prepare(bundle, "swupdate", "board", str(self.store), "").fill_template("install.sh")
         (script := self.folder / "install.sh").write_bytes(text)
         (tools := self.folder / "tools").mkdir(exist_ok=True)
         (counter := self.folder / "counter").write_text("")

@@ -43,45 +43,53 @@ def answers(count: int, seed: int = 0, *, sure: float = 4.0) -> tuple[np.ndarray
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, np.ndarray]:
     logits, labels = answers(2000)
-    return drift_reference.arrays([drift_reference.Seen(pixels=pictures(2000), logits=logits, labels=labels)])
+    return drift_reference.build_arrays(
+        [drift_reference.SplitPredictions(pixels=pictures(2000), logits=logits, labels=labels)]
+    )
 
 
 @pytest.fixture(scope="module")
-def reference(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> drift_reference.Reference:
+def reference(
+    arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> drift_reference.DriftReference:
     path = tmp_path_factory.mktemp("reference") / watch.REFERENCE
     np.savez(path, **arrays)
     return drift_reference.read(path)
 
 
-def counted(path: Path, reference: drift_reference.Reference, pixels: np.ndarray, logits: np.ndarray) -> Path:
-    counters = watch.Counters(path, "me", reference.edges, len(CLASSES))
+def counted(path: Path, reference: drift_reference.DriftReference, pixels: np.ndarray, logits: np.ndarray) -> Path:
+    counters = watch.Counters(path, "me", reference.bin_edges, len(CLASSES))
     for one, answer in zip(pixels, logits, strict=True):
         counters.add(one, answer)
     counters.close()
     return path
 
 
-def judged(path: Path, reference: drift_reference.Reference) -> drift.Drift:
-    files = drift.counters([path], "me", reference.sizes(len(CLASSES)))
-    return drift.run("digits for cpu", reference, len(CLASSES), files)
+def judged(path: Path, reference: drift_reference.DriftReference) -> drift.DriftResult:
+    files = drift.read_counters([path], "me", reference.count_bins(len(CLASSES)))
+    return drift.detect("digits for cpu", reference, len(CLASSES), files)
 
 
-def test_nothing_moved(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_nothing_moved(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(1000, 7), answers(1000, 7)[0]), reference)
     assert (found.verdict, len(found.windows), found.left_out) == ("fine", 2, 0)
     assert found.false_alarms.estimate <= 0.01
     assert "FINE: nothing moved beyond chance" in drift_report.sentence(found)
 
 
-def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_reference.Reference) -> None:
-    sizes = reference.sizes(len(CLASSES))
-    alone = drift.false_alarms(reference, sizes, 500, drift.CHANCE / len(watch.READINGS), 1)
+def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_reference.DriftReference) -> None:
+    sizes = reference.count_bins(len(CLASSES))
+    alone = drift.estimate_false_alarms(reference, sizes, 500, drift.FALSE_ALARM_LEVEL / len(watch.READINGS), 1)
     assert 0 < alone.estimate <= 0.015  # not deaf either
-    half = drift_reference.Reference(
-        edges=reference.edges, bins={k: v[::4] for k, v in reference.bins.items()}, right=reference.right[::4]
+    half = drift_reference.DriftReference(
+        bin_edges=reference.bin_edges,
+        bin_indices={k: v[::4] for k, v in reference.bin_indices.items()},
+        correct=reference.correct[::4],
     )
-    few = drift.false_alarms(half, sizes, 500, drift.CHANCE / len(watch.READINGS), 1)  # more than half of it
-    assert 0 < few.estimate <= 0.02, len(half.right)
+    few = drift.estimate_false_alarms(
+        half, sizes, 500, drift.FALSE_ALARM_LEVEL / len(watch.READINGS), 1
+    )  # more than half of it
+    assert 0 < few.estimate <= 0.02, len(half.correct)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,7 @@ def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_re
     ],
 )
 def test_pictures_that_changed_are_called(
-    change: dict[str, float], reading: str, way: str, tmp_path: Path, reference: drift_reference.Reference
+    change: dict[str, float], reading: str, way: str, tmp_path: Path, reference: drift_reference.DriftReference
 ) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7, **change), answers(500, 7)[0]), reference)
     assert found.verdict == "recalibrate"  # it is as sure as it was
@@ -105,17 +113,21 @@ def test_pictures_that_changed_are_called(
     assert not moved["confidence"].called
 
 
-def test_a_model_that_is_less_sure_is_to_be_retrained(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_a_model_that_is_less_sure_is_to_be_retrained(
+    tmp_path: Path, reference: drift_reference.DriftReference
+) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7), answers(500, 7, sure=1.0)[0]), reference)
     assert found.verdict == "retrain"
     assert found.windows[0].moved[0].reading == "confidence"
     logits, labels = answers(4000, 9, sure=1.0)  # the truth that nobody in the field knows
-    lost = reference.right.mean() - (logits.argmax(1) == labels).mean()
+    lost = reference.correct.mean() - (logits.argmax(1) == labels).mean()
     assert found.windows[0].expected_drop.low <= lost <= found.windows[0].expected_drop.high
     assert f"{100 * found.windows[0].expected_drop.estimate:.1f} points lost" in found.why
 
 
-def test_another_mix_of_classes_alone_is_only_mentioned(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_another_mix_of_classes_alone_is_only_mentioned(
+    tmp_path: Path, reference: drift_reference.DriftReference
+) -> None:
     logits = answers(500, 7)[0]
     order = np.argsort(-logits, axis=1)
     mixed = np.take_along_axis(logits, order, axis=1)  # always the first class, as sure as before
@@ -123,20 +135,20 @@ def test_another_mix_of_classes_alone_is_only_mentioned(tmp_path: Path, referenc
     assert (found.verdict, found.why) == ("fine", "nothing moved beyond chance, but for the mix of classes")
 
 
-def test_too_few_pictures_tell_nothing(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_too_few_pictures_tell_nothing(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(99, 7), answers(99, 7)[0]), reference)
     assert (found.verdict, found.left_out) == ("cannot_tell", 1)
 
 
-def test_what_happened_last_is_not_drowned(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_what_happened_last_is_not_drowned(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     dark = np.concatenate([pictures(2000, 5), pictures(500, 8, offset=-30)])
     found = judged(counted(tmp_path / "c.json", reference, dark, answers(2500, 5)[0]), reference)
     assert [one.verdict for one in found.windows] == ["fine"] * 4 + ["recalibrate"]
     assert "in 1 of 5 windows" in found.why
 
 
-def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_reference.Reference) -> None:
-    path, sizes = tmp_path / "c.json", reference.sizes(len(CLASSES))
+def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
+    path, sizes = tmp_path / "c.json", reference.count_bins(len(CLASSES))
     for seed in range(2):
         counted(path, reference, pictures(300, seed), answers(300, seed)[0])
     assert [window["pictures"] for window in watch.read(path, "me", sizes)["windows"]] == [500, 100]
@@ -149,7 +161,7 @@ def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_refer
 
 
 def test_a_killed_counter_leaves_whole_counts(
-    tmp_path: Path, arrays: dict[str, np.ndarray], reference: drift_reference.Reference
+    tmp_path: Path, arrays: dict[str, np.ndarray], reference: drift_reference.DriftReference
 ) -> None:
     np.savez(tmp_path / watch.REFERENCE, **arrays)
     body = f"""
@@ -172,16 +184,16 @@ while True:
         child.kill()
         child.wait()
         child.stdout.close()
-        watch.read(tmp_path / "c.json", "me", reference.sizes(3))
+        watch.read(tmp_path / "c.json", "me", reference.count_bins(3))
     assert {one.name for one in tmp_path.iterdir()} <= {"c.json", ".c.json.lock", ".c.json.tmp", watch.REFERENCE}
 
 
 @pytest.mark.parametrize("where", ["inputs", "confidence", "bin_of"])
 @pytest.mark.parametrize("before", [0, 3, watch.WINDOW])
 def test_an_interrupted_picture_leaves_whole_counts(
-    where: str, before: int, tmp_path: Path, reference: drift_reference.Reference, monkeypatch: pytest.MonkeyPatch
+    where: str, before: int, tmp_path: Path, reference: drift_reference.DriftReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counters, sizes = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3), reference.sizes(3)
+    counters, sizes = watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3), reference.count_bins(3)
     one, answer = np.full((24, 20), 90, np.uint8), np.zeros(3)
     for _ in range(before):
         counters.add(one, answer)
@@ -201,9 +213,9 @@ def test_an_interrupted_picture_leaves_whole_counts(
 
 
 def test_a_full_disk_is_one_message_and_counting_goes_on(
-    tmp_path: Path, reference: drift_reference.Reference, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, reference: drift_reference.DriftReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counters = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
+    counters = watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -217,12 +229,12 @@ def test_a_full_disk_is_one_message_and_counting_goes_on(
             counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
     monkeypatch.undo()
     counters.close()
-    found = watch.read(tmp_path / "c.json", "me", reference.sizes(3))
+    found = watch.read(tmp_path / "c.json", "me", reference.count_bins(3))
     assert found["windows"][0]["pictures"] == watch.EVERY
 
 
 def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_sure(
-    tmp_path: Path, reference: drift_reference.Reference
+    tmp_path: Path, reference: drift_reference.DriftReference
 ) -> None:
     names = []
     for seed in range(20):
@@ -231,15 +243,15 @@ def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_s
                 tmp_path / f"{seed}.json", reference, pictures(100, seed + 50, offset=25), answers(100, seed + 50)[0]
             )
         )
-    files = drift.counters(names, "me", reference.sizes(len(CLASSES)))
-    found = drift.run("digits", reference, len(CLASSES), files)
+    files = drift.read_counters(names, "me", reference.count_bins(len(CLASSES)))
+    found = drift.detect("digits", reference, len(CLASSES), files)
     assert (found.verdict, len(found.windows)) == ("recalibrate", 20)
 
 
-def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_reference.Reference) -> None:
-    first = watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
+def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
+    first = watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3)
     with pytest.raises(watch.Unusable, match="another process counts into"):
-        watch.Counters(tmp_path / "c.json", "me", reference.edges, 3)
+        watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3)
     first.close()
 
 
@@ -259,19 +271,19 @@ def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_referen
     ],
 )
 def test_counters_that_are_not_whole_are_refused(
-    spoil: Any, said: str, tmp_path: Path, reference: drift_reference.Reference
+    spoil: Any, said: str, tmp_path: Path, reference: drift_reference.DriftReference
 ) -> None:
     path = counted(tmp_path / "c.json", reference, pictures(200), answers(200)[0])
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ToolchainError, match=said):
-        drift.counters([path], "me", reference.sizes(len(CLASSES)))
+        drift.read_counters([path], "me", reference.count_bins(len(CLASSES)))
     with pytest.raises(watch.Unusable, match=said):
-        watch.Counters(path, "me", reference.edges, len(CLASSES))
+        watch.Counters(path, "me", reference.bin_edges, len(CLASSES))
 
 
-def test_missing_counters_are_one_message(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_missing_counters_are_one_message(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     with pytest.raises(ToolchainError, match="cannot read .*: No such file"):
-        drift.counters([tmp_path / "none.json"], "me", reference.sizes(3))
+        drift.read_counters([tmp_path / "none.json"], "me", reference.count_bins(3))
 
 
 def test_readings_say_what_they_are_called() -> None:
@@ -300,9 +312,9 @@ def test_the_two_sample_test_agrees_with_scipy() -> None:
     assert statistics.homogeneity(np.array([0, 0]), np.array([9, 1])) == 1.0
 
 
-def test_the_page_and_the_json_are_written(tmp_path: Path, reference: drift_reference.Reference) -> None:
+def test_the_page_and_the_json_are_written(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7, offset=25), answers(500, 7)[0]), reference)
-    own = drift_reference.Watched(name="digits for cpu", identity="me", classes=CLASSES, reference=reference)
+    own = drift_reference.WatchedBundle(name="digits for cpu", identity="me", classes=CLASSES, reference=reference)
     drift_report.write(found, own, tmp_path / "drift")
     text = (tmp_path / "drift" / "drift.html").read_text()
     assert "<h1>Recalibrate</h1>" in text

@@ -18,7 +18,7 @@ from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 
 # what leaves a picture of its kind in its class, at the strength that a few dozen pictures a class need
-ALLOWED: Mapping[Kind, AugmentSpec] = {
+AUTO_BY_KIND: Mapping[Kind, AugmentSpec] = {
     "photo": AugmentSpec(
         horizontal_flip=True, crop=0.35, rotate_degrees=15, brightness=0.15, saturation=0.2, mixup=0.1, erase=0.2
     ),
@@ -34,27 +34,30 @@ ALLOWED: Mapping[Kind, AugmentSpec] = {
     "thermal": AugmentSpec(horizontal_flip=True, shift=0.05, scale=0.1, rotate_degrees=5, mixup=0.1, erase=0.1),
     "text": AugmentSpec(shift=0.08, scale=0.1, rotate_degrees=8, brightness=0.15),
 }
-FORBIDDEN: Mapping[Kind, Mapping[str, str]] = {
+FORBIDDEN_BY_KIND: Mapping[Kind, Mapping[str, str]] = {
     "thermal": dict.fromkeys(("brightness", "saturation"), "a thermal picture's grey value is a temperature"),
     "text": dict.fromkeys(("horizontal_flip", "vertical_flip"), "a mirrored character is another one or none"),
 }
-OFF = AugmentSpec(
+NO_AUGMENTATION = AugmentSpec(
     horizontal_flip=False, vertical_flip=False, shift=0.0, scale=0.0, crop=0.0, rotate_degrees=0.0, brightness=0.0,
     saturation=0.0, erase=0.0, mixup=0.0, cutmix=0.0,
 )  # fmt: skip
-FEW, MANY = 100, 1000  # training pictures a class between which the strength falls from full to WEAKEST
-WEAKEST = 0.5
-GRAY = (0.299, 0.587, 0.114)  # what red, green and blue count in a gray value (ITU-R BT.601)
-ASPECT = math.log(4 / 3)  # reach of a crop's aspect ratio, as is usual for ImageNet
+FEW_IMAGES_PER_CLASS, MANY_IMAGES_PER_CLASS = (
+    100,
+    1000,
+)  # training pictures a class between which the strength falls from full to WEAKEST
+MIN_STRENGTH = 0.5
+LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # what red, green and blue count in a gray value (ITU-R BT.601)
+MAX_LOG_ASPECT = math.log(4 / 3)  # reach of a crop's aspect ratio, as is usual for ImageNet
 
 
-def chosen(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpec:
+def resolve(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpec:
     """What the recipe asks for; with `auto`, what suits the kind of picture, weaker where there are many.
 
     Raises:
         ToolchainError: the recipe asks for what changes the class of such pictures.
     """
-    for name, why in FORBIDDEN.get(kind, {}).items():
+    for name, why in FORBIDDEN_BY_KIND.get(kind, {}).items():
         if getattr(spec, name):
             raise ToolchainError(
                 f"augment.{name} = {getattr(spec, name)} does not suit {kind} pictures: {why}; leave it out, or say what "
@@ -62,15 +65,19 @@ def chosen(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpe
             )
     asked = {name: value for name, value in vars(spec).items() if value is not None}
     if not spec.auto:
-        return dataclasses.replace(OFF, **asked)
-    share = (math.log(max(images_per_class, 1)) - math.log(FEW)) / (math.log(MANY) - math.log(FEW))
-    strength = 1 - (1 - WEAKEST) * min(max(share, 0.0), 1.0)
-    full = dataclasses.replace(OFF, **{name: value for name, value in vars(ALLOWED[kind]).items() if value is not None})
+        return dataclasses.replace(NO_AUGMENTATION, **asked)
+    share = (math.log(max(images_per_class, 1)) - math.log(FEW_IMAGES_PER_CLASS)) / (
+        math.log(MANY_IMAGES_PER_CLASS) - math.log(FEW_IMAGES_PER_CLASS)
+    )
+    strength = 1 - (1 - MIN_STRENGTH) * min(max(share, 0.0), 1.0)
+    full = dataclasses.replace(
+        NO_AUGMENTATION, **{name: value for name, value in vars(AUTO_BY_KIND[kind]).items() if value is not None}
+    )
     weaker = {name: round(value * strength, 3) for name, value in vars(full).items() if isinstance(value, float)}
-    return dataclasses.replace(OFF, **{**vars(full), **weaker, **asked})
+    return dataclasses.replace(NO_AUGMENTATION, **{**vars(full), **weaker, **asked})
 
 
-def pictures(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
+def transform(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
     """Random geometry and light for each of float images [batch, channels, height, width] in 0..255 on its own.
 
     Edges are repeated where a picture is moved. Geometry is one resampling and light one matrix product a picture:
@@ -105,7 +112,7 @@ def _moved(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor
     if spec.crop:  # a part of the area at a random aspect, somewhere inside (Szegedy et al., arXiv 1409.4842)
         area = 1 - torch.rand(count, generator=random) * spec.crop
         # so that neither side is longer than the picture
-        aspect = (_reach(count, 1.0, random) * (-area.log()).clamp(max=ASPECT)).exp()
+        aspect = (_reach(count, 1.0, random) * (-area.log()).clamp(max=MAX_LOG_ASPECT)).exp()
         wide, high = (area * aspect).sqrt(), (area / aspect).sqrt()
     right = _reach(count, 1.0, random) * (1 - wide) + _reach(count, 2 * (spec.shift or 0.0), random)
     down = _reach(count, 1.0, random) * (1 - high) + _reach(count, 2 * (spec.shift or 0.0), random)
@@ -131,7 +138,7 @@ def _lit(images: Tensor, spec: AugmentSpec, random: torch.Generator) -> Tensor:
         lit = rows * gain[:, None, None] + shift[:, None, None]
     else:
         colour = 1 + _reach(count, spec.saturation or 0.0, random)
-        gray = torch.tensor(GRAY).view(3, 1).expand(3, 3)
+        gray = torch.tensor(LUMA_WEIGHTS).view(3, 1).expand(3, 3)
         matrix = (torch.eye(3) * colour[:, None, None] + gray * (1 - colour)[:, None, None]) * gain[:, None, None]
         lit = torch.baddbmm(shift[:, None, None].expand(-1, 1, 3), rows, matrix)
     return lit.clamp_(0, 255).view(count, height, width, channels).permute(0, 3, 1, 2)
@@ -152,7 +159,7 @@ def _erased(images: Tensor, probability: float, random: torch.Generator) -> Tens
     return images
 
 
-def mixed(images: Tensor, wanted: Tensor, spec: AugmentSpec, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def mix(images: Tensor, wanted: Tensor, spec: AugmentSpec, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """Blends each picture and its label with its neighbour's in the shuffled batch.
 
     mixup (Zhang et al., arXiv 1710.09412) blends the pixels, cutmix (Yun et al., arXiv 1905.04899) pastes a

@@ -27,7 +27,7 @@ from toolchain.data.image_folder import SPLITS, Split
 from toolchain.edge import run
 
 # of the runner what makes pixels, so that another message of it trains nothing anew
-DECODER = (
+DECODER_VERSION = (
     *(inspect.getsource(part) for part in (run.read_picture, run.fit_size, run.normalise)),
     PIL.__version__,
 )
@@ -40,16 +40,19 @@ class Images:
     pixels: Tensor  # uint8 [images, height, width] for gray, [images, height, width, 3] for rgb
     labels: Tensor  # int64 [images]
     files: tuple[Path, ...]
-    weights: Tensor  # float32 [images], of each in the loss
+    loss_weights: Tensor  # float32 [images], of each in the loss
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def chosen(self, rows: Sequence[int]) -> "Images":
+    def select(self, rows: Sequence[int]) -> "Images":
         """Some of the images, in the order of `rows`."""
         picked = list(rows)
         return Images(
-            self.pixels[picked], self.labels[picked], tuple(self.files[row] for row in picked), self.weights[picked]
+            self.pixels[picked],
+            self.labels[picked],
+            tuple(self.files[row] for row in picked),
+            self.loss_weights[picked],
         )
 
 
@@ -61,24 +64,24 @@ class Dataset:
     splits: Mapping[Split, Images]
     preprocess: Preprocess
     digest: str  # of files, splits and preprocessing size and mode
-    calibration: tuple[int, ...]  # indices into the training split
+    calibration_rows: tuple[int, ...]  # indices into the training split
     calibration_digest: str  # over their pixels
-    skipped: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
+    skipped_files: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
 
     @property
-    def example(self) -> Tensor:
+    def example_input(self) -> Tensor:
         """An input of the network's shape, float32 [1, 3, height, width]."""
         return torch.zeros(1, 3, *self.preprocess.image_size)
 
     @property
     def calibration_images(self) -> Images:
         """The training images that ranges are drawn from and gradients are taken on."""
-        return self.splits["train"].chosen(self.calibration)
+        return self.splits["train"].select(self.calibration_rows)
 
 
-def pixels_key(files_digest: str, preprocess: Preprocess, on_corrupt: str) -> str:
+def pixel_cache_key(files_digest: str, preprocess: Preprocess, on_corrupt: str) -> str:
     """Name of decoded pixels in the cache: the files, how they are decoded, and by what."""
-    return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER)
+    return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
 
 
 def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
@@ -87,13 +90,13 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     Raises:
         ToolchainError: as `listing.find`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
     """
-    found = image_folder.find(domain, cache)
-    key = pixels_key(found.digest, preprocess, domain.on_corrupt)
+    found = image_folder.find_images(domain, cache)
+    key = pixel_cache_key(found.digest, preprocess, domain.on_corrupt)
     with records.locked(cache / "pixels" / key, wait=True):
         splits, skipped = {}, []
         for split in SPLITS:
             path = cache / "pixels" / key / f"{split}.npy"
-            pixels, bad = decoded(found.files[split], preprocess, path, domain.on_corrupt)
+            pixels, bad = decode_files(found.files[split], preprocess, path, domain.on_corrupt)
             good = [i for i in range(len(found.files[split])) if i not in bad]
             labels = torch.tensor([found.labels[split][i] for i in good])
             files = tuple(found.files[split][i] for i in good)
@@ -109,20 +112,20 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     )  # fmt: skip
 
 
-def at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
+def decode_at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
     """The same images, decoded again from their files at another size (height, width); kept under `cache`.
 
     Raises:
         ToolchainError: a file cannot be read any more.
     """
     preprocess = dataclasses.replace(data.preprocess, image_size=size)
-    key = pixels_key(data.digest, preprocess, "fail")
+    key = pixel_cache_key(data.digest, preprocess, "fail")
     splits = {}
     with records.locked(cache / "pixels" / key, wait=True):
         for split, images in data.splits.items():
-            pixels, _ = decoded(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
+            pixels, _ = decode_files(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
             splits[split] = dataclasses.replace(images, pixels=torch.from_numpy(pixels))
-    drawn = _drawn(splits["train"], data.calibration)
+    drawn = _drawn(splits["train"], data.calibration_rows)
     return dataclasses.replace(data, splits=splits, preprocess=preprocess, digest=key, calibration_digest=drawn)
 
 
@@ -131,7 +134,7 @@ def _drawn(train: Images, rows: Sequence[int]) -> str:
     return hashlib.sha256(train.pixels[list(rows)].numpy().tobytes()).hexdigest()
 
 
-def decoded(
+def decode_files(
     files: Sequence[Path], preprocess: Preprocess, path: Path, on_corrupt: Literal["fail", "skip"]
 ) -> tuple[np.ndarray, set[int]]:
     """Pixels of the readable files, uint8 [files, height, width(, 3)], kept at `path`; and which ones are not readable.

@@ -24,13 +24,13 @@ from toolchain.core.errors import ToolchainError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
-FEWEST_A_SPLIT = 1
-Entry = tuple[Path, int]  # file and class
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
+MIN_IMAGES_PER_CLASS = 1
+LabelledFile = tuple[Path, int]  # file and class
 
 
 @dataclass(frozen=True)
-class Listing:
+class DatasetFiles:
     """The files of a domain by split, with their class indices; nothing decoded yet."""
 
     root: Path
@@ -40,19 +40,19 @@ class Listing:
     digest: str  # over relative names and bytes of all files, their classes and splits
 
 
-def find(domain: Domain, cache: Path) -> Listing:
+def find_images(domain: Domain, cache: Path) -> DatasetFiles:
     """Finds the images and decides the splits.
 
     Raises:
         ToolchainError: no folder, no images, a class without images, classes that differ between splits, or fewer
             images than the splits need.
     """
-    root = root_of(domain, cache)
+    root = locate_root(domain, cache)
     given = [split for split in SPLITS if (root / split).is_dir()]
     if given and "train" not in given:
         raise ToolchainError(f"{root} has {', '.join(given)}/ but no train/; give all of train/ val/ test/, or none")
     sources: dict[str, dict[str, list[Path]]] = (
-        {split: scan(root / split) for split in given} if given else {"all": scan(root)}
+        {split: scan_class_folders(root / split) for split in given} if given else {"all": scan_class_folders(root)}
     )
     classes = _classes(domain, root, sources)
     entries = {
@@ -61,7 +61,7 @@ def find(domain: Domain, cache: Path) -> Listing:
     }
     hashes = {path: records.sha256_file(path) for found in entries.values() for path, _ in found}
     whole = entries.pop("all", None) or entries["train"]
-    by_split: dict[Split, list[Entry]] = {"train": whole}
+    by_split: dict[Split, list[LabelledFile]] = {"train": whole}
     shares: tuple[tuple[Split, float], ...] = (("test", domain.test_share), ("val", domain.validation_share))
     for split, share in shares:
         if split in entries:
@@ -76,7 +76,7 @@ def find(domain: Domain, cache: Path) -> Listing:
         except ToolchainError as reason:
             kept = f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so it takes several of each class"
             raise ToolchainError(f"{reason}{kept if domain.group_pattern else ''}") from reason
-    return Listing(
+    return DatasetFiles(
         root,
         classes,
         {split: [path for path, _ in by_split[split]] for split in SPLITS},
@@ -85,7 +85,7 @@ def find(domain: Domain, cache: Path) -> Listing:
     )
 
 
-def root_of(domain: Domain, cache: Path) -> Path:
+def locate_root(domain: Domain, cache: Path) -> Path:
     """The folder of a domain; a bundled source is written there first.
 
     Raises:
@@ -109,23 +109,25 @@ def root_of(domain: Domain, cache: Path) -> Path:
     return root
 
 
-def scan(folder: Path) -> dict[str, list[Path]]:
+def scan_class_folders(folder: Path) -> dict[str, list[Path]]:
     """Picture files by class folder."""
     names = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    return {p.name: sorted(f for f in p.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file()) for p in names}
+    return {
+        p.name: sorted(f for f in p.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()) for p in names
+    }
 
 
-def pool(domain: Domain, cache: Path) -> dict[str, list[Path]]:
+def list_by_class(domain: Domain, cache: Path) -> dict[str, list[Path]]:
     """All picture files of a domain by class, whatever split they lie in.
 
     Raises:
         ToolchainError: no folder, or no pictures in it.
     """
-    root = root_of(domain, cache)
+    root = locate_root(domain, cache)
     folders = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
     found: dict[str, list[Path]] = {}
     for folder in folders:
-        for name, files in scan(folder).items():
+        for name, files in scan_class_folders(folder).items():
             found.setdefault(name, []).extend(files)
     found = {name: files for name, files in sorted(found.items()) if files}
     if not found:
@@ -160,7 +162,7 @@ def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequ
     return domain.classes or tuple(sorted(first))
 
 
-def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str) -> list[list[Entry]]:
+def _together(entries: Sequence[LabelledFile], hashes: Mapping[Path, str], pattern: str) -> list[list[LabelledFile]]:
     """Entries in the groups that must share a split: identical files, and what `pattern` names alike."""
     if not entries:
         return []
@@ -173,19 +175,21 @@ def _together(entries: Sequence[Entry], hashes: Mapping[Path, str], pattern: str
     rows, columns = np.array(pairs).T
     size = len(entries) + len(marks)
     graph = coo_array((np.ones(len(pairs), np.int8), (rows, columns)), shape=(size, size))
-    groups: dict[int, list[Entry]] = {}
+    groups: dict[int, list[LabelledFile]] = {}
     for entry, group in zip(entries, connected_components(graph, directed=False)[1], strict=False):
         groups.setdefault(int(group), []).append(entry)
     return list(groups.values())
 
 
-def _stratified(groups: Sequence[Sequence[Entry]], share: float, seed: int) -> tuple[list[Entry], list[Entry]]:
+def _stratified(
+    groups: Sequence[Sequence[LabelledFile]], share: float, seed: int
+) -> tuple[list[LabelledFile], list[LabelledFile]]:
     """Splits off `share` of every class, at least one image of it, at random by `seed`; a group goes as one.
 
     A group of several classes counts for the rarest of them, which has the fewest to choose from.
     """
     counts = Counter(label for group in groups for _, label in group)
-    by_class: dict[int, list[Sequence[Entry]]] = {}
+    by_class: dict[int, list[Sequence[LabelledFile]]] = {}
     for group in groups:
         by_class.setdefault(min((label for _, label in group), key=lambda label: (counts[label], label)), []).append(
             group
@@ -194,14 +198,14 @@ def _stratified(groups: Sequence[Sequence[Entry]], share: float, seed: int) -> t
     for label, own in sorted(by_class.items()):
         order = np.random.default_rng([seed, label]).permutation(len(own))
         ends = np.cumsum([len(own[i]) for i in order])
-        wanted = max(FEWEST_A_SPLIT, round(share * int(ends[-1])))
+        wanted = max(MIN_IMAGES_PER_CLASS, round(share * int(ends[-1])))
         cut = int(np.abs(ends - wanted).argmin()) + 1
         gone += [entry for i in sorted(order[:cut]) for entry in own[i]]
         stay += [entry for i in sorted(order[cut:]) for entry in own[i]]
     return stay, gone
 
 
-def check_split(split: str, entries: Sequence[Entry], classes: Sequence[str], root: Path) -> None:
+def check_split(split: str, entries: Sequence[LabelledFile], classes: Sequence[str], root: Path) -> None:
     """Refuses a split that lacks a class, or has too little to train on.
 
     Raises:
@@ -219,7 +223,7 @@ def check_split(split: str, entries: Sequence[Entry], classes: Sequence[str], ro
 
 
 def _digest(
-    root: Path, by_split: Mapping[Split, Sequence[Entry]], classes: Sequence[str], hashes: Mapping[Path, str]
+    root: Path, by_split: Mapping[Split, Sequence[LabelledFile]], classes: Sequence[str], hashes: Mapping[Path, str]
 ) -> str:
     total = hashlib.sha256(repr(tuple(classes)).encode())
     for split in SPLITS:

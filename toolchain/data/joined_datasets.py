@@ -15,22 +15,22 @@ from toolchain.core import files as records
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
-from toolchain.data.dataset import Dataset, Images, decoded, pixels_key
+from toolchain.data.dataset import Dataset, Images, decode_files, pixel_cache_key
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedDataset:
     """One further set, ready to be mixed in."""
 
     name: str
     images: Images
     digest: str
-    left_out: tuple[str, ...]  # its classes that mean nothing here
-    leaked: int  # pictures of it that are also in validation or test, and so were left out
-    corrupt: int  # files of it that cannot be read
+    dropped_classes: tuple[str, ...]  # its classes that mean nothing here
+    leaked_images: int  # pictures of it that are also in validation or test, and so were left out
+    corrupt_files: int  # files of it that cannot be read
 
 
-def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
+def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDataset:
     """Decodes a further set as `data` is decoded, with this domain's classes.
 
     Raises:
@@ -41,14 +41,14 @@ def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
         raise ToolchainError(
             f"{where}: where its images are is not said; give path in [[join]], or in the domain's own file"
         )
-    found = image_folder.pool(dataclasses.replace(other, path=spec.path or other.path), cache)
-    labels = mapped(spec, tuple(found), data.classes, where)
+    found = image_folder.list_by_class(dataclasses.replace(other, path=spec.path or other.path), cache)
+    labels = map_labels(spec, tuple(found), data.classes, where)
     entries = _drawn([(path, labels[name]) for name in labels for path in found[name]], spec.images)
     content = hashlib.sha256("".join(records.sha256_file(path) for path, _ in entries).encode()).hexdigest()
-    key = pixels_key(content, data.preprocess, "skip")
+    key = pixel_cache_key(content, data.preprocess, "skip")
     with records.locked(cache / "pixels" / key, wait=True):
         files = [path for path, _ in entries]
-        pixels, bad = decoded(files, data.preprocess, cache / "pixels" / key / "joined.npy", "skip")
+        pixels, bad = decode_files(files, data.preprocess, cache / "pixels" / key / "joined.npy", "skip")
     good = [label for row, (_, label) in enumerate(entries) if row not in bad]
     files = [path for row, path in enumerate(files) if row not in bad]
     images = Images(torch.from_numpy(pixels), torch.tensor(good), tuple(files), torch.full((len(good),), spec.weight))
@@ -58,14 +58,14 @@ def read(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> Joined:
         raise ToolchainError(f"{where}: all of its pictures are also in validation or test; it brings nothing new")
     digest = records.digest(key, spec.weight, good, rows)
     left = tuple(sorted(set(found) - set(labels)))
-    return Joined(spec.domain, images.chosen(rows), digest, left, len(good) - len(rows), len(bad))
+    return JoinedDataset(spec.domain, images.select(rows), digest, left, len(good) - len(rows), len(bad))
 
 
 def _hash(picture: np.ndarray) -> bytes:
     return hashlib.sha256(picture.tobytes()).digest()
 
 
-def mapped(spec: JoinSpec, theirs: Sequence[str], ours: Sequence[str], where: str) -> Mapping[str, int]:
+def map_labels(spec: JoinSpec, theirs: Sequence[str], ours: Sequence[str], where: str) -> Mapping[str, int]:
     """Index of our class for each of their classes that has one.
 
     Raises:
@@ -103,14 +103,14 @@ def _drawn(entries: Sequence[tuple[Path, int]], most: int) -> list[tuple[Path, i
     return [entries[row] for row in sorted(row for _, row in sorted(ranked)[:most])]
 
 
-def mixed(data: Dataset, joined: Joined) -> Dataset:
+def add_to_training(data: Dataset, joined: JoinedDataset) -> Dataset:
     """`data` with the further set behind its own training images; validation, test and calibration stay its own."""
     own, extra = data.splits["train"], joined.images
     both = Images(
         torch.cat([own.pixels, extra.pixels]),
         torch.cat([own.labels, extra.labels]),
         own.files + extra.files,
-        torch.cat([own.weights, extra.weights]),
+        torch.cat([own.loss_weights, extra.loss_weights]),
     )
     return dataclasses.replace(
         data, splits={**data.splits, "train": both}, digest=records.digest(data.digest, joined.digest)

@@ -15,7 +15,7 @@ from toolchain.core.types import Preprocess
 from toolchain.data import augment as augmentation
 from toolchain.data.dataset import Dataset, Images
 
-WORKERS = (
+DEFAULT_THREADS = (
     1 if (os.cpu_count() or 1) > 1 else 0
 )  # threads that make batches ahead; one keeps up with training on two cores
 
@@ -32,7 +32,7 @@ def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     return lines.view(images, height, width, 3).permute(0, 3, 1, 2)  # channels last in memory, as the kernels like it
 
 
-def batches(images: Images, preprocess: Preprocess, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def ordered_batches(images: Images, preprocess: Preprocess, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, in batches of (float32 images [batch, 3, height, width], labels [batch])."""
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)
@@ -40,17 +40,17 @@ def batches(images: Images, preprocess: Preprocess, batch_size: int) -> Iterator
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """What one training step looks at."""
 
     images: Tensor  # float32 [batch, 3, height, width]
-    wanted: Tensor  # float32 [batch, classes]: shares that add up to 1
-    weights: Tensor  # float32 [batch]
+    soft_labels: Tensor  # float32 [batch, classes]: shares that add up to 1
+    loss_weights: Tensor  # float32 [batch]
 
 
 def training_batches(
-    data: Dataset, batch_size: int, *, seed: int, augment: AugmentSpec, workers: int = WORKERS
-) -> Iterator[Batch]:
+    data: Dataset, batch_size: int, *, seed: int, augment: AugmentSpec, workers: int = DEFAULT_THREADS
+) -> Iterator[TrainingBatch]:
     """One epoch of the training images, shuffled and augmented, made ahead in `workers` threads.
 
     Each batch draws from a generator of its own, so the number of threads changes nothing. A last batch of one image
@@ -65,7 +65,7 @@ def training_batches(
         yield from (_batch(data, augment, *job) for job in jobs)
         return
     with ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (1,)) as pool:
-        ahead: deque[Future[Batch]] = deque()
+        ahead: deque[Future[TrainingBatch]] = deque()
         try:
             for job in jobs:
                 ahead.append(pool.submit(_batch, data, augment, *job))
@@ -77,15 +77,15 @@ def training_batches(
             pool.shutdown(cancel_futures=True)
 
 
-def _batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) -> Batch:
+def _batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) -> TrainingBatch:
     random, images = torch.Generator().manual_seed(seed), data.splits["train"]
     pixels, wanted = images.pixels[rows], F.one_hot(images.labels[rows], len(data.classes)).float()
-    wanted = wanted * images.weights[rows, None]  # blended with the labels where images are blended
+    wanted = wanted * images.loss_weights[rows, None]  # blended with the labels where images are blended
     if any(vars(augment).values()):
         planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        changed, wanted = augmentation.mixed(
-            augmentation.pictures(planes.float(), augment, random), wanted, augment, random
+        changed, wanted = augmentation.mix(
+            augmentation.transform(planes.float(), augment, random), wanted, augment, random
         )
         pixels = changed.squeeze(1) if pixels.ndim == 3 else changed.permute(0, 2, 3, 1)
     weights = wanted.sum(1)
-    return Batch(normalise(pixels, data.preprocess), wanted / weights[:, None], weights)
+    return TrainingBatch(normalise(pixels, data.preprocess), wanted / weights[:, None], weights)

@@ -5,10 +5,10 @@ from toolchain.config.job import Job
 from toolchain.core.types import Preprocess
 from toolchain.data import dataset, joined_datasets
 from toolchain.data.dataset import Dataset
-from toolchain.data.joined_datasets import Joined
+from toolchain.data.joined_datasets import JoinedDataset
 
 
-def run(job: Job) -> tuple[Dataset, list[Joined]]:
+def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
     """Finds, splits and decodes everything that the recipe trains on.
 
     Raises:
@@ -18,4 +18,4 @@ def run(job: Job) -> tuple[Dataset, list[Joined]]:
     size = recipe.image_size or domain.image_size
     wanted = Preprocess(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
     data = dataset.load(domain, wanted, job.images)
-    return data, [joined_datasets.read(one, reader.domain(one.domain), data, job.images) for one in recipe.join]
+    return data, [joined_datasets.load(one, reader.domain(one.domain), data, job.images) for one in recipe.join]

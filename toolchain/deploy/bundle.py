@@ -21,7 +21,7 @@ from toolchain.core.types import Artefact, Preprocess
 from toolchain.data.dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.deploy import drift_reference, npz, packaged_forms, sbom, signing
-from toolchain.deploy.packaged_forms import Packaged
+from toolchain.deploy.packaged_forms import PackagedForms
 from toolchain.edge import archive as archives
 from toolchain.edge import manifest as manifests
 from toolchain.edge import run as runner
@@ -31,8 +31,8 @@ from toolchain.measure.accuracy import Answers, step_of
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import lock
 
-GOLDENS = 16
-FEWEST_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
+GOLDEN_IMAGES = 16
+MIN_TOLERANCE_STEPS = 2.0  # other kernels of the same runtime round the other way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ def run(job: Job, shipment: Shipment | None) -> None:
         return
     forms = packaged_forms.run(job, shipment.variant, shipment.predictions["test"], shipment.data)
     write(shipment, forms, job.folder)
-    lock.settle(job.folder / lock.file_name(job.recipe, job.target), shipment.variant.precision)
+    lock.record_shipped_precision(job.folder / lock.file_name(job.recipe, job.target), shipment.variant.precision)
 
 
-def write(shipment: Shipment, forms: Packaged, out: Path) -> Path:
+def write(shipment: Shipment, forms: PackagedForms, out: Path) -> Path:
     """Write `out/bundle/` and `out/bundle.tar`.
 
     Args:
@@ -86,7 +86,7 @@ def write(shipment: Shipment, forms: Packaged, out: Path) -> Path:
         facts = {**shipment.facts, "forms": records.plain(forms.forms)}
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
-        records.write_json(making / sbom.FILE, sbom.of(manifests.checked(records.plain(manifest), making)))
+        records.write_json(making / sbom.FILE_NAME, sbom.build(manifests.checked(records.plain(manifest), making)))
         records.write_text(making / "surgery.json", json.dumps(records.plain(shipment.surgery), sort_keys=True) + "\n")
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
@@ -107,12 +107,12 @@ def remove(out: Path) -> None:
     """Takes away an older bundle, so that a missed budget does not leave one that looks current."""
     shutil.rmtree(out / "bundle", ignore_errors=True)
     (out / "bundle.tar").unlink(missing_ok=True)
-    signing.path_of(out / "bundle.tar").unlink(missing_ok=True)
+    signing.signature_path(out / "bundle.tar").unlink(missing_ok=True)
 
 
 def _packed(folder: Path, archive: Path) -> Path:
     """Writes the archive. A signature stays only over the same bytes: over others it would look like one over these."""
-    signature = signing.path_of(archive)
+    signature = signing.signature_path(archive)
     before = records.sha256_file(archive) if archive.is_file() else ""
     kept = signature.read_bytes() if signature.is_file() else b""
     signature.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def _shipped_name(file: Path) -> str:
 def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> dict[str, float]:
     """Test pictures whose answers the device must give again, spread over the classes."""
     test = data.splits["test"]
-    chosen = np.linspace(0, len(test) - 1, min(GOLDENS, len(test))).astype(int)
+    chosen = np.linspace(0, len(test) - 1, min(GOLDEN_IMAGES, len(test))).astype(int)
     golden = {
         "pixels": test.pixels.numpy()[chosen],
         "logits": answers.artefact[chosen],
@@ -146,17 +146,17 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     spread = 0.0
     if answers.unoptimized is not None:
         spread = float(np.abs(answers.artefact[chosen] - answers.unoptimized[chosen]).max() / step)
-    return {"step": step, "tolerance_steps": max(FEWEST_TOLERANCE_STEPS, math.ceil(2 * spread))}
+    return {"step": step, "tolerance_steps": max(MIN_TOLERANCE_STEPS, math.ceil(2 * spread))}
 
 
 def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> None:
     """Readings of the pictures that the model was tested on, for `run.py --watch` and `toolchain drift`."""
     seen = [
-        drift_reference.Seen(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
+        drift_reference.SplitPredictions(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
         for split, own in ((data.splits[name], answers[name]) for name in sorted(answers))
     ]
     with records.writing(path) as out:
-        npz.save(out, drift_reference.arrays(seen))
+        npz.save(out, drift_reference.build_arrays(seen))
 
 
 def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden: Mapping[str, float]) -> dict[str, Any]:

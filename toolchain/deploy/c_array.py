@@ -4,9 +4,9 @@ from pathlib import Path
 
 from toolchain.core import files
 
-FILES = ("model_data.c", "model_data.h")
-A_LINE = 20  # bytes
-HEADER = """\
+FILE_NAMES = ("model_data.c", "model_data.h")
+BYTES_PER_LINE = 20  # bytes
+HEADER_TEMPLATE = """\
 /* The model of this bundle, {name}: {size} bytes, SHA-256 {digest}. */
 #ifndef MODEL_DATA_H
 #define MODEL_DATA_H
@@ -26,7 +26,7 @@ extern const size_t model_data_size;
 
 #endif
 """
-BODY = """\
+SOURCE_TEMPLATE = """\
 #include "model_data.h"
 
 #if defined(__GNUC__)
@@ -43,9 +43,9 @@ def write(model: Path, folder: Path) -> tuple[Path, ...]:
     """Writes `model_data.c` and `model_data.h` with the bytes of a file."""
     body = model.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [",".join(map(str, body[at : at + A_LINE])) + "," for at in range(0, len(body), A_LINE)]
-    source, header = (folder / name for name in FILES)
-    files.write_text(source, BODY.format(size=len(body), rows="\n".join(rows)))
+    rows = [",".join(map(str, body[at : at + BYTES_PER_LINE])) + "," for at in range(0, len(body), BYTES_PER_LINE)]
+    source, header = (folder / name for name in FILE_NAMES)
+    files.write_text(source, SOURCE_TEMPLATE.format(size=len(body), rows="\n".join(rows)))
     digest = files.sha256_file(model)
-    files.write_text(header, HEADER.format(name=model.name, size=len(body), digest=digest))
+    files.write_text(header, HEADER_TEMPLATE.format(name=model.name, size=len(body), digest=digest))
     return source, header

@@ -9,23 +9,23 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.registry import PACKAGE
 from toolchain.edge import archive
 
-FILE = "runner.tar"
-INSIDE = "runner"
+ARCHIVE_NAME = "runner.tar"
+ARCHIVE_FOLDER = "runner"
 
 
-def folder() -> Path:
+def find_sources() -> Path:
     """Where they lie.
 
     Raises:
         ToolchainError: neither in the package nor beside it.
     """
-    for place in (PACKAGE / "runner_sources", PACKAGE.parent / INSIDE):
+    for place in (PACKAGE / "runner_sources", PACKAGE.parent / ARCHIVE_FOLDER):
         if (place / "CMakeLists.txt").is_file():
             return place
     raise ToolchainError("the C++ runner's sources are missing from this installation; install it again")
 
 
-def digest() -> str:
+def hash_sources() -> str:
     """Over names and contents."""
     found = hashlib.sha256()
     for name, file in _files():
@@ -43,6 +43,6 @@ def pack(path: Path) -> Path:
 
 
 def _files() -> list[tuple[str, Path]]:
-    top = folder()
+    top = find_sources()
     kept = [top / "CMakeLists.txt", *sorted((top / "src").iterdir())]
-    return [(f"{INSIDE}/{file.relative_to(top)}", file) for file in kept]
+    return [(f"{ARCHIVE_FOLDER}/{file.relative_to(top)}", file) for file in kept]

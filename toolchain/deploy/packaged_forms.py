@@ -30,21 +30,21 @@ from toolchain.measure import machine
 from toolchain.measure.accuracy import Answers, step_of
 
 VERSION = 1
-PICTURES = 64  # of test, that every form is asked
+COMPARED_IMAGES = 64  # of test, that every form is asked
 GOLDEN_FRAMES = 4  # that go into the bundle
-GOLDEN_FILE = "golden_frames.npz"
-LEAST_AGREEMENT = 0.95  # share of the pictures that a form must put into the canonical one's class
+GOLDEN_FRAMES_FILE = "golden_frames.npz"
+MIN_AGREEMENT = 0.95  # share of the pictures that a form must put into the canonical one's class
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packaged:
+class PackagedForms:
     """All further forms, and the files that they consist of."""
 
     forms: tuple[Form, ...] = ()
     files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
-def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged:
+def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> PackagedForms:
     """Makes the forms that the target asks for.
 
     Args:
@@ -55,18 +55,18 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
     """
     target = job.target
     if not target.package.wanted:
-        return Packaged()
+        return PackagedForms()
     key = records.digest(
         VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
         registry.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
-        cpp_runner.digest() if target.package.sources else "",
+        cpp_runner.hash_sources() if target.package.sources else "",
     )  # fmt: skip
     with stage_cache.stage(job.work, "package", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))
             if target.package.sources:
-                cpp_runner.pack(stage.folder / cpp_runner.FILE)
+                cpp_runner.pack(stage.folder / cpp_runner.ARCHIVE_NAME)
             stage = stage_cache.finish(stage, started, {"forms": forms})
         found = (
             tuple(reader.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
@@ -74,9 +74,9 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
             else ()
         )
         files = [stage.folder / name for form in found for name in form.files]
-        golden = [stage.folder / GOLDEN_FILE] if target.package.input == "uint8" else []
-        sources = [stage.folder / cpp_runner.FILE] if target.package.sources else []
-        return Packaged(forms=found, files=(*files, *golden, *sources))
+        golden = [stage.folder / GOLDEN_FRAMES_FILE] if target.package.input == "uint8" else []
+        sources = [stage.folder / cpp_runner.ARCHIVE_NAME] if target.package.sources else []
+        return PackagedForms(forms=found, files=(*files, *golden, *sources))
 
 
 def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:
@@ -88,7 +88,7 @@ def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, fol
         size = asked.frame or data.preprocess.image_size
         progress.say(f"package: a form that takes frames of {size[0]}x{size[1]}")
         source, stem = _framed(variant, runtime, data.preprocess, size, folder), FRAMES
-        judge.look(size, folder / GOLDEN_FILE)
+        judge.look(size, folder / GOLDEN_FRAMES_FILE)
         yield judge.form(FRAMES, Packed(files=source.files, deterministic=True))
     packed = Packed(files=source.files, deterministic=True)
     for form in [name for name in asked.forms if name != C_ARRAY]:
@@ -107,7 +107,7 @@ def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, fol
 
 def _framed(variant: Variant, runtime: Any, preprocess: Preprocess, size: tuple[int, int], folder: Path) -> Artefact:
     """The model with resizing and normalising inside, under its own name."""
-    camera_input.fold(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
+    camera_input.fold_preprocessing(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
     made = runtime.compile(folder / "folded" / "folded.onnx", folder / "folded")
     return records.artefact(*(file.replace(folder / f"{FRAMES}{file.suffix}") for file in made.files))
 
@@ -117,7 +117,7 @@ class _Judge:
 
     def __init__(self, variant: Variant, answers: Answers, target: Target, data: Dataset) -> None:
         test = data.splits["test"]
-        self.chosen = np.linspace(0, len(test) - 1, min(PICTURES, len(test))).astype(int)
+        self.chosen = np.linspace(0, len(test) - 1, min(COMPARED_IMAGES, len(test))).astype(int)
         self.variant, self.target, self.data = variant, target, data
         self.step, self.wanted = step_of(variant, answers), answers.artefact[self.chosen]
         self.inputs = runner.normalise(test.pixels.numpy()[self.chosen], data.preprocess.mean, data.preprocess.std)
@@ -132,7 +132,9 @@ class _Judge:
         small = [runner.fit_size(shot, sees.image_size) for shot in shots]
         self.wanted = np.concatenate([session.run(shown(one, sees.mean, sees.std)[None]) for one in small])
         self.inputs = shots.reshape(*shots.shape[:3], -1)
-        self.tensor = Tensor(name=camera_input.INPUT, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:]))
+        self.tensor = Tensor(
+            name=camera_input.INPUT_NAME, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:])
+        )
         kept = slice(0, None, max(1, len(shots) // GOLDEN_FRAMES))
         with records.writing(golden) as out:
             npz.save(out, {"frames": self.inputs[kept], "logits": self.wanted[kept]})
@@ -151,7 +153,7 @@ class _Judge:
         session = room.open(path, threads=self.target.threads, precision=self.variant.precision)
         given = np.concatenate([session.run(one[None]) for one in self.inputs])
         agreement = float((given.argmax(1) == self.wanted.argmax(1)).mean())
-        if not np.isfinite(given).all() or agreement < LEAST_AGREEMENT:
+        if not np.isfinite(given).all() or agreement < MIN_AGREEMENT:
             raise ToolchainError(
                 f"{path.name}, the form {name!r}, names the canonical model's class for {agreement:.0%} of "
                 f"{len(given)} test pictures only; leave it out of [package] forms, and report this"

@@ -9,19 +9,19 @@ from typing import Any
 
 from toolchain.edge.manifest import Manifest
 
-FILE = "sbom.cdx.json"
-PRODUCT = "edge-toolchain"
-NEEDED = ("numpy",)  # beside the runtime
-OPTIONAL = ("pillow",)  # for picture files
-HEX_DIGITS = 64  # of a SHA-256; published weights go by name
+FILE_NAME = "sbom.cdx.json"
+PRODUCT_NAME = "edge-toolchain"
+REQUIRED_LIBRARIES = ("numpy",)  # beside the runtime
+OPTIONAL_LIBRARIES = ("pillow",)  # for picture files
+SHA256_HEX_DIGITS = 64  # of a SHA-256; published weights go by name
 
 
-def of(manifest: Manifest) -> dict[str, Any]:
+def build(manifest: Manifest) -> dict[str, Any]:
     """The bill as plain data."""
     made_of, ready = manifest.provenance, _accuracy(manifest)
     runtime = [_library(name, version, "required") for name, version in sorted(manifest.runtime_version.items())]
-    runtime += [_library(name, made_of.versions.get(name, ""), "required") for name in NEEDED]
-    runtime += [_library(name, made_of.versions.get(name, ""), "optional") for name in OPTIONAL]
+    runtime += [_library(name, made_of.versions.get(name, ""), "required") for name in REQUIRED_LIBRARIES]
+    runtime += [_library(name, made_of.versions.get(name, ""), "optional") for name in OPTIONAL_LIBRARIES]
     sources = [_weights(manifest), _pictures(manifest)]
     tools = [_library(name, version, "") for name, version in sorted(made_of.versions.items())]
     return {
@@ -29,7 +29,7 @@ def of(manifest: Manifest) -> dict[str, Any]:
         "specVersion": "1.6",
         "version": 1,
         "metadata": {
-            "tools": {"components": [_library(PRODUCT, importlib.metadata.version(PRODUCT), ""), *tools]},
+            "tools": {"components": [_library(PRODUCT_NAME, importlib.metadata.version(PRODUCT_NAME), ""), *tools]},
             "component": {
                 "type": "machine-learning-model",
                 "bom-ref": "model",
@@ -86,7 +86,7 @@ def _weights(manifest: Manifest) -> dict[str, Any]:
     made_of = manifest.provenance
     return {
         "type": "machine-learning-model", "bom-ref": "weights", "name": made_of.weights,
-        **({"hashes": [{"alg": "SHA-256", "content": made_of.weights_sha256}]} if len(made_of.weights_sha256) == HEX_DIGITS else {}),
+        **({"hashes": [{"alg": "SHA-256", "content": made_of.weights_sha256}]} if len(made_of.weights_sha256) == SHA256_HEX_DIGITS else {}),
         **_stated(made_of.weights_licence),
     }  # fmt: skip
 

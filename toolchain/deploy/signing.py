@@ -20,19 +20,19 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 
-SUFFIX = ".sig"
-PASSWORD = "TOOLCHAIN_KEY_PASSWORD"  # noqa: S105  of an environment variable
-ACCEPTED = "elliptic curve (P-256, P-384, P-521), Ed25519 or RSA of at least 3072 bits, as PEM"
-CURVES = {"secp256r1", "secp384r1", "secp521r1"}
-LEAST_RSA_BITS = 3072
-LARGEST_FILE = 1 << 16  # of a key or a signature
-Private = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
-Public = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
+SIGNATURE_SUFFIX = ".sig"
+PASSWORD_VARIABLE = "TOOLCHAIN_KEY_PASSWORD"  # noqa: S105  of an environment variable
+ACCEPTED_KEYS = "elliptic curve (P-256, P-384, P-521), Ed25519 or RSA of at least 3072 bits, as PEM"
+ACCEPTED_CURVES = {"secp256r1", "secp384r1", "secp521r1"}
+MIN_RSA_BITS = 3072
+MAX_FILE_BYTES = 1 << 16  # of a key or a signature
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey | rsa.RSAPublicKey
 
 
-def path_of(archive: Path) -> Path:
+def signature_path(archive: Path) -> Path:
     """Where an archive's signature lies."""
-    return archive.with_name(archive.name + SUFFIX)
+    return archive.with_name(archive.name + SIGNATURE_SUFFIX)
 
 
 def sign(archive: Path, body: bytes, key: Path) -> Path:
@@ -46,9 +46,9 @@ def sign(archive: Path, body: bytes, key: Path) -> Path:
         ToolchainError: a file is missing, or the key is none that is accepted.
     """
     secret = _private(key)
-    with files.writing(path_of(archive)) as out:
+    with files.writing(signature_path(archive)) as out:
         out.write(_signature(secret, body))
-    return path_of(archive)
+    return signature_path(archive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Signer:
     certificate: Path | None = None  # X.509 of the key, where the receiver checks those
 
 
-def detached(body: bytes, key: Path, kinds: Collection[str]) -> bytes:
+def sign_detached(body: bytes, key: Path, kinds: Collection[str]) -> bytes:
     """A signature as its bytes.
 
     Args:
@@ -78,7 +78,7 @@ def detached(body: bytes, key: Path, kinds: Collection[str]) -> bytes:
     return _signature(secret, body)
 
 
-def cms(body: bytes, signer: Signer) -> bytes:
+def sign_cms(body: bytes, signer: Signer) -> bytes:
     """A detached CMS signature (RFC 5652) in DER, as `openssl cms -sign -binary` writes it.
 
     Raises:
@@ -99,7 +99,7 @@ def cms(body: bytes, signer: Signer) -> bytes:
     return made.sign(serialization.Encoding.DER, wanted)
 
 
-def check(body: bytes, signature: Path, key: Path) -> str:
+def verify(body: bytes, signature: Path, key: Path) -> str:
     """Makes sure that whoever holds the private half of `key` signed exactly these bytes.
 
     Returns:
@@ -123,7 +123,7 @@ def check(body: bytes, signature: Path, key: Path) -> str:
     return fingerprint(public)
 
 
-def fingerprint(key: Public) -> str:
+def fingerprint(key: PublicKey) -> str:
     """Kind and first digits of the SHA-256 over the key's DER encoding."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     kind = "Ed25519"
@@ -139,7 +139,7 @@ def _hash_of(curve: ec.EllipticCurve) -> hashes.HashAlgorithm:
     return {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384()}.get(curve.name, hashes.SHA512())
 
 
-def _signature(key: Private, body: bytes) -> bytes:
+def _signature(key: PrivateKey, body: bytes) -> bytes:
     if isinstance(key, ec.EllipticCurvePrivateKey):
         return key.sign(body, ec.ECDSA(_hash_of(key.curve)))
     if isinstance(key, rsa.RSAPrivateKey):
@@ -147,7 +147,7 @@ def _signature(key: Private, body: bytes) -> bytes:
     return key.sign(body)
 
 
-def _verify(key: Public, signature: bytes, body: bytes) -> None:
+def _verify(key: PublicKey, signature: bytes, body: bytes) -> None:
     if isinstance(key, ec.EllipticCurvePublicKey):
         key.verify(signature, body, ec.ECDSA(_hash_of(key.curve)))
     elif isinstance(key, rsa.RSAPublicKey):
@@ -159,32 +159,34 @@ def _verify(key: Public, signature: bytes, body: bytes) -> None:
 def _small(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
-            body = file.read(LARGEST_FILE + 1)
+            body = file.read(MAX_FILE_BYTES + 1)
     except OSError as reason:
         raise ToolchainError(f"cannot read {path}: {reason.strerror}; {what} is wanted") from reason
-    if len(body) > LARGEST_FILE:
+    if len(body) > MAX_FILE_BYTES:
         raise ToolchainError(f"{path} is larger than {what} can be")
     return body
 
 
-def _private(path: Path) -> Private:
-    body, password = _small(path, "a private key"), os.environ.get(PASSWORD)
+def _private(path: Path) -> PrivateKey:
+    body, password = _small(path, "a private key"), os.environ.get(PASSWORD_VARIABLE)
     try:
         key = serialization.load_pem_private_key(body, password.encode() if password else None)
     except TypeError as reason:  # a password is missing, or one too many
         wanted = "is not encrypted, unset" if password else "is encrypted, put its password into"
-        raise ToolchainError(f"{path} {wanted} {PASSWORD}") from reason
+        raise ToolchainError(f"{path} {wanted} {PASSWORD_VARIABLE}") from reason
     except (ValueError, UnsupportedAlgorithm) as reason:
         if b"PUBLIC KEY" in body:
             raise ToolchainError(f"{path} is a public key; signing takes the private one") from reason
-        cause = f" (or {PASSWORD} is wrong)" if b"ENCRYPTED" in body else ""
-        raise ToolchainError(f"{path} is not a private key that can be read{cause}; accepted: {ACCEPTED}") from reason
-    if not isinstance(key, Private) or not _accepted(key.public_key()):
+        cause = f" (or {PASSWORD_VARIABLE} is wrong)" if b"ENCRYPTED" in body else ""
+        raise ToolchainError(
+            f"{path} is not a private key that can be read{cause}; accepted: {ACCEPTED_KEYS}"
+        ) from reason
+    if not isinstance(key, PrivateKey) or not _accepted(key.public_key()):
         raise _of_another_kind(path, key)
     return key
 
 
-def _public(path: Path) -> Public:
+def _public(path: Path) -> PublicKey:
     body = _small(path, "a public key")
     try:
         key = serialization.load_pem_public_key(body)
@@ -193,20 +195,20 @@ def _public(path: Path) -> Public:
             raise ToolchainError(
                 f"{path} is a private key; checking takes the public one: openssl pkey -in {path} -pubout -out public.pem"
             ) from reason
-        raise ToolchainError(f"{path} is not a public key that can be read; accepted: {ACCEPTED}") from reason
-    if not isinstance(key, Public) or not _accepted(key):
+        raise ToolchainError(f"{path} is not a public key that can be read; accepted: {ACCEPTED_KEYS}") from reason
+    if not isinstance(key, PublicKey) or not _accepted(key):
         raise _of_another_kind(path, key)
     return key
 
 
-def _accepted(key: Public) -> bool:
+def _accepted(key: PublicKey) -> bool:
     if isinstance(key, ec.EllipticCurvePublicKey):
-        return key.curve.name in CURVES
-    return not isinstance(key, rsa.RSAPublicKey) or key.key_size >= LEAST_RSA_BITS
+        return key.curve.name in ACCEPTED_CURVES
+    return not isinstance(key, rsa.RSAPublicKey) or key.key_size >= MIN_RSA_BITS
 
 
 def _of_another_kind(path: Path, key: object) -> ToolchainError:
     bits = f" of {key.key_size} bits" if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey) else ""
     curve = f" on {key.curve.name}" if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey) else ""
     given = type(key).__name__.strip("_").removesuffix("PrivateKey").removesuffix("PublicKey")
-    return ToolchainError(f"{path} holds a key of another kind ({given}{bits}{curve}); accepted: {ACCEPTED}")
+    return ToolchainError(f"{path} holds a key of another kind ({given}{bits}{curve}); accepted: {ACCEPTED_KEYS}")

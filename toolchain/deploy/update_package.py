@@ -16,31 +16,31 @@ from toolchain.core.registry import PACKAGE, nearest
 from toolchain.deploy import verify_bundle
 from toolchain.edge.manifest import Manifest
 
-TEMPLATES = PACKAGE / "deploy" / "templates"
-ARCHIVE = "bundle.tar"
-INSTALL = "install.sh"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
-DEVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,+-]*")
-FOLDER = re.compile(r"(/[A-Za-z0-9._-]+)+")
-WORD = re.compile(r"@([a-z_]+)@")
+TEMPLATES_FOLDER = PACKAGE / "deploy" / "templates"
+ARCHIVE_NAME = "bundle.tar"
+INSTALL_SCRIPT = "install.sh"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
+DEVICE_TYPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,+-]*")
+FOLDER_PATTERN = re.compile(r"(/[A-Za-z0-9._-]+)+")
+PLACEHOLDER = re.compile(r"@([a-z_]+)@")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cargo:
+class UpdatePackage:
     """A bundle that is whole, on its way to a kind of board."""
 
     archive: bytes
     manifest: Manifest
-    words: Mapping[str, str]  # that templates may use
-    templates: tuple[Path, ...]  # folders, the first that has a file wins
+    placeholders: Mapping[str, str]  # that templates may use
+    template_folders: tuple[Path, ...]  # folders, the first that has a file wins
 
     @property
     def name(self) -> str:
         """Of a package, unique for what is in it."""
         made = self.manifest
-        return f"{made.recipe}-{made.target}-r{made.release}-{self.words['digest'][:8]}"
+        return f"{made.recipe}-{made.target}-r{made.release}-{self.placeholders['digest'][:8]}"
 
-    def text(self, file: str, **more: str) -> bytes:
+    def fill_template(self, file: str, **more: str) -> bytes:
         """A template's text with every word filled in.
 
         Args:
@@ -49,10 +49,10 @@ class Cargo:
         Raises:
             ToolchainError: there is no such file, or it uses a word that is not known.
         """
-        found = next((folder / file for folder in self.templates if (folder / file).is_file()), None)
+        found = next((folder / file for folder in self.template_folders if (folder / file).is_file()), None)
         if found is None:
-            raise ToolchainError(f"{file} is in none of {', '.join(map(str, self.templates))}")
-        return _filled(found, {**self.words, **more}).encode()
+            raise ToolchainError(f"{file} is in none of {', '.join(map(str, self.template_folders))}")
+        return _filled(found, {**self.placeholders, **more}).encode()
 
 
 def _filled(path: Path, words: Mapping[str, str]) -> str:
@@ -62,12 +62,12 @@ def _filled(path: Path, words: Mapping[str, str]) -> str:
         return words[match[1]]
 
     try:
-        return WORD.sub(value, path.read_text())
+        return PLACEHOLDER.sub(value, path.read_text())
     except (OSError, UnicodeError) as reason:
         raise ToolchainError(f"cannot read {path}: {reason}") from reason
 
 
-def load(bundle: Path, system: str, device: str, folder: str, templates: str) -> Cargo:
+def prepare(bundle: Path, system: str, device: str, folder: str, templates: str) -> UpdatePackage:
     """A bundle's archive, checked, with what templates need to know of it.
 
     Args:
@@ -79,10 +79,10 @@ def load(bundle: Path, system: str, device: str, folder: str, templates: str) ->
     Raises:
         ToolchainError: the archive is damaged, or a name cannot stand in a package.
     """
-    body, manifest = verify_bundle.whole(bundle)
+    body, manifest = verify_bundle.read_archive(bundle)
     for what, given, wanted in (
-        ("--device-type", device, DEVICE), ("--folder", folder, FOLDER), ("the recipe's name", manifest.recipe, NAME),
-        ("the target's name", manifest.target, NAME),
+        ("--device-type", device, DEVICE_TYPE_PATTERN), ("--folder", folder, FOLDER_PATTERN), ("the recipe's name", manifest.recipe, NAME_PATTERN),
+        ("the target's name", manifest.target, NAME_PATTERN),
     ):  # fmt: skip
         if not wanted.fullmatch(given):
             raise ToolchainError(f"{what} {given!r} cannot stand in a package; it must match {wanted.pattern}")
@@ -91,14 +91,16 @@ def load(bundle: Path, system: str, device: str, folder: str, templates: str) ->
         "recipe": manifest.recipe, "target": manifest.target, "release": str(manifest.release), "digest": digest,
         "runtime": manifest.runtime, "device": device, "folder": folder, "version": f"{manifest.release}.0.0",
     }  # fmt: skip
-    return Cargo(archive=body, manifest=manifest, words=words, templates=_folders(system, templates))
+    return UpdatePackage(
+        archive=body, manifest=manifest, placeholders=words, template_folders=_folders(system, templates)
+    )
 
 
 def _folders(system: str, given: str) -> tuple[Path, ...]:
-    own = TEMPLATES / system, TEMPLATES
+    own = TEMPLATES_FOLDER / system, TEMPLATES_FOLDER
     if not given:
         return own
-    for place in (Path(given), TEMPLATES / given):
+    for place in (Path(given), TEMPLATES_FOLDER / given):
         if place.is_dir():
             known = {path.name for folder in own for path in folder.iterdir() if path.is_file()}
             if not known & {path.name for path in place.iterdir()}:
@@ -107,10 +109,10 @@ def _folders(system: str, given: str) -> tuple[Path, ...]:
                 )
             return (place, *own)
     raise ToolchainError(
-        f"--templates {given}: no such folder; {nearest(given, sorted(p.name for p in TEMPLATES.iterdir() if p.is_dir()))}"
+        f"--templates {given}: no such folder; {nearest(given, sorted(p.name for p in TEMPLATES_FOLDER.iterdir() if p.is_dir()))}"
     )
 
 
-def padded(body: bytes, block: int) -> bytes:
+def pad(body: bytes, block: int) -> bytes:
     """With zeros up to a multiple of `block`."""
     return body + b"\0" * (-len(body) % block)

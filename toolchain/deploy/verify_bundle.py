@@ -12,22 +12,26 @@ from toolchain.edge.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vouched:
+class VerifiedBundle:
     """A bundle that is whole."""
 
     manifest: Manifest
-    files: int
-    signer: str  # kind and fingerprint of the key; "" where no signature was asked for
+    file_count: int
+    key_fingerprint: str  # kind and fingerprint of the key; "" where no signature was asked for
 
     @property
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """What was found, in one line."""
-        by = f"signed with {self.signer}" if self.signer else "nobody asked whether it is signed (--key)"
+        by = (
+            f"signed with {self.key_fingerprint}"
+            if self.key_fingerprint
+            else "nobody asked whether it is signed (--key)"
+        )
         made = self.manifest
-        return f"{made.recipe} for {made.target}, release {made.release}: {self.files} files intact, {by}"
+        return f"{made.recipe} for {made.target}, release {made.release}: {self.file_count} files intact, {by}"
 
 
-def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
+def check(bundle: Path, key: Path | None, least_release: int) -> VerifiedBundle:
     """Checks a bundle's archive, or without a key its folder.
 
     Raises:
@@ -38,12 +42,12 @@ def check(bundle: Path, key: Path | None, least_release: int) -> Vouched:
             raise ToolchainError(f"{bundle} is a folder; a signature is over the archive, give {bundle.name}.tar")
         return _found(bundle, bundle, "", least_release)
     body = _read(bundle)  # once: what is checked is what is unpacked
-    signer = signing.check(body, signing.path_of(bundle), key) if key else ""
+    signer = signing.verify(body, signing.signature_path(bundle), key) if key else ""
     with tempfile.TemporaryDirectory() as scratch:
         return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), bundle, signer, least_release)
 
 
-def _found(folder: Path, named: Path, signer: str, least_release: int) -> Vouched:
+def _found(folder: Path, named: Path, signer: str, least_release: int) -> VerifiedBundle:
     """Checks a bundle's folder, in messages called as the user did."""
     manifest = manifests.checked(archives.manifest(folder), named)
     if manifest.release < least_release:
@@ -51,10 +55,10 @@ def _found(folder: Path, named: Path, signer: str, least_release: int) -> Vouche
             f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "
             f"the least that is wanted; build it with --release {least_release} or more"
         )
-    return Vouched(manifest=manifest, files=len(archives.listed(folder)), signer=signer)
+    return VerifiedBundle(manifest=manifest, file_count=len(archives.listed(folder)), key_fingerprint=signer)
 
 
-def whole(archive: Path) -> tuple[bytes, Manifest]:
+def read_archive(archive: Path) -> tuple[bytes, Manifest]:
     """An archive's bytes and its manifest, every file in it checked.
 
     Raises:
@@ -73,7 +77,7 @@ def sign(archive: Path, key: Path) -> Path:
     Raises:
         ToolchainError: it is a folder, or damaged; or the key is none that is accepted.
     """
-    return signing.sign(archive, whole(archive)[0], key)
+    return signing.sign(archive, read_archive(archive)[0], key)
 
 
 def _read(archive: Path) -> bytes:

@@ -14,10 +14,10 @@ from toolchain.config.target import Target
 from toolchain.core import files as records
 from toolchain.core import progress, registry, stage_cache
 from toolchain.core.types import Architecture, Artefact, Precision
-from toolchain.export.to_onnx import output_step, to_onnx
-from toolchain.models.profile import layers
+from toolchain.export.to_onnx import export_file, read_output_step
+from toolchain.models.profile import measure_layers
 from toolchain.quantization import pt2e
-from toolchain.quantization.quantize import Family, Quantized
+from toolchain.quantization.quantize import Network, QuantizedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,28 +38,28 @@ class Variant:
 
 
 VERSION = 4
-ONNX = "exported.onnx"
-NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
+ONNX_FILE = "exported.onnx"
+PRECISION_NAMES: Mapping[Precision, str] = {"f32": "fp32", "bf16": "bf16", "int8": "int8"}
 
 
 @dataclass(frozen=True)
-class Exported:
+class CompiledModel:
     """An artefact, the ONNX file it was compiled from, and the quantization step of its output."""
 
     artefact: Artefact
-    onnx: Path
+    onnx_path: Path
     output_step: float | None
 
 
 @dataclass(frozen=True)
-class Built:
+class ExportedVariant:
     """A variant beside the torch model that it must agree with."""
 
     variant: Variant
-    model: nn.Module
+    torch_model: nn.Module
 
 
-def run(job: Job, networks: Mapping[Architecture, Family], precisions: Sequence[Precision]) -> list[Built]:
+def run(job: Job, networks: Mapping[Architecture, Network], precisions: Sequence[Precision]) -> list[ExportedVariant]:
     """Export every network in every precision.
 
     Args:
@@ -69,24 +69,26 @@ def run(job: Job, networks: Mapping[Architecture, Family], precisions: Sequence[
     """
     built = []
     for family in networks.values():
-        image = family.data.example
-        sizes = layers(family.trained.model, image)
+        image = family.dataset.example_input
+        sizes = measure_layers(family.trained.model, image)
         for precision in precisions:
             quantized = family.quantized if precision == "int8" else None
             model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)
             made = export_model(model, key, job.target, image, job.work)
             variant = Variant(
-                name=f"{family.name}-{NAMES[precision]}", family=family.name, precision=precision,
-                method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx,
-                image_size=family.data.preprocess.image_size, planned=quantized.planned if quantized else (), output_step=made.output_step,
+                name=f"{family.name}-{PRECISION_NAMES[precision]}", family=family.name, precision=precision,
+                method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx_path,
+                image_size=family.dataset.preprocess.image_size, planned=quantized.planned_layers if quantized else (), output_step=made.output_step,
                 macs=sum(layer.macs for layer in sizes),
                 parameters=sum(parameter.numel() for parameter in family.trained.model.parameters()),
             )  # fmt: skip
-            built.append(Built(variant, quantized.graph if quantized else family.trained.model))
+            built.append(ExportedVariant(variant, quantized.graph if quantized else family.trained.model))
     return built
 
 
-def export_model(model: nn.Module | Quantized, key: str, target: Target, image: Tensor, work: Path) -> Exported:
+def export_model(
+    model: nn.Module | QuantizedModel, key: str, target: Target, image: Tensor, work: Path
+) -> CompiledModel:
     """Exports a float model or a quantized one.
 
     Args:
@@ -100,16 +102,16 @@ def export_model(model: nn.Module | Quantized, key: str, target: Target, image: 
     runtime = registry.module("runtimes", target.runtime)
     key = records.digest(VERSION, key, target.runtime, runtime.fingerprint(), list(image.shape))
     with stage_cache.stage(work, "export", key) as stage:
-        path = stage.folder / ONNX
+        path = stage.folder / ONNX_FILE
         if stage.figures is None:
             started = time.monotonic()
             progress.say(f"export: to {target.runtime} ({key})")
-            module = pt2e.convert(model.graph, image) if isinstance(model, Quantized) else copy.deepcopy(model)
-            to_onnx(module, image, path)
+            module = pt2e.convert(model.graph, image) if isinstance(model, QuantizedModel) else copy.deepcopy(model)
+            export_file(module, image, path)
             made = runtime.compile(path, stage.folder)
             stage = stage_cache.finish(
-                stage, started, {"files": [file.name for file in made.files], "step": output_step(path)}
+                stage, started, {"files": [file.name for file in made.files], "step": read_output_step(path)}
             )
         assert stage.figures is not None
         files = [stage.folder / name for name in stage.figures["files"]]
-        return Exported(records.artefact(*files), path, stage.figures["step"])
+        return CompiledModel(records.artefact(*files), path, stage.figures["step"])

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from toolchain.config.target import QuantScheme
 from toolchain.export.passes import cleanup
 from toolchain.quantization import placement
-from toolchain.quantization.placement import Kind, Op, Placement, Rounding
+from toolchain.quantization.placement import GraphOperation, OperationKind, OperationQuantization, Placement
 
-KINDS: dict[str, Kind] = {
+OPERATION_KINDS: dict[str, OperationKind] = {
     **dict.fromkeys(("Conv", "Gemm", "MatMul"), "layer"),
     **dict.fromkeys(("Relu", "Clip"), "rectifier"),
     "Add": "add",
@@ -26,11 +26,11 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("MaxPool", "Reshape", "Flatten", "Pad", "Transpose", "Slice"), "keep"),
 }
 # made-up ranges, with rectifiers and gates as they would be absorbed
-RANGES = {"Relu": (0.0, 6.0), "Clip": (0.0, 6.0), "Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
-ELSEWHERE = (-6.0, 6.0)
+PLACEHOLDER_RANGES = {"Relu": (0.0, 6.0), "Clip": (0.0, 6.0), "Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
+DEFAULT_RANGE = (-6.0, 6.0)
 
 
-def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Model, tuple[str, ...]]:
+def build_candidate(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Model, tuple[str, ...]]:
     """A copy of a float graph with Q/DQ as `chosen` says, cleaned as an export is.
 
     Args:
@@ -44,12 +44,12 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
     model = base.clone()
     graph = model.graph
     cleanup.name_layers(graph)
-    ops = operations(graph)
+    ops = list_operations(graph)
     values = {str(value.name): value for node in graph for value in node.outputs} | {
         str(v.name): v for v in graph.inputs
     }
     nodes = {node.outputs[0].name: node for node in graph}
-    roundings = placement.rounded(ops, chosen)
+    roundings = placement.resolve(ops, chosen)
     writer = _Writer(graph, scheme, values, _shared(ops, roundings))
     for op in ops:
         rounding = roundings.get(op.name)
@@ -62,18 +62,18 @@ def make(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Mod
             writer.read(node, values[name])
         if rounding.output:
             writer.write(values[op.output])
-    return cleanup.clean(model), placement.layers(ops, chosen)
+    return cleanup.clean(model), placement.quantized_layers(ops, chosen)
 
 
-def operations(graph: ir.Graph) -> list[Op]:
+def list_operations(graph: ir.Graph) -> list[GraphOperation]:
     """The graph as `placement` reads it; a bias added behind a matrix product belongs to the product."""
     found, biases = [], dict[str, str]()
     for node in graph:
         output = str(node.outputs[0].name)
         if output in biases.values():
             continue
-        inputs = [value for value in node.inputs if value is not None and cleanup.constant(value) is None]
-        kind = KINDS.get(node.op_type, "other")
+        inputs = [value for value in node.inputs if value is not None and cleanup.constant_value(value) is None]
+        kind = OPERATION_KINDS.get(node.op_type, "other")
         if kind == "layer" and (len(inputs) != 1 or inputs[0] is not node.inputs[0]):
             kind = "other"  # a product of two activations
         if kind in {"add", "multiply"} and len(inputs) != 2:
@@ -82,16 +82,16 @@ def operations(graph: ir.Graph) -> list[Op]:
         if end is not None:
             biases[output] = str(end.outputs[0].name)
         found.append(
-            Op(
-                name=output, kind=kind, module=module(node), inputs=tuple(str(value.name) for value in inputs),
+            GraphOperation(
+                name=output, kind=kind, module=module_name(node), inputs=tuple(str(value.name) for value in inputs),
                 output=biases.get(output, output),
             )
         )  # fmt: skip
     ends = tuple(str(value.name) for value in graph.outputs)
-    return [*found, Op(name="output", kind="other", module="", inputs=ends, output="output")]
+    return [*found, GraphOperation(name="output", kind="other", module="", inputs=ends, output="output")]
 
 
-def module(node: ir.Node) -> str:
+def module_name(node: ir.Node) -> str:
     """Name of the innermost `nn.Module` that a node was traced from; "" where torch does not say."""
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]").strip("[]").replace("'", "").split(", ")
     return (scopes[-2:] or [""])[0] if len(scopes) > 1 else ""
@@ -100,10 +100,12 @@ def module(node: ir.Node) -> str:
 def _bias_behind(node: ir.Node) -> ir.Node | None:
     behind = [use.node for use in node.outputs[0].uses()]
     single = len(behind) == 1 and behind[0].op_type == "Add"
-    return behind[0] if single and any(cleanup.constant(value) is not None for value in behind[0].inputs) else None
+    return (
+        behind[0] if single and any(cleanup.constant_value(value) is not None for value in behind[0].inputs) else None
+    )
 
 
-def _shared(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> dict[str, str]:
+def _shared(ops: Sequence[GraphOperation], roundings: Mapping[str, OperationQuantization]) -> dict[str, str]:
     """Values that have one scale together: each by name, with the name of the one that stands for all."""
     stands_for: dict[str, str] = {}
 
@@ -114,7 +116,7 @@ def _shared(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> dict[str, s
 
     for op in ops:
         rounding = roundings.get(op.name)
-        if rounding is not None and rounding.shared:
+        if rounding is not None and rounding.shared_scale:
             for other in (*rounding.inputs, op.output):
                 stands_for[top(other)] = top(rounding.inputs[0])
     return {name: top(name) for name in stands_for}
@@ -124,13 +126,13 @@ def _range(value: ir.Value) -> tuple[float, float]:
     """A made-up range that a value may have: what rectifiers and gates leave, wherever it is moved."""
     producer = value.producer()
     if producer is None:
-        return ELSEWHERE
-    kind = KINDS.get(producer.op_type)
+        return DEFAULT_RANGE
+    kind = OPERATION_KINDS.get(producer.op_type)
     if kind in {"keep", "concatenate"}:
-        sources = [one for one in producer.inputs if one is not None and cleanup.constant(one) is None]
+        sources = [one for one in producer.inputs if one is not None and cleanup.constant_value(one) is None]
         ranges = [_range(one) for one in (sources if kind == "concatenate" else sources[:1])]
         return min(low for low, _ in ranges), max(high for _, high in ranges)
-    return RANGES.get(producer.op_type, ELSEWHERE)
+    return PLACEHOLDER_RANGES.get(producer.op_type, DEFAULT_RANGE)
 
 
 class _Writer:
@@ -171,7 +173,7 @@ class _Writer:
     def weight(self, node: ir.Node) -> None:
         """Replaces a float kernel by an int8 one, symmetric, with a scale for each output channel."""
         value = node.inputs[1]
-        kernel = cleanup.constant(value)
+        kernel = cleanup.constant_value(value)
         assert kernel is not None
         assert value is not None
         axis = kernel.ndim - 1 if node.op_type == "MatMul" else 0
@@ -180,9 +182,9 @@ class _Writer:
         scale = np.maximum(np.abs(kernel).max(axis=others), 1e-6).astype(np.float32) / levels
         steps = np.round(kernel / np.expand_dims(scale, others)).astype(np.int8)
         inputs = [
-            cleanup.initializer(self.graph, f"{value.name}_int8", steps),
-            cleanup.initializer(self.graph, f"{value.name}_scale", scale),
-            cleanup.initializer(self.graph, f"{value.name}_zero", np.zeros(scale.shape, np.int8)),
+            cleanup.add_initializer(self.graph, f"{value.name}_int8", steps),
+            cleanup.add_initializer(self.graph, f"{value.name}_scale", scale),
+            cleanup.add_initializer(self.graph, f"{value.name}_zero", np.zeros(scale.shape, np.int8)),
         ]
         real = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
         self.graph.insert_before(node, real)
@@ -198,8 +200,8 @@ class _Writer:
             step = (high - low) / 255 * (1 - 1e-3 * next(self.numbers) / 1000)
             zero = round(limits.min - low / step)
             self.scales[name] = (
-                cleanup.initializer(self.graph, f"{name}_step", np.asarray(step, np.float32)),
-                cleanup.initializer(self.graph, f"{name}_zero", np.asarray(zero, dtype)),
+                cleanup.add_initializer(self.graph, f"{name}_step", np.asarray(step, np.float32)),
+                cleanup.add_initializer(self.graph, f"{name}_zero", np.asarray(zero, dtype)),
             )
         return self.scales[name]
 

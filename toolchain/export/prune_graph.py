@@ -16,10 +16,10 @@ from toolchain.export.passes import cleanup
 from toolchain.pruning import width_search
 from toolchain.pruning.surgery import Surgery
 
-Kept = Mapping[int, Sequence[int]]  # dimension -> indices
+KeptIndices = Mapping[int, Sequence[int]]  # dimension -> indices
 
 
-def apply(base: ir.Model, surgery: Surgery) -> ir.Model:
+def apply_surgery(base: ir.Model, surgery: Surgery) -> ir.Model:
     """A copy of a float graph with the plan's channels and blocks gone.
 
     Args:
@@ -37,7 +37,7 @@ def apply(base: ir.Model, surgery: Surgery) -> ir.Model:
     for node in list(graph):
         if node.op_type == "Reshape":
             _free_channels(graph, node)
-        kept = surgery.keep.get(f"{insert_qdq.module(node)}.weight")
+        kept = surgery.keep.get(f"{insert_qdq.module_name(node)}.weight")
         if kept is None:
             continue
         if node.op_type in {"Conv", "Gemm"}:
@@ -49,53 +49,53 @@ def apply(base: ir.Model, surgery: Surgery) -> ir.Model:
         elif node.op_type == "LayerNormalization":
             _cut(graph, node, 1, kept)
             _cut(graph, node, 2, kept)
-        groups = surgery.attributes.get(insert_qdq.module(node), {}).get("groups")
+        groups = surgery.attributes.get(insert_qdq.module_name(node), {}).get("groups")
         if node.op_type == "Conv" and groups is not None:
             node.attributes["group"] = ir.AttrInt64("group", groups)
-    cleanup.remove_dead(graph)
+    cleanup.remove_dead_nodes(graph)
     return _inferred(model)
 
 
-def _cut(graph: ir.Graph, node: ir.Node, index: int, kept: Kept) -> None:
+def _cut(graph: ir.Graph, node: ir.Node, index: int, kept: KeptIndices) -> None:
     """Takes what is kept of one constant input; a constant that other nodes read too is left to them."""
     value = node.inputs[index] if len(node.inputs) > index else None
-    array = cleanup.constant(value)
+    array = cleanup.constant_value(value)
     if array is None or value is None or not kept:
         return
     for dimension, indices in kept.items():
         array = np.take(array, np.asarray(indices), axis=dimension)
     node.replace_input_with(
-        index, cleanup.initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array))
+        index, cleanup.add_initializer(graph, f"{node.outputs[0].name}_kept{index}", np.ascontiguousarray(array))
     )
 
 
 def _free_channels(graph: ir.Graph, reshape: ir.Node) -> None:
     """A reshape to rows, which has the number of channels written into it, takes what there is."""
-    shape = cleanup.constant(reshape.inputs[1])
+    shape = cleanup.constant_value(reshape.inputs[1])
     if shape is not None and len(shape) == 2 and -1 not in shape:
         rows = np.asarray([shape[0], -1], np.int64)
-        reshape.replace_input_with(1, cleanup.initializer(graph, f"{reshape.outputs[0].name}_rows", rows))
+        reshape.replace_input_with(1, cleanup.add_initializer(graph, f"{reshape.outputs[0].name}_rows", rows))
 
 
-def _cut_bias(graph: ir.Graph, product: ir.Node, kept: Kept) -> None:
+def _cut_bias(graph: ir.Graph, product: ir.Node, kept: KeptIndices) -> None:
     for node in [use.node for use in product.outputs[0].uses() if use.node.op_type == "Add" and 0 in kept]:
         for index in (0, 1):
             if node.inputs[index] is not product.outputs[0]:
                 _cut(graph, node, index, {0: kept[0]})
 
 
-def droppable(base: ir.Model) -> tuple[str, ...]:
+def find_droppable_blocks(base: ir.Model) -> tuple[str, ...]:
     """Modules that add something to what they read and can be left out, in running order."""
-    names = dict.fromkeys(insert_qdq.module(node) for node in base.graph if node.op_type == "Add")
+    names = dict.fromkeys(insert_qdq.module_name(node) for node in base.graph if node.op_type == "Add")
     return tuple(name for name in names if name and _block(base.graph, name) is not None)
 
 
 def _block(graph: ir.Graph, name: str) -> tuple[list[ir.Node], ir.Value, ir.Value] | None:
     """A residual block's nodes, the value that its addition adds to, and the only one that is read behind it."""
-    inside = [node for node in graph if width_search.inside(insert_qdq.module(node), name)]
+    inside = [node for node in graph if width_search.is_inside(insert_qdq.module_name(node), name)]
     made = {value for node in inside for value in node.outputs}
     added = {value for node in inside if node.op_type == "Add" for value in node.inputs if value not in made}
-    entries = [value for value in added if value is not None and cleanup.constant(value) is None]
+    entries = [value for value in added if value is not None and cleanup.constant_value(value) is None]
     ends = [value for value in made if value in graph.outputs or any(use.node not in inside for use in value.uses())]
     return (inside, entries[0], ends[0]) if len(entries) == len(ends) == 1 else None
 

@@ -13,16 +13,16 @@ from toolchain.export.passes import cleanup
 OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
 
 
-def to_onnx(module: nn.Module, image: Tensor, path: Path) -> None:
+def export_file(module: nn.Module, image: Tensor, path: Path) -> None:
     """Writes a module as one clean ONNX file with input `input` and output `logits`; its memory layout may change.
 
     Raises:
         ToolchainError: torch cannot translate the model; names its reason.
     """
-    cleanup.save(cleanup.clean(translate(module, image)), path)
+    cleanup.save(cleanup.clean(export_graph(module, image)), path)
 
 
-def translate(module: nn.Module, image: Tensor) -> onnx_ir.Model:
+def export_graph(module: nn.Module, image: Tensor) -> onnx_ir.Model:
     """A module as an ONNX graph with torch's comments, which name the module that each node came from.
 
     Raises:
@@ -50,7 +50,7 @@ def _root(reason: BaseException) -> BaseException:
     return reason
 
 
-def output_step(path: Path) -> float | None:
+def read_output_step(path: Path) -> float | None:
     """Scale of the Q/DQ pair in front of the logits; None where they come in float."""
     graph = onnx_ir.load(path).graph
     last = graph.outputs[0].producer()

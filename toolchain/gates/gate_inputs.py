@@ -39,7 +39,7 @@ def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
     Raises:
         ToolchainError: there are none, or a bundle does not know one of their classes.
     """
-    found = image_folder.find(domain, cache)
+    found = image_folder.find_images(domain, cache)
     labels = tuple(found.classes[label] for label in found.labels["test"])
     for one in (compared.candidate, compared.reference):
         classes = one.manifest["classes"] if one.manifest else ()

@@ -18,8 +18,8 @@ from toolchain.export.export_variants import Variant
 from toolchain.gates.verdict import Verdict
 from toolchain.measure.accuracy import Accuracy, Parity, Verification
 from toolchain.measure.latency import Measurement
-from toolchain.search.latency_search import Fitted
-from toolchain.search.plan import Fit
+from toolchain.search.latency_search import LatencyFit
+from toolchain.search.plan import PruningPlan
 
 # sign, factor, unit and format; all others are shares
 RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
@@ -54,18 +54,22 @@ class Limit:
 
 
 def run(
-    job: Job, variants: Sequence[Variant], verified: Verification, measured: Mapping[str, Measurement], plan: Fit
+    job: Job,
+    variants: Sequence[Variant],
+    verified: Verification,
+    measured: Mapping[str, Measurement],
+    plan: PruningPlan,
 ) -> Judged:
     """Decide what ships and give a verdict on every budget; a lock that the plan comes from says which form ships."""
     pinned = plan.lock.ships if plan.lock else None
     return decide(
-        variants, verified.validation, verified.test, measured, job.budget, plan.fitted, plan.dense, pinned
+        variants, verified.validation, verified.test, measured, job.budget, plan.latency_fit, plan.dense_precision, pinned
     )  # fmt: skip
 
 
 def decide(
     variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
-    measured: Mapping[str, Measurement], budget: Budget, fitted: Fitted | None = None, dense: Precision | None = None,
+    measured: Mapping[str, Measurement], budget: Budget, fitted: LatencyFit | None = None, dense: Precision | None = None,
     ships: Precision | None = None,
 ) -> Judged:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.

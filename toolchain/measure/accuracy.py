@@ -22,9 +22,9 @@ from toolchain.core.types import Architecture, Coverage, Interval, Preprocess
 from toolchain.data.dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.edge import run as runner
-from toolchain.export.export_variants import Built, Variant
+from toolchain.export.export_variants import ExportedVariant, Variant
 from toolchain.measure import machine
-from toolchain.quantization.quantize import Family
+from toolchain.quantization.quantize import Network
 from toolchain.training import loop
 
 
@@ -98,13 +98,13 @@ class Verification:
     test: Mapping[str, Accuracy]  # to report, which no choice has seen
 
 
-def run(job: Job, exported: Sequence[Built], networks: Mapping[Architecture, Family]) -> Verification:
+def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[Architecture, Network]) -> Verification:
     """Run every variant and the torch model it came from on validation and on test.
 
     Raises:
         ToolchainError: an image changed since it was decoded.
     """
-    datasets = {network.name: network.data for network in networks.values()}
+    datasets = {network.name: network.dataset for network in networks.values()}
     pixels = {name: functools.cache(functools.partial(served_pixels, data)) for name, data in datasets.items()}
     predictions: dict[str, dict[Split, Answers]] = {one.variant.name: {} for one in exported}
     accuracy = {}
@@ -120,7 +120,12 @@ def run(job: Job, exported: Sequence[Built], networks: Mapping[Architecture, Fam
 
 
 def predict(
-    built: Built, target: Target, data: Dataset, split: Split, served: Callable[[Split], np.ndarray], work: Path
+    built: ExportedVariant,
+    target: Target,
+    data: Dataset,
+    split: Split,
+    served: Callable[[Split], np.ndarray],
+    work: Path,
 ) -> Answers:
     """Runs a split through the artefact and through the torch model it came from.
 
@@ -140,7 +145,7 @@ def predict(
             started = time.monotonic()
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
             found = {"artefact": _run(session.run, served(split), data.preprocess, f"verify {variant.name} on {split}")}
-            found["torch"] = loop.predict(built.model, data.splits[split], data.preprocess).numpy()
+            found["torch"] = loop.predict(built.torch_model, data.splits[split], data.preprocess).numpy()
             if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
                 plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
                 found["unoptimized"] = _run(

@@ -72,7 +72,7 @@ def forms(asked: Mapping[str, Any]) -> dict[Precision, Form]:
 
 def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
     graph, placed = Path(asked["graph"]), Placement() if integers else Placement(float_modules=("",))
-    model, _ = insert_qdq.make(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
+    model, _ = insert_qdq.build_candidate(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
     made = Path(asked["folder"]) / f"{graph.parent.name}-{'int8' if integers else 'float'}"
     made.mkdir(parents=True, exist_ok=True)
     cleanup.save(model, made / graph.name)

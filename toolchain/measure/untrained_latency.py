@@ -109,7 +109,7 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
             progress.say(f"clock: {name} is exported")
             graph, _ = pt2e.prepare(network.model, network.image, None, scheme)
             with files.writing(path) as out:
-                out.write(onnx_ir.to_proto(to_onnx.translate(graph, network.image)).SerializeToString())
+                out.write(onnx_ir.to_proto(to_onnx.export_graph(graph, network.image)).SerializeToString())
             stage_cache.finish(stage, started, {})
     return key, path
 
@@ -141,9 +141,9 @@ def _timed(
     measured = paired_rounds.run(sides, ROUNDS, 0, folder / SAMPLES, "clock: rounds", BRIEF) if taken and sides else []
     found = {}
     for name in able:
-        layers = profile.layers(networks[name].model, networks[name].image)
+        layers = profile.measure_layers(networks[name].model, networks[name].image)
         found[name] = Clocked(
-            macs=int(profile.macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
+            macs=int(profile.total_macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
             latencies={p: paired_rounds.p50(measured, f"{name} {p}") for p in target.precisions if measured},
             sizes={p: made[name][p].size_bytes for p in target.precisions},
         )  # fmt: skip

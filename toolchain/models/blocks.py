@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
-PROBED = 224, 192  # height and width of a picture that tells maps from lists of tokens
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-LONG = 6  # plain layers in a row from which on a sequence is a trunk (VGG), not a block of layer, norm and activation
+PROBE_SIZE = 224, 192  # height and width of a picture that tells maps from lists of tokens
+NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+MIN_TRUNK_LAYERS = (
+    6  # plain layers in a row from which on a sequence is a trunk (VGG), not a block of layer, norm and activation
+)
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Block:
     """One place to cut behind: a module that learns, and what only follows it (norm, activation, pooling)."""
 
     name: str  # of the module that learns
-    members: tuple[str, ...]
+    module_names: tuple[str, ...]
 
     @property
-    def end(self) -> str:
+    def last_module(self) -> str:
         """The module whose output leaves the block."""
-        return self.members[-1]
+        return self.module_names[-1]
 
 
-def of(model: nn.Module, head: str) -> tuple[Block, ...]:
+def find(model: nn.Module, head: str) -> tuple[Block, ...]:
     """Blocks that give maps [images, channels, height, width], in order, without what the head's own part does.
 
     Empty where the network is not a chain of such blocks, as transformers with their tokens are not.
@@ -47,14 +49,14 @@ def of(model: nn.Module, head: str) -> tuple[Block, ...]:
         if name.partition(".")[0] == part:
             continue
         learns = any(True for _ in module.parameters())
-        if found and (isinstance(module, NORMS) or not learns):
+        if found and (isinstance(module, NORM_LAYERS) or not learns):
             last = found.pop()
-            found.append(Block(last.name, (*last.members, name)))
+            found.append(Block(last.name, (*last.module_names, name)))
         elif learns:
             found.append(Block(name, (name,)))
     if found:  # the pooling before the head stands at the top and belongs to it
         last = found.pop()
-        members = list(last.members)
+        members = list(last.module_names)
         while "." not in members[-1] and not any(True for _ in model.get_submodule(members[-1]).parameters()):
             members.pop()
         found.append(Block(last.name, tuple(members)))
@@ -67,36 +69,36 @@ def cut(model: nn.Module, head: str, keep: str, classes: int) -> nn.Module:
     Raises:
         ToolchainError: there is no such block; names the nearest, or says that this network has none.
     """
-    blocks = of(model, head)
+    blocks = find(model, head)
     behind = blocks[_index(model, blocks, keep) + 1 :]
     if not behind:
         return model
-    for member in (member for block in behind for member in block.members):
+    for member in (member for block in behind for member in block.module_names):
         model.set_submodule(member, nn.Identity())
     part = head.partition(".")[0]
     model.set_submodule(part, _head(model, part, classes))
     return model
 
 
-def between(model: nn.Module, head: str, *, first: str = "", last: str = "") -> tuple[str, ...]:
+def modules_between(model: nn.Module, head: str, *, first: str = "", last: str = "") -> tuple[str, ...]:
     """Modules from the block `first` to the block `last`, both among them; "": from the start, or to the end.
 
     Raises:
         ToolchainError: as `cut`.
     """
-    blocks = of(model, head)
+    blocks = find(model, head)
     start = _index(model, blocks, first) if first else 0
     end = _index(model, blocks, last) + 1 if last else len(blocks)
-    return tuple(member for block in blocks[start:end] for member in block.members)
+    return tuple(member for block in blocks[start:end] for member in block.module_names)
 
 
-def apart(model: nn.Module, head: str, *, freeze: str, fresh: str) -> None:
+def check_freeze_before_fresh(model: nn.Module, head: str, *, freeze: str, fresh: str) -> None:
     """Asserts that what stays as it is ends before what starts anew.
 
     Raises:
         ToolchainError: as `cut`; or random weights would stay random.
     """
-    blocks = of(model, head)
+    blocks = find(model, head)
     if _index(model, blocks, freeze) >= _index(model, blocks, fresh):
         raise ToolchainError(
             f"[reuse] freeze = {freeze!r} reaches into what starts anew from fresh = {fresh!r}: random weights would stay "
@@ -117,7 +119,7 @@ def _row(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, child in model.named_children():
         inner = list(child.children())
         opened = isinstance(child, nn.Sequential) and (
-            len(inner) > LONG or any(True for i in inner for _ in i.children())
+            len(inner) > MIN_TRUNK_LAYERS or any(True for i in inner for _ in i.children())
         )
         if opened:
             yield from _row(child, f"{prefix}{name}.")
@@ -134,9 +136,9 @@ def _maps(model: nn.Module, blocks: list[Block]) -> bool:
         def note(_: nn.Module, __: object, output: object, name: str = block.name) -> None:
             shapes.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
 
-        sketch.get_submodule(block.end).register_forward_hook(note)
+        sketch.get_submodule(block.last_module).register_forward_hook(note)
     try:
-        sketch(torch.zeros(1, 3, *PROBED, device="meta"))
+        sketch(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
     except Exception:  # a network that takes squares only, or asks for values: no place to cut
         return False
     flat = all(len(shape) == 4 and 1 < shape[3] <= shape[2] <= 1.5 * shape[3] for _, shape in shapes)  # as PROBED is
@@ -154,7 +156,7 @@ def _head(model: nn.Module, part: str, classes: int) -> nn.Module:
 
     sketch.get_submodule(part).register_forward_pre_hook(note)
     with contextlib.suppress(_Reached):
-        sketch(torch.zeros(1, 3, *PROBED, device="meta"))
+        sketch(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
     own = model.get_submodule(part)
     layer = nn.Linear(seen[0][1], classes)
     if isinstance(own, nn.Linear):

@@ -13,15 +13,17 @@ from toolchain.core.types import Preprocess
 from toolchain.models import blocks
 from toolchain.models.padding import _padded
 from toolchain.models.sources import timm_hub
-from toolchain.models.sources.torchvision_hub import known
-from toolchain.models.sources.torchvision_import import torchvision
-from toolchain.models.weights import Loaded, _load, _read
+from toolchain.models.sources.torchvision_hub import list_models
+from toolchain.models.sources.torchvision_import import import_torchvision
+from toolchain.models.weights import LoadedWeights, _load, _read
 
-LEAST_MATCH = 0.5  # share of the backbone's values that a checkpoint must bring
-WHOLE = Reuse()
+MIN_MATCHED_SHARE = 0.5  # share of the backbone's values that a checkpoint must bring
+WHOLE_NETWORK = Reuse()
 
 
-def build(spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE) -> tuple[nn.Module, str, Loaded]:
+def build_with_new_head(
+    spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE_NETWORK
+) -> tuple[nn.Module, str, LoadedWeights]:
     """A model with a new head for `classes`, the head's module name, and what was loaded.
 
     Raises:
@@ -32,19 +34,21 @@ def build(spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE) -> 
 
 def _built_from(
     spec: ModelSpec, classes: int, seed: int, reuse: Reuse
-) -> tuple[nn.Module, str, Loaded, Mapping[str, Tensor]]:
+) -> tuple[nn.Module, str, LoadedWeights, Mapping[str, Tensor]]:
     """As `build`, with the checkpoint's tensors last."""
     torch.manual_seed(seed)
-    model = architecture(spec, classes, reuse)
-    head = head_of(model, classes)
+    model = build_untrained(spec, classes, reuse)
+    head = find_head(model, classes)
     state, source, digest = _read(spec)
-    left = blocks.between(model, head, first=reuse.fresh) if reuse.fresh else ()
+    left = blocks.modules_between(model, head, first=reuse.fresh) if reuse.fresh else ()
     if reuse.keep:  # what was cut off is not missed
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
     loaded = (
-        _load(model, state, (head, *left), source, digest) if spec.weights else Loaded(source, digest, 0.0, (), (), ())
+        _load(model, state, (head, *left), source, digest)
+        if spec.weights
+        else LoadedWeights(source, digest, 0.0, (), (), ())
     )
-    if spec.weights and loaded.share < LEAST_MATCH and not _only_architecture(model, head, reuse):
+    if spec.weights and loaded.share < MIN_MATCHED_SHARE and not _only_architecture(model, head, reuse):
         raise ToolchainError(
             f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
             "check [model] name and arguments (width_mult, …) against the checkpoint"
@@ -52,28 +56,30 @@ def _built_from(
     return model, head, loaded, state
 
 
-def pretrained(spec: ModelSpec, classes: int, *, seed: int) -> tuple[nn.Module, str, Loaded, bool]:
+def build_with_pretrained_head(
+    spec: ModelSpec, classes: int, *, seed: int
+) -> tuple[nn.Module, str, LoadedWeights, bool]:
     """As `build`, but with the head that the checkpoint brings; last, whether it brings one. Without one: for `classes`.
 
     Raises:
         ToolchainError: as `build`.
     """
-    model, head, loaded, state = _built_from(spec, classes, seed, WHOLE)
+    model, head, loaded, state = _built_from(spec, classes, seed, WHOLE_NETWORK)
     own, fresh = state.get(f"{head}.weight"), model.get_submodule(head).weight
     assert isinstance(fresh, Tensor)
     if own is None or own.shape[1:] != fresh.shape[1:]:
         return model, head, loaded, False
-    whole = architecture(spec, len(own))
+    whole = build_untrained(spec, len(own))
     named = whole.state_dict()
     whole.load_state_dict({k: v for k, v in state.items() if k in named and named[k].shape == v.shape}, strict=False)
-    return whole, head_of(whole, len(own)), loaded, True
+    return whole, find_head(whole, len(own)), loaded, True
 
 
 def _only_architecture(model: nn.Module, head: str, reuse: Reuse) -> bool:
-    return bool(reuse.fresh) and reuse.fresh == blocks.of(model, head)[0].name
+    return bool(reuse.fresh) and reuse.fresh == blocks.find(model, head)[0].name
 
 
-def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Module:
+def build_untrained(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE_NETWORK) -> nn.Module:
     """The untrained model, cut where `reuse` says.
 
     Raises:
@@ -82,20 +88,22 @@ def architecture(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE) -> nn.Modu
     model = _built(spec, classes)
     if spec.norm_eps is not None:
         for module in model.modules():
-            if isinstance(module, blocks.NORMS):
+            if isinstance(module, blocks.NORM_LAYERS):
                 module.eps = spec.norm_eps
     if spec.padding == "tensorflow":
         for parent in model.modules():
             for name, child in parent.named_children():
                 if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.padding != (0, 0):
                     setattr(parent, name, _padded(child))
-    head = head_of(model, classes)
+    head = find_head(model, classes)
     if reuse.fresh and reuse.freeze:
-        blocks.apart(model, head, freeze=reuse.freeze, fresh=reuse.fresh)
+        blocks.check_freeze_before_fresh(model, head, freeze=reuse.freeze, fresh=reuse.fresh)
     return blocks.cut(model, head, reuse.keep, classes) if reuse.keep else model
 
 
-def sketch(spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal["auto"] = WHOLE) -> nn.Module:
+def build_for_image_size(
+    spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal["auto"] = WHOLE_NETWORK
+) -> nn.Module:
     """The untrained model, after it took a picture of the job's size.
 
     Args:
@@ -105,7 +113,7 @@ def sketch(spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal[
         ToolchainError: as `architecture`; or the model does not take pictures of this size.
     """
     assert reuse != "auto", "settled before a model is built"
-    model = architecture(spec, classes, reuse).eval()
+    model = build_untrained(spec, classes, reuse).eval()
     try:
         with torch.no_grad():
             model(image)
@@ -117,10 +125,12 @@ def sketch(spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal[
 
 def _built(spec: ModelSpec, classes: int) -> nn.Module:
     if spec.name.startswith(timm_hub.PREFIX):
-        return timm_hub.build(spec.name, classes, spec.arguments)
-    library = torchvision().models
-    if spec.name not in known():
-        raise ToolchainError(f"there is no model {spec.name!r} in torchvision; {registry.nearest(spec.name, known())}")
+        return timm_hub.build_untrained(spec.name, classes, spec.arguments)
+    library = import_torchvision().models
+    if spec.name not in list_models():
+        raise ToolchainError(
+            f"there is no model {spec.name!r} in torchvision; {registry.nearest(spec.name, list_models())}"
+        )
     try:
         model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
     except (TypeError, ValueError) as reason:
@@ -129,7 +139,7 @@ def _built(spec: ModelSpec, classes: int) -> nn.Module:
     return model
 
 
-def expecting(model: nn.Module, preprocess: Preprocess, spec: ModelSpec) -> nn.Module:
+def renormalize_input(model: nn.Module, preprocess: Preprocess, spec: ModelSpec) -> nn.Module:
     """Lets a teacher see pixels normalised for its student: they are scaled to what its own weights expect."""
     if (preprocess.mean, preprocess.std) == (spec.mean, spec.std):
         return model
@@ -140,7 +150,7 @@ def expecting(model: nn.Module, preprocess: Preprocess, spec: ModelSpec) -> nn.M
     return model
 
 
-def head_of(model: nn.Module, classes: int) -> str:
+def find_head(model: nn.Module, classes: int) -> str:
     """Name of the layer that gives the class scores: the last linear layer or convolution with that many outputs."""
     found = ""
     for name, module in model.named_modules():

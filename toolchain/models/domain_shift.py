@@ -26,20 +26,22 @@ from toolchain.data import image_folder
 from toolchain.edge import run as runner
 from toolchain.models import build
 
-MOST = 256  # pictures a side
-FEWEST = 20  # a side, to say anything
-BATCH = 32
+MAX_IMAGES = 256  # pictures a side
+MIN_IMAGES = 20  # a side, to say anything
+BATCH_SIZE = 32
 FOLDS = 5
-PENALTY = 1e-2  # on the classifier's weights; features are standardised
-DEAD = 1e-6  # running variance of a channel that the source never used: any distance over it is meaningless
+WEIGHT_PENALTY = 1e-2  # on the classifier's weights; features are standardised
+MIN_SOURCE_VARIANCE = (
+    1e-6  # running variance of a channel that the source never used: any distance over it is meaningless
+)
 # of the way from the lower to the upper yardstick. From ImageNet, by the statistics of a MobileNetV2, photos of waste
 # (TrashNet) came out at 0.49 and thermal pictures of solar modules at 1.00.
-NEAR, FAR = 0.4, 0.8
+NEAR_BELOW, FAR_ABOVE = 0.4, 0.8
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distance:
+class CalibratedDistance:
     """A figure between two yardsticks measured in the same way."""
 
     value: float
@@ -47,15 +49,15 @@ class Distance:
     highest: float  # and where nothing is in common
 
     @property
-    def share(self) -> float:
+    def relative(self) -> float:
         """How much of the way from the lower to the upper yardstick, 0 to 1."""
         way = (self.value - self.lowest) / max(self.highest - self.lowest, 1e-9)
         return min(1.0, max(0.0, way))
 
     @property
-    def word(self) -> str:
+    def verdict(self) -> str:
         """Near, some way off, or far."""
-        return "near" if self.share < NEAR else "far" if self.share > FAR else "some way off"
+        return "near" if self.relative < NEAR_BELOW else "far" if self.relative > FAR_ABOVE else "some way off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +70,17 @@ class LayerShift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
+class DomainShift:
     """How far a domain lies from what a model knows."""
 
     model: str
     source: str  # the source domain's name; "" where only the model is known
     pictures: int
     source_pictures: int
-    statistics: Distance | None  # mean over layers of `LayerShift.mean`; None: the model has no batch norm
+    statistics: CalibratedDistance | None  # mean over layers of `LayerShift.mean`; None: the model has no batch norm
     spread: float | None  # mean over layers of `LayerShift.spread`
     layers: tuple[LayerShift, ...]
-    features: Distance | None  # proxy A-distance, 0 to 2; None without a source domain
+    features: CalibratedDistance | None  # proxy A-distance, 0 to 2; None without a source domain
     text: str
 
 
@@ -90,9 +92,9 @@ class _Seen:
     layers: tuple[LayerShift, ...]
 
 
-def run(
+def measure(
     domain: Domain, recipe_model: ModelSpec, image_size: tuple[int, int], cache: Path, source: Domain | None = None
-) -> Shift:
+) -> DomainShift:
     """Measures the distance of a domain's training pictures, and of a source domain's if there is one.
 
     Raises:
@@ -102,7 +104,7 @@ def run(
         raise ToolchainError(
             f"{recipe_model.name} has no pretrained weights to measure a distance from; give some with --weights file"
         )
-    model, head, _ = build.build(recipe_model, 2, seed=0)
+    model, head, _ = build.build_with_new_head(recipe_model, 2, seed=0)
     model.eval()
     target = _pictures(domain, image_size, cache)
     seen = _see(model, head, target, recipe_model)
@@ -110,7 +112,7 @@ def run(
     known = _see(model, head, other, recipe_model) if other is not None else None
     statistics = _statistics(seen, model, head, target, recipe_model) if seen.layers else None
     features = _features(seen.features, known.features) if known else None
-    return Shift(
+    return DomainShift(
         model=recipe_model.name,
         source=source.name if source else "",
         pictures=len(target),
@@ -125,18 +127,18 @@ def run(
 
 def _pictures(domain: Domain, image_size: tuple[int, int], cache: Path) -> np.ndarray:
     """Drawn training pictures as the network's size has them: uint8 [n, height, width] or [n, height, width, 3]."""
-    files = image_folder.find(domain, cache).files["train"]
+    files = image_folder.find_images(domain, cache).files["train"]
     found: list[np.ndarray] = []
     for index in np.random.default_rng(0).permutation(len(files)):
-        if len(found) == MOST:
+        if len(found) == MAX_IMAGES:
             break
         try:
             found.append(runner.fit_size(runner.read_picture(files[index], domain.mode), image_size))
         except runner.Refused:  # named by the examination
             continue
-    if len(found) < FEWEST:
+    if len(found) < MIN_IMAGES:
         raise ToolchainError(
-            f"domain {domain.name!r} has {len(found)} readable training pictures; to measure a distance takes {FEWEST}"
+            f"domain {domain.name!r} has {len(found)} readable training pictures; to measure a distance takes {MIN_IMAGES}"
         )
     return np.stack(found)
 
@@ -152,8 +154,8 @@ def _see(model: nn.Module, head: str, pictures: np.ndarray, spec: ModelSpec) -> 
     )
     try:
         with torch.inference_mode(), progress.bar("measure distance", len(pictures)) as bar:
-            for start in range(0, len(pictures), BATCH):
-                part = pictures[start : start + BATCH]
+            for start in range(0, len(pictures), BATCH_SIZE):
+                part = pictures[start : start + BATCH_SIZE]
                 model(torch.from_numpy(runner.normalise(part, spec.mean, spec.std)))
                 bar.step(count=len(part))
     finally:
@@ -183,7 +185,7 @@ def _layer(name: str, norm: nn.Module, sums: Sequence[Tensor]) -> LayerShift | N
     mean = total / count
     variance = (squares / count - mean.square()).clamp_min(0)
     source_mean, source_variance = norm.running_mean.double(), norm.running_var.double()
-    alive = source_variance > DEAD
+    alive = source_variance > MIN_SOURCE_VARIANCE
     if not alive.any():
         return None
     moved = (mean - source_mean).abs() / source_variance.sqrt()
@@ -191,7 +193,7 @@ def _layer(name: str, norm: nn.Module, sums: Sequence[Tensor]) -> LayerShift | N
     return LayerShift(name=name, mean=float(moved[alive].mean()), spread=float(wider[alive].mean()))
 
 
-def _statistics(seen: _Seen, model: nn.Module, head: str, pictures: np.ndarray, spec: ModelSpec) -> Distance:
+def _statistics(seen: _Seen, model: nn.Module, head: str, pictures: np.ndarray, spec: ModelSpec) -> CalibratedDistance:
     """The shift of the statistics. Yardsticks: none at all, and the same pictures with their pixels in any order.
 
     Scrambled pictures keep their colours and lose every shape that a network could know.
@@ -199,19 +201,21 @@ def _statistics(seen: _Seen, model: nn.Module, head: str, pictures: np.ndarray, 
     flat = pictures.reshape(len(pictures), -1, *pictures.shape[3:])
     order = np.random.default_rng(0).permutation(flat.shape[1])
     scrambled = _see(model, head, np.ascontiguousarray(flat[:, order].reshape(pictures.shape)), spec)
-    return Distance(value=_mean(seen.layers), lowest=0.0, highest=_mean(scrambled.layers))
+    return CalibratedDistance(value=_mean(seen.layers), lowest=0.0, highest=_mean(scrambled.layers))
 
 
 def _mean(layers: Sequence[LayerShift]) -> float:
     return float(np.mean([layer.mean for layer in layers]))
 
 
-def _features(target: Tensor, source: Tensor) -> Distance:
+def _features(target: Tensor, source: Tensor) -> CalibratedDistance:
     """Proxy A-distance between two domains' features. Lower yardstick: between two halves of the target itself."""
-    return Distance(value=a_distance(target, source), lowest=a_distance(target[::2], target[1::2]), highest=2.0)
+    return CalibratedDistance(
+        value=proxy_a_distance(target, source), lowest=proxy_a_distance(target[::2], target[1::2]), highest=2.0
+    )
 
 
-def a_distance(first: Tensor, second: Tensor) -> float:
+def proxy_a_distance(first: Tensor, second: Tensor) -> float:
     """2 (1 - 2 error) of a linear classifier, cross-validated; both sides weigh the same. 0 alike, 2 fully apart."""
     x = torch.cat([first, second]).double()
     y = torch.cat([torch.zeros(len(first)), torch.ones(len(second))]).double()
@@ -240,7 +244,7 @@ def _classified(x: Tensor, y: Tensor, held: Tensor) -> Tensor:
     def closure() -> float:
         solver.zero_grad()
         each = F.binary_cross_entropy_with_logits(x @ weights[1:] + weights[0], y, reduction="none")
-        loss = (each * balance).sum() + PENALTY * weights[1:].square().sum()
+        loss = (each * balance).sum() + WEIGHT_PENALTY * weights[1:].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
 
@@ -248,25 +252,25 @@ def _classified(x: Tensor, y: Tensor, held: Tensor) -> Tensor:
     return (held @ weights[1:] + weights[0]).detach()
 
 
-def _text(name: str, source: str, statistics: Distance | None, features: Distance | None) -> str:
+def _text(name: str, source: str, statistics: CalibratedDistance | None, features: CalibratedDistance | None) -> str:
     """What the figures mean, and what follows."""
     said = []
     if features:
         right = 0.5 + features.value / 4
         said.append(
-            f"{name} is {features.word} from {source}: a linear classifier on the pretrained features tells the two "
+            f"{name} is {features.verdict} from {source}: a linear classifier on the pretrained features tells the two "
             f"apart {right:.0%} of the time (proxy A-distance {features.value:.2f} of 2; two halves of {name}: "
             f"{features.lowest:.2f})."
         )
     if statistics:
         said.append(
-            f"{name} is {statistics.word} from what the model was trained on: its activations lie {statistics.value:.2f} "
+            f"{name} is {statistics.verdict} from what the model was trained on: its activations lie {statistics.value:.2f} "
             f"standard deviations off batch norm's running means; its own pictures with all pixels scrambled, "
             f"{statistics.highest:.2f}."
         )
     if not said:
         return "The model has no batch norm and no source domain was given, so there is nothing to measure against."
-    words = {distance.word for distance in (features, statistics) if distance}
+    words = {distance.verdict for distance in (features, statistics) if distance}
     advice = {
         "far": "Fine-tune all layers, and count on more pictures.",
         "near": "Little needs to change in the backbone.",

@@ -7,30 +7,32 @@ import numpy as np
 
 from toolchain.core.errors import ToolchainError
 
-Need = Literal["source"]  # beside features and labels; a score's file lists them in NEEDS
+ScoreInput = Literal["source"]  # beside features and labels; a score's file lists them in NEEDS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class FrozenFeatures:
     """One set of images through one frozen model."""
 
     features: np.ndarray  # float64 [images, features]: what the head is given, maps averaged over their places
     labels: np.ndarray  # int64 [images]: the domain's classes
-    levels: tuple[np.ndarray, ...] = ()  # the same behind every block, in order, up to and with `features`
-    source: np.ndarray | None = None  # float64 [images, source classes]: what its own head answers, as probabilities
+    block_features: tuple[np.ndarray, ...] = ()  # the same behind every block, in order, up to and with `features`
+    source_probabilities: np.ndarray | None = (
+        None  # float64 [images, source classes]: what its own head answers, as probabilities
+    )
 
     @property
-    def classes(self) -> int:
+    def class_count(self) -> int:
         """Classes that occur."""
         return len(np.unique(self.labels))
 
 
-def centred(features: np.ndarray) -> np.ndarray:
+def subtract_mean(features: np.ndarray) -> np.ndarray:
     """Features with their mean taken off."""
     return np.asarray(features - features.mean(0), dtype=np.float64)
 
 
-def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def replace_by_class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Every image's features replaced by the mean of its class, [images, features]."""
     found = np.zeros_like(features)
     for label in np.unique(labels):
@@ -38,7 +40,7 @@ def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return found
 
 
-def enough(seen: Seen, least_per_class: int = 2) -> None:
+def check_scorable(seen: FrozenFeatures, least_per_class: int = 2) -> None:
     """Asserts that there is something to tell apart.
 
     Raises:

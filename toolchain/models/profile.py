@@ -29,7 +29,7 @@ class Layer:
     parameters: int
 
 
-def layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
+def measure_layers(model: nn.Module, image: Tensor) -> tuple[Layer, ...]:
     """Sizes and multiply-accumulates of every convolution and linear layer for one image [1, 3, height, width]."""
     found: list[Layer] = []
 
@@ -68,11 +68,11 @@ def _kind(module: nn.Conv2d | nn.Linear) -> LayerKind:
     return "pointwise" if module.weight[0, 0].numel() == 1 else "spatial"
 
 
-def parameters(sizes: Sequence[Layer]) -> float:
+def total_parameters(sizes: Sequence[Layer]) -> float:
     """Parameters of an architecture's convolutions and linear layers."""
     return float(sum(layer.parameters for layer in sizes))
 
 
-def macs(sizes: Sequence[Layer]) -> float:
+def total_macs(sizes: Sequence[Layer]) -> float:
     """Multiply-accumulates of an architecture."""
     return float(sum(layer.macs for layer in sizes))

@@ -18,7 +18,7 @@ from toolchain.models.sources.torchvision_hub import _published
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWeights:
     """What a checkpoint brought: shares count values, not tensors; the head is left out of them."""
 
     source: str
@@ -101,7 +101,9 @@ def _tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], fresh: tuple[str, ...], source: str, digest: str) -> Loaded:
+def _load(
+    model: nn.Module, state: Mapping[str, Tensor], fresh: tuple[str, ...], source: str, digest: str
+) -> LoadedWeights:
     """Takes over all but the modules that start anew."""
     own = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     backbone = {k for k in own if not k.startswith(tuple(f"{name}." for name in fresh))}
@@ -112,4 +114,6 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], fresh: tuple[str, ...],
     share = sum(own[k].numel() for k in backbone & fits.keys()) / max(total, 1)
     unexpected = sorted(k for k in state if k not in own and not k.endswith("num_batches_tracked"))
     reshaped = sorted(k for k in backbone & state.keys() if k not in fits)
-    return Loaded(source, digest, share, tuple(sorted(backbone - state.keys())), tuple(unexpected), tuple(reshaped))
+    return LoadedWeights(
+        source, digest, share, tuple(sorted(backbone - state.keys())), tuple(unexpected), tuple(reshaped)
+    )

@@ -12,23 +12,23 @@ from toolchain.config.recipe import PruneSpec
 from toolchain.core import files, registry, stage_cache
 from toolchain.data import loader
 from toolchain.pruning import gradients
-from toolchain.pruning.gradients import Gradient
-from toolchain.training.finetune import Adapted
+from toolchain.pruning.gradients import GradientMoments
+from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
-BATCH = 64  # images prepared together; gradients are taken one by one
-FILE = "gradients.safetensors"
+LOADER_BATCH_SIZE = 64  # images prepared together; gradients are taken one by one
+GRADIENTS_FILE = "gradients.safetensors"
 
 
 @dataclass(frozen=True)
-class Ranking:
+class ChannelCriterion:
     """A criterion and what it reads beside the weights."""
 
-    criterion: Callable[..., Tensor]
-    gradients: Mapping[str, Gradient] | None  # None where it reads weights alone
+    score: Callable[..., Tensor]
+    gradients: Mapping[str, GradientMoments] | None  # None where it reads weights alone
 
 
-def run(adapted: Adapted, spec: PruneSpec, work: Path) -> Ranking:
+def prepare_criterion(adapted: FinetunedModel, spec: PruneSpec, work: Path) -> ChannelCriterion:
     """The recipe's criterion, with gradients on the calibration images where it asks for them.
 
     They are training images, which keeps validation out of the choice.
@@ -37,30 +37,30 @@ def run(adapted: Adapted, spec: PruneSpec, work: Path) -> Ranking:
         adapted: the model that is ranked, by its key, and its images.
     """
     room = registry.module("criteria", spec.criterion)
-    return Ranking(room.score, _collected(adapted, work) if room.NEEDS else None)
+    return ChannelCriterion(room.score, _collected(adapted, work) if room.NEEDS else None)
 
 
-def depends_on(adapted: Adapted, spec: PruneSpec) -> tuple[str, str]:
+def cache_key_parts(adapted: FinetunedModel, spec: PruneSpec) -> tuple[str, str]:
     """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
     room = registry.module("criteria", spec.criterion)
-    seen = adapted.data.calibration_digest if room.NEEDS else ""
+    seen = adapted.dataset.calibration_digest if room.NEEDS else ""
     return files.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
 
 
-def _collected(adapted: Adapted, work: Path) -> Mapping[str, Gradient]:
-    data = adapted.data
+def _collected(adapted: FinetunedModel, work: Path) -> Mapping[str, GradientMoments]:
+    data = adapted.dataset
     key = files.digest(VERSION, adapted.trained.key, data.calibration_digest, data.preprocess)
     with stage_cache.stage(work, "gradients", key) as stage:
-        path = stage.folder / FILE
+        path = stage.folder / GRADIENTS_FILE
         if stage.figures is None:
             started = time.monotonic()
-            batches = loader.batches(data.calibration_images, data.preprocess, BATCH)
+            batches = loader.ordered_batches(data.calibration_images, data.preprocess, LOADER_BATCH_SIZE)
             found = gradients.collect(adapted.trained.model, list(batches))
             tensors = {f"mean.{name}": one.mean.contiguous() for name, one in found.items()}
             tensors |= {f"square.{name}": one.mean_square.contiguous() for name, one in found.items()}
             with files.writing(path) as out:
                 out.write(save(tensors))
-            stage_cache.finish(stage, started, {"images": len(data.calibration)})
+            stage_cache.finish(stage, started, {"images": len(data.calibration_rows)})
         read = load_file(path)
     names = [name.removeprefix("mean.") for name in read if name.startswith("mean.")]
-    return {name: Gradient(read[f"mean.{name}"], read[f"square.{name}"]) for name in names}
+    return {name: GradientMoments(read[f"mean.{name}"], read[f"square.{name}"]) for name in names}

@@ -18,14 +18,14 @@ from toolchain.core.errors import ToolchainError
 
 
 @dataclass(frozen=True)
-class Gradient:
+class GradientMoments:
     """How the cross-entropy reacts to one parameter, in the parameter's own shape, float32."""
 
     mean: Tensor  # over the images
     mean_square: Tensor  # mean over the images of each one's squared gradient: the diagonal of the empirical Fisher
 
 
-def collect(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Mapping[str, Gradient]:
+def collect(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Mapping[str, GradientMoments]:
     """Gradients of the mean cross-entropy by parameter name, frozen parameters among them.
 
     Works on a copy in inference form: statistics of batch norm, modes and gradients of `model` stay as they are.
@@ -55,11 +55,11 @@ def collect(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Mappi
                         total += gradient
                         square.addcmul_(gradient, gradient)
                 bar.step()
-    done = {p: Gradient(a / count, b / count) for p, a, b in zip(parameters, sums, squares, strict=True)}
+    done = {p: GradientMoments(a / count, b / count) for p, a, b in zip(parameters, sums, squares, strict=True)}
     return {name: _finite(name, done[parameter]) for name, parameter in names.items()}
 
 
-def _finite(name: str, gradient: Gradient) -> Gradient:
+def _finite(name: str, gradient: GradientMoments) -> GradientMoments:
     if not gradient.mean_square.isfinite().all():
         raise ToolchainError(
             f"the gradient of {name} is not finite, so no channel can be ranked by it; train with a lower learning_rate "

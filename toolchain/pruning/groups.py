@@ -20,15 +20,15 @@ from toolchain.core import progress
 from toolchain.core.errors import ToolchainError, brief
 from toolchain.models.profile import is_depthwise
 from toolchain.pruning import traceable_parts
-from toolchain.pruning.gradients import Gradient
-from toolchain.pruning.traceable_parts import Part
+from toolchain.pruning.gradients import GradientMoments
+from toolchain.pruning.traceable_parts import TraceablePart
 
-Side = Literal["out", "in"]
+ChannelRole = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
 # in the names of what windows of attention hold (Swin, MaxViT): Torch-Pruning 1.6.1 follows single channels through every
 # shift and partition of the windows and had not ended after 200 s
-WINDOWS = "relative_position"
-SIDES: Mapping[str, Side] = {
+WINDOW_ATTENTION_TENSOR = "relative_position"
+ROLE_OF_PRUNING_FUNCTION: Mapping[str, ChannelRole] = {
     "prune_out_channels": "out",
     "prune_depthwise_conv_out_channels": "out",
     "prune_in_channels": "in",
@@ -37,12 +37,12 @@ SIDES: Mapping[str, Side] = {
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParameterRows:
     """One parameter of a member: a row for each of the group's channels."""
 
     name: str  # "weight" | "bias"; of a norm its scale and its shift
     value: Tensor  # float32 [channels, values]
-    collected: Gradient | None = None  # of the same shape; None where nobody asked for it
+    gradient_moments: GradientMoments | None = None  # of the same shape; None where nobody asked for it
 
     @property
     def gradient(self) -> Tensor:
@@ -54,28 +54,28 @@ class Parameter:
         """Mean of every single image's squared gradient, float32 [channels, values]."""
         return self._known().mean_square
 
-    def _known(self) -> Gradient:
-        if self.collected is None:
+    def _known(self) -> GradientMoments:
+        if self.gradient_moments is None:
             raise ToolchainError(
                 "this pruning criterion reads gradients, and none were collected; "
                 'its file must say NEEDS = ("gradients",), and the plan be given gradients of this model'
             )
-        return self.collected
+        return self.gradient_moments
 
 
 @dataclass(frozen=True)
-class Member:
+class CoupledLayer:
     """One side of a layer that sees a group's channels.
 
     `positions[c]` are the indices in the module's own dimension that belong to the group's channel c
     (several where a flatten stands in between).
     """
 
-    module: str
-    kind: str  # "conv" | "depthwise" | "linear" | "norm"
-    side: Side
-    positions: tuple[tuple[int, ...], ...]
-    parameters: tuple[Parameter, ...]  # the weight first; the bias where the layer has one and gives the channels
+    module_name: str
+    layer_type: str  # "conv" | "depthwise" | "linear" | "norm"
+    role: ChannelRole
+    channel_indices: tuple[tuple[int, ...], ...]
+    parameters: tuple[ParameterRows, ...]  # the weight first; the bias where the layer has one and gives the channels
 
     @property
     def weight(self) -> Tensor:
@@ -84,31 +84,31 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Group:
+class PruningGroup:
     """Channels that can only be removed together, over all layers that see them."""
 
     channels: int
-    members: tuple[Member, ...]
+    coupled_layers: tuple[CoupledLayer, ...]
 
     @property
-    def layers(self) -> int:
+    def layer_count(self) -> int:
         """How many convolutions and linear layers read or write these channels."""
-        return sum(member.kind != "norm" for member in self.members)
+        return sum(member.layer_type != "norm" for member in self.coupled_layers)
 
     @property
     def name(self) -> str:
         """The layer that produces these channels."""
-        return self.members[0].module
+        return self.coupled_layers[0].module_name
 
     @property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[ParameterRows, ...]:
         """All parameters of all members."""
-        return tuple(parameter for member in self.members for parameter in member.parameters)
+        return tuple(parameter for member in self.coupled_layers for parameter in member.parameters)
 
 
 def find(
-    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, Gradient] | None = None
-) -> tuple[Group, ...]:
+    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, GradientMoments] | None = None
+) -> tuple[PruningGroup, ...]:
     """Every prunable group of channels.
 
     Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which
@@ -127,7 +127,7 @@ def find(
     model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    pending, found, refused = [Part("", model, image)], list[Group](), list[Exception]()
+    pending, found, refused = [TraceablePart("", model, image)], list[PruningGroup](), list[Exception]()
     while pending:
         part = pending.pop(0)
         try:
@@ -135,7 +135,7 @@ def find(
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met
             refused.append(reason)
             with suppress(Exception):  # a part that cannot be called again as it was called has no parts to be had
-                pending += traceable_parts.below(part)
+                pending += traceable_parts.split(part)
     if refused and not found:
         first = refused[0]
         raise ToolchainError(
@@ -147,22 +147,22 @@ def find(
     return tuple(found)
 
 
-def _traced(part: Part, head: str, gradients: Mapping[str, Gradient]) -> list[Group]:
+def _traced(part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]) -> list[PruningGroup]:
     """The groups of one part, without those whose channels come into it or leave it."""
     import torch_pruning  # here, because importing it costs a second that replaying a plan does not need
 
-    windows = next((name for name, _ in _tensors(part.module) if WINDOWS in name), None)
+    windows = next((name for name, _ in _tensors(part.module) if WINDOW_ATTENTION_TENSOR in name), None)
     if windows:
-        raise ToolchainError(f"attention in windows ({part.named(windows)}) is not followed")
+        raise ToolchainError(f"attention in windows ({part.full_name(windows)}) is not followed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bare parameters, which we leave alone
-        framed = part.module if not part.name else traceable_parts.Framed(part)
-        graph = torch_pruning.DependencyGraph().build_dependency(framed, example_inputs=part.image)
+        framed = part.module if not part.name else traceable_parts.FixedBoundary(part)
+        graph = torch_pruning.DependencyGraph().build_dependency(framed, example_inputs=part.example_input)
         raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
-    names = {module: part.named(name) for name, module in part.module.named_modules()}
+    names = {module: part.full_name(name) for name, module in part.module.named_modules()}
     read = [_read_group(item, names, head, gradients) for item in raw]
-    whole = _covered_once(read, {part.named(name): module for name, module in part.module.named_modules()})
-    return [g for g, free in read if free and all((m.module, m.side) in whole for m in g.members)]
+    whole = _covered_once(read, {part.full_name(name): module for name, module in part.module.named_modules()})
+    return [g for g, free in read if free and all((m.module_name, m.role) in whole for m in g.coupled_layers)]
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -170,12 +170,12 @@ def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _read_group(
-    raw: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, Gradient]
-) -> tuple[Group, bool]:
+    raw: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, GradientMoments]
+) -> tuple[PruningGroup, bool]:
     """A group of the dependency graph in our terms, and whether it may lose channels."""
     roots = sorted({root for item in raw.items for root in item.root_idxs})
     place = {root: row for row, root in enumerate(roots)}
-    members: dict[tuple[str, Side], Member] = {}
+    members: dict[tuple[str, ChannelRole], CoupledLayer] = {}
     free = True
     for item in raw.items:
         module = item.dep.target.module
@@ -183,7 +183,7 @@ def _read_group(
             # an operation of the graph, not a layer; or a bare parameter, which we cannot name
             free = free and not isinstance(module, nn.Parameter)
             continue
-        name, side = names[module], SIDES.get(item.dep.handler.__name__)
+        name, side = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
         grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
         sliceable = isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
         if side is None or grouped or not sliceable or (name == head and side == "out"):
@@ -197,47 +197,53 @@ def _read_group(
         if not parameters:
             free = False
             continue
-        members.setdefault((name, side), Member(name, _kind(module), side, positions, parameters))
-    return Group(len(roots), tuple(members.values())), free and any(side == "out" for _, side in members)
+        members.setdefault((name, side), CoupledLayer(name, _kind(module), side, positions, parameters))
+    return PruningGroup(len(roots), tuple(members.values())), free and any(side == "out" for _, side in members)
 
 
-def _covered_once(read: Sequence[tuple[Group, bool]], modules: Mapping[str, nn.Module]) -> set[tuple[str, Side]]:
+def _covered_once(
+    read: Sequence[tuple[PruningGroup, bool]], modules: Mapping[str, nn.Module]
+) -> set[tuple[str, ChannelRole]]:
     """The sides of layers whose every channel is in exactly one group.
 
     Torch-Pruning 1.6.1 loses track of channels that run through a concatenation straight into a flatten; a group
     that misses channels, or claims another's, would cut the wrong ones.
     """
-    seen: dict[tuple[str, Side], list[int]] = defaultdict(list)
+    seen: dict[tuple[str, ChannelRole], list[int]] = defaultdict(list)
     for group, _ in read:
-        for member in group.members:
-            seen[member.module, member.side] += [i for row in member.positions for i in row]
+        for member in group.coupled_layers:
+            seen[member.module_name, member.role] += [i for row in member.channel_indices for i in row]
     return {key for key, found in seen.items() if sorted(found) == list(range(_extent(modules[key[0]], key[1])))}
 
 
-def _extent(module: nn.Module, side: Side) -> int:
+def _extent(module: nn.Module, side: ChannelRole) -> int:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.shape[0 if side == "out" else 1]
 
 
 def _parameters(
-    name: str, module: nn.Module, side: Side, positions: tuple[tuple[int, ...], ...], gradients: Mapping[str, Gradient]
-) -> tuple[Parameter, ...]:
+    name: str,
+    module: nn.Module,
+    side: ChannelRole,
+    positions: tuple[tuple[int, ...], ...],
+    gradients: Mapping[str, GradientMoments],
+) -> tuple[ParameterRows, ...]:
     """What of a module goes with the channels; nothing where they are not laid out evenly, or there is no weight."""
     own = dict(module.named_parameters(recurse=False))
     if "weight" not in own or any(not row or len(row) != len(positions[0]) for row in positions):
         return ()
 
-    def read(kind: str) -> Parameter:
+    def read(kind: str) -> ParameterRows:
         known = gradients.get(f"{name}.{kind}")
-        rows = known and Gradient(_rows(known.mean, side, positions), _rows(known.mean_square, side, positions))
-        return Parameter(kind, _rows(own[kind].detach(), side, positions), rows)
+        rows = known and GradientMoments(_rows(known.mean, side, positions), _rows(known.mean_square, side, positions))
+        return ParameterRows(kind, _rows(own[kind].detach(), side, positions), rows)
 
     # inputs are not added anything to: a bias belongs to the outputs
     return tuple(read(kind) for kind in ("weight", "bias") if kind in own and (kind == "weight" or side == "out"))
 
 
-def _rows(tensor: Tensor, side: Side, positions: tuple[tuple[int, ...], ...]) -> Tensor:
+def _rows(tensor: Tensor, side: ChannelRole, positions: tuple[tuple[int, ...], ...]) -> Tensor:
     rows = tensor.float()
     rows = rows.transpose(0, 1) if side == "in" else rows
     rows = rows.reshape(rows.shape[0], -1)

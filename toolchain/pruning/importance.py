@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from toolchain.core.errors import ToolchainError
-from toolchain.pruning.groups import Group
+from toolchain.pruning.groups import PruningGroup
 
-Criterion = Callable[[Group], Tensor]  # importance of each channel, not negative, [channels]
+Criterion = Callable[[PruningGroup], Tensor]  # importance of each channel, not negative, [channels]
 
 
-def shares(found: Sequence[Group], criterion: Criterion, ranking: Literal["global", "isomorphic"]) -> list[Tensor]:
+def compute_shares(
+    found: Sequence[PruningGroup], criterion: Criterion, ranking: Literal["global", "isomorphic"]
+) -> list[Tensor]:
     """Importance of each group's channels, float64 [channels] each.
 
     "global": every group's importances add up to 1; no criterion's scale decides between groups.
@@ -35,7 +37,7 @@ def shares(found: Sequence[Group], criterion: Criterion, ranking: Literal["globa
             "the pruning criterion finds no channel worth anything, so it cannot choose: on images that a model answers "
             'without any doubt gradients vanish; choose one that looks at weights only ([prune] criterion = "magnitude")'
         )
-    classes = [structure(group) if ranking == "isomorphic" else index for index, group in enumerate(found)]
+    classes = [structure_key(group) if ranking == "isomorphic" else index for index, group in enumerate(found)]
     totals: dict[Hashable, list[Tensor]] = defaultdict(list)
     for score, name in zip(scores, classes, strict=True):
         totals[name].append(score.sum())
@@ -43,6 +45,6 @@ def shares(found: Sequence[Group], criterion: Criterion, ranking: Literal["globa
     return [score / means[name] for score, name in zip(scores, classes, strict=True)]
 
 
-def structure(group: Group) -> Hashable:
+def structure_key(group: PruningGroup) -> Hashable:
     """What groups of one structure share: the kinds of layers that see them, and from which side; not their widths."""
-    return tuple(sorted((member.kind, member.side) for member in group.members))
+    return tuple(sorted((member.layer_type, member.role) for member in group.coupled_layers))

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import PruneSpec
 from toolchain.core.errors import ToolchainError
-from toolchain.models.profile import Layer, layers, macs
+from toolchain.models.profile import Layer, measure_layers, total_macs
 from toolchain.pruning import groups, importance, width_search
-from toolchain.pruning.gradients import Gradient
-from toolchain.pruning.groups import Group
-from toolchain.pruning.surgery import Surgery, of
+from toolchain.pruning.gradients import GradientMoments
+from toolchain.pruning.groups import PruningGroup
+from toolchain.pruning.surgery import Surgery, build
 
 
-def plan(
+def plan_for_ratio(
     model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
-    gradients: Mapping[str, Gradient] | None = None,
+    gradients: Mapping[str, GradientMoments] | None = None,
 ) -> Surgery:  # fmt: skip
     """A Surgery that removes `spec.ratio` of the multiply-accumulates at the least lost importance.
 
@@ -28,22 +28,24 @@ def plan(
     """
     if not spec.ratio:
         return Surgery()
-    found = options(model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients)
-    total = macs(found.sizes)
+    found = build_search_space(
+        model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients
+    )
+    total = total_macs(found.full_layers)
     try:
-        choice = width_search.narrowed(found, macs, (1 - spec.ratio) * total)
-    except width_search.Unreachable as reason:
+        choice = width_search.search(found, total_macs, (1 - spec.ratio) * total)
+    except width_search.LimitUnreachable as reason:
         raise ToolchainError(
             f"[prune] ratio = {spec.ratio} cannot be reached with widths in multiples of {alignment}: "
-            f"the most is {1 - reason.least / total:.2f}; lower the ratio, raise max_share or protect less"
+            f"the most is {1 - reason.lowest_cost / total:.2f}; lower the ratio, raise max_share or protect less"
         ) from reason
-    return of(model, found, choice)
+    return build(model, found, choice)
 
 
-def options(
+def build_search_space(
     model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
-    gradients: Mapping[str, Gradient] | None = None, blocks: Sequence[str] = (),
-) -> width_search.Options:  # fmt: skip
+    gradients: Mapping[str, GradientMoments] | None = None, blocks: Sequence[str] = (),
+) -> width_search.SearchSpace:  # fmt: skip
     """What may be cut of a model, and what each part is worth.
 
     A channel's importance is a share (`importance.shares`), counted once in every layer that sees it: a residual stream
@@ -62,31 +64,31 @@ def options(
     Raises:
         ToolchainError: a protected pattern matches nothing, or the criterion needs gradients and there are none.
     """
-    sizes = layers(model, image)
-    found = prunable(model, image, head, spec, sizes, gradients)
-    free = [block for block in blocks if not protected_block(sizes, block, spec.protect)]
-    shares = importance.shares(found, criterion, spec.ranking)
+    sizes = measure_layers(model, image)
+    found = find_prunable_groups(model, image, head, spec, sizes, gradients)
+    free = [block for block in blocks if not is_protected_block(sizes, block, spec.protect)]
+    shares = importance.compute_shares(found, criterion, spec.ranking)
     order = [torch.argsort(share, stable=True) for share in shares]
-    return width_search.Options(
-        sizes=sizes, groups=tuple(found), ranked=tuple(order), blocks=tuple(free), alignment=alignment,
-        ascending=tuple(share[row] for share, row in zip(shares, order, strict=True)), max_share=spec.max_share,
+    return width_search.SearchSpace(
+        full_layers=sizes, groups=tuple(found), channel_order=tuple(order), droppable_blocks=tuple(free), alignment=alignment,
+        sorted_importance=tuple(share[row] for share, row in zip(shares, order, strict=True)), max_pruned_share=spec.max_share,
     )  # fmt: skip
 
 
-def prunable(
+def find_prunable_groups(
     model: nn.Module, image: Tensor, head: str, spec: PruneSpec, sizes: Sequence[Layer],
-    gradients: Mapping[str, Gradient] | None = None,
-) -> list[Group]:  # fmt: skip
+    gradients: Mapping[str, GradientMoments] | None = None,
+) -> list[PruningGroup]:  # fmt: skip
     """The groups of channels that the recipe does not protect; `sizes` are those of the model's layers.
 
     Raises:
         ToolchainError: a protected pattern matches nothing, or the model cannot be traced.
     """
-    known(spec.protect, sizes)
-    return [group for group in groups.find(model, image, head, gradients) if not protected(group, spec.protect)]
+    check_protect_patterns(spec.protect, sizes)
+    return [group for group in groups.find(model, image, head, gradients) if not is_protected(group, spec.protect)]
 
 
-def known(patterns: Sequence[str], sizes: Sequence[Layer]) -> None:
+def check_protect_patterns(patterns: Sequence[str], sizes: Sequence[Layer]) -> None:
     """Asserts that every protected pattern means a layer.
 
     Raises:
@@ -98,11 +100,11 @@ def known(patterns: Sequence[str], sizes: Sequence[Layer]) -> None:
             raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(names)}")
 
 
-def protected(group: Group, patterns: Sequence[str]) -> bool:
+def is_protected(group: PruningGroup, patterns: Sequence[str]) -> bool:
     """Whether a group has to keep every channel, because a layer that produces them does."""
-    return any(fnmatch(m.module, pattern) for m in group.members if m.side == "out" for pattern in patterns)
+    return any(fnmatch(m.module_name, pattern) for m in group.coupled_layers if m.role == "out" for pattern in patterns)
 
 
-def protected_block(sizes: Sequence[Layer], block: str, patterns: Sequence[str]) -> bool:
+def is_protected_block(sizes: Sequence[Layer], block: str, patterns: Sequence[str]) -> bool:
     """Whether a residual block has to stay, because a layer in it does."""
-    return any(fnmatch(n.name, pattern) for n in sizes if width_search.inside(n.name, block) for pattern in patterns)
+    return any(fnmatch(n.name, pattern) for n in sizes if width_search.is_inside(n.name, block) for pattern in patterns)

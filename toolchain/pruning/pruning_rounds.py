@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 
 from toolchain.core.errors import ToolchainError
 from toolchain.pruning import width_search
-from toolchain.pruning.groups import Group, Member, Side
+from toolchain.pruning.groups import ChannelRole, CoupledLayer, PruningGroup
 from toolchain.pruning.surgery import Surgery
-from toolchain.pruning.width_search import Choice, Options
+from toolchain.pruning.width_search import SearchSpace, Subnetwork
 
-Slot = tuple[str, Side, int]  # layer, side, index in the whole model's numbering
+ChannelPosition = tuple[str, ChannelRole, int]  # layer, side, index in the whole model's numbering
 
 
-def choice(options: Options, whole: Sequence[Group], plan: Surgery, done: Surgery, share: float) -> Choice:
+def choose_widths(
+    options: SearchSpace, whole: Sequence[PruningGroup], plan: Surgery, done: Surgery, share: float
+) -> Subnetwork:
     """What stays of the groups of a model that is on its way.
 
     Args:
@@ -43,16 +45,16 @@ def choice(options: Options, whole: Sequence[Group], plan: Surgery, done: Surger
     for group, number in zip(options.groups, numbers, strict=True):
         goal = None if number is None else goals[number]
         full = group.channels if number is None else whole[number].channels
-        kept.append(group.channels if goal is None else width(full, goal, share, options.alignment))
-    return Choice(tuple(kept), frozenset(plan.dropped) - frozenset(done.dropped))
+        kept.append(group.channels if goal is None else interpolate_width(full, goal, share, options.alignment))
+    return Subnetwork(tuple(kept), frozenset(plan.dropped) - frozenset(done.dropped))
 
 
-def same(options: Options, plan: Surgery) -> Choice:
+def replay_widths(options: SearchSpace, plan: Surgery) -> Subnetwork:
     """The widths and blocks of a plan that was made for other weights of the same model."""
-    return choice(options, options.groups, plan, Surgery(), 1.0)
+    return choose_widths(options, options.groups, plan, Surgery(), 1.0)
 
 
-def width(whole: int, final: int, share: float, alignment: int) -> int:
+def interpolate_width(whole: int, final: int, share: float, alignment: int) -> int:
     """Channels of a group when `share` of the way from `whole` to `final` is gone, in multiples of the alignment."""
     if share >= 1 or whole == final:
         return final
@@ -60,33 +62,33 @@ def width(whole: int, final: int, share: float, alignment: int) -> int:
     return min(whole, max(final, round(aimed / alignment) * alignment))
 
 
-def _goal(group: Group, plan: Surgery) -> int | None:
+def _goal(group: PruningGroup, plan: Surgery) -> int | None:
     """How many of a group's channels the plan keeps; None where it went with a block."""
-    for member in group.members:
-        if any(width_search.inside(member.module, block) for block in plan.dropped):
+    for member in group.coupled_layers:
+        if any(width_search.is_inside(member.module_name, block) for block in plan.dropped):
             continue
         kept = _kept(member, plan)
-        return group.channels if kept is None else len({row[0] for row in member.positions}.intersection(kept))
+        return group.channels if kept is None else len({row[0] for row in member.channel_indices}.intersection(kept))
     return None
 
 
-def _kept(member: Member, plan: Surgery) -> Sequence[int] | None:
+def _kept(member: CoupledLayer, plan: Surgery) -> Sequence[int] | None:
     """Kept indices of the side of a layer that a group is on; None: all."""
-    return plan.keep.get(f"{member.module}.weight", {}).get(0 if member.side == "out" else 1)
+    return plan.keep.get(f"{member.module_name}.weight", {}).get(0 if member.role == "out" else 1)
 
 
-def _owners(whole: Sequence[Group]) -> Mapping[Slot, int]:
+def _owners(whole: Sequence[PruningGroup]) -> Mapping[ChannelPosition, int]:
     return {
-        (member.module, member.side, index): number
+        (member.module_name, member.role, index): number
         for number, group in enumerate(whole)
-        for member in group.members
-        for row in member.positions
+        for member in group.coupled_layers
+        for row in member.channel_indices
         for index in row
     }
 
 
-def _owner(group: Group, owner: Mapping[Slot, int], done: Surgery) -> int | None:
+def _owner(group: PruningGroup, owner: Mapping[ChannelPosition, int], done: Surgery) -> int | None:
     """Which group of the whole model this is what is left of."""
-    member = group.members[0]
-    kept, place = _kept(member, done), member.positions[0][0]
-    return owner.get((member.module, member.side, place if kept is None else kept[place]))
+    member = group.coupled_layers[0]
+    kept, place = _kept(member, done), member.channel_indices[0][0]
+    return owner.get((member.module_name, member.role, place if kept is None else kept[place]))

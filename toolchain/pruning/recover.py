@@ -5,16 +5,16 @@ import time
 
 from toolchain.config.job import Job
 from toolchain.core import files, stage_cache
-from toolchain.pruning.prune import Pruned
+from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
 from toolchain.training import loop, trained
-from toolchain.training.finetune import Adapted
-from toolchain.training.input_size import Enlarged
+from toolchain.training.finetune import FinetunedModel
+from toolchain.training.input_size import UpsampledInputModel
 
 VERSION = 3
 
 
-def run(job: Job, pruned: Pruned, adapted: Adapted) -> trained.Trained:
+def run(job: Job, pruned: PrunedModel, adapted: FinetunedModel) -> trained.TrainedModel:
     """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
 
     Without surgery, and with pictures of the dense model's own size, the dense model itself is the result.
@@ -27,24 +27,24 @@ def run(job: Job, pruned: Pruned, adapted: Adapted) -> trained.Trained:
         ToolchainError: training diverged.
     """
     recipe, dense = job.recipe, adapted.trained
-    resized = isinstance(dense.model, Enlarged)
+    resized = isinstance(dense.model, UpsampledInputModel)
     if pruned.surgery == Surgery() and not resized:
         return dense
     spec = dataclasses.replace(recipe.recover, epochs=recipe.recover.epochs - len(pruned.history))
     # keyed by the plan itself: two targets that arrive at the same widths share the training; and by the weights that
     # are left, where they are not simply the dense model's
     left: list[object] = [] if pruned.key == dense.key else [pruned.key]
-    left += [adapted.data.preprocess.image_size] if resized else []
+    left += [adapted.dataset.preprocess.image_size] if resized else []
     key = files.digest(
         VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
     )  # fmt: skip
     with stage_cache.stage(job.work, "recover", key) as stage:
         if stage.figures is not None:
-            return trained.restored(stage, pruned.model)
+            return trained.load_trained_model(stage, pruned.model)
         started = time.monotonic()
-        training_job = loop.Job(
-            data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
+        training_job = loop.TrainingJob(
+            dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
         training = loop.train(pruned.model, training_job)
-        return trained.store(stage, started, pruned.model, training, {})
+        return trained.save_trained_model(stage, started, pruned.model, training, {})

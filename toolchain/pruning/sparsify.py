@@ -14,13 +14,13 @@ from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
 from toolchain.pruning import options, sparsity_penalty
 from toolchain.training import loop, trained
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
-SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
+DEFAULT_EPOCH_SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
 
 
-def run(job: Job, adapted: Adapted) -> trained.Trained:
+def run(job: Job, adapted: FinetunedModel) -> trained.TrainedModel:
     """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
 
     Args:
@@ -29,7 +29,7 @@ def run(job: Job, adapted: Adapted) -> trained.Trained:
     Raises:
         ToolchainError: training diverged, or the model cannot be traced for pruning.
     """
-    recipe, target, image = job.recipe, job.target, adapted.data.example
+    recipe, target, image = job.recipe, job.target, adapted.dataset.example_input
     dense, asked = adapted.trained, recipe.prune
     if asked.sparsity == 0 or asked.ratio == 0:
         return dense
@@ -41,26 +41,28 @@ def run(job: Job, adapted: Adapted) -> trained.Trained:
     model = copy.deepcopy(dense.model)
     with stage_cache.stage(job.work, "sparsify", key) as stage:
         if stage.figures is not None:
-            return trained.restored(stage, model)
+            return trained.load_trained_model(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
-        found = options.prunable(model, image, adapted.head, asked, profile.layers(model, image))
+        found = options.find_prunable_groups(model, image, adapted.head, asked, profile.measure_layers(model, image))
         found = [group for group in found if group.channels > target.alignment]
-        training_job = loop.Job(
-            data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
+        training_job = loop.TrainingJob(
+            dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
-            penalty=sparsity_penalty.penalty(found, asked.sparsity),
+            penalty=sparsity_penalty.make_penalty(found, asked.sparsity),
         )  # fmt: skip
         training = loop.train(model, training_job)
-        weak = [sparsity_penalty.weak(found, one) for one in (dense.model, model)]
+        weak = [sparsity_penalty.measure_weak_share(found, one) for one in (dense.model, model)]
         progress.say(
             f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
         )
-        return trained.store(stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]})
+        return trained.save_trained_model(
+            stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]}
+        )
 
 
 def _spec(recipe: Recipe) -> TrainSpec:
     epochs = recipe.prune.sparse_epochs
     return dataclasses.replace(
-        recipe.recover, epochs=math.ceil(SHARE * recipe.recover.epochs) if epochs is None else epochs
+        recipe.recover, epochs=math.ceil(DEFAULT_EPOCH_SHARE * recipe.recover.epochs) if epochs is None else epochs
     )

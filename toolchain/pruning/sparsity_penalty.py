@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from toolchain.pruning.groups import Group, Side
+from toolchain.pruning.groups import ChannelRole, PruningGroup
 
-ALPHA = 4.0  # the weakest channel of a group is pressed 2 ** ALPHA times as hard as the strongest
-WEAK = 0.1  # of its group's mean norm
+PENALTY_EXPONENT = 4.0  # the weakest channel of a group is pressed 2 ** ALPHA times as hard as the strongest
+WEAK_NORM_SHARE = 0.1  # of its group's mean norm
 
 
-def penalty(found: Sequence[Group], strength: float) -> Callable[[nn.Module], Tensor]:
+def make_penalty(found: Sequence[PruningGroup], strength: float) -> Callable[[nn.Module], Tensor]:
     """The penalty as a term of the loss of a model that has these groups: strength * sum of gamma_k * |w_k|^2.
 
     gamma_k = 2 ** (ALPHA * (max - |w_k|^2) / (max - min)) over a group's channels; no gradient goes through it.
@@ -35,11 +35,11 @@ def penalty(found: Sequence[Group], strength: float) -> Callable[[nn.Module], Te
     return term
 
 
-def weak(found: Sequence[Group], model: nn.Module) -> float:
+def measure_weak_share(found: Sequence[PruningGroup], model: nn.Module) -> float:
     """Share of the channels that are under a tenth of their group's mean norm."""
     squares = {name: tensor.detach().square() for name, tensor in model.named_parameters()}
     norms = [_norms(_slots(group), squares).sqrt() for group in found]
-    small = sum(int((norm < WEAK * norm.mean()).sum()) for norm in norms)
+    small = sum(int((norm < WEAK_NORM_SHARE * norm.mean()).sum()) for norm in norms)
     return small / max(sum(len(norm) for norm in norms), 1)
 
 
@@ -48,12 +48,12 @@ class _Slot:
     """Where in a weight a group's channels are."""
 
     tensor: str
-    side: Side
+    side: ChannelRole
     rows: Tensor  # int64 [channels, indices of each]
 
 
-def _slots(group: Group) -> list[_Slot]:
-    return [_Slot(f"{m.module}.weight", m.side, torch.tensor(m.positions)) for m in group.members]
+def _slots(group: PruningGroup) -> list[_Slot]:
+    return [_Slot(f"{m.module_name}.weight", m.role, torch.tensor(m.channel_indices)) for m in group.coupled_layers]
 
 
 def _norms(slots: Sequence[_Slot], squares: dict[str, Tensor]) -> Tensor:
@@ -71,4 +71,4 @@ def _pressure(norms: Tensor) -> Tensor:
     """How hard each channel is pressed; all alike where they are equally strong."""
     strongest, weakest = norms.max(), norms.min()
     spread = (strongest - weakest).clamp_min(1e-30)
-    return torch.exp2(ALPHA * (strongest - norms) / spread)
+    return torch.exp2(PENALTY_EXPONENT * (strongest - norms) / spread)

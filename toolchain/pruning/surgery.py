@@ -17,7 +17,7 @@ from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.models.profile import is_depthwise
 from toolchain.pruning import width_search
-from toolchain.pruning.groups import Group, Side
+from toolchain.pruning.groups import ChannelRole, PruningGroup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +33,28 @@ class Surgery:
     dropped: tuple[str, ...] = ()
 
 
-def of(model: nn.Module, found: width_search.Options, choice: width_search.Choice) -> Surgery:
+def build(model: nn.Module, found: width_search.SearchSpace, choice: width_search.Subnetwork) -> Surgery:
     """The plan that a choice comes to: the least important channels go."""
-    rows = zip(found.ranked, found.groups, choice.kept, strict=True)
+    rows = zip(found.channel_order, found.groups, choice.kept_channels, strict=True)
     survivors = [ranked[group.channels - kept :].sort().values for ranked, group, kept in rows]
     made = _surgery(model, found.groups, survivors)
-    gone = sorted(choice.dropped)
+    gone = sorted(choice.dropped_blocks)
     keep = {
-        name: kept for name, kept in made.keep.items() if not any(width_search.inside(name, block) for block in gone)
+        name: kept for name, kept in made.keep.items() if not any(width_search.is_inside(name, block) for block in gone)
     }
-    attributes = {name: v for name, v in made.attributes.items() if not any(width_search.inside(name, b) for b in gone)}
+    attributes = {
+        name: v for name, v in made.attributes.items() if not any(width_search.is_inside(name, b) for b in gone)
+    }
     return Surgery(keep=keep, attributes=attributes, dropped=tuple(gone))
 
 
-def _surgery(model: nn.Module, found: Sequence[Group], survivors: Sequence[Tensor]) -> Surgery:
-    gone: dict[tuple[str, Side], set[int]] = defaultdict(set)
+def _surgery(model: nn.Module, found: Sequence[PruningGroup], survivors: Sequence[Tensor]) -> Surgery:
+    gone: dict[tuple[str, ChannelRole], set[int]] = defaultdict(set)
     for group, rows in zip(found, survivors, strict=True):
         stay = set(rows.tolist())
-        for member in group.members:
-            cut = (i for channel, row in enumerate(member.positions) if channel not in stay for i in row)
-            gone[member.module, member.side].update(cut)
+        for member in group.coupled_layers:
+            cut = (i for channel, row in enumerate(member.channel_indices) if channel not in stay for i in row)
+            gone[member.module_name, member.role].update(cut)
     modules = dict(model.named_modules())
     keep: dict[str, dict[int, list[int]]] = defaultdict(dict)
     attributes: dict[str, dict[str, int]] = defaultdict(dict)
@@ -67,7 +69,7 @@ def _surgery(model: nn.Module, found: Sequence[Group], survivors: Sequence[Tenso
     return Surgery(keep=dict(keep), attributes=dict(attributes))
 
 
-def _sliced(module: nn.Module, side: Side) -> list[tuple[str, int, int]]:
+def _sliced(module: nn.Module, side: ChannelRole) -> list[tuple[str, int, int]]:
     """The tensors of a module that shrink with its channels: name, dimension, full size."""
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -77,7 +79,7 @@ def _sliced(module: nn.Module, side: Side) -> list[tuple[str, int, int]]:
     return [(name, 0, tensor.shape[0]) for name, tensor in own.items() if tensor.ndim and tensor.shape[0] == weight.shape[0]]  # fmt: skip
 
 
-def _counted(module: nn.Module, side: Side) -> tuple[str, ...]:
+def _counted(module: nn.Module, side: ChannelRole) -> tuple[str, ...]:
     if isinstance(module, nn.Conv2d):
         if is_depthwise(module):
             return ("in_channels", "out_channels", "groups")
@@ -131,11 +133,11 @@ def compose(first: Surgery, second: Surgery) -> Surgery:
     """
     dropped = {*first.dropped, *second.dropped}
     gone = [
-        name for name in dropped if not any(name != other and width_search.inside(name, other) for other in dropped)
+        name for name in dropped if not any(name != other and width_search.is_inside(name, other) for other in dropped)
     ]
 
     def left(name: str) -> bool:
-        return not any(width_search.inside(name, block) for block in gone)
+        return not any(width_search.is_inside(name, block) for block in gone)
 
     keep = {name: _both(first.keep.get(name, {}), second.keep.get(name, {})) for name in {**first.keep, **second.keep}}
     attributes = {

@@ -17,32 +17,38 @@ from torch.fx import GraphModule, Node
 from toolchain.core.errors import ToolchainError
 from toolchain.quantization import fx_graph
 
-Kind = Literal[
+FindingKind = Literal[
     "constant channels", "dead activation", "saturated activation", "too few images", "unlike validation",
     "one image", "identical images",
 ]  # fmt: skip
-CLIPPED = 1e-3  # share of an activation's values; a percentile calibration clips up to 2e-4 on purpose
-GROWTH = 0.05  # of a range when the images are doubled: 13 of 256 steps
-GROWING = 0.35  # share of the activations that may grow so much; measured: 0.07 to 0.2 with 256 images, 0.46 with 8
-ODD = 0.05  # share of the validation images that may be clipped a lot: outliers, no fault of the calibration
-BEYOND = 0.1  # share of the validation images; one in ten is more than a few odd ones
-CHANCE = 3  # times what images of the same kind would do
-APART = 0.5  # standard deviations between means of images: what Cohen calls a medium effect
-CERTAIN = 4  # standard errors: six figures are compared, so 1 false alarm in 2,600 sound sets
-STILL = 1e-4  # of a layer's range, a fortieth of an eight-bit step: no integer tells it from a constant
-FLAT = 3e-5  # range of 255 steps of 1.2e-7, the smallest scale that torchao gives
-FEWEST = 16  # images that show that something never happens
-FEWEST_COMPARED = 8  # images with means and deviations worth comparing
-WORST = 3  # modules named of one kind
+MAX_CLIPPED_SHARE = 1e-3  # share of an activation's values; a percentile calibration clips up to 2e-4 on purpose
+RANGE_GROWTH = 0.05  # of a range when the images are doubled: 13 of 256 steps
+MAX_GROWING_SHARE = (
+    0.35  # share of the activations that may grow so much; measured: 0.07 to 0.2 with 256 images, 0.46 with 8
+)
+MAX_OUTLIER_IMAGES_SHARE = (
+    0.05  # share of the validation images that may be clipped a lot: outliers, no fault of the calibration
+)
+MAX_OUT_OF_RANGE_SHARE = 0.1  # share of the validation images; one in ten is more than a few odd ones
+CHANCE_FACTOR = 3  # times what images of the same kind would do
+MEDIUM_EFFECT_SIZE = 0.5  # standard deviations between means of images: what Cohen calls a medium effect
+MIN_STANDARD_ERRORS = 4  # standard errors: six figures are compared, so 1 false alarm in 2,600 sound sets
+CONSTANT_CHANNEL_SHARE = (
+    1e-4  # of a layer's range, a fortieth of an eight-bit step: no integer tells it from a constant
+)
+DEAD_RANGE = 3e-5  # range of 255 steps of 1.2e-7, the smallest scale that torchao gives
+MIN_IMAGES = 16  # images that show that something never happens
+MIN_COMPARED_IMAGES = 8  # images with means and deviations worth comparing
+MAX_NAMED_MODULES = 3  # modules named of one kind
 ADVICE = "put images like them into the training split, from which calibration draws"
-HALVINGS = 16  # random ones to average over; an order of the images would show itself in a single one
+RANDOM_HALVES = 16  # random ones to average over; an order of the images would show itself in a single one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing that is wrong with the calibration."""
 
-    kind: Kind
+    kind: FindingKind
     module: str  # "input" for the images as the network takes them, "" where all of the model is meant
     measured: float
     limit: float
@@ -50,17 +56,19 @@ class Finding:
 
 
 @dataclass(kw_only=True)
-class Activation:
+class ActivationExtremes:
     """What one value of the graph was."""
 
     module: str
     layer: str  # the convolution or linear module that makes it, perhaps before a rectifier; "" for any other
-    last: bool  # whether its channels are the last dimension, not the second
+    channels_last: bool  # whether its channels are the last dimension, not the second
     derived: bool  # only reshaped or pooled from one that is looked at itself: judged there
-    bounds: tuple[float, float] | None  # values outside are clipped; None where it stays in float
-    low: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
-    high: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
-    clipped: Tensor = field(default_factory=lambda: torch.empty(0))  # [images] share of the values outside the bounds
+    clip_bounds: tuple[float, float] | None  # values outside are clipped; None where it stays in float
+    image_low: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
+    image_high: Tensor = field(default_factory=lambda: torch.empty(0))  # [images]
+    clipped_share: Tensor = field(
+        default_factory=lambda: torch.empty(0)
+    )  # [images] share of the values outside the bounds
     channel_low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))  # [channels]
     channel_high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))  # [channels]
 
@@ -69,10 +77,10 @@ class Activation:
 class ActivationStatistics:
     """What a set of images did in the graph."""
 
-    images: int
-    identical: bool
-    inputs: Tensor  # [images, 2 x channels] mean, then standard deviation of every colour channel
-    activations: tuple[Activation, ...]  # in running order
+    image_count: int
+    all_identical: bool
+    input_moments: Tensor  # [images, 2 x channels] mean, then standard deviation of every colour channel
+    activations: tuple[ActivationExtremes, ...]  # in running order
 
 
 def check(graph: GraphModule, calibration: Iterable[Tensor], validation: Iterable[Tensor]) -> tuple[Finding, ...]:
@@ -87,7 +95,9 @@ def check(graph: GraphModule, calibration: Iterable[Tensor], validation: Iterabl
         ToolchainError: as `check_weights`; there are no images; a range or a value is NaN or infinite.
     """
     check_weights(graph)
-    return examine(collect(graph, calibration, "calibration"), collect(graph, validation, "validation"))
+    return find_problems(
+        collect_statistics(graph, calibration, "calibration"), collect_statistics(graph, validation, "validation")
+    )
 
 
 def check_weights(graph: GraphModule) -> None:
@@ -111,11 +121,11 @@ def check_weights(graph: GraphModule) -> None:
 class _Watch(fx.Interpreter):
     """Runs a graph in float and notes the extremes of the values that are looked at."""
 
-    def __init__(self, graph: GraphModule, found: Mapping[Node, Activation]) -> None:
+    def __init__(self, graph: GraphModule, found: Mapping[Node, ActivationExtremes]) -> None:
         super().__init__(graph)
         self.found, self.images = found, 0
         self.extra_traceback = False  # it would write fx's own words into our errors
-        self.roundings = {node for node in graph.graph.nodes if fx_graph.is_rounding(graph, node)}
+        self.roundings = {node for node in graph.graph.nodes if fx_graph.is_fake_quantize(graph, node)}
 
     def run_node(self, n: Node) -> Any:
         if n in self.roundings:
@@ -128,7 +138,7 @@ class _Watch(fx.Interpreter):
         return value
 
 
-def collect(graph: GraphModule, batches: Iterable[Tensor], label: str) -> ActivationStatistics:
+def collect_statistics(graph: GraphModule, batches: Iterable[Tensor], label: str) -> ActivationStatistics:
     """Runs the images through the graph once, in float.
 
     Args:
@@ -154,31 +164,33 @@ def collect(graph: GraphModule, batches: Iterable[Tensor], label: str) -> Activa
     if not inputs:
         raise ToolchainError(
             f"there are no {label} images, and ranges cannot be checked without: put images into the domain's folder "
-            f"and set its calibration_images to 256, or to {FEWEST} at the least"
+            f"and set its calibration_images to 256, or to {MIN_IMAGES} at the least"
         )
     stacked, seen = torch.cat(inputs), tuple(found.values())
-    return ActivationStatistics(images=len(stacked), identical=identical, inputs=stacked, activations=seen)
+    return ActivationStatistics(
+        image_count=len(stacked), all_identical=identical, input_moments=stacked, activations=seen
+    )
 
 
-def _activations(graph: GraphModule) -> dict[Node, Activation]:
+def _activations(graph: GraphModule) -> dict[Node, ActivationExtremes]:
     """Everything that is rounded, and the end of every layer, with nothing noted yet."""
     bounds: dict[Node, tuple[float, float]] = {}
     layers: dict[Node, Node] = {}
     for node in graph.graph.nodes:
-        if fx_graph.is_rounding(graph, node):
-            source = fx_graph.source_of(graph, node)
+        if fx_graph.is_fake_quantize(graph, node):
+            source = fx_graph.find_float_source(graph, node)
             if source.op != "get_attr":  # a weight
                 bounds.setdefault(source, _bounds(graph, node, _name(source)))
-        elif node.target in fx_graph.LAYERS:
+        elif node.target in fx_graph.LAYER_TARGETS:
             behind = list(node.users)
-            rectified = len(behind) == 1 and fx_graph.KINDS.get(behind[0].target) == "rectifier"
+            rectified = len(behind) == 1 and fx_graph.OPERATION_KINDS.get(behind[0].target) == "rectifier"
             layers[behind[0] if rectified else node] = node
     linear = torch.ops.aten.linear.default
     return {
-        node: Activation(
+        node: ActivationExtremes(
             module=_name(node), layer=_name(layers[node]) if node in layers else "",
-            last=node in layers and layers[node].target is linear,
-            derived=fx_graph.KINDS.get(node.target) == "keep", bounds=bounds.get(node),
+            channels_last=node in layers and layers[node].target is linear,
+            derived=fx_graph.OPERATION_KINDS.get(node.target) == "keep", clip_bounds=bounds.get(node),
         )
         for node in graph.graph.nodes if node in bounds or node in layers
     }  # fmt: skip
@@ -186,7 +198,7 @@ def _activations(graph: GraphModule) -> dict[Node, Activation]:
 
 def _name(node: Node) -> str:
     """What a person calls it: its module, or the operation where that is the model itself."""
-    return "input" if node.op == "placeholder" else fx_graph.module_of(node) or node.name
+    return "input" if node.op == "placeholder" else fx_graph.module_name(node) or node.name
 
 
 def _bounds(graph: GraphModule, node: Node, module: str) -> tuple[float, float]:
@@ -203,9 +215,9 @@ def _bounds(graph: GraphModule, node: Node, module: str) -> tuple[float, float]:
     return (point.quant_min - zero_point - 0.5) * scale, (point.quant_max - zero_point + 0.5) * scale
 
 
-def _note(seen: Activation, value: Tensor) -> None:
+def _note(seen: ActivationExtremes, value: Tensor) -> None:
     """Adds a batch [images, parts, ...] to what was seen."""
-    channels = value.ndim - 1 if seen.last else min(2, value.ndim - 1)
+    channels = value.ndim - 1 if seen.channels_last else min(2, value.ndim - 1)
     others = [dim for dim in range(1, value.ndim) if dim != channels]
     lows, highs = value.amin(others), value.amax(others)  # [images, channels]
     low, high = lows.amin(1), highs.amax(1)
@@ -215,13 +227,13 @@ def _note(seen: Activation, value: Tensor) -> None:
             "train again with a lower learning_rate, or leave the module in float"
         )
     clipped = torch.zeros_like(low)
-    if seen.bounds:
-        outside = (low < seen.bounds[0]) | (high > seen.bounds[1])
+    if seen.clip_bounds:
+        outside = (low < seen.clip_bounds[0]) | (high > seen.clip_bounds[1])
         if bool(outside.any()):  # rarely: the values are gone through once more
             part = value[outside]
-            clipped[outside] = ((part < seen.bounds[0]) | (part > seen.bounds[1])).flatten(1).float().mean(1)
-    seen.low, seen.high = torch.cat([seen.low, low]), torch.cat([seen.high, high])
-    seen.clipped = torch.cat([seen.clipped, clipped])
+            clipped[outside] = ((part < seen.clip_bounds[0]) | (part > seen.clip_bounds[1])).flatten(1).float().mean(1)
+    seen.image_low, seen.image_high = torch.cat([seen.image_low, low]), torch.cat([seen.image_high, high])
+    seen.clipped_share = torch.cat([seen.clipped_share, clipped])
     seen.channel_low = torch.minimum(seen.channel_low, lows.amin(0))
     seen.channel_high = torch.maximum(seen.channel_high, highs.amax(0))
 
@@ -229,13 +241,17 @@ def _note(seen: Activation, value: Tensor) -> None:
 # --- judging ------------------------------------------------------------------------------------------------
 
 
-def examine(calibration: ActivationStatistics, validation: ActivationStatistics) -> tuple[Finding, ...]:
+def find_problems(calibration: ActivationStatistics, validation: ActivationStatistics) -> tuple[Finding, ...]:
     """What the figures say, gravest first; a pure function."""
-    if calibration.identical:
+    if calibration.all_identical:
         return (_one_image(calibration),)  # all else follows from it
     pairs = zip(calibration.activations, validation.activations, strict=True)
-    both = [(old, new) for old, new in pairs if old.bounds and not old.derived]
-    both = [(a, b) for a, b in both if len(a.low) == calibration.images and len(b.low) == validation.images]
+    both = [(old, new) for old, new in pairs if old.clip_bounds and not old.derived]
+    both = [
+        (a, b)
+        for a, b in both
+        if len(a.image_low) == calibration.image_count and len(b.image_low) == validation.image_count
+    ]
     found = [*_dead(calibration), *_constant(calibration), *_unlike_inputs(calibration, validation)]
     if both:
         found += [*_beyond(both), *_growing([old for old, _ in both]), *_saturated(both)]
@@ -243,23 +259,25 @@ def examine(calibration: ActivationStatistics, validation: ActivationStatistics)
 
 
 def _one_image(seen: ActivationStatistics) -> Finding:
-    one = seen.images == 1
-    what = "there is one calibration image" if one else f"all {seen.images:,} calibration images are the same"
-    why = f"{what}: ranges drawn from it fit no other; calibrate on at least {FEWEST} different images, better 256"
-    kind: Kind = "one image" if one else "identical images"
-    return Finding(kind=kind, module="input", measured=1, limit=FEWEST, why=why)
+    one = seen.image_count == 1
+    what = "there is one calibration image" if one else f"all {seen.image_count:,} calibration images are the same"
+    why = f"{what}: ranges drawn from it fit no other; calibrate on at least {MIN_IMAGES} different images, better 256"
+    kind: FindingKind = "one image" if one else "identical images"
+    return Finding(kind=kind, module="input", measured=1, limit=MIN_IMAGES, why=why)
 
 
 def _dead(seen: ActivationStatistics) -> list[Finding]:
     found = []
     for one in seen.activations:
-        spread = float(one.high.max() - one.low.min()) if one.bounds and len(one.low) else torch.inf
-        if spread <= FLAT and not one.derived:
+        spread = (
+            float(one.image_high.max() - one.image_low.min()) if one.clip_bounds and len(one.image_low) else torch.inf
+        )
+        if spread <= DEAD_RANGE and not one.derived:
             why = (
-                f"{one.module}: its values are all {float(one.low.min()):.3g} on {seen.images:,} calibration images, so "
+                f"{one.module}: its values are all {float(one.image_low.min()):.3g} on {seen.image_count:,} calibration images, so "
                 "its scale means nothing; it is dead: look at the layers before it, or prune it"
             )
-            found.append(Finding(kind="dead activation", module=one.module, measured=spread, limit=FLAT, why=why))
+            found.append(Finding(kind="dead activation", module=one.module, measured=spread, limit=DEAD_RANGE, why=why))
     return _worst(found, largest=False)
 
 
@@ -267,25 +285,27 @@ def _constant(seen: ActivationStatistics) -> list[Finding]:
     found = []
     for one in seen.activations:
         reach = one.channel_high.max() - one.channel_low.min()
-        still = int((one.channel_high - one.channel_low <= STILL * reach).sum())
-        if one.layer and still and seen.images >= FEWEST:
+        still = int((one.channel_high - one.channel_low <= CONSTANT_CHANNEL_SHARE * reach).sum())
+        if one.layer and still and seen.image_count >= MIN_IMAGES:
             why = (
                 f"{one.layer}: {still:,} of its {len(one.channel_high):,} output channels never change over "
-                f"{seen.images:,} calibration images: they cost time and tell nothing; prune them"
+                f"{seen.image_count:,} calibration images: they cost time and tell nothing; prune them"
             )
             share = still / len(one.channel_high)
             found.append(Finding(kind="constant channels", module=one.layer, measured=share, limit=0, why=why))
     return _worst(found)
 
 
-def _saturated(both: Sequence[tuple[Activation, Activation]]) -> list[Finding]:
+def _saturated(both: Sequence[tuple[ActivationExtremes, ActivationExtremes]]) -> list[Finding]:
     """Only what is clipped more than on the calibration images counts: some methods clip on purpose."""
     found = []
     for old, one in both:
-        share, before, total = float(one.clipped.mean()), float(old.clipped.mean()), len(one.clipped)
-        limit = max(CLIPPED, 2 * before)
-        images = int((one.clipped > 0).sum())
-        several = images >= 3 and images / total > max(ODD, CHANCE * _chance(len(old.low)))
+        share, before, total = float(one.clipped_share.mean()), float(old.clipped_share.mean()), len(one.clipped_share)
+        limit = max(MAX_CLIPPED_SHARE, 2 * before)
+        images = int((one.clipped_share > 0).sum())
+        several = images >= 3 and images / total > max(
+            MAX_OUTLIER_IMAGES_SHARE, CHANCE_FACTOR * _chance(len(old.image_low))
+        )
         if share > limit and several:
             why = (
                 f"{one.module}: {_percent(share)} of its values on the validation images lie outside the calibrated "
@@ -301,12 +321,14 @@ def _chance(images: int) -> float:
     return 2 / (images + 1)
 
 
-def _beyond(both: Sequence[tuple[Activation, Activation]]) -> list[Finding]:
+def _beyond(both: Sequence[tuple[ActivationExtremes, ActivationExtremes]]) -> list[Finding]:
     """Whether many validation images go beyond all of the calibration images."""
-    beyond = torch.stack([(new.low < old.low.min()) | (new.high > old.high.max()) for old, new in both])
-    images, share = len(both[0][0].low), float(beyond.float().mean())
+    beyond = torch.stack(
+        [(new.image_low < old.image_low.min()) | (new.image_high > old.image_high.max()) for old, new in both]
+    )
+    images, share = len(both[0][0].image_low), float(beyond.float().mean())
     expected = _chance(images)
-    limit = max(BEYOND, CHANCE * expected)
+    limit = max(MAX_OUT_OF_RANGE_SHARE, CHANCE_FACTOR * expected)
     if share <= limit:
         return []
     why = (
@@ -319,12 +341,12 @@ def _beyond(both: Sequence[tuple[Activation, Activation]]) -> list[Finding]:
 
 def _unlike_inputs(seen: ActivationStatistics, new: ActivationStatistics) -> list[Finding]:
     """Brightness and contrast of the images: standardised mean difference of either set (Cohen's d)."""
-    if min(seen.images, new.images) < FEWEST_COMPARED:
+    if min(seen.image_count, new.image_count) < MIN_COMPARED_IMAGES:
         return []
-    one, other = seen.inputs, new.inputs
+    one, other = seen.input_moments, new.input_moments
     spread = ((one.var(0) + other.var(0)) / 2).sqrt().clamp_min(1e-6)
     apart = ((other.mean(0) - one.mean(0)) / spread).abs()
-    limit = max(APART, CERTAIN * (1 / seen.images + 1 / new.images) ** 0.5)
+    limit = max(MEDIUM_EFFECT_SIZE, MIN_STANDARD_ERRORS * (1 / seen.image_count + 1 / new.image_count) ** 0.5)
     worst, measured = int(apart.argmax()), float(apart.max())
     if measured <= limit:
         return []
@@ -337,21 +359,21 @@ def _unlike_inputs(seen: ActivationStatistics, new: ActivationStatistics) -> lis
     return [Finding(kind="unlike validation", module="input", measured=measured, limit=limit, why=why)]
 
 
-def _growing(seen: Sequence[Activation]) -> list[Finding]:
+def _growing(seen: Sequence[ActivationExtremes]) -> list[Finding]:
     """Whether ranges still grow when half the images become all of them."""
-    low, high = torch.stack([one.low for one in seen]), torch.stack([one.high for one in seen])
+    low, high = torch.stack([one.image_low for one in seen]), torch.stack([one.image_high for one in seen])
     images, random = low.shape[1], torch.Generator().manual_seed(0)
     whole, grown = _reach(low, high), torch.zeros(len(low))
-    for _ in range(HALVINGS):
+    for _ in range(RANDOM_HALVES):
         half = torch.randperm(images, generator=random)[: images // 2]
-        grown += (whole / _reach(low[:, half], high[:, half]) - 1) / HALVINGS
-    share = float((grown > GROWTH).float().mean())
-    limit = GROWING + 2 / len(seen) if images >= FEWEST else 0  # a small net's logits always grow
+        grown += (whole / _reach(low[:, half], high[:, half]) - 1) / RANDOM_HALVES
+    share = float((grown > RANGE_GROWTH).float().mean())
+    limit = MAX_GROWING_SHARE + 2 / len(seen) if images >= MIN_IMAGES else 0  # a small net's logits always grow
     if share <= limit:
         return []
     why = (
         f"{images:,} calibration images are too few: from {images // 2:,} to {images:,} of them the range of "
-        f"{_percent(share)} of {len(low):,} activations grows by more than {_percent(GROWTH)} (in the middle by "
+        f"{_percent(share)} of {len(low):,} activations grows by more than {_percent(RANGE_GROWTH)} (in the middle by "
         f"{_percent(float(grown.median()))}); more images help, several hundred are usual"
     )
     return [Finding(kind="too few images", module="", measured=share, limit=limit, why=why)]
@@ -359,7 +381,7 @@ def _growing(seen: Sequence[Activation]) -> list[Finding]:
 
 def _reach(low: Tensor, high: Tensor) -> Tensor:
     """What integers must cover: the range with zero in it."""
-    return (high.amax(1).clamp_min(0) - low.amin(1).clamp_max(0)).clamp_min(FLAT)
+    return (high.amax(1).clamp_min(0) - low.amin(1).clamp_max(0)).clamp_min(DEAD_RANGE)
 
 
 def _worst(found: Sequence[Finding], *, largest: bool = True) -> list[Finding]:
@@ -368,11 +390,11 @@ def _worst(found: Sequence[Finding], *, largest: bool = True) -> list[Finding]:
     for one in sorted(found, key=lambda one: one.measured, reverse=largest):
         best.setdefault(one.module, one)
     by_module = list(best.values())
-    if len(by_module) <= WORST:
+    if len(by_module) <= MAX_NAMED_MODULES:
         return by_module
-    last = by_module[WORST - 1]
-    more = f"{last.why} (and {len(by_module) - WORST:,} more likewise)"
-    return [*by_module[: WORST - 1], dataclasses.replace(last, why=more)]
+    last = by_module[MAX_NAMED_MODULES - 1]
+    more = f"{last.why} (and {len(by_module) - MAX_NAMED_MODULES:,} more likewise)"
+    return [*by_module[: MAX_NAMED_MODULES - 1], dataclasses.replace(last, why=more)]
 
 
 def _percent(share: float) -> str:

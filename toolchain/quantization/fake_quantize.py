@@ -21,7 +21,7 @@ class _Rounded(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradients[0], x, low, high), None, None, None
 
 
-def rounded(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
+def per_tensor(x: Tensor, scale: Tensor, zero_point: Tensor, lowest: int, highest: int) -> Tensor:
     """`torch.fake_quantize_per_tensor_affine` in five passes through memory that its loops are vectorized in.
 
     The gradient passes straight through where a value is not clipped (Bengio et al., arXiv 1308.3432).

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from toolchain.quantization.placement import Kind, Op, Placement, edges, rounded
+from toolchain.quantization.placement import GraphOperation, OperationKind, Placement, quantized_edges, resolve
 
 ATEN = torch.ops.aten
-KINDS: Mapping[Any, Kind] = {
+OPERATION_KINDS: Mapping[Any, OperationKind] = {
     **dict.fromkeys((ATEN.conv2d.default, ATEN.linear.default), "layer"),
     **dict.fromkeys((ATEN.relu.default, ATEN.relu6.default, ATEN.hardtanh.default), "rectifier"),
     ATEN.add.Tensor: "add",
@@ -36,68 +36,68 @@ OUT_OF_PLACE = {
     ATEN.sigmoid_.default: ATEN.sigmoid.default, ATEN.hardsigmoid_.default: ATEN.hardsigmoid.default,
     ATEN.dropout_.default: ATEN.dropout.default,
 }  # fmt: skip
-LAYERS = {target for target, kind in KINDS.items() if kind == "layer"}
-GATES = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default: ATEN.hardsigmoid.default}
+LAYER_TARGETS = {target for target, kind in OPERATION_KINDS.items() if kind == "layer"}
+GATE_TARGETS = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default: ATEN.hardsigmoid.default}
 
 
-def module_of(node: Node) -> str:
+def module_name(node: Node) -> str:
     """Name of the innermost `nn.Module` that a graph node was traced from; "" for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return str(path).removeprefix("L['self'].").removeprefix("L['self']")
 
 
-def is_rounding(model: GraphModule, node: Node) -> bool:
+def is_fake_quantize(model: GraphModule, node: Node) -> bool:
     """Whether a node is a fake quantization that `quantizer.prepare` put in."""
     return node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "fake_quant_enabled")
 
 
-def source_of(model: GraphModule, node: Node) -> Node:
+def find_float_source(model: GraphModule, node: Node) -> Node:
     """The value behind fake quantizations, which is what a runtime would see in float."""
-    while is_rounding(model, node):
+    while is_fake_quantize(model, node):
         node = cast(Node, node.args[0])
     return node
 
 
-def operations(model: GraphModule) -> list[Op]:
+def list_operations(model: GraphModule) -> list[GraphOperation]:
     """The graph as `placement` reads it, the same with and without fake quantization inside."""
     found = []
     for node in model.graph.nodes:
         if node.op not in {"call_function", "output"}:
             continue
-        kind = KINDS.get(node.target, "other")
-        parts = [source_of(model, part) for part in node.all_input_nodes]
+        kind = OPERATION_KINDS.get(node.target, "other")
+        parts = [find_float_source(model, part) for part in node.all_input_nodes]
         inputs = [part for part in parts if part.op != "get_attr" and (_is_float(part) or kind == "other")]
         if kind == "layer":
-            inputs = [source_of(model, part) for part in node.args[:1] if isinstance(part, Node)]
+            inputs = [find_float_source(model, part) for part in node.args[:1] if isinstance(part, Node)]
         whole = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
         found.append(
-            Op(
-                name=node.name, kind=kind if whole else "other", module=module_of(node),
+            GraphOperation(
+                name=node.name, kind=kind if whole else "other", module=module_name(node),
                 inputs=tuple(part.name for part in inputs), output=node.name,
             )
         )  # fmt: skip
     return found
 
 
-def less_rounded(model: GraphModule, chosen: Placement) -> GraphModule:
+def restrict_to_placement(model: GraphModule, chosen: Placement) -> GraphModule:
     """A copy of a fake-quantized graph that rounds only what `chosen` says; weights and ranges stay as they are.
 
     Args:
         model: as `quantizer.prepare` and training left it.
         chosen: a placement with more in float than the graph's own.
     """
-    ops = operations(model)
-    wanted = edges(ops, rounded(ops, chosen))
+    ops = list_operations(model)
+    wanted = quantized_edges(ops, resolve(ops, chosen))
     layers = {op.name for op in ops if op.kind == "layer" and chosen.covers(op.module)}
     copied = copy.deepcopy(model)
     for node in list(copied.graph.nodes):
-        if not is_rounding(copied, node):
+        if not is_fake_quantize(copied, node):
             continue
-        value = source_of(copied, node)
+        value = find_float_source(copied, node)
         for user in list(node.users):
             stays = user.name in layers if value.op == "get_attr" else (value.name, user.name) in wanted
-            if not stays and not is_rounding(copied, user):
+            if not stays and not is_fake_quantize(copied, user):
                 user.replace_input_with(node, value)
     copied.graph.eliminate_dead_code()
     copied.delete_all_unused_submodules()
@@ -114,9 +114,9 @@ def lower(model: GraphModule) -> GraphModule:
     for node in list(graph.nodes):
         if node.target in OUT_OF_PLACE and not _read_later(node):
             node.target = OUT_OF_PLACE[node.target]
-        if node.target in GATES:
+        if node.target in GATE_TARGETS:
             with graph.inserting_before(node):
-                gate = graph.call_function(GATES[node.target], (node.args[0],))
+                gate = graph.call_function(GATE_TARGETS[node.target], (node.args[0],))
                 product = graph.call_function(ATEN.mul.Tensor, (node.args[0], gate))
             gate.meta, product.meta = dict(node.meta), dict(node.meta)
             node.replace_all_uses_with(product)

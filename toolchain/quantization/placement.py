@@ -30,32 +30,32 @@ class Placement:
         return not any(name in {"", module} or module.startswith(name + ".") for name in self.float_modules)
 
 
-Kind = Operation | Literal["layer", "rectifier", "keep", "other"]
-FLOAT = Placement(float_modules=("",))  # all of a model
-UNARY_UNIT: frozenset[Kind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
+OperationKind = Operation | Literal["layer", "rectifier", "keep", "other"]
+ALL_FLOAT = Placement(float_modules=("",))  # all of a model
+FUSES_RECTIFIER: frozenset[OperationKind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Op:
+class GraphOperation:
     """One operation on activations; weights are no inputs of it."""
 
     name: str
-    kind: Kind
+    kind: OperationKind
     module: str  # of the `nn.Module` it was traced from
     inputs: tuple[str, ...]  # names of the float activations it reads
     output: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounding:
+class OperationQuantization:
     """What of one operation is rounded."""
 
     inputs: tuple[str, ...] = ()
     output: bool = False
-    shared: bool = False  # all that is rounded has the scale of the first input
+    shared_scale: bool = False  # all that is rounded has the scale of the first input
 
 
-def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
+def resolve(ops: Sequence[GraphOperation], placement: Placement) -> dict[str, OperationQuantization]:
     """Rounding by operation name; operations without any are left out.
 
     A layer or an addition and the rectifier behind it are one unit without rounding in between. Pooling by maximum and
@@ -66,11 +66,11 @@ def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
         ops: the whole graph, in an order in which it can run.
         placement: what is wanted.
     """
-    readers: dict[str, list[Op]] = {}
+    readers: dict[str, list[GraphOperation]] = {}
     for op in ops:
         for value in op.inputs:
             readers.setdefault(value, []).append(op)
-    found: dict[str, Rounding] = {}
+    found: dict[str, OperationQuantization] = {}
     at_source = set[str]()  # values that are rounded where they are made
     for op in ops:
         if op.name in found:  # a rectifier, done with its unit
@@ -79,10 +79,10 @@ def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
         if one is None:
             continue
         behind = readers.get(op.output, [])
-        if one.output and op.kind in UNARY_UNIT and len(behind) == 1 and behind[0].kind == "rectifier":
-            found[behind[0].name] = Rounding(output=True)
+        if one.output and op.kind in FUSES_RECTIFIER and len(behind) == 1 and behind[0].kind == "rectifier":
+            found[behind[0].name] = OperationQuantization(output=True)
             at_source.add(behind[0].output)
-            one = Rounding(inputs=one.inputs)
+            one = OperationQuantization(inputs=one.inputs)
         elif one.output:
             at_source.add(op.output)
         found[op.name] = one
@@ -90,22 +90,22 @@ def rounded(ops: Sequence[Op], placement: Placement) -> dict[str, Rounding]:
 
 
 def _rounding(
-    op: Op, placement: Placement, at_source: set[str], readers: Mapping[str, Sequence[Op]]
-) -> Rounding | None:
+    op: GraphOperation, placement: Placement, at_source: set[str], readers: Mapping[str, Sequence[GraphOperation]]
+) -> OperationQuantization | None:
     if op.kind in {"other", "rectifier"} or not placement.covers(op.module):
         return None
     if op.kind == "layer":
-        return Rounding(inputs=op.inputs[:1], output=placement.results)
+        return OperationQuantization(inputs=op.inputs[:1], output=placement.results)
     if op.kind == "keep":
         integer = op.inputs[0] in at_source or _read_by_layers(op, readers, placement)
-        return Rounding(inputs=op.inputs[:1], output=True, shared=True) if integer else None
+        return OperationQuantization(inputs=op.inputs[:1], output=True, shared_scale=True) if integer else None
     if op.kind in placement.float_operations:
         return None
     shared = op.kind == "concatenate"  # of integers of one scale: what comes out is rounded already
-    return Rounding(inputs=op.inputs, output=placement.results or shared, shared=shared)
+    return OperationQuantization(inputs=op.inputs, output=placement.results or shared, shared_scale=shared)
 
 
-def _read_by_layers(op: Op, readers: Mapping[str, Sequence[Op]], placement: Placement) -> bool:
+def _read_by_layers(op: GraphOperation, readers: Mapping[str, Sequence[GraphOperation]], placement: Placement) -> bool:
     """Whether a value is read by integer layers alone, perhaps through more reshaping: then it may be rounded early."""
     behind = readers.get(op.output, [])
     return bool(behind) and all(
@@ -115,7 +115,9 @@ def _read_by_layers(op: Op, readers: Mapping[str, Sequence[Op]], placement: Plac
     )
 
 
-def edges(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> set[tuple[str, str]]:
+def quantized_edges(
+    ops: Sequence[GraphOperation], roundings: Mapping[str, OperationQuantization]
+) -> set[tuple[str, str]]:
     """Which operation reads which value rounded: (value, name of the reader)."""
     found = set[tuple[str, str]]()
     for op in ops:
@@ -128,17 +130,17 @@ def edges(ops: Sequence[Op], roundings: Mapping[str, Rounding]) -> set[tuple[str
     return found
 
 
-def also_float(one: Placement, modules: Sequence[str]) -> Placement:
+def leave_in_float(one: Placement, modules: Sequence[str]) -> Placement:
     """The same with further modules in float."""
     return dataclasses.replace(one, float_modules=tuple(dict.fromkeys((*one.float_modules, *modules))))
 
 
-def layers(ops: Sequence[Op], placement: Placement) -> tuple[str, ...]:
+def quantized_layers(ops: Sequence[GraphOperation], placement: Placement) -> tuple[str, ...]:
     """Modules of the convolution and linear layers that are to run in integers."""
     return tuple(op.module for op in ops if op.kind == "layer" and placement.covers(op.module))
 
 
-def blocks(modules: Sequence[str], most: int) -> list[str]:
+def split_into_blocks(modules: Sequence[str], most: int) -> list[str]:
     """Module names that divide layers into at most `most` parts along the model's own structure.
 
     Args:

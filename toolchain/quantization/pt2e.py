@@ -52,7 +52,7 @@ logging.disable(logging.NOTSET)
 SMALLEST_SCALE = 1e-6  # a dead channel's; keeps the int32 bias, in steps of input scale x weight scale, in range
 
 
-class CurrentWeightRange(FakeQuantizeBase):  # type: ignore[misc]  # torchao is untyped
+class WeightFakeQuantize(FakeQuantizeBase):  # type: ignore[misc]  # torchao is untyped
     """Symmetric, per output channel, from the weight as it is now.
 
     A moving average of weight ranges makes the converted model differ from the fake-quantized one
@@ -82,7 +82,7 @@ class CurrentWeightRange(FakeQuantizeBase):  # type: ignore[misc]  # torchao is 
         return self.scale, torch.zeros_like(self.scale, dtype=torch.int64)
 
 
-class ActivationRange(FakeQuantize):  # type: ignore[misc]
+class ActivationFakeQuantize(FakeQuantize):  # type: ignore[misc]
     """A moving average of an activation's minimum and maximum, and rounding between them."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class ActivationRange(FakeQuantize):  # type: ignore[misc]
             self.take_range()
         if self.fake_quant_enabled[0] == 0:
             return x
-        return fake_quantize.rounded(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
+        return fake_quantize.per_tensor(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
     def take_range(self) -> None:
         """Scale and zero point from what was observed; none where nothing was."""
@@ -106,7 +106,7 @@ class ActivationRange(FakeQuantize):  # type: ignore[misc]
 
 def _activation_spec(scheme: QuantScheme) -> QuantizationSpec:
     dtype, low, high = (torch.uint8, 0, 255) if scheme.activations == "uint8" else (torch.int8, -128, 127)
-    observer = ActivationRange.with_args(
+    observer = ActivationFakeQuantize.with_args(
         observer=MovingAverageMinMaxObserver,
         averaging_constant=0.05,
         dtype=dtype,
@@ -127,7 +127,7 @@ def _weight_spec(scheme: QuantScheme) -> QuantizationSpec:
     levels = 2 ** (scheme.weight_bits - 1) - 1
     return QuantizationSpec(
         dtype=torch.int8,
-        observer_or_fake_quant_ctr=CurrentWeightRange.with_args(levels=levels),
+        observer_or_fake_quant_ctr=WeightFakeQuantize.with_args(levels=levels),
         quant_min=-levels,
         quant_max=levels,
         qscheme=torch.per_channel_symmetric,
@@ -147,18 +147,18 @@ class PlacementQuantizer(Quantizer):  # type: ignore[misc]
 
     def annotate(self, model: GraphModule) -> GraphModule:
         nodes = {node.name: node for node in model.graph.nodes}
-        found = fx_graph.operations(model)
-        self.planned = list(placement.layers(found, self.placement))
-        for name, rounding in placement.rounded(found, self.placement).items():
+        found = fx_graph.list_operations(model)
+        self.planned = list(placement.quantized_layers(found, self.placement))
+        for name, rounding in placement.resolve(found, self.placement).items():
             node = nodes[name]
             inputs: dict[Node, Any] = {nodes[value]: self.activation for value in rounding.inputs}
             output: Any = self.activation if rounding.output else None
-            if rounding.shared:
+            if rounding.shared_scale:
                 first = nodes[rounding.inputs[0]]
                 shared = SharedQuantizationSpec((first, node))
                 inputs = {**dict.fromkeys(inputs, shared), first: self.activation}
                 output = shared if rounding.output else None
-            if node.target in fx_graph.LAYERS:
+            if node.target in fx_graph.LAYER_TARGETS:
                 inputs[node.args[1]] = self.weight
             _annotate(node, inputs, output)
         return model
@@ -204,7 +204,7 @@ def prepare(
             f"the model cannot be exported for quantization: {brief(reason)}{_line(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
-    quantizer = PlacementQuantizer(chosen or placement.FLOAT, scheme)
+    quantizer = PlacementQuantizer(chosen or placement.ALL_FLOAT, scheme)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = prepare_pt2e(fx_graph.lower(exported.module()), quantizer)
@@ -234,25 +234,25 @@ def _line(reason: BaseException) -> str:
     return f" ({Path(file).name}, line {number}: {code.strip()})"
 
 
-def activations(model: nn.Module) -> dict[str, ActivationRange]:
+def find_activation_quantizers(model: nn.Module) -> dict[str, ActivationFakeQuantize]:
     """The fake quantizations of activations, by name in the graph."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, ActivationRange)}
+    return {n: m for n, m in model.named_modules() if isinstance(m, ActivationFakeQuantize)}
 
 
-def set_range(rounding: ActivationRange, low: float, high: float) -> None:
+def set_range(rounding: ActivationFakeQuantize, low: float, high: float) -> None:
     """Gives one fake quantization its range; it takes effect with the next `observe`."""
     observer = rounding.activation_post_process
     observer.min_val.copy_(torch.tensor(low))
     observer.max_val.copy_(torch.tensor(high))
 
 
-def observe(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
+def configure_fake_quantize(model: nn.Module, *, ranges: bool, rounding: bool) -> None:
     """Switches the observation of activation ranges and the rounding itself on or off."""
     for module in model.modules():
         if isinstance(module, FakeQuantizeBase):
             module.enable_observer(ranges)
             module.enable_fake_quant(rounding)
-            if not ranges and isinstance(module, ActivationRange):
+            if not ranges and isinstance(module, ActivationFakeQuantize):
                 module.take_range()  # what conversion will use; averaged weights bring others
 
 
@@ -264,6 +264,6 @@ def convert(prepared: GraphModule, image: Tensor) -> GraphModule:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepared = copy.deepcopy(prepared)
-        observe(prepared, ranges=False, rounding=True)
+        configure_fake_quantize(prepared, ranges=False, rounding=True)
         prepared(image)
         return cast(GraphModule, convert_pt2e(prepared))

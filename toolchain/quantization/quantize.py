@@ -25,19 +25,19 @@ from toolchain.data import loader
 from toolchain.data.dataset import Dataset, Images
 from toolchain.quantization import calibration_checks, pt2e, ranges
 from toolchain.quantization.placement import Placement
-from toolchain.quantization.placement_result import Placed
+from toolchain.quantization.placement_result import PlacementResult
 from toolchain.training import loop
 from toolchain.training import trained as trained_module
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 VERSION = 8
-CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
-CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
-BIAS_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together
+MAX_CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
+MAX_CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
+MAX_CORRECTION_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together
 
 
 @dataclass(frozen=True)
-class Start:
+class CalibrationTrial:
     """One way to calibrate, and how far it is from the float model on validation."""
 
     method: Calibration
@@ -47,14 +47,14 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedModel:
     """A fake-quantized graph ready for export."""
 
-    trained: trained_module.Trained
+    trained: trained_module.TrainedModel
     placement: Placement
-    planned: tuple[str, ...]  # modules that are to run in integers
+    planned_layers: tuple[str, ...]  # modules that are to run in integers
     method: Literal["qat", "ptq"]  # "ptq" where calibration was all, or training did not improve on it
-    asked: Literal["qat", "ptq"]
+    requested_method: Literal["qat", "ptq"]
 
     @property
     def graph(self) -> GraphModule:
@@ -64,23 +64,27 @@ class Quantized:
 
 
 @dataclass(frozen=True)
-class Family:
+class Network:
     """The float and the quantized form of one architecture."""
 
     name: Architecture
-    trained: trained_module.Trained
-    quantized: Quantized | None  # None where the target has no integers
-    data: Dataset  # at the size that it takes its pictures
+    trained: trained_module.TrainedModel
+    quantized: QuantizedModel | None  # None where the target has no integers
+    dataset: Dataset  # at the size that it takes its pictures
 
 
-def shipping(networks: Mapping[Architecture, Family]) -> Architecture:
+def shipping(networks: Mapping[Architecture, Network]) -> Architecture:
     """Return the architecture that is to ship: the pruned one where there is one."""
     return "pruned" if "pruned" in networks else "dense"
 
 
 def run(
-    job: Job, dense: Adapted, view: Adapted, small: trained_module.Trained, placed: Mapping[Architecture, Placed]
-) -> dict[Architecture, Family]:
+    job: Job,
+    dense: FinetunedModel,
+    view: FinetunedModel,
+    small: trained_module.TrainedModel,
+    placed: Mapping[Architecture, PlacementResult],
+) -> dict[Architecture, Network]:
     """Quantize what may ship with training; beside it the dense model by calibration alone, for comparison.
 
     Where a float form is faster than every int8 one, nothing is trained for int8.
@@ -96,13 +100,15 @@ def run(
         ToolchainError: a model cannot be exported, or training diverged.
     """
 
-    def network(name: Architecture, source: trained_module.Trained, taught: Adapted, *, ships: bool) -> Family:
+    def network(
+        name: Architecture, source: trained_module.TrainedModel, taught: FinetunedModel, *, ships: bool
+    ) -> Network:
         if "int8" not in job.target.precisions:
-            return Family(name, source, None, taught.data)
+            return Network(name, source, None, taught.dataset)
         method = "ptq" if not ships or placed[name].float_wins else job.recipe.quantize.method
         teacher = taught.trained.model if method == "qat" else None
-        return Family(
-            name, source, calibrate_and_train(job, source, teacher, placed[name].placement, taught), taught.data
+        return Network(
+            name, source, calibrate_and_train(job, source, teacher, placed[name].placement, taught), taught.dataset
         )
 
     if small is dense.trained:
@@ -114,8 +120,12 @@ def run(
 
 
 def calibrate_and_train(
-    job: Job, source: trained_module.Trained, teacher: nn.Module | None, placement: Placement, adapted: Adapted
-) -> Quantized:
+    job: Job,
+    source: trained_module.TrainedModel,
+    teacher: nn.Module | None,
+    placement: Placement,
+    adapted: FinetunedModel,
+) -> QuantizedModel:
     """Calibrate, then train with quantization simulated; without a teacher only calibrate.
 
     Args:
@@ -128,35 +138,35 @@ def calibrate_and_train(
     Raises:
         ToolchainError: the model cannot be exported, or training diverged.
     """
-    recipe, target, image = job.recipe, job.target, adapted.data.example
+    recipe, target, image = job.recipe, job.target, adapted.dataset.example_input
     asked: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
     spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = files.digest(
         VERSION, source.key, placement, target.scheme, spec, recipe.quantize.calibration,
-        recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.data.calibration,
+        recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.dataset.calibration_rows,
     )  # fmt: skip
     graph, planned = pt2e.prepare(source.model, image, placement, target.scheme)
     with stage_cache.stage(job.work, "quantize", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            starts, findings = calibrate(graph, adapted.data, recipe.quantize)
-            training_job = loop.Job(
-                data=adapted.data, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
-                folder=stage.folder, balance=recipe.balance, teacher=teacher, switch=_ranges_until(spec.epochs - 1),
+            starts, findings = calibrate(graph, adapted.dataset, recipe.quantize)
+            training_job = loop.TrainingJob(
+                dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
+                folder=stage.folder, balance=recipe.balance, teacher=teacher, before_phase=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, training_job, keep_start=True)
             figures = {"planned": planned, "starts": files.plain(starts), "findings": files.plain(findings)}
-            trained = trained_module.store(stage, started, graph, training, figures)
+            trained = trained_module.save_trained_model(stage, started, graph, training, figures)
         else:
-            trained = trained_module.restored(stage, graph)
-    pt2e.observe(graph, ranges=False, rounding=True)
-    method: Literal["qat", "ptq"] = "qat" if trained.figures["best_epoch"] >= 0 else "ptq"
-    return Quantized(trained, placement, planned, method, asked)
+            trained = trained_module.load_trained_model(stage, graph)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
+    method: Literal["qat", "ptq"] = "qat" if trained.record["best_epoch"] >= 0 else "ptq"
+    return QuantizedModel(trained, placement, planned, method, asked)
 
 
 def calibrate(
     graph: GraphModule, data: Dataset, spec: QuantizeSpec
-) -> tuple[tuple[Start, ...], tuple[calibration_checks.Finding, ...]]:
+) -> tuple[tuple[CalibrationTrial, ...], tuple[calibration_checks.Finding, ...]]:
     """Draws activation ranges from the calibration images and leaves `graph` with the best of what was tried.
 
     The best is the closest to the float model's answers on validation: that takes no labels and tells ways apart that
@@ -169,22 +179,22 @@ def calibrate(
         ToolchainError: no images, or a weight or value that is not finite.
     """
     calibration_checks.check_weights(graph)
-    held = _some(data.splits["val"], CHOICE_IMAGES)
-    batches = [images for images, _ in loader.batches(data.calibration_images, data.preprocess, 64)]
-    seen = ranges.collect(graph, batches)
+    held = _some(data.splits["val"], MAX_CHOICE_IMAGES)
+    batches = [images for images, _ in loader.ordered_batches(data.calibration_images, data.preprocess, 64)]
+    seen = ranges.collect_histograms(graph, batches)
     wanted = loop.predict(graph, held, data.preprocess)
-    few = torch.cat(batches)[: max(16, BIAS_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
+    few = torch.cat(batches)[: max(16, MAX_CORRECTION_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
     methods = get_args(Calibration) if spec.calibration == "auto" else (spec.calibration,)
     first, *others = get_args(Correction) if spec.correction == "auto" else (spec.correction,)
-    tried: list[tuple[Start, Mapping[str, Tensor]]] = []
+    tried: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
     before = copy.deepcopy(graph.state_dict())
     with progress.bar("quantize: calibration", len(methods) + len(others)) as bar:
 
         def attempt(method: Calibration, correction: Correction) -> None:
             graph.load_state_dict(before)
-            ranges.put(graph, seen, method)
+            ranges.calibrate(graph, seen, method)
             if correction != "none":
-                ranges.correct(graph, few, spread=correction == "norm")
+                ranges.correct_layers(graph, few, spread=correction == "norm")
             given = loop.predict(graph, held, data.preprocess)
             tried.append((_start(method, correction, given, wanted, held), copy.deepcopy(graph.state_dict())))
             bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
@@ -196,35 +206,37 @@ def calibrate(
             attempt(best, correction)
     tried.sort(key=lambda one: one[0].divergence)
     graph.load_state_dict(tried[0][1])
-    looked_at = loader.batches(_some(data.splits["val"], CHECKED_IMAGES), data.preprocess, 64)
+    looked_at = loader.ordered_batches(_some(data.splits["val"], MAX_CHECKED_IMAGES), data.preprocess, 64)
     found = calibration_checks.check(graph, batches, (images for images, _ in looked_at))
     return tuple(start for start, _ in tried), found
 
 
 def _some(images: Images, most: int) -> Images:
-    return images.chosen(range(0, len(images), -(-len(images) // most)))
+    return images.select(range(0, len(images), -(-len(images) // most)))
 
 
-def _start(method: Calibration, correction: Correction, given: Tensor, wanted: Tensor, held: Images) -> Start:
-    return Start(method, correction, divergence(given, wanted), loop.score(given, held.labels).accuracy)
+def _start(
+    method: Calibration, correction: Correction, given: Tensor, wanted: Tensor, held: Images
+) -> CalibrationTrial:
+    return CalibrationTrial(method, correction, kl_divergence(given, wanted), loop.score(given, held.labels).accuracy)
 
 
-def divergence(given: Tensor, wanted: Tensor) -> float:
+def kl_divergence(given: Tensor, wanted: Tensor) -> float:
     """How far logits [images, classes] are from others: Kullback-Leibler, nats an image."""
     found = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
     return max(0.0, float(found))  # below 0 only by rounding
 
 
-def _ranges_until(last: int) -> loop.Hook:
+def _ranges_until(last: int) -> loop.PhaseHook:
     """Observes ranges while training in every epoch before `last`, never while validating."""
 
     def switch(model: nn.Module, epoch: int, training: bool) -> None:
-        pt2e.observe(model, ranges=training and epoch < last, rounding=True)
+        pt2e.configure_fake_quantize(model, ranges=training and epoch < last, rounding=True)
 
     return switch
 
 
-def notes(networks: Mapping[Architecture, Family], placed: Mapping[Architecture, Placed]) -> list[str]:
+def notes(networks: Mapping[Architecture, Network], placed: Mapping[Architecture, PlacementResult]) -> list[str]:
     """What a reader must know of how the integers came about."""
     found = []
     for family in networks.values():
@@ -232,12 +244,13 @@ def notes(networks: Mapping[Architecture, Family], placed: Mapping[Architecture,
         if own is None:
             continue
         where = placed[family.name]
-        if where.float_wins and where.best and where.fastest_float:
+        if where.float_wins and where.fastest_int8 and where.fastest_float:
             found.append(
                 f"{family.name}: no integer placement is as fast as {where.fastest_float.precision} on this target (the "
-                f"best of {len(where.tried)} is {where.best.speedup / where.fastest_float.speedup:.2f}x as fast), so none was trained"
+                f"best of {len(where.timed_placements)} is {where.fastest_int8.speedup / where.fastest_float.speedup:.2f}x as "
+                "fast), so none was trained"
             )
-        if own.asked == "qat" and own.method == "ptq":
+        if own.requested_method == "qat" and own.method == "ptq":
             found.append(
                 f"{family.name}: quantization-aware training did not improve on calibration on the validation images, so "
                 "the calibrated model was kept"

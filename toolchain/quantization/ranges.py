@@ -15,15 +15,15 @@ from torch.fx.node import Argument, map_arg
 from toolchain.config.recipe import Calibration
 from toolchain.quantization import fx_graph, pt2e
 
-BINS = 2048
-TAIL = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
-SHRINKS = torch.linspace(0.1, 1.0, 46)  # of either end, tried in all pairs for the least squared error
-STEPS = 255  # between the ends of eight bits
-MOST = 1.5  # by which a correction may stretch a channel; rounding alone does no more
+HISTOGRAM_BINS = 2048
+TAIL_SHARE = 1e-4  # share of the values that a percentile leaves outside, at each end that is not an edge
+SHRINK_FACTORS = torch.linspace(0.1, 1.0, 46)  # of either end, tried in all pairs for the least squared error
+INTEGER_STEPS = 255  # between the ends of eight bits
+MAX_STRETCH = 1.5  # by which a correction may stretch a channel; rounding alone does no more
 
 
 @dataclass
-class Seen:
+class Histogram:
     """What one activation was over the calibration images."""
 
     low: float
@@ -31,7 +31,7 @@ class Seen:
     counts: Tensor  # [BINS] values by size between low and high
 
 
-def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
+def collect_histograms(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Histogram]:
     """Histograms of every activation that is rounded, in float, in two passes.
 
     Args:
@@ -40,21 +40,23 @@ def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
         batches: normalised images, float32 [n, 3, height, width]; gone through twice.
     """
     kept = list(batches)
-    pt2e.observe(graph, ranges=False, rounding=False)
-    points = pt2e.activations(graph)
-    seen: dict[str, Seen] = {}
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=False)
+    points = pt2e.find_activation_quantizers(graph)
+    seen: dict[str, Histogram] = {}
 
     def reach(name: str, value: Tensor) -> None:
         low, high = (float(bound) for bound in torch.aminmax(value))
         old = seen.get(name)
         seen[name] = (
-            Seen(min(low, old.low), max(high, old.high), old.counts) if old else Seen(low, high, torch.zeros(BINS))
+            Histogram(min(low, old.low), max(high, old.high), old.counts)
+            if old
+            else Histogram(low, high, torch.zeros(HISTOGRAM_BINS))
         )
 
     def fill(name: str, value: Tensor) -> None:
         one = seen[name]
         if one.high > one.low:
-            one.counts += torch.histc(value.float(), BINS, one.low, one.high)
+            one.counts += torch.histc(value.float(), HISTOGRAM_BINS, one.low, one.high)
 
     for look in (reach, fill):
         hooks = [
@@ -69,40 +71,40 @@ def collect(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Seen]:
     return seen
 
 
-def put(graph: GraphModule, seen: dict[str, Seen], method: Calibration) -> None:
+def calibrate(graph: GraphModule, seen: dict[str, Histogram], method: Calibration) -> None:
     """Sets every activation's range from what was seen; "minmax" covers all of it."""
-    ends = {"minmax": lambda one: (one.low, one.high), "percentile": percentile, "mse": least_error}[method]
-    points = pt2e.activations(graph)
+    ends = {"minmax": lambda one: (one.low, one.high), "percentile": percentile_range, "mse": mse_range}[method]
+    points = pt2e.find_activation_quantizers(graph)
     for name, one in seen.items():
         low, high = ends(one)
         pt2e.set_range(points[name], low, high)
-    pt2e.observe(graph, ranges=False, rounding=True)
+    pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
 
 
-def percentile(seen: Seen) -> tuple[float, float]:
+def percentile_range(seen: Histogram) -> tuple[float, float]:
     """The range without the outermost values: percentile calibration (Wu et al., arXiv 2004.09602)."""
     total = float(seen.counts.sum())
     if total == 0:
         return seen.low, seen.high
     inside = torch.cumsum(seen.counts, 0) / total
-    step = (seen.high - seen.low) / BINS
-    first = int((inside > TAIL).nonzero()[0]) if seen.low < 0 else 0  # a rectifier's zero is an edge, no outlier
-    last = int((inside >= 1 - TAIL).nonzero()[0])
+    step = (seen.high - seen.low) / HISTOGRAM_BINS
+    first = int((inside > TAIL_SHARE).nonzero()[0]) if seen.low < 0 else 0  # a rectifier's zero is an edge, no outlier
+    last = int((inside >= 1 - TAIL_SHARE).nonzero()[0])
     return seen.low + first * step, seen.low + (last + 1) * step
 
 
-def least_error(seen: Seen) -> tuple[float, float]:
+def mse_range(seen: Histogram) -> tuple[float, float]:
     """The range whose clipping and rounding together move the values least (Banner et al., arXiv 1810.05723)."""
     if float(seen.counts.sum()) == 0:
         return seen.low, seen.high
-    step = (seen.high - seen.low) / BINS
-    centres = seen.low + step * (torch.arange(BINS) + 0.5)
-    lows = SHRINKS * seen.low if seen.low < 0 else torch.zeros(1)  # integers must have a zero
-    highs = SHRINKS * seen.high if seen.high > 0 else torch.zeros(1)
+    step = (seen.high - seen.low) / HISTOGRAM_BINS
+    centres = seen.low + step * (torch.arange(HISTOGRAM_BINS) + 0.5)
+    lows = SHRINK_FACTORS * seen.low if seen.low < 0 else torch.zeros(1)  # integers must have a zero
+    highs = SHRINK_FACTORS * seen.high if seen.high > 0 else torch.zeros(1)
     best = (float("inf"), seen.low, seen.high)
     for low in lows:
-        size = ((highs - low) / STEPS).clamp_min(1e-12)[:, None]
-        rounded = ((centres[None] - low) / size).round().clamp(0, STEPS) * size + low
+        size = ((highs - low) / INTEGER_STEPS).clamp_min(1e-12)[:, None]
+        rounded = ((centres[None] - low) / size).round().clamp(0, INTEGER_STEPS) * size + low
         error = ((rounded - centres[None]).square() * seen.counts[None]).sum(1)
         at = int(error.argmin())
         best = min(best, (float(error[at]), float(low), float(highs[at])))
@@ -112,7 +114,7 @@ def least_error(seen: Seen) -> tuple[float, float]:
 # --- means and spreads --------------------------------------------------------------------------------------
 
 
-def correct(graph: GraphModule, images: Tensor, *, spread: bool) -> int:
+def correct_layers(graph: GraphModule, images: Tensor, *, spread: bool) -> int:
     """Gives each layer's output its float mean again, and its float spread if asked, layer by layer in running order.
 
     Every layer sees inputs that are corrected already. The mean goes into the bias (bias correction: Nagel et al.,
@@ -135,7 +137,7 @@ def correct(graph: GraphModule, images: Tensor, *, spread: bool) -> int:
     with torch.inference_mode():
         for node in graph.graph.nodes:
             plain[node], rounded[node] = _both(graph, node, plain, rounded, images)
-            if node.target in fx_graph.LAYERS and len(node.args) > 2 and isinstance(node.args[2], Node):
+            if node.target in fx_graph.LAYER_TARGETS and len(node.args) > 2 and isinstance(node.args[2], Node):
                 _correct(graph, node, plain, rounded, spread)
                 corrected += 1
             for source in node.all_input_nodes:  # values of all images at once: keep none longer than it is read
@@ -160,7 +162,7 @@ def _both(
 
     if node.op == "output":
         return None, None
-    if fx_graph.is_rounding(graph, node):
+    if fx_graph.is_fake_quantize(graph, node):
         return inputs(plain)[0][0], graph.get_submodule(str(node.target))(*inputs(rounded)[0])
     run = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
     assert callable(run)
@@ -191,7 +193,7 @@ def _correct(
 
 def _factor(wanted: Tensor, given: Tensor) -> Tensor:
     """By how much each channel's weights grow; a channel that hardly varies says nothing and keeps its own."""
-    factor = (wanted / given.clamp_min(1e-12)).clamp(1 / MOST, MOST)
+    factor = (wanted / given.clamp_min(1e-12)).clamp(1 / MAX_STRETCH, MAX_STRETCH)
     return torch.where(torch.minimum(wanted, given) > 1e-3 * wanted.max(), factor, torch.ones_like(factor))
 
 

@@ -18,17 +18,17 @@ from toolchain.gates import ship_decision
 from toolchain.measure import machine
 from toolchain.measure.accuracy import Verification
 from toolchain.measure.latency import Measurement
-from toolchain.pruning.prune import Pruned
+from toolchain.pruning.prune import PrunedModel
 from toolchain.quantization import quantize
-from toolchain.quantization.placement_result import Placed, Tried
-from toolchain.quantization.quantize import Family
+from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
+from toolchain.quantization.quantize import Network
 from toolchain.search import accuracy_control
-from toolchain.search.accuracy_control import Controlled
-from toolchain.search.plan import Fit
-from toolchain.search.sensitivity import Curve, Sensitivity
-from toolchain.selection.advise import Advice
-from toolchain.training.finetune import Adapted
-from toolchain.training.trained import Trained
+from toolchain.search.accuracy_control import AccuracyControlResult
+from toolchain.search.plan import PruningPlan
+from toolchain.search.sensitivity import Sensitivity, SensitivityCurve
+from toolchain.selection.advise import ReuseAdvice
+from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained import TrainedModel
 
 SCHEMA = 1
 
@@ -40,15 +40,15 @@ class Findings:
     job: Job
     ranking: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
     data: Dataset
-    advice: Advice | None  # where the recipe leaves open how much of the model is used
-    dense: Adapted
-    ranked: Trained  # the model whose channels were ranked: the dense one, or its sparsified form
-    plan: Fit
+    advice: ReuseAdvice | None  # where the recipe leaves open how much of the model is used
+    dense: FinetunedModel
+    ranked: TrainedModel  # the model whose channels were ranked: the dense one, or its sparsified form
+    plan: PruningPlan
     curves: Sensitivity | None
-    placed: Mapping[Architecture, Placed]
-    pruned: Pruned
-    networks: Mapping[Architecture, Family]
-    control: Controlled | None
+    placed: Mapping[Architecture, PlacementResult]
+    pruned: PrunedModel
+    networks: Mapping[Architecture, Network]
+    control: AccuracyControlResult | None
     variants: Sequence[Variant]
     verified: Verification
     measured: Mapping[str, Measurement]
@@ -57,7 +57,7 @@ class Findings:
     seconds: Mapping[str, float]
 
     @property
-    def shipping(self) -> Family:
+    def shipping(self) -> Network:
         """The architecture that is to ship."""
         return self.networks[quantize.shipping(self.networks)]
 
@@ -68,7 +68,7 @@ class Findings:
             return None
         variant = next(v for v in self.variants if v.name == name)
         return bundle.Shipment(
-            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.family].data,
+            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.family].dataset,
             surgery=self.pruned.surgery, facts=facts(self),
         )  # fmt: skip
 
@@ -100,12 +100,12 @@ def report(found: Findings) -> dict[str, Any]:
         "accuracy_drop": {"baseline": baseline, **files.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **files.plain(accuracy.balanced_drop)},
         "adapt": adapted(found.job.recipe, found.dense),
-        "pretrained": found.networks["dense"].trained.figures["weights"],
+        "pretrained": found.networks["dense"].trained.record["weights"],
         "selected": found.ranking,
         "reuse": {"used": files.plain(found.job.recipe.reuse), "advice": files.plain(found.advice)},
         "layers": _layers(found.plan),
-        "fit": files.plain(found.plan.fitted),
-        "image_sizes": files.plain(found.plan.trials),
+        "fit": files.plain(found.plan.latency_fit),
+        "image_sizes": files.plain(found.plan.size_trials),
         "dropped": list(found.plan.surgery.dropped),
         "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
         "training": _trainings(found),
@@ -113,7 +113,7 @@ def report(found: Findings) -> dict[str, Any]:
         "verdicts": files.plain(found.decision.verdicts),
         "placement": {name: _placed(one) for name, one in found.placed.items()},
         "calibration": {
-            f.name: f.quantized.trained.figures["starts"] for f in found.networks.values() if f.quantized is not None
+            f.name: f.quantized.trained.record["starts"] for f in found.networks.values() if f.quantized is not None
         },
         "control": files.plain(found.control),
         "notes": [
@@ -126,34 +126,34 @@ def report(found: Findings) -> dict[str, Any]:
             "digest": found.data.digest,
             "images": {split: len(images) for split, images in found.data.splits.items()},
             "classes": list(found.data.classes),
-            "calibration": {"images": len(found.data.calibration), "digest": found.data.calibration_digest},
-            "skipped": list(found.data.skipped),
+            "calibration": {"images": len(found.data.calibration_rows), "digest": found.data.calibration_digest},
+            "skipped": list(found.data.skipped_files),
         },
     }
 
 
-def adapted(recipe: Recipe, found: Adapted) -> dict[str, Any]:
+def adapted(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
     """How the dense model came about; figures are of the validation split."""
-    reached = [one.figures["best_accuracy"] for one in found.repeats]
+    reached = [one.record["best_accuracy"] for one in found.seed_runs]
     return {
         "balance": recipe.balance,
         "augment": {name: value for name, value in vars(found.augment).items() if value and name != "auto"},
         "augment_auto": recipe.augment.auto,
-        "images_per_class": len(found.data.splits["train"]) / len(found.data.classes),
+        "images_per_class": len(found.dataset.splits["train"]) / len(found.dataset.classes),
         "seeds": [
             {
-                "seed": one.figures["seed"], "validation": one.figures["best_accuracy"],
-                "validation_balanced": one.figures["best_balanced"], "epoch": one.figures["best_epoch"] + 1,
+                "seed": one.record["seed"], "validation": one.record["best_accuracy"],
+                "validation_balanced": one.record["best_balanced"], "epoch": one.record["best_epoch"] + 1,
                 "chosen": one is found.trained,
             }
-            for one in found.repeats
+            for one in found.seed_runs
         ],
         "over_seeds": {"mean": statistics.mean(reached), "deviation": statistics.stdev(reached), "seeds": len(reached)}
         if len(reached) > 1
         else None,
-        "probe": files.plain(found.trained.figures["probe"]),
+        "probe": files.plain(found.trained.record["probe"]),
         "teacher": recipe.teacher.name if recipe.teacher else None,
-        "joined": files.plain(found.trials),
+        "joined": files.plain(found.join_trials),
     }  # fmt: skip
 
 
@@ -163,15 +163,15 @@ def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
 
 def _trainings(found: Findings) -> dict[str, Any]:
     """Epochs of every training stage, of all that were needed for what ships."""
-    shipped, taught = found.shipping, {"adapt": found.dense.trained.figures["history"]}
+    shipped, taught = found.shipping, {"adapt": found.dense.trained.record["history"]}
     if found.ranked is not found.dense.trained:
-        taught["sparsify"] = found.ranked.figures["history"]
+        taught["sparsify"] = found.ranked.record["history"]
     if found.pruned.history:
         taught["prune"] = found.pruned.history
     if len(found.networks) > 1:
-        taught["recover"] = shipped.trained.figures["history"]
+        taught["recover"] = shipped.trained.record["history"]
     if shipped.quantized is not None:
-        taught["quantize"] = shipped.quantized.trained.figures["history"]
+        taught["quantize"] = shipped.quantized.trained.record["history"]
     return taught
 
 
@@ -192,7 +192,7 @@ def _guessing(found: Findings) -> list[str]:
 def _calibration(found: Findings) -> list[str]:
     """What is wrong with the calibration of the architecture that is to ship."""
     own = found.shipping.quantized
-    return [f"calibration: {one['why']}" for one in own.trained.figures["findings"]] if own else []
+    return [f"calibration: {one['why']}" for one in own.trained.record["findings"]] if own else []
 
 
 def _licence(found: Findings) -> list[str]:
@@ -205,32 +205,32 @@ def _licence(found: Findings) -> list[str]:
     ]
 
 
-def _placed(placed: Placed) -> dict[str, Any]:
+def _placed(placed: PlacementResult) -> dict[str, Any]:
     """What the search for the fastest placement tried and chose; `speedup` is over f32 in the same process."""
     return {
         "chosen": files.plain(placed.placement),
-        "label": placed.best.label if placed.best else None,
+        "label": placed.fastest_int8.label if placed.fastest_int8 else None,
         "float_wins": placed.float_wins,
-        "measured_for": placed.borrowed or None,
-        "seconds": placed.seconds,
-        "tried": [_tried(one) for one in sorted(placed.tried, key=lambda one: -one.speedup)],
+        "measured_for": placed.measured_for or None,
+        "seconds": placed.search_seconds,
+        "tried": [_tried(one) for one in sorted(placed.timed_placements, key=lambda one: -one.speedup)],
     }
 
 
-def _tried(one: Tried) -> dict[str, Any]:
+def _tried(one: TimedPlacement) -> dict[str, Any]:
     return {"label": one.label, "precision": one.precision, "speedup": one.speedup, "latency_ms": one.latency_ms}
 
 
-def _layers(fit: Fit) -> list[dict[str, Any]]:
-    left = {layer.name: (layer.outputs, layer.macs) for layer in fit.after}
+def _layers(fit: PruningPlan) -> list[dict[str, Any]]:
+    left = {layer.name: (layer.outputs, layer.macs) for layer in fit.layers_after}
     return [
         {"name": b.name, "before": b.outputs, "after": after, "macs_before": b.macs, "macs_after": macs}
-        for b in fit.before
+        for b in fit.layers_before
         for after, macs in [left.get(b.name, (0, 0))]  # nothing is left of a dropped block
     ]
 
 
-def curve(found: Curve, dense: Interval) -> dict[str, Any]:
+def curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any]:
     """How much accuracy one group of channels or one block costs; the first entry of every list is the dense model."""
     points = found.points
     every = [dense, *(point.accuracy for point in points)] if points else []
@@ -323,7 +323,7 @@ def facts(found: Findings) -> dict[str, Any]:
     shipped = found.decision.candidate
     own = found.verified.test[shipped]
     variant = next(v for v in found.variants if v.name == shipped)
-    weights = found.networks["dense"].trained.figures["weights"]
+    weights = found.networks["dense"].trained.record["weights"]
     return {
         "variant": shipped,
         "release": found.job.recipe.release,

@@ -230,7 +230,11 @@ def _ranked(report: Report) -> tuple[str, ...]:
     found = report.get("selected")
     if not found:
         return ()
-    return table(selection.ranking(found)), _hint(f"{selection.summary(found)}."), table(selection.left_out(found))
+    return (
+        table(selection.ranking_table(found)),
+        _hint(f"{selection.summarize(found)}."),
+        table(selection.left_out_table(found)),
+    )
 
 
 def _reused(report: Report) -> tuple[str, ...]:

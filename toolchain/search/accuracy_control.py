@@ -19,21 +19,21 @@ from toolchain.core.types import Architecture
 from toolchain.data.dataset import Dataset
 from toolchain.quantization import fx_graph, placement, quantize
 from toolchain.quantization.placement import Placement
-from toolchain.quantization.placement_result import Placed
-from toolchain.quantization.quantize import Family, Quantized, shipping
+from toolchain.quantization.placement_result import PlacementResult
+from toolchain.quantization.quantize import Network, QuantizedModel, shipping
 from toolchain.search import place
-from toolchain.search.placement_search import BLOCKS
+from toolchain.search.placement_search import MAX_BLOCKS
 from toolchain.training import loop
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
-CHEAP = (
+MIN_LOG_COST = (
     0.005  # least cost in latency, as a log, so that a block that costs nothing measurable does not weigh infinitely
 )
 
 
 @dataclass(frozen=True)
-class Harm:
+class BlockSensitivity:
     """What leaving one block in float brings."""
 
     block: str
@@ -44,14 +44,14 @@ class Harm:
 
 
 @dataclass(frozen=True)
-class Controlled:
+class AccuracyControlResult:
     """What accuracy control did."""
 
     needed: bool  # the budget was missed with all of the placement in integers
     limit: float | None  # accuracy drop allowed on validation
     before: float | None  # accuracy drop on validation, all of the placement in integers
     after: float | None
-    ranking: tuple[Harm, ...]  # the most harmful first
+    ranking: tuple[BlockSensitivity, ...]  # the most harmful first
     why: str
 
 
@@ -67,18 +67,21 @@ class _Judge:
         return float((self.dense.argmax(1) == labels).float().mean() - (logits.argmax(1) == labels).float().mean())
 
     def divergence(self, logits: Tensor) -> float:
-        return quantize.divergence(logits, self.dense)
+        return quantize.kl_divergence(logits, self.dense)
 
-    def answers(self, quantized: Quantized, chosen: Placement) -> Tensor:
+    def answers(self, quantized: QuantizedModel, chosen: Placement) -> Tensor:
         """Logits on validation with the rounding of `chosen` alone."""
         return loop.predict(
-            fx_graph.less_rounded(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
+            fx_graph.restrict_to_placement(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
         )
 
 
 def run(
-    job: Job, networks: Mapping[Architecture, Family], placed: Mapping[Architecture, Placed], dense: Adapted
-) -> tuple[dict[Architecture, Family], Controlled | None]:
+    job: Job,
+    networks: Mapping[Architecture, Network],
+    placed: Mapping[Architecture, PlacementResult],
+    dense: FinetunedModel,
+) -> tuple[dict[Architecture, Network], AccuracyControlResult | None]:
     """Return harmful blocks to float where validation says that the accuracy budget is missed; else change nothing.
 
     Args:
@@ -92,7 +95,9 @@ def run(
     return {**networks, name: changed}, control
 
 
-def _one(job: Job, family: Family, adapted: Adapted, placed: Placed) -> tuple[Family, Controlled | None]:
+def _one(
+    job: Job, family: Network, adapted: FinetunedModel, placed: PlacementResult
+) -> tuple[Network, AccuracyControlResult | None]:
     budget, target = job.budget, job.target
     own, limit, dense = family.quantized, budget.accuracy_drop, adapted.trained
     if own is None or limit is None or placed.float_wins:
@@ -104,37 +109,41 @@ def _one(job: Job, family: Family, adapted: Adapted, placed: Placed) -> tuple[Fa
             found, chosen = _controlled(job, family, adapted, placed)
             stage = stage_cache.finish(stage, started, {"found": found, "placement": chosen})
         assert stage.figures is not None
-    found, chosen = _read(stage.figures["found"]), place.read(stage.figures["placement"])
+    found, chosen = _read(stage.figures["found"]), place.read_placement(stage.figures["placement"])
     if chosen == own.placement:
         return family, found
-    graph = fx_graph.less_rounded(own.graph, chosen)
-    planned = placement.layers(fx_graph.operations(graph), chosen)
+    graph = fx_graph.restrict_to_placement(own.graph, chosen)
+    planned = placement.quantized_layers(fx_graph.list_operations(graph), chosen)
     trained = dataclasses.replace(own.trained, model=graph, key=key)
-    changed = dataclasses.replace(own, trained=trained, placement=chosen, planned=planned)
+    changed = dataclasses.replace(own, trained=trained, placement=chosen, planned_layers=planned)
     return dataclasses.replace(family, quantized=changed), found
 
 
-def _read(figures: dict[str, object]) -> Controlled:
+def _read(figures: dict[str, object]) -> AccuracyControlResult:
     rows = figures.pop("ranking")
     assert isinstance(rows, list)
-    return Controlled(**figures, ranking=tuple(Harm(**row) for row in rows))  # type: ignore[arg-type]
+    return AccuracyControlResult(**figures, ranking=tuple(BlockSensitivity(**row) for row in rows))  # type: ignore[arg-type]
 
 
-def _controlled(job: Job, family: Family, adapted: Adapted, placed: Placed) -> tuple[Controlled, Placement]:
-    own, limit, whole, data = family.quantized, job.budget.accuracy_drop, adapted.data, family.data
+def _controlled(
+    job: Job, family: Network, adapted: FinetunedModel, placed: PlacementResult
+) -> tuple[AccuracyControlResult, Placement]:
+    own, limit, whole, data = family.quantized, job.budget.accuracy_drop, adapted.dataset, family.dataset
     assert own is not None
     assert limit is not None
     judge = _Judge(data, loop.predict(adapted.trained.model, whole.splits["val"], whole.preprocess))
     before = judge.drop(loop.predict(own.graph, data.splits["val"], data.preprocess))
     if before <= limit:
-        return Controlled(False, limit, before, before, (), "all of the placement keeps the budget"), own.placement
+        return AccuracyControlResult(
+            False, limit, before, before, (), "all of the placement keeps the budget"
+        ), own.placement
     progress.say(f"control: {100 * before:.1f} points lost on validation, {100 * limit:.1f} allowed; ranking layers")
     ranking = _ranked(own, judge, placed)
     chosen, names, after = own.placement, list[str](), before
     with progress.bar("control: layers back to float", len(ranking)) as bar:
         for one in ranking:
-            trial = placement.also_float(chosen, (one.block,))
-            if not placement.layers(fx_graph.operations(own.graph), trial):
+            trial = placement.leave_in_float(chosen, (one.block,))
+            if not placement.quantized_layers(fx_graph.list_operations(own.graph), trial):
                 break
             chosen, after = trial, judge.drop(judge.answers(own, trial))
             names.append(one.block)
@@ -145,33 +154,33 @@ def _controlled(job: Job, family: Family, adapted: Adapted, placed: Placed) -> t
         "not even with all of these in float is the budget kept; all stay in integers", False
     )  # fmt: skip
     rows = tuple(dataclasses.replace(one, returned=kept and one.block in names) for one in ranking)
-    found = Controlled(True, limit, before, after if kept else before, rows, why)
+    found = AccuracyControlResult(True, limit, before, after if kept else before, rows, why)
     return found, chosen if kept else own.placement
 
 
-def _ranked(own: Quantized, judge: _Judge, placed: Placed) -> list[Harm]:
+def _ranked(own: QuantizedModel, judge: _Judge, placed: PlacementResult) -> list[BlockSensitivity]:
     """Blocks by what they bring for what they cost, the most harmful first."""
-    blocks = placement.blocks(own.planned, BLOCKS)
+    blocks = placement.split_into_blocks(own.planned_layers, MAX_BLOCKS)
     base = judge.divergence(loop.predict(own.graph, judge.data.splits["val"], judge.data.preprocess))
     found = []
     with progress.bar("control: sensitivity of each block", len(blocks)) as bar:
         for block in blocks:
-            logits = judge.answers(own, placement.also_float(own.placement, (block,)))
+            logits = judge.answers(own, placement.leave_in_float(own.placement, (block,)))
             accuracy = float((logits.argmax(1) == judge.data.splits["val"].labels).float().mean())
-            found.append(Harm(block, accuracy, judge.divergence(logits), placed.slowdown(block), False))
+            found.append(BlockSensitivity(block, accuracy, judge.divergence(logits), placed.slowdown(block), False))
             bar.step(block)
 
-    def worth(one: Harm) -> float:
-        cost = max(CHEAP, math.log(one.slowdown) if one.slowdown else CHEAP)
+    def worth(one: BlockSensitivity) -> float:
+        cost = max(MIN_LOG_COST, math.log(one.slowdown) if one.slowdown else MIN_LOG_COST)
         gain = base - one.divergence
         return gain / cost if gain > 0 else gain
 
     return sorted(found, key=worth, reverse=True)
 
 
-def _affordable(job: Job, family: Family, chosen: Placement, placed: Placed) -> tuple[str, bool]:
+def _affordable(job: Job, family: Network, chosen: Placement, placed: PlacementResult) -> tuple[str, bool]:
     """Whether the placement with less in integers is still fast enough, measured."""
-    speed = place.speedup(family.trained.model, family.data.example, job.target, chosen, job.work)
+    speed = place.measure_speedup(family.trained.model, family.dataset.example_input, job.target, chosen, job.work)
     if speed is None or placed.fastest_float is None:
         return "returned to float by the ranking; latency was not measured on this machine", True
     floor = placed.fastest_float.speedup
@@ -184,12 +193,12 @@ def _affordable(job: Job, family: Family, chosen: Placement, placed: Placed) -> 
     if budget.speedup is not None and family.name == "dense" and speed < budget.speedup:
         return f"with these in float only {speed:.2f}x is left of the {budget.speedup:.2f}x asked for", False
     return (
-        f"{speed:.2f}x as fast as the same network in f32, where all in integers was {placed.best_speedup:.2f}x",
+        f"{speed:.2f}x as fast as the same network in f32, where all in integers was {placed.int8_speedup:.2f}x",
         True,
     )
 
 
-def notes(found: Controlled | None, name: str) -> list[str]:
+def notes(found: AccuracyControlResult | None, name: str) -> list[str]:
     """What a reader must know of it."""
     if found is None or not found.needed or found.before is None or found.limit is None or found.after is None:
         return []

@@ -27,74 +27,74 @@ from toolchain.pruning.surgery import Surgery
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 
-TOGETHER = 5  # in one process, beside the dense model
+CANDIDATES_PER_PROCESS = 5  # in one process, beside the dense model
 
 
 @dataclass(frozen=True)
-class Form:
+class ShippedForm:
     """How a model is shipped."""
 
     precision: Precision
     placement: Placement  # means nothing in float
 
 
-class Architectures:
+class ArchitectureTimer:
     """Plans for one model, timed."""
 
-    def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: Form, folder: Path) -> None:
-        self.dense, self.image, self.target, self.form, self.folder = dense, image, target, form, folder
+    def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: ShippedForm, folder: Path) -> None:
+        self.dense, self.example_input, self.target, self.form, self.folder = dense, image, target, form, folder
         self.runtime = registry.module("runtimes", target.runtime)
-        self.batches = Batches(folder)
+        self.short_rounds = Batches(folder)
         self.graph = self._exported(dense)
-        self.whole = self._side(Surgery())
+        self.dense_side = self._side(Surgery())
 
-    def at(self, image: Tensor) -> "Architectures":
+    def with_input(self, image: Tensor) -> "ArchitectureTimer":
         """The same with pictures of another size; the dense model stays at its own.
 
         Raises:
             ToolchainError: the model does not take that size.
         """
         other = copy.copy(self)
-        other.image = image
+        other.example_input = image
         other.graph = other._exported(self.dense)
         return other
 
-    def shipped_as(self, form: Form) -> "Architectures":
+    def with_form(self, form: ShippedForm) -> "ArchitectureTimer":
         """The same, with pruned models in another form; the dense model stays in its own."""
         other = copy.copy(self)
         other.form = form
         return other
 
-    def latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
         """Latency of each plan's architecture, as a share of the dense model's.
 
         Raises:
             ToolchainError: one can neither be cut out of the graph nor exported.
         """
         found: list[float] = []
-        for start in range(0, len(plans), TOGETHER):
-            sides = [self._side(plan) for plan in plans[start : start + TOGETHER]]
+        for start in range(0, len(plans), CANDIDATES_PER_PROCESS):
+            sides = [self._side(plan) for plan in plans[start : start + CANDIDATES_PER_PROCESS]]
             logs: list[list[float]] = [[] for _ in sides]
             for _ in range(rounds):
-                blocks = self.batches.run(list({side.name: side for side in (self.whole, *sides)}.values()))
+                blocks = self.short_rounds.run(list({side.name: side for side in (self.dense_side, *sides)}.values()))
                 for side, own in zip(sides, logs, strict=True):
-                    own.append(statistics.round_ratio(blocks[self.whole.name], blocks[side.name]))
+                    own.append(statistics.round_ratio(blocks[self.dense_side.name], blocks[side.name]))
             found += [math.exp(-sum(own) / len(own)) for own in logs]
             bar.step(f"{min(found):.2f}x of the dense latency", len(sides))
         return found
 
-    def clear(self) -> None:
+    def remove_candidates(self) -> None:
         """Removes the candidates; what was timed stays."""
         for leftover in self.folder.glob("candidate*"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def size_bytes(self, plan: Surgery) -> int:
+    def measure_size_bytes(self, plan: Surgery) -> int:
         """Of the files that a plan's architecture would ship as."""
         return self._made(plan)[1].size_bytes
 
     def _made(self, plan: Surgery) -> tuple[str, Artefact]:
         path = self.folder / "candidate.onnx"
-        model, _ = insert_qdq.make(self._cut(plan), self._placement(), self.target.scheme)
+        model, _ = insert_qdq.build_candidate(self._cut(plan), self._placement(), self.target.scheme)
         cleanup.save(model, path)
         name = f"candidate-{self.form.precision}-{files.sha256_file(path)[:12]}"
         return name, self.runtime.compile(path, self.folder / name)
@@ -103,7 +103,7 @@ class Architectures:
         name, made = self._made(plan)
         return Side(
             name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,
-            threads=self.target.threads, shape=tuple(self.image.shape), device=self.target.device,
+            threads=self.target.threads, shape=tuple(self.example_input.shape), device=self.target.device,
         )  # fmt: skip
 
     def _placement(self) -> Placement:
@@ -113,9 +113,11 @@ class Architectures:
         if plan == Surgery():
             return self.graph
         try:
-            return prune_graph.apply(self.graph, plan)
+            return prune_graph.apply_surgery(self.graph, plan)
         except ToolchainError:  # a channel count that is written into the graph
             return self._exported(surgery.apply(self.dense, plan))
 
     def _exported(self, model: nn.Module) -> onnx_ir.Model:
-        return to_onnx.translate(pt2e.prepare(model, self.image, None, self.target.scheme)[0], self.image)
+        return to_onnx.export_graph(
+            pt2e.prepare(model, self.example_input, None, self.target.scheme)[0], self.example_input
+        )

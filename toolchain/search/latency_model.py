@@ -14,11 +14,11 @@ from scipy import optimize
 
 from toolchain.models.profile import Layer, LayerKind
 
-KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedArchitecture:
     """An architecture that was timed."""
 
     layers: tuple[Layer, ...]
@@ -30,30 +30,30 @@ class LatencyModel:
     """Rates by kind of layer, as `fit` found them."""
 
     rates: np.ndarray  # [features]
-    error: float  # root mean square of the relative error on what it was fitted to
+    relative_error: float  # root mean square of the relative error on what it was fitted to
 
     def __call__(self, layers: Sequence[Layer]) -> float:
         """Latency of an architecture, in the unit of what was timed."""
-        return float(features(layers) @ self.rates)
+        return float(compute_features(layers) @ self.rates)
 
-    def times(self, factor: float) -> "LatencyModel":
+    def scale(self, factor: float) -> "LatencyModel":
         """The same with all latencies multiplied."""
-        return LatencyModel(self.rates * factor, self.error)
+        return LatencyModel(self.rates * factor, self.relative_error)
 
 
-def fit(timed: Sequence[Timed]) -> LatencyModel:
+def fit(timed: Sequence[TimedArchitecture]) -> LatencyModel:
     """Rates with the least relative error, none below zero (Lawson and Hanson's non-negative least squares)."""
-    rows = np.stack([features(one.layers) / one.latency for one in timed])
+    rows = np.stack([compute_features(one.layers) / one.latency for one in timed])
     scale = np.maximum(rows.max(0), 1e-30)
     rates, _ = optimize.nnls(rows / scale, np.ones(len(timed)))
     rates = rates / scale
     return LatencyModel(rates, float(np.sqrt(np.mean((rows @ rates - 1) ** 2))))
 
 
-def features(layers: Sequence[Layer]) -> np.ndarray:
+def compute_features(layers: Sequence[Layer]) -> np.ndarray:
     """What an architecture's latency is made of, [features]: per kind, work, values moved and layers; and one for all."""
-    found: Mapping[LayerKind, np.ndarray] = {kind: np.zeros(3) for kind in KINDS}
+    found: Mapping[LayerKind, np.ndarray] = {kind: np.zeros(3) for kind in LAYER_KINDS}
     for layer in layers:
         moved = layer.sites * (layer.inputs + layer.outputs)
         found[layer.kind] += np.array([layer.macs, moved, 1.0])
-    return np.concatenate([*(found[kind] for kind in KINDS), [1.0]])
+    return np.concatenate([*(found[kind] for kind in LAYER_KINDS), [1.0]])

@@ -17,18 +17,24 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Architecture, Precision
 from toolchain.measure import machine
 from toolchain.models.profile import Layer
-from toolchain.quantization.placement_result import Placed
-from toolchain.search.plan import Fit, Lock
-from toolchain.training.trained import Trained
+from toolchain.quantization.placement_result import PlacementResult
+from toolchain.search.plan import Lock, PruningPlan
+from toolchain.training.trained import TrainedModel
 
 SCHEMA = 1
 # of [prune], which decide what is cut
-SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share", "resolution")
-SINCE: Mapping[str, Any] = {"prune.resolution": 1.0}  # settings that older locks do not name, as they were then
+PRUNE_SETTINGS = ("ratio", "criterion", "ranking", "protect", "depth", "max_share", "resolution")
+DEFAULTS_OF_OLDER_LOCKS: Mapping[str, Any] = {
+    "prune.resolution": 1.0
+}  # settings that older locks do not name, as they were then
 
 
-def write_decisions(
-    job: Job, plan: Fit, start: Trained, placed: Mapping[Architecture, Placed], size: tuple[int, int]
+def record_plan(
+    job: Job,
+    plan: PruningPlan,
+    start: TrainedModel,
+    placed: Mapping[Architecture, PlacementResult],
+    size: tuple[int, int],
 ) -> None:
     """Writes down what was decided, so that the same architecture can be made without a search.
 
@@ -42,8 +48,8 @@ def write_decisions(
         job.folder / file_name(recipe, target),
         Lock(
             schema=SCHEMA, recipe=recipe.name, target=target.name, runtime=target.runtime,
-            image_size=size, asked=asked(recipe, job.budget), layers=tuple(plan.before),
-            weights=start.key, surgery=plan.surgery, fitted=plan.fitted, resized=plan.resized, dense=plan.dense,
+            image_size=size, asked=collect_settings(recipe, job.budget), layers=tuple(plan.layers_before),
+            weights=start.key, surgery=plan.surgery, fitted=plan.latency_fit, resized=plan.reduced_image_size, dense=plan.dense_precision,
             placements={name: one.placement for name, one in placed.items()}, versions=machine.versions(target),
         ),
     )  # fmt: skip
@@ -54,9 +60,9 @@ def file_name(recipe: Recipe, target: Target) -> str:
     return f"{recipe.name}.{target.name}.lock.json"
 
 
-def asked(recipe: Recipe, budget: Budget) -> dict[str, Any]:
+def collect_settings(recipe: Recipe, budget: Budget) -> dict[str, Any]:
     """Settings and budgets that decide how much is cut, as a lock keeps them."""
-    settings = {f"prune.{name}": getattr(recipe.prune, name) for name in SETTINGS}
+    settings = {f"prune.{name}": getattr(recipe.prune, name) for name in PRUNE_SETTINGS}
     wanted = {f"budget.{name}": text for name, text in amounts.given(budget).items()}
     found: dict[str, Any] = files.plain({**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules})
     return found
@@ -67,7 +73,7 @@ def write(path: Path, lock: Lock) -> None:
     files.write_json(path, lock)
 
 
-def settle(path: Path, ships: Precision) -> None:
+def record_shipped_precision(path: Path, ships: Precision) -> None:
     """Adds to a lock that was just written which form shipped."""
     write(path, replace(read(path), ships=ships))
 
@@ -103,7 +109,7 @@ def find(job: Job) -> Lock | None:
     if path is None or not (named or path.exists()):
         return None
     lock = read(path)
-    other = difference(lock, recipe, target, job.budget)
+    other = find_difference(lock, recipe, target, job.budget)
     if other and named:
         raise ToolchainError(f"{path}: {other}; give the lock that belongs to it, or none to search again")
     if other:
@@ -113,19 +119,19 @@ def find(job: Job) -> Lock | None:
     return lock
 
 
-def difference(lock: Lock, recipe: Recipe, target: Target, budget: Budget) -> str:
+def find_difference(lock: Lock, recipe: Recipe, target: Target, budget: Budget) -> str:
     """The first thing that a lock was made differently for; "" where it fits. The model is compared by `check`."""
     if lock.target != target.name or lock.runtime != target.runtime:
         return f"it was made for the target {lock.target} ({lock.runtime}), this is {target.name} ({target.runtime})"
-    now = asked(recipe, budget)
-    then = {**SINCE, **lock.asked}
+    now = collect_settings(recipe, budget)
+    then = {**DEFAULTS_OF_OLDER_LOCKS, **lock.asked}
     for name in sorted({*now, *then}):
         if now.get(name) != then.get(name):
             return f"it was made with {name} = {then.get(name)!r}, now it is {now.get(name)!r}"
     return ""
 
 
-def check(lock: Lock, layers: Sequence[Layer], image_size: tuple[int, int]) -> None:
+def check_model(lock: Lock, layers: Sequence[Layer], image_size: tuple[int, int]) -> None:
     """Whether a lock is for this model at this image size.
 
     Raises:
@@ -151,7 +157,7 @@ def check(lock: Lock, layers: Sequence[Layer], image_size: tuple[int, int]) -> N
         raise ToolchainError(f"the lock was made for {len(lock.layers)} layers, this model has {len(layers)}{_AGAIN}")
 
 
-def suited(lock: Lock | None, layers: Sequence[Layer], image_size: tuple[int, int], *, named: bool) -> Lock | None:
+def match_model(lock: Lock | None, layers: Sequence[Layer], image_size: tuple[int, int], *, named: bool) -> Lock | None:
     """The lock, or None where it only lay beside the recipe and is for another model or size of pictures.
 
     Raises:
@@ -160,7 +166,7 @@ def suited(lock: Lock | None, layers: Sequence[Layer], image_size: tuple[int, in
     if lock is None:
         return None
     try:
-        check(lock, layers, image_size)
+        check_model(lock, layers, image_size)
     except ToolchainError as reason:
         if named:
             raise

@@ -22,15 +22,15 @@ from toolchain.export import to_onnx
 from toolchain.measure import machine
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
-from toolchain.quantization.placement_result import Placed, Tried
-from toolchain.search.placement_search import Search
+from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
+from toolchain.search.placement_search import PlacementSearch
 
 VERSION = 7
 
 
 def run(
     job: Job, models: Mapping[Architecture, tuple[nn.Module, Tensor]], fixed: Mapping[Architecture, Placement],
-) -> dict[Architecture, Placed]:  # fmt: skip
+) -> dict[Architecture, PlacementResult]:  # fmt: skip
     """The placement of each architecture, searched for where it is not `fixed`.
 
     Args:
@@ -42,19 +42,19 @@ def run(
     """
     target, work, quantize = job.target, job.work, job.recipe.quantize
     _check_names(models["dense"][0], quantize.float_modules)
-    found: dict[Architecture, Placed] = {}
+    found: dict[Architecture, PlacementResult] = {}
     for name, (model, image) in models.items():
         if name in fixed:
-            found[name] = replayed(model, image, target, fixed[name], work)
+            found[name] = time_placement(model, image, target, fixed[name], work)
         else:
             found[name] = find_placement(model, image, target, quantize.float_modules, quantize.search_seconds, work)
         progress.say(f"place: {name}: {describe(found[name])}")
     return found
 
 
-def describe(placed: Placed) -> str:
+def describe(placed: PlacementResult) -> str:
     """What was decided, in a sentence."""
-    best, floating = placed.best, placed.fastest_float
+    best, floating = placed.fastest_int8, placed.fastest_float
     if best is None or floating is None:
         return "the usual placement, not timed"
     if placed.float_wins:
@@ -62,7 +62,7 @@ def describe(placed: Placed) -> str:
             f"{floating.precision} is the fastest: the best integer form ({best.label}) is "
             f"{best.speedup / floating.speedup:.2f}x as fast"
         )
-    return f"{best.label}: {best.speedup:.2f}x as fast as f32 ({len(placed.tried)} candidates timed)"
+    return f"{best.label}: {best.speedup:.2f}x as fast as f32 ({len(placed.timed_placements)} candidates timed)"
 
 
 def _check_names(model: nn.Module, names: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ def _measurable(target: Target) -> Target | None:
 
 def find_placement(
     model: nn.Module, image: Tensor, target: Target, float_modules: Sequence[str], seconds: float, work: Path
-) -> Placed:
+) -> PlacementResult:
     """Finds the fastest placement; the same structure on the same machine is not searched again.
 
     Args:
@@ -100,28 +100,32 @@ def find_placement(
     forced, wanted = tuple(float_modules), target
     measurable = _measurable(wanted)
     if seconds == 0 or "int8" not in wanted.precisions or measurable is None:
-        return Placed(Placement(float_modules=forced), "", (), 0.0)
+        return PlacementResult(Placement(float_modules=forced), "", (), 0.0)
     target = measurable
     key = _key(model, image, target, forced, seconds)
     with stage_cache.stage(work, "place", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             search = _started(model, image, target, stage.folder, started + seconds)
-            chosen = search.run(forced)
-            stage = stage_cache.finish(stage, started, search.figures(chosen))
+            chosen = search.find_fastest(forced)
+            stage = stage_cache.finish(stage, started, search.to_record(chosen))
             _clear(stage.folder)
         return _placed(stage, key, target if target is not wanted else None)
 
 
-def _placed(stage: stage_cache.Stage, key: str, lender: Target | None) -> Placed:
+def _placed(stage: stage_cache.Stage, key: str, lender: Target | None) -> PlacementResult:
     """What a finished stage found; `lender` is the target that it was measured for, where not the own one."""
     assert stage.figures is not None
-    tried = tuple(Tried(**{**row, "placement": read(row["placement"])}) for row in stage.figures["tried"])
+    tried = tuple(
+        TimedPlacement(**{**row, "placement": read_placement(row["placement"])}) for row in stage.figures["tried"]
+    )
     borrowed = lender.name if lender else ""
-    return Placed(read(stage.figures["placement"]), key, tried, stage.seconds, stage.figures["best"], borrowed)
+    return PlacementResult(
+        read_placement(stage.figures["placement"]), key, tried, stage.seconds, stage.figures["best"], borrowed
+    )
 
 
-def replayed(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> Placed:
+def time_placement(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> PlacementResult:
     """A placement that was decided elsewhere, timed beside the float forms; not timed where this machine cannot.
 
     Raises:
@@ -129,24 +133,24 @@ def replayed(model: nn.Module, image: Tensor, target: Target, chosen: Placement,
     """
     measurable = _measurable(target)
     if measurable is None:
-        return Placed(chosen, "", (), 0.0)
+        return PlacementResult(chosen, "", (), 0.0)
     key = _key(model, image, measurable, "replayed", chosen)
     with stage_cache.stage(work, "place", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
             search = _started(model, image, measurable, stage.folder, math.inf)
-            search.known(chosen)
-            stage = stage_cache.finish(stage, started, search.figures(chosen))
+            search.time_placement(chosen)
+            stage = stage_cache.finish(stage, started, search.to_record(chosen))
             _clear(stage.folder)
         return _placed(stage, key, measurable if measurable is not target else None)
 
 
-def speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> float | None:
+def measure_speedup(model: nn.Module, image: Tensor, target: Target, chosen: Placement, work: Path) -> float | None:
     """How many times as fast as f32 one placement is: 0 where the runtime does not take it, None where this machine cannot measure."""
-    placed = replayed(model, image, target, chosen, work)
-    if not placed.tried:
+    placed = time_placement(model, image, target, chosen, work)
+    if not placed.timed_placements:
         return None
-    return placed.best.speedup if placed.best else 0.0
+    return placed.fastest_int8.speedup if placed.fastest_int8 else 0.0
 
 
 def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str:
@@ -159,12 +163,12 @@ def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str
     )  # fmt: skip
 
 
-def _started(model: nn.Module, image: Tensor, target: Target, folder: Path, deadline: float) -> Search:
+def _started(model: nn.Module, image: Tensor, target: Target, folder: Path, deadline: float) -> PlacementSearch:
     graph, _ = pt2e.prepare(model, image, None, target.scheme)
-    return Search(to_onnx.translate(graph, image), target, tuple(image.shape), folder, deadline)
+    return PlacementSearch(to_onnx.export_graph(graph, image), target, tuple(image.shape), folder, deadline)
 
 
-def read(row: Mapping[str, Any]) -> Placement:
+def read_placement(row: Mapping[str, Any]) -> Placement:
     """A placement from its JSON."""
     return Placement(
         float_modules=tuple(row["float_modules"]),

@@ -12,7 +12,7 @@ from toolchain.models.profile import Layer
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement
 from toolchain.search import place
-from toolchain.search.latency_search import Fitted
+from toolchain.search.latency_search import LatencyFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Lock:
     placements: Mapping[Architecture, Placement]
     resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
     dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
-    fitted: Fitted | None = None  # how a latency was met
+    fitted: LatencyFit | None = None  # how a latency was met
     ships: Precision | None = None  # the form that shipped: timed anew, two of one speed may change places
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -43,7 +43,7 @@ class Lock:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ImageSizeTrial:
     """What a size of pictures came to in a short training."""
 
     size: tuple[int, int]  # height, width
@@ -53,51 +53,57 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Planned:
+class CandidatePlan:
     """What a way of planning came to."""
 
     surgery: Surgery
-    fitted: Fitted | None = None
-    resized: tuple[int, int] | None = None
-    trials: tuple[Trial, ...] = ()
-    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
+    latency_fit: LatencyFit | None = None
+    reduced_image_size: tuple[int, int] | None = None
+    size_trials: tuple[ImageSizeTrial, ...] = ()
+    dense_precision: Precision | None = (
+        None  # the form that the dense model would ship in, where a budget is a share of it
+    )
 
 
 @dataclass(frozen=True)
-class Fit:
+class PruningPlan:
     """The plan as data, and the layer sizes it leads from and to."""
 
     surgery: Surgery
     key: str
-    before: Sequence[Layer]
-    after: Sequence[Layer]
-    fitted: Fitted | None  # None where latency was no matter
+    layers_before: Sequence[Layer]
+    layers_after: Sequence[Layer]
+    latency_fit: LatencyFit | None  # None where latency was no matter
     lock: Lock | None = None  # that all this comes from
-    resized: tuple[int, int] | None = None  # the pruned model's pictures, height and width, where they are smaller
-    trials: tuple[Trial, ...] = ()  # sizes of pictures among which a short training chose
-    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
+    reduced_image_size: tuple[int, int] | None = (
+        None  # the pruned model's pictures, height and width, where they are smaller
+    )
+    size_trials: tuple[ImageSizeTrial, ...] = ()  # sizes of pictures among which a short training chose
+    dense_precision: Precision | None = (
+        None  # the form that the dense model would ship in, where a budget is a share of it
+    )
 
     @property
-    def placements(self) -> Mapping[Architecture, Placement]:
+    def decided_placements(self) -> Mapping[Architecture, Placement]:
         """Placements that are decided already."""
         if self.lock:
             return self.lock.placements
-        own = self.fitted.placement if self.fitted else None
+        own = self.latency_fit.placement if self.latency_fit else None
         return {"pruned": own} if own else {}
 
     @property
-    def cuts(self) -> bool:
+    def removes_anything(self) -> bool:
         """Whether anything is cut at all."""
         return bool(self.surgery.keep or self.surgery.dropped)
 
     @property
-    def changes(self) -> bool:
+    def differs_from_dense(self) -> bool:
         """Whether there is another model than the dense one."""
-        return self.cuts or self.resized is not None
+        return self.removes_anything or self.reduced_image_size is not None
 
 
-def read_fitted(row: Mapping[str, Any] | None) -> Fitted | None:
+def read_latency_fit(row: Mapping[str, Any] | None) -> LatencyFit | None:
     """A `Fitted` from its JSON."""
     if row is None:
         return None
-    return Fitted(**{**row, "placement": row["placement"] and place.read(row["placement"])})
+    return LatencyFit(**{**row, "placement": row["placement"] and place.read_placement(row["placement"])})

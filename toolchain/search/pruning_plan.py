@@ -16,18 +16,18 @@ from toolchain.models import build, profile
 from toolchain.pruning import channel_ranking, options, prune, surgery
 from toolchain.search import lock as locks
 from toolchain.search import place
-from toolchain.search.plan import Fit, Lock, Planned, Trial, read_fitted
-from toolchain.search.planner import At, Search
-from toolchain.training.finetune import Adapted
-from toolchain.training.trained import Trained
+from toolchain.search.plan import CandidatePlan, ImageSizeTrial, Lock, PruningPlan, read_latency_fit
+from toolchain.search.planner import InputResizer, PruningPlanner
+from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained import TrainedModel
 
 VERSION = 8
-PLAN = "surgery.json"
+SURGERY_FILE = "surgery.json"
 # of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
-LATER = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
+SETTINGS_NOT_IN_PLAN = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
 
 
-def limits_of(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.Amount]:
+def read_limits(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.Amount]:
     """What the budget says of how far pruning goes, by what it bounds.
 
     Raises:
@@ -58,14 +58,14 @@ def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
             named is for another model.
     """
     recipe = job.recipe
-    model = build.sketch(recipe.model, len(data.classes), data.example, recipe.reuse)
-    layers = profile.layers(model, data.example)
-    options.known(recipe.prune.protect, layers)
-    return locks.suited(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
+    model = build.build_for_image_size(recipe.model, len(data.classes), data.example_input, recipe.reuse)
+    layers = profile.measure_layers(model, data.example_input)
+    options.check_protect_patterns(recipe.prune.protect, layers)
+    return locks.match_model(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
 
 
 def untrained_networks(
-    plan: Fit, dense: Adapted, ranked: Trained, view: Adapted
+    plan: PruningPlan, dense: FinetunedModel, ranked: TrainedModel, view: FinetunedModel
 ) -> dict[Architecture, tuple[nn.Module, Tensor]]:
     """Return the dense network and the planned one, if it is another, each with an example input.
 
@@ -73,13 +73,15 @@ def untrained_networks(
         ranked: the model that is cut.
         view: the dense model with images of the size that the pruned one takes.
     """
-    networks: dict[Architecture, tuple[nn.Module, Tensor]] = {"dense": (dense.trained.model, dense.data.example)}
-    if plan.changes:
-        networks["pruned"] = (prune.at_once(ranked, plan.surgery).model, view.data.example)
+    networks: dict[Architecture, tuple[nn.Module, Tensor]] = {
+        "dense": (dense.trained.model, dense.dataset.example_input)
+    }
+    if plan.differs_from_dense:
+        networks["pruned"] = (prune.apply_plan(ranked, plan.surgery).model, view.dataset.example_input)
     return networks
 
 
-def run(job: Job, adapted: Adapted, lock: Lock | None = None, at: At | None = None) -> Fit:
+def run(job: Job, adapted: FinetunedModel, lock: Lock | None = None, at: InputResizer | None = None) -> PruningPlan:
     """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
 
     Args:
@@ -92,18 +94,18 @@ def run(job: Job, adapted: Adapted, lock: Lock | None = None, at: At | None = No
         ToolchainError: the ratio or budget cannot be reached, both are given, the model cannot be traced, or the lock is
             for another model.
     """
-    recipe, target, work, image = job.recipe, job.target, job.work, adapted.data.example
+    recipe, target, work, image = job.recipe, job.target, job.work, adapted.dataset.example_input
     dense, spec = adapted.trained, recipe.prune
-    limits = limits_of(recipe, job.budget, locked=lock is not None)
+    limits = read_limits(recipe, job.budget, locked=lock is not None)
     searched = bool(limits) and spec.ratio is None
     placed = None
     if lock:
-        locks.check(lock, profile.layers(dense.model, image), (image.shape[2], image.shape[3]))
+        locks.check_model(lock, profile.measure_layers(dense.model, image), (image.shape[2], image.shape[3]))
     elif searched and {"latency", "size"} & limits.keys():
         placed = place.find_placement(
             dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
         )
-    asked = {name: value for name, value in vars(spec).items() if name not in LATER}
+    asked = {name: value for name, value in vars(spec).items() if name not in SETTINGS_NOT_IN_PLAN}
     key = files.digest(
         VERSION,
         dense.key,
@@ -111,7 +113,7 @@ def run(job: Job, adapted: Adapted, lock: Lock | None = None, at: At | None = No
         limits,
         # untimed, a placement has no key: what the sizes of files depend on
         placed and (placed.key, placed.placement, target.runtime, target.scheme, target.precisions),
-        *channel_ranking.depends_on(adapted, spec),
+        *channel_ranking.cache_key_parts(adapted, spec),
         target.alignment,
         lock and lock.key,
         *((recipe.recover, recipe.balance, recipe.seed, adapted.augment) if spec.resolution < 1 else ()),
@@ -119,32 +121,34 @@ def run(job: Job, adapted: Adapted, lock: Lock | None = None, at: At | None = No
     with stage_cache.stage(work, "fit", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            search = Search(job, adapted, image, channel_ranking.run(adapted, spec, work), stage.folder)
+            search = PruningPlanner(
+                job, adapted, image, channel_ranking.prepare_criterion(adapted, spec, work), stage.folder
+            )
             if lock:
-                found = search.locked(lock)
+                found = search.replay_lock(lock)
             elif searched:
-                found = search.budget(limits, placed, at)
+                found = search.plan_for_budget(limits, placed, at)
             else:
-                found = Planned(search.ratio())
-            files.write_json(stage.folder / PLAN, found.surgery)
+                found = CandidatePlan(search.plan_for_ratio())
+            files.write_json(stage.folder / SURGERY_FILE, found.surgery)
             figures = {
-                "fitted": found.fitted, "resized": found.resized, "trials": found.trials, "dense": found.dense
+                "fitted": found.latency_fit, "resized": found.reduced_image_size, "trials": found.size_trials, "dense": found.dense_precision
             }  # fmt: skip
             stage = stage_cache.finish(stage, started, figures)
         assert stage.figures is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
-        planned = surgery.read(stage.folder / PLAN)
-        fitted, resized = read_fitted(stage.figures["fitted"]), stage.figures["resized"]
+        planned = surgery.read(stage.folder / SURGERY_FILE)
+        fitted, resized = read_latency_fit(stage.figures["fitted"]), stage.figures["resized"]
         resized = tuple(resized) if resized else None
-        trials = tuple(Trial(**{**row, "size": tuple(row["size"])}) for row in stage.figures["trials"])
-        before = profile.layers(dense.model, image)
+        trials = tuple(ImageSizeTrial(**{**row, "size": tuple(row["size"])}) for row in stage.figures["trials"])
+        before = profile.measure_layers(dense.model, image)
         seen = image if resized is None else torch.zeros(1, 3, *resized)
-        after = profile.layers(surgery.apply(dense.model, planned), seen)
-    work_left = [profile.macs(sizes) for sizes in (before, after)]
+        after = profile.measure_layers(surgery.apply(dense.model, planned), seen)
+    work_left = [profile.total_macs(sizes) for sizes in (before, after)]
     progress.say(
         f"fit: {work_left[0] / 1e6:.1f} M multiply-accumulates -> {work_left[1] / 1e6:.1f} M "
         f"({work_left[1] / work_left[0]:.0%})"
         + (f", pictures of {resized[0]}x{resized[1]}" if resized else "")
         + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
     )
-    return Fit(planned, key, before, after, fitted, lock, resized, trials, stage.figures["dense"])
+    return PruningPlan(planned, key, before, after, fitted, lock, resized, trials, stage.figures["dense"])

@@ -28,29 +28,31 @@ from toolchain.export import prune_graph, to_onnx
 from toolchain.models import profile
 from toolchain.pruning import channel_ranking, surgery
 from toolchain.pruning import options as options_module
-from toolchain.pruning.groups import Group
+from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
-from toolchain.pruning.width_search import Choice, Options, inside
-from toolchain.search.plan import Fit
+from toolchain.pruning.width_search import SearchSpace, Subnetwork, is_inside
+from toolchain.search.plan import PruningPlan
 from toolchain.training import loop
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
-IMAGES, FEWEST = 500, 100  # of validation, at most; and where the network is large
-WORK = 6e11  # multiply-accumulates in all, that fewer images are looked at than the most: a minute of one core
-SECONDS = 60.0  # of measuring, at most
-OF_ADAPT = 0.1  # of the time that fine-tuning took, where that is more: a large network takes long for everything
-SHARES = (0.5, 0.75, 0.25)  # of a group's channels, the most telling first
-APART = 0.125  # of a group's channels, at least, between two widths that are measured
-BATCH = 64  # stays in the cache of a core: over twice as fast as 256 for small pictures
-POINTS = "points.json"  # what is measured so far
+MAX_IMAGES, MIN_IMAGES = 500, 100  # of validation, at most; and where the network is large
+MAX_MACS = 6e11  # multiply-accumulates in all, that fewer images are looked at than the most: a minute of one core
+MAX_SECONDS = 60.0  # of measuring, at most
+MAX_FINETUNE_TIME_SHARE = (
+    0.1  # of the time that fine-tuning took, where that is more: a large network takes long for everything
+)
+PRUNED_SHARES = (0.5, 0.75, 0.25)  # of a group's channels, the most telling first
+MIN_SHARE_GAP = 0.125  # of a group's channels, at least, between two widths that are measured
+BATCH_SIZE = 64  # stays in the cache of a core: over twice as fast as 256 for small pictures
+POINTS_FILE = "points.json"  # what is measured so far
 
-Kind = Literal["channels", "block"]
-Reason = Literal["", "protected", "too narrow", "no time", "does not run"]
+CurveKind = Literal["channels", "block"]
+MissingReason = Literal["", "protected", "too narrow", "no time", "does not run"]
 
 
 @dataclass(frozen=True)
-class Point:
+class SensitivityPoint:
     """What is left of the accuracy with one group narrowed, or one block left out."""
 
     share: float  # of the channels that are gone
@@ -59,19 +61,19 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class SensitivityCurve:
     """One group of channels, or one residual block."""
 
     name: str  # the layer that produces the channels, or the block
-    kind: Kind
+    kind: CurveKind
     channels: int  # 0 of a block
     layers: tuple[str, ...]  # whose outputs go together
     cut: float  # share that the plan really takes
-    points: tuple[Point, ...]  # in the order of their shares
-    why: Reason  # there are no points
+    points: tuple[SensitivityPoint, ...]  # in the order of their shares
+    why: MissingReason  # there are no points
 
     @property
-    def lost(self) -> tuple[float, float]:
+    def severity(self) -> tuple[float, float]:
         """What orders curves: accuracy lost at half of the channels, then the most that is lost; of a block all of it.
 
         Between and beyond what was measured on a straight line.
@@ -87,33 +89,33 @@ class Sensitivity:
     """All curves, the most sensitive first."""
 
     dense: Interval  # accuracy with nothing cut, on the same images
-    curves: tuple[Curve, ...]
+    curves: tuple[SensitivityCurve, ...]
 
 
-def run(job: Job, adapted: Adapted, plan: Fit) -> Sensitivity | None:
+def run(job: Job, adapted: FinetunedModel, plan: PruningPlan) -> Sensitivity | None:
     """Measures how much accuracy each group of channels and each residual block costs; nothing where nothing is cut.
 
     Args:
         adapted: the dense model and its validation images, the only ones that are looked at.
         plan: its widths are measured too, and it says which share really goes.
     """
-    if not (job.recipe.prune.sensitivity and plan.cuts):
+    if not (job.recipe.prune.sensitivity and plan.removes_anything):
         return None
     # the plan's key covers model, images, criterion, its settings and the alignment
-    key = files.digest(VERSION, plan.key, plan.surgery, IMAGES, SECONDS, SHARES, APART)
+    key = files.digest(VERSION, plan.key, plan.surgery, MAX_IMAGES, MAX_SECONDS, PRUNED_SHARES, MIN_SHARE_GAP)
     with stage_cache.stage(job.work, "sensitivity", key) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            found = _Survey(job, adapted, plan.surgery).run(stage.folder / POINTS)
+            found = _Survey(job, adapted, plan.surgery).run(stage.folder / POINTS_FILE)
             stage = stage_cache.finish(stage, started, {"found": found})
-            (stage.folder / POINTS).unlink(missing_ok=True)
+            (stage.folder / POINTS_FILE).unlink(missing_ok=True)
         assert stage.figures is not None
     found = _read(stage.figures["found"])
     progress.say(_summary(found, stage.seconds))
     return found
 
 
-def stratified(labels: Tensor, count: int) -> list[int]:
+def sample_stratified(labels: Tensor, count: int) -> list[int]:
     """At most `count` rows, the same at every call, with every class as frequent among them as among all."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     order = order[torch.argsort(labels[order], stable=True)]  # class by class; evenly spaced steps keep their shares
@@ -121,16 +123,16 @@ def stratified(labels: Tensor, count: int) -> list[int]:
     return sorted(int(order[(2 * i + 1) * len(order) // (2 * count)]) for i in range(count))
 
 
-def cut(group: Group, plan: Surgery) -> float:
+def compute_pruned_share(group: PruningGroup, plan: Surgery) -> float:
     """Share of a group's channels that a plan takes; 1 where all that sees them goes with a block."""
-    for member in group.members:
-        if member.kind == "norm" or any(inside(member.module, block) for block in plan.dropped):
+    for member in group.coupled_layers:
+        if member.layer_type == "norm" or any(is_inside(member.module_name, block) for block in plan.dropped):
             continue
-        kept = plan.keep.get(f"{member.module}.weight", {}).get(0 if member.side == "out" else 1)
+        kept = plan.keep.get(f"{member.module_name}.weight", {}).get(0 if member.role == "out" else 1)
         if kept is None:
             return 0.0
         stay = set(kept)
-        return 1 - sum(rows[0] in stay for rows in member.positions) / group.channels
+        return 1 - sum(rows[0] in stay for rows in member.channel_indices) / group.channels
     return 1.0
 
 
@@ -140,7 +142,7 @@ class _Trial:
 
     name: str
     share: float
-    choice: Choice
+    choice: Subnetwork
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,12 @@ class _Survey:
     """What the curves are drawn from."""
 
     job: Job
-    adapted: Adapted
+    adapted: FinetunedModel
     plan: Surgery
 
     @property
     def image(self) -> Tensor:
-        return self.adapted.data.example
+        return self.adapted.dataset.example_input
 
     @property
     def dense(self) -> nn.Module:
@@ -161,18 +163,18 @@ class _Survey:
 
     @cached_property
     def images(self) -> Images:
-        held, trials = self.adapted.data.splits["val"], sum(map(len, self.trials)) + 1
-        affordable = int(WORK / (profile.macs(self.options.sizes) * trials))
-        return held.chosen(stratified(held.labels, min(IMAGES, max(FEWEST, affordable))))
+        held, trials = self.adapted.dataset.splits["val"], sum(map(len, self.trials)) + 1
+        affordable = int(MAX_MACS / (profile.total_macs(self.options.full_layers) * trials))
+        return held.select(sample_stratified(held.labels, min(MAX_IMAGES, max(MIN_IMAGES, affordable))))
 
     @cached_property
-    def options(self) -> Options:
+    def options(self) -> SearchSpace:
         """What may be cut, what is protected included: how channels rank within a group does not depend on it."""
         spec = self.job.recipe.prune
-        ranking = channel_ranking.run(self.adapted, spec, self.job.work)
-        return options_module.options(
+        ranking = channel_ranking.prepare_criterion(self.adapted, spec, self.job.work)
+        return options_module.build_search_space(
             self.dense, self.image, head=self.adapted.head, spec=dataclasses.replace(spec, protect=()),
-            alignment=self.job.target.alignment, criterion=ranking.criterion, gradients=ranking.gradients,
+            alignment=self.job.target.alignment, criterion=ranking.score, gradients=ranking.gradients,
             blocks=_blocks(self.dense, self.image) if spec.depth else (),
         )  # fmt: skip
 
@@ -180,12 +182,12 @@ class _Survey:
     def trials(self) -> list[list["_Trial"]]:
         """What to measure for each group, then for each block."""
         groups = [self._widths(index) for index in range(len(self.options.groups))]
-        return [*groups, *(self._without(block) for block in self.options.blocks)]
+        return [*groups, *(self._without(block) for block in self.options.droppable_blocks)]
 
     def run(self, path: Path) -> Sensitivity:
         """Measures what is not in the file at `path` yet; it is written after every model."""
         trials, known = _in_turn(self.trials), _Known(path)
-        most = max(SECONDS, OF_ADAPT * self.adapted.trained.seconds)
+        most = max(MAX_SECONDS, MAX_FINETUNE_TIME_SHARE * self.adapted.trained.seconds)
         with progress.bar("sensitivity: parts cut alone", len(trials) + 1) as bar:
             whole = known.measure("", lambda: self._right(self.dense))
             bar.step()
@@ -198,68 +200,76 @@ class _Survey:
 
     def _widths(self, index: int) -> list["_Trial"]:
         """Widths to try of a group: the plan's own, then those nearest to the usual shares."""
-        group, whole = self.options.groups[index], self.options.whole
-        if options_module.protected(group, self.job.recipe.prune.protect):
+        group, whole = self.options.groups[index], self.options.unpruned
+        if options_module.is_protected(group, self.job.recipe.prune.protect):
             return []
-        planned = round(group.channels * (1 - cut(group, self.plan)))
-        possible, chosen = self.options.possible(index)[:-1], list[int]()
+        planned = round(group.channels * (1 - compute_pruned_share(group, self.plan)))
+        possible, chosen = self.options.allowed_widths(index)[:-1], list[int]()
         wanted = [planned] if 0 < planned < group.channels else []
         wanted += [
-            min(possible, key=lambda w: (abs(group.channels * (1 - share) - w), -w)) for share in SHARES if possible
+            min(possible, key=lambda w: (abs(group.channels * (1 - share) - w), -w))
+            for share in PRUNED_SHARES
+            if possible
         ]
         for width in wanted:
-            if all(abs(width - other) >= APART * group.channels for other in chosen):
+            if all(abs(width - other) >= MIN_SHARE_GAP * group.channels for other in chosen):
                 chosen.append(width)
         return [
             _Trial(
                 f"group {index}: {width} of {group.name}", 1 - width / group.channels,
-                dataclasses.replace(whole, kept=(*whole.kept[:index], width, *whole.kept[index + 1 :])),
+                dataclasses.replace(whole, kept_channels=(*whole.kept_channels[:index], width, *whole.kept_channels[index + 1 :])),
             )
             for width in chosen
         ]  # fmt: skip
 
     def _without(self, block: str) -> list["_Trial"]:
-        if options_module.protected_block(self.options.sizes, block, self.job.recipe.prune.protect):
+        if options_module.is_protected_block(self.options.full_layers, block, self.job.recipe.prune.protect):
             return []
-        return [_Trial(f"without {block}", 1.0, dataclasses.replace(self.options.whole, dropped=frozenset({block})))]
+        return [
+            _Trial(
+                f"without {block}", 1.0, dataclasses.replace(self.options.unpruned, dropped_blocks=frozenset({block}))
+            )
+        ]
 
-    def _cut(self, choice: Choice) -> list[bool] | None:
+    def _cut(self, choice: Subnetwork) -> list[bool] | None:
         """Which images are still right; None where the network cannot run like that, which no plan is to fail for."""
-        small = surgery.apply(self.dense, surgery.of(self.dense, self.options, choice))
+        small = surgery.apply(self.dense, surgery.build(self.dense, self.options, choice))
         small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub misses this form
         with contextlib.suppress(RuntimeError):
             return self._right(small)
         return None
 
     def _right(self, model: nn.Module) -> list[bool]:
-        logits = loop.predict(model, self.images, self.adapted.data.preprocess, BATCH)
+        logits = loop.predict(model, self.images, self.adapted.dataset.preprocess, BATCH_SIZE)
         right: list[bool] = (logits.argmax(1) == self.images.labels).tolist()
         return right
 
     def _curves(self, answers: Mapping[str, Any], whole: np.ndarray) -> Sensitivity:
         """Everything that was measured, and why something was not."""
-        groups, blocks, found = self.options.groups, self.options.blocks, list[Curve]()
+        groups, blocks, found = self.options.groups, self.options.droppable_blocks, list[SensitivityCurve]()
         for group, trials in zip(groups, self.trials, strict=False):
-            guarded = options_module.protected(group, self.job.recipe.prune.protect)
+            guarded = options_module.is_protected(group, self.job.recipe.prune.protect)
             points, why = _points(trials, answers, whole, "protected" if guarded else "too narrow")
-            together = tuple(m.module for m in group.members if m.side == "out" and m.kind != "norm")
-            gone = cut(group, self.plan)
-            found.append(Curve(group.name, "channels", group.channels, together, gone, points, why))
+            together = tuple(m.module_name for m in group.coupled_layers if m.role == "out" and m.layer_type != "norm")
+            gone = compute_pruned_share(group, self.plan)
+            found.append(SensitivityCurve(group.name, "channels", group.channels, together, gone, points, why))
         for block, trials in zip(blocks, self.trials[len(groups) :], strict=True):
             points, why = _points(trials, answers, whole, "protected")
-            found.append(Curve(block, "block", 0, (block,), float(block in self.plan.dropped), points, why))
-        return Sensitivity(statistics.accuracy(whole), tuple(sorted(found, key=lambda curve: curve.lost, reverse=True)))
+            found.append(SensitivityCurve(block, "block", 0, (block,), float(block in self.plan.dropped), points, why))
+        return Sensitivity(
+            statistics.accuracy(whole), tuple(sorted(found, key=lambda curve: curve.severity, reverse=True))
+        )
 
 
 def _points(
-    trials: Sequence[_Trial], answers: Mapping[str, Any], whole: np.ndarray, untried: Reason
-) -> tuple[tuple[Point, ...], Reason]:
+    trials: Sequence[_Trial], answers: Mapping[str, Any], whole: np.ndarray, untried: MissingReason
+) -> tuple[tuple[SensitivityPoint, ...], MissingReason]:
     """The points of one curve; why there are none."""
     found = []
     for trial in sorted(trials, key=lambda trial: trial.share):
         if answers.get(trial.name) is not None:
             right = np.array(answers[trial.name], bool)
-            found.append(Point(trial.share, statistics.accuracy(right), statistics.drop(whole, right)))
+            found.append(SensitivityPoint(trial.share, statistics.accuracy(right), statistics.drop(whole, right)))
     if found:
         return tuple(found), ""
     if not trials:
@@ -297,7 +307,7 @@ def _blocks(dense: nn.Module, image: Tensor) -> tuple[str, ...]:
     if not _keeps_a_shape(dense, image):
         return ()  # saves the seconds of an export
     try:
-        return prune_graph.droppable(to_onnx.translate(copy.deepcopy(dense), image))
+        return prune_graph.find_droppable_blocks(to_onnx.export_graph(copy.deepcopy(dense), image))
     except ToolchainError as reason:  # the same network is exported later, in a form that more of them take
         progress.say(f"sensitivity: residual blocks are left out: {reason}")
         return ()
@@ -322,8 +332,10 @@ def _keeps_a_shape(dense: nn.Module, image: Tensor) -> bool:
 def _read(raw: Mapping[str, Any]) -> Sensitivity:
     curves = []
     for one in raw["curves"]:
-        points = tuple(Point(p["share"], Interval(**p["accuracy"]), Interval(**p["drop"])) for p in one["points"])
-        curves.append(Curve(**{**one, "points": points, "layers": tuple(one["layers"])}))
+        points = tuple(
+            SensitivityPoint(p["share"], Interval(**p["accuracy"]), Interval(**p["drop"])) for p in one["points"]
+        )
+        curves.append(SensitivityCurve(**{**one, "points": points, "layers": tuple(one["layers"])}))
     return Sensitivity(Interval(**raw["dense"]), tuple(curves))
 
 

@@ -22,19 +22,21 @@ from toolchain.core.types import Interval
 from toolchain.data.dataset import Dataset
 from toolchain.measure import untrained_latency
 from toolchain.models import build, profile
-from toolchain.models.frozen_features import enough
+from toolchain.models.frozen_features import check_scorable
 from toolchain.selection import extract_features, logme
-from toolchain.selection.extract_features import Look
+from toolchain.selection.extract_features import ExtractedFeatures
 from toolchain.training import linear_probe
 
 VERSION = 3
-TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
-SURE = 100  # validation images below which nothing is cut: nobody could tell what it cost
-FEW = 20  # training images a class below which blocks that already tell the classes apart are left as they are
+LOGME_TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
+MIN_VALIDATION_IMAGES = 100  # validation images below which nothing is cut: nobody could tell what it cost
+FREEZE_BELOW_IMAGES_PER_CLASS = (
+    20  # training images a class below which blocks that already tell the classes apart are left as they are
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth:
+class DepthAssessment:
     """The network up to a block."""
 
     block: str
@@ -47,20 +49,20 @@ class Depth:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advice:
+class ReuseAdvice:
     """The proposal, with the curves that it follows from."""
 
     model: str
     reuse: Reuse
     why: tuple[str, ...]  # a sentence for each part of the proposal
-    depths: tuple[Depth, ...]
+    depths: tuple[DepthAssessment, ...]
     speedup: (
         float | None
     )  # of the cut network over the whole one, untrained, both in their faster form; None: not timed
     per_class: float  # training images
 
 
-def choose_reuse(job: Job, data: Dataset, *, timed: bool = True) -> tuple[Job, Advice | None]:
+def resolve_auto_reuse(job: Job, data: Dataset, *, timed: bool = True) -> tuple[Job, ReuseAdvice | None]:
     """The job with `reuse = "auto"` replaced by what is advised, and the advice.
 
     Args:
@@ -72,11 +74,11 @@ def choose_reuse(job: Job, data: Dataset, *, timed: bool = True) -> tuple[Job, A
     recipe = job.recipe
     if recipe.reuse != "auto":
         return job, None
-    found = run(recipe.model.name, recipe.model, data, job.work, job.target if timed else None)
+    found = advise(recipe.model.name, recipe.model, data, job.work, job.target if timed else None)
     return dataclasses.replace(job, recipe=dataclasses.replace(recipe, reuse=found.reuse)), found
 
 
-def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> Advice:
+def advise(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> ReuseAdvice:
     """Looks behind every block. Without depths where there is no telling, so that all of the network is used.
 
     Args:
@@ -87,11 +89,11 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
     """
     if not spec.weights:
         return _whole(name, data, "it has random weights, which say nothing of what it would learn")
-    trained = extract_features.run(name, spec, data, work)
+    trained = extract_features.extract(name, spec, data, work)
     if len(trained.blocks) < 2:
         return _whole(name, data, "it is no chain of blocks that could be cut")
-    bare = extract_features.run(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
-    enough(trained.seen("train"))
+    bare = extract_features.extract(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
+    check_scorable(trained.select("train"))
     key = files.digest(VERSION, trained.key, bare.key)
     with stage_cache.stage(work, "advise", key) as stage:
         if stage.figures is None:
@@ -99,23 +101,23 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | 
             stage = stage_cache.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
         assert stage.figures is not None
         depths = tuple(_read(row) for row in stage.figures["depths"])
-    reuse, why = proposed(depths, _per_class(data), len(data.splits["val"]))
-    return Advice(
+    reuse, why = choose_reuse(depths, _per_class(data), len(data.splits["val"]))
+    return ReuseAdvice(
         model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
         per_class=_per_class(data),
     )  # fmt: skip
 
 
-def _whole(name: str, data: Dataset, why: str) -> Advice:
+def _whole(name: str, data: Dataset, why: str) -> ReuseAdvice:
     progress.say(f"advise: {name}: all of it is used: {why}")
-    return Advice(model=name, reuse=Reuse(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
+    return ReuseAdvice(model=name, reuse=Reuse(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
 
 
 def _per_class(data: Dataset) -> float:
     return len(data.splits["train"]) / len(data.classes)
 
 
-def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reuse, tuple[str, ...]]:
+def choose_reuse(depths: Sequence[DepthAssessment], per_class: float, held: int) -> tuple[Reuse, tuple[str, ...]]:
     """Where to cut, what to start anew and what to freeze, each with its reason.
 
     Args:
@@ -123,18 +125,18 @@ def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reus
         held: validation images.
     """
     best = max(depths, key=lambda one: one.levels)
-    keep = next(one for one in depths if one.levels >= best.levels - TOLERANCE)
+    keep = next(one for one in depths if one.levels >= best.levels - LOGME_TOLERANCE)
     why = [
         f"the levels up to {keep.block} tell most of the classes (LogME {keep.levels:.3f})"
         if keep is best else
         f"the levels up to {keep.block} tell as much of the classes (LogME {keep.levels:.3f}) as those up to {best.block} "
         f"({best.levels:.3f})"
     ]  # fmt: skip
-    if keep is not depths[-1] and held < SURE:
+    if keep is not depths[-1] and held < MIN_VALIDATION_IMAGES:
         keep = depths[-1]
-        why = [f"{held} validation images are too few to tell what a cut costs ({SURE} are enough)"]
+        why = [f"{held} validation images are too few to tell what a cut costs ({MIN_VALIDATION_IMAGES} are enough)"]
     kept = list(depths[: list(depths).index(keep) + 1])
-    known = [one.untrained_levels <= one.levels + TOLERANCE for one in kept]
+    known = [one.untrained_levels <= one.levels + LOGME_TOLERANCE for one in kept]
     worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
     fresh, freeze = "", ""
     if worth < len(kept):
@@ -143,25 +145,27 @@ def proposed(depths: Sequence[Depth], per_class: float, held: int) -> tuple[Reus
             "random weights tell more here than the pretrained ones: only the architecture is taken over"
             if worth == 0 else f"from {fresh} on random weights tell more than the pretrained ones: it starts anew"
         )  # fmt: skip
-    if per_class < FEW and worth == len(kept) and len(kept) > 1:
+    if per_class < FREEZE_BELOW_IMAGES_PER_CLASS and worth == len(kept) and len(kept) > 1:
         freeze = kept[-2].block
         why.append(f"with {per_class:.0f} images a class, all up to {freeze} is left as it is")
     whole = keep is depths[-1]
     return Reuse(keep="" if whole else keep.block, freeze=freeze, fresh=fresh), tuple(why)
 
 
-def _depths(name: str, spec: ModelSpec, data: Dataset, trained: Look, bare: Look) -> list[Depth]:
+def _depths(
+    name: str, spec: ModelSpec, data: Dataset, trained: ExtractedFeatures, bare: ExtractedFeatures
+) -> list[DepthAssessment]:
     right, plain, macs, told = [], [], list[int](), list[tuple[float, float]]()
     with progress.bar(f"advise: {name}", len(trained.blocks)) as bar:
         for block in trained.blocks:
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
             told.append((_told(trained, block), _told(bare, block)))
-            cut = build.architecture(spec, len(data.classes), Reuse(keep=block))
-            macs.append(int(profile.macs(profile.layers(cut.eval(), data.example))))
+            cut = build.build_untrained(spec, len(data.classes), Reuse(keep=block))
+            macs.append(int(profile.total_macs(profile.measure_layers(cut.eval(), data.example_input))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     return [
-        Depth(
+        DepthAssessment(
             block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=statistics.accuracy(own),
             untrained=statistics.accuracy(other), gain=_gain(other, own),
         )
@@ -174,14 +178,14 @@ def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
     return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
 
 
-def _told(found: Look, block: str) -> float:
-    seen = found.seen("train", block)
-    return logme.of_levels(seen.levels, seen.labels)
+def _told(found: ExtractedFeatures, block: str) -> float:
+    seen = found.select("train", block)
+    return logme.compute_over_levels(seen.block_features, seen.labels)
 
 
-def _right(found: Look, block: str) -> np.ndarray:
+def _right(found: ExtractedFeatures, block: str) -> np.ndarray:
     """Which validation images a probe behind `block` gets right, bool [images]."""
-    right: np.ndarray = linear_probe.frozen(found.seen("train", block), found.seen("val", block))[1].numpy()
+    right: np.ndarray = linear_probe.fit_frozen(found.select("train", block), found.select("val", block))[1].numpy()
     return right
 
 
@@ -189,7 +193,7 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
     if not reuse.keep or target is None:
         return None
     networks = {
-        name: untrained_latency.Network(build.architecture(spec, len(data.classes), cut).eval(), data.example)
+        name: untrained_latency.Network(build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input)
         for name, cut in (("whole", Reuse()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
@@ -198,9 +202,9 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None
     return whole / cut if whole and cut else None
 
 
-def _read(row: dict[str, Any]) -> Depth:
+def _read(row: dict[str, Any]) -> DepthAssessment:
     intervals = {name: Interval(**row[name]) for name in ("accuracy", "untrained", "gain")}
-    return Depth(
+    return DepthAssessment(
         block=row["block"],
         macs=row["macs"],
         levels=row["levels"],

@@ -12,11 +12,13 @@ from toolchain.models import build
 from toolchain.models import weights as weights_module
 from toolchain.models.sources import timm_hub, torchvision_hub
 
-DEFAULT = "small"
-TORCHVISION = "weights by torchvision (its code: BSD-3-Clause); no licence of the weights is published with them"
+DEFAULT_SHORTLIST = "small"
+TORCHVISION_LICENCE = (
+    "weights by torchvision (its code: BSD-3-Clause); no licence of the weights is published with them"
+)
 
 
-def read(names: Sequence[str]) -> list[Candidate]:
+def resolve(names: Sequence[str]) -> list[Candidate]:
     """Candidates in the order in which they are named, none twice.
 
     Args:
@@ -28,7 +30,9 @@ def read(names: Sequence[str]) -> list[Candidate]:
         ToolchainError: a name is none of these, a file is wrong, or two candidates share a name.
     """
     if not any(names):
-        raise ToolchainError(f"no candidates are named; {DEFAULT!r} is the shortlist that ships with the package")
+        raise ToolchainError(
+            f"no candidates are named; {DEFAULT_SHORTLIST!r} is the shortlist that ships with the package"
+        )
     first = dict[str, Candidate]()
     for one in (_licensed(one) for name in names for one in _named(name)):
         first.setdefault(files.digest(one.model, one.reuse), one)
@@ -50,20 +54,20 @@ def _named(name: str) -> list[Candidate]:
         return [_zoo(rest)]
     if kind == "recipe" and rest:
         recipe = reader.recipe(rest)
-        reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE
+        reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE_NETWORK
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
     if kind == "timm" and rest:
         return [_timm(name)]
     if name.endswith(".toml") or name in registry.names("shortlists"):
         return list(reader.shortlist(name).candidates)
-    known = torchvision_hub.known()
+    known = torchvision_hub.list_models()
     if kind not in known:
         raise ToolchainError(
             f"candidate {name!r} is no shortlist ({', '.join(registry.names('shortlists'))}), no file and no model of "
             f"torchvision; {registry.nearest(kind, known)}"
         )
-    weights = rest or "DEFAULT"
-    model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION)
+    weights = rest or "DEFAULT_SHORTLIST"
+    model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION_LICENCE)
     return [Candidate(name=name, model=model, trained_on="ImageNet-1k")]
 
 
@@ -92,9 +96,15 @@ def _zoo(name: str) -> Candidate:
 
 
 def _timm(name: str) -> Candidate:
-    if not timm_hub.installed():  # which its row says
-        return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT"))
-    card = timm_hub.card(name)
-    ships: MayShip = "yes" if card.licence in timm_hub.FREE else "no" if "nc" in card.licence.split("-") else "unknown"
-    model = ModelSpec(name=name, weights="DEFAULT", mean=card.mean, std=card.std, licence=card.licence)
-    return Candidate(name=name, model=model, trained_on=card.tag, may_ship=ships)
+    if not timm_hub.is_installed():  # which its row says
+        return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT_SHORTLIST"))
+    card = timm_hub.read_card(name)
+    ships: MayShip = (
+        "yes"
+        if card.licence in timm_hub.PERMISSIVE_LICENCES
+        else "no"
+        if "nc" in card.licence.split("-")
+        else "unknown"
+    )
+    model = ModelSpec(name=name, weights="DEFAULT_SHORTLIST", mean=card.mean, std=card.std, licence=card.licence)
+    return Candidate(name=name, model=model, trained_on=card.training_tag, may_ship=ships)

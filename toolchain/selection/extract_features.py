@@ -20,46 +20,46 @@ from toolchain.config.recipe import ModelSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Preprocess
 from toolchain.data.dataset import Dataset, Images
-from toolchain.data.loader import batches
+from toolchain.data.loader import ordered_batches
 from toolchain.models import blocks, build
 from toolchain.models import weights as weights_module
-from toolchain.models.frozen_features import Seen
+from toolchain.models.frozen_features import FrozenFeatures
 from toolchain.training import linear_probe
-from toolchain.training.loop import EVALUATION_BATCH, set_mode
+from toolchain.training.loop import EVALUATION_BATCH_SIZE, set_mode
 
 VERSION = 1
-IMAGES = 2000  # of a split, at most
-FILE = "features.safetensors"
-HEAD = ""  # in place of a block's name: what the whole network hands to its head
-SOURCE = "source"  # what its own head answers
+MAX_IMAGES_PER_SPLIT = 2000  # of a split, at most
+FEATURES_FILE = "features.safetensors"
+HEAD_INPUT = ""  # in place of a block's name: what the whole network hands to its head
+SOURCE_PROBABILITIES = "source"  # what its own head answers
 
 
 @dataclass(frozen=True)
-class Look:
+class ExtractedFeatures:
     """Features of some training and validation images, by block."""
 
-    weights: Mapping[str, Any]  # what was loaded, as `models.Loaded`
+    loaded_weights: Mapping[str, Any]  # what was loaded, as `models.Loaded`
     blocks: tuple[str, ...]  # in order; empty where the network cannot be cut
     tensors: Mapping[str, Tensor]
     key: str
 
-    def seen(self, split: str, block: str = HEAD) -> Seen:
+    def select(self, split: str, block: str = HEAD_INPUT) -> FrozenFeatures:
         """What the scores look at.
 
         Args:
             split: "train" or "val".
             block: the last one that is kept; the whole network otherwise.
         """
-        source = self.tensors.get(f"{split}.{SOURCE}") if block == HEAD else None
-        before = self.blocks if block == HEAD else self.blocks[: self.blocks.index(block)]
+        source = self.tensors.get(f"{split}.{SOURCE_PROBABILITIES}") if block == HEAD_INPUT else None
+        before = self.blocks if block == HEAD_INPUT else self.blocks[: self.blocks.index(block)]
         levels = [self.tensors[f"{split}.features.{name}"].double().numpy() for name in (*before, block)]
         if len(levels) > 1 and _alike(*levels[-2:]):  # nothing lies between the last block and the head
             del levels[-2]
-        return Seen(
+        return FrozenFeatures(
             features=levels[-1],
             labels=self.tensors[f"{split}.labels"].numpy(),
-            levels=tuple(levels),
-            source=None if source is None else source.double().numpy(),
+            block_features=tuple(levels),
+            source_probabilities=None if source is None else source.double().numpy(),
         )
 
 
@@ -67,7 +67,7 @@ def _alike(one: np.ndarray, other: np.ndarray) -> bool:
     return one.shape == other.shape and np.allclose(one, other, 1e-3, 1e-5)
 
 
-def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
+def extract(name: str, spec: ModelSpec, data: Dataset, work: Path) -> ExtractedFeatures:
     """Looks at the images, or reads what an earlier run saw.
 
     Args:
@@ -78,10 +78,14 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
         ToolchainError: the model or its weights cannot be had, or it does not take pictures of this size.
     """
     key = files.digest(
-        VERSION, data.digest, dataclasses.replace(spec, weights=""), weights_module.weights_digest(spec), IMAGES
+        VERSION,
+        data.digest,
+        dataclasses.replace(spec, weights=""),
+        weights_module.weights_digest(spec),
+        MAX_IMAGES_PER_SPLIT,
     )
     with stage_cache.stage(work, "look", key) as stage:
-        path = stage.folder / FILE
+        path = stage.folder / FEATURES_FILE
         if stage.figures is None:
             started = time.monotonic()
             tensors, loaded, names = _look(name, spec, data)
@@ -89,16 +93,18 @@ def run(name: str, spec: ModelSpec, data: Dataset, work: Path) -> Look:
                 out.write(save(tensors))
             stage = stage_cache.finish(stage, started, {"weights": loaded, "blocks": names})
         assert stage.figures is not None
-        return Look(stage.figures["weights"], tuple(stage.figures["blocks"]), load_file(path), key)
+        return ExtractedFeatures(stage.figures["weights"], tuple(stage.figures["blocks"]), load_file(path), key)
 
 
-def _look(name: str, spec: ModelSpec, data: Dataset) -> tuple[dict[str, Tensor], weights_module.Loaded, list[str]]:
-    model, head, loaded, whole = build.pretrained(spec, len(data.classes), seed=0)
+def _look(
+    name: str, spec: ModelSpec, data: Dataset
+) -> tuple[dict[str, Tensor], weights_module.LoadedWeights, list[str]]:
+    model, head, loaded, whole = build.build_with_pretrained_head(spec, len(data.classes), seed=0)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocess = dataclasses.replace(data.preprocess, mean=spec.mean, std=spec.std)
-    ends = {block.name: block.end for block in blocks.of(model, head)}
+    ends = {block.name: block.last_module for block in blocks.find(model, head)}
     parts = {
-        split: part.chosen(spread(part.labels.numpy(), IMAGES))
+        split: part.select(sample_stratified(part.labels.numpy(), MAX_IMAGES_PER_SPLIT))
         for split, part in data.splits.items()
         if split != "test"
     }
@@ -109,11 +115,11 @@ def _look(name: str, spec: ModelSpec, data: Dataset) -> tuple[dict[str, Tensor],
             tensors |= {f"{split}.features.{block}": found for block, found in features.items()}
             tensors[f"{split}.labels"] = part.labels.clone()
             if whole:
-                tensors[f"{split}.{SOURCE}"] = answers.softmax(1)
+                tensors[f"{split}.{SOURCE_PROBABILITIES}"] = answers.softmax(1)
     return tensors, loaded, list(ends)
 
 
-def spread(labels: np.ndarray, most: int) -> list[int]:
+def sample_stratified(labels: np.ndarray, most: int) -> list[int]:
     """Rows of at most so many images with every class in its share, drawn with a fixed seed, in their order."""
     order = np.random.default_rng(0).permutation(len(labels))
     place = np.empty(len(labels))
@@ -127,11 +133,11 @@ def _features(
     model: nn.Module, head: str, ends: Mapping[str, str], images: Images, preprocess: Preprocess, bar: progress.Bar
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Pooled output of each block and input of the head, float32 [images, features] each; and the head's answers."""
-    found: dict[str, list[Tensor]] = {name: [] for name in (*ends, HEAD)}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*ends, HEAD_INPUT)}
     answers: list[Tensor] = []
     set_mode(model, training=False)
     with _noting(model, head, ends, found), torch.inference_mode():
-        for batch, labels in batches(images, preprocess, EVALUATION_BATCH):
+        for batch, labels in ordered_batches(images, preprocess, EVALUATION_BATCH_SIZE):
             answers.append(model(batch))
             bar.step(count=len(labels))
     return {name: torch.cat(parts).clone() for name, parts in found.items()}, torch.cat(answers).clone()
@@ -143,12 +149,12 @@ def _noting(model: nn.Module, head: str, ends: Mapping[str, str], found: Mapping
         for name, module in ends.items():
 
             def after(_: nn.Module, __: object, output: Tensor, name: str = name) -> None:
-                found[name].append(linear_probe.pooled(output))
+                found[name].append(linear_probe.pool_features(output))
 
             stack.callback(model.get_submodule(module).register_forward_hook(after).remove)
 
         def before(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            found[HEAD].append(linear_probe.pooled(given[0]))
+            found[HEAD_INPUT].append(linear_probe.pool_features(given[0]))
 
         stack.callback(model.get_submodule(head).register_forward_pre_hook(before).remove)
         yield

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-ROUNDS = 11
-ENOUGH = 1e-3  # relative change of the ratio at which the fixed point is reached
-NOTHING = 1e-13  # of the largest squared singular value: rounding
-SMALL = 1e-6  # of a feature that hardly changes
-LEAST = 1e-5  # keeps a divisor above zero, as the authors have it
+MAX_ITERATIONS = 11
+TOLERANCE = 1e-3  # relative change of the ratio at which the fixed point is reached
+MIN_RELATIVE_VARIANCE = 1e-13  # of the largest squared singular value: rounding
+DEVIATION_EPSILON = 1e-6  # of a feature that hardly changes
+DIVISOR_EPSILON = 1e-5  # keeps a divisor above zero, as the authors have it
 
 
-def logme(features: np.ndarray, labels: np.ndarray) -> float:
+def compute(features: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the classes of the logarithm of the evidence, per image; higher is better.
 
     Args:
@@ -32,14 +32,14 @@ def logme(features: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(found))
 
 
-def of_levels(levels: Sequence[np.ndarray], labels: np.ndarray) -> float:
+def compute_over_levels(levels: Sequence[np.ndarray], labels: np.ndarray) -> float:
     """The same on the features of several levels at once, each level with the same weight.
 
     Args:
         levels: of one network, float64 [images, features] each.
     """
-    equal = [(level - level.mean(0)) / (level.std(0) + SMALL) / np.sqrt(level.shape[1]) for level in levels]
-    return logme(np.concatenate(equal, axis=1), labels)
+    equal = [(level - level.mean(0)) / (level.std(0) + DEVIATION_EPSILON) / np.sqrt(level.shape[1]) for level in levels]
+    return compute(np.concatenate(equal, axis=1), labels)
 
 
 def _axes(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,7 +47,7 @@ def _axes(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images, width = features.shape
     wide = width > images
     values, vectors = np.linalg.eigh(features @ features.T if wide else features.T @ features)
-    kept = values > values[-1] * NOTHING
+    kept = values > values[-1] * MIN_RELATIVE_VARIANCE
     values, vectors = values[kept], vectors[:, kept]
     return vectors if wide else features @ vectors / np.sqrt(values), values
 
@@ -64,13 +64,13 @@ def _evidence(projected: np.ndarray, total: float, variances: np.ndarray, images
     outside = total - squares.sum()  # what no combination of features reaches
     alpha = beta = 1.0
     length = rest = 0.0
-    for _ in range(ROUNDS):
+    for _ in range(MAX_ITERATIONS):
         ratio = alpha / beta
         length = float((variances * squares / (ratio + variances) ** 2).sum())
         rest = float((squares / (1 + variances / ratio) ** 2).sum() + outside)
         used = float((variances / (variances + ratio)).sum())
-        alpha, beta = used / (length + LEAST), (images - used) / (rest + LEAST)
-        if abs(alpha / beta - ratio) <= ENOUGH * ratio:
+        alpha, beta = used / (length + DIVISOR_EPSILON), (images - used) / (rest + DIVISOR_EPSILON)
+        if abs(alpha / beta - ratio) <= TOLERANCE * ratio:
             break
     determinant = np.log(alpha + beta * variances).sum() + (width - len(variances)) * np.log(alpha)
     whole = width * np.log(alpha) + images * np.log(beta) - determinant - beta * rest - alpha * length

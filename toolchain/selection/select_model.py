@@ -27,18 +27,18 @@ from toolchain.measure import machine, untrained_latency
 from toolchain.measure.untrained_latency import Clocked, Network
 from toolchain.models import build
 from toolchain.selection import advise, candidates, extract_features, ranking, transfer_scores
-from toolchain.selection.extract_features import HEAD
+from toolchain.selection.extract_features import HEAD_INPUT
 
 SCHEMA = 1
-SCORE = "levels"  # what is ranked by; why: docs/results.md
-SHARE = "probe"  # the score that is a share of images, and so has an interval
-LEAST = 2  # training images of a class
-SHOWN = 5  # names of pictures that are left out
-FEW = 10  # training images a class below which scores say little
+RANKING_SCORE = "levels"  # what is ranked by; why: docs/results.md
+SCORE_WITH_INTERVAL = "probe"  # the score that is a share of images, and so has an interval
+MIN_IMAGES_PER_CLASS = 2  # training images of a class
+MAX_NAMED_FILES = 5  # names of pictures that are left out
+FEW_IMAGES_PER_CLASS = 10  # training images a class below which scores say little
 Row = dict[str, Any]
 
 
-def choose_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
+def resolve_auto_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
     """The job with `model.name = "auto"` replaced by the best candidate that the latency budget allows, and the ranking.
 
     "auto:small,zoo:squeezenet1_1_glyphs" says which candidates.
@@ -50,10 +50,10 @@ def choose_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
     if not left_open(recipe.model.name):
         return job, None
     _, given, names = recipe.model.name.partition(":")
-    found = candidates.read([name.strip() for name in (names if given else candidates.DEFAULT).split(",")])
-    written = run(job.domain, job.target, found, recipe.image_size, job.out)
+    found = candidates.resolve([name.strip() for name in (names if given else candidates.DEFAULT_SHORTLIST).split(",")])
+    written = rank_candidates(job.domain, job.target, found, recipe.image_size, job.out)
     limit = amounts.read("latency", limit_text) if limit_text else None
-    row, why = ranking.chosen(written, limit.value if limit and not limit.relative else None)
+    row, why = ranking.pick_within_latency(written, limit.value if limit and not limit.relative else None)
     progress.say(f"select: {row['name']}: {why}")
     taken = next(one for one in found if one.name == row["name"])
     reuse = taken.reuse if recipe.reuse == Reuse() else recipe.reuse
@@ -61,7 +61,7 @@ def choose_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
     return dataclasses.replace(job, recipe=recipe), {**written, "chosen": row["name"], "why": why}
 
 
-def run(
+def rank_candidates(
     domain: Domain,
     target: Target,
     found: Sequence[Candidate],
@@ -96,16 +96,16 @@ def run(
     _rank(rows)
     rows.sort(key=lambda row: (row["rank"] is None, row["rank"]))
     written: Row = {
-        "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": SCORE,
+        "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": RANKING_SCORE,
         "image_size": list(shown.image_size), "machine": machine.describe(target.device),
         "versions": machine.versions(target),
-        "images": {split: min(len(part), extract_features.IMAGES) for split, part in data.splits.items() if split != "test"},
+        "images": {split: min(len(part), extract_features.MAX_IMAGES_PER_SPLIT) for split, part in data.splits.items() if split != "test"},
         "classes": len(data.classes), "warnings": _warnings(data, rows, target),
         "candidates": rows, "advice": None,
     }  # fmt: skip
     if layers:
-        first = next(one for one in found if one.name == ranking.first(written)[0]["name"])
-        written["advice"] = files.plain(advise.run(first.name, first.model, data, work, target))
+        first = next(one for one in found if one.name == ranking.pick_best(written)[0]["name"])
+        written["advice"] = files.plain(advise.advise(first.name, first.model, data, work, target))
     return written
 
 
@@ -116,10 +116,12 @@ def _check(data: Dataset) -> None:
         ToolchainError: a class has too few training images.
     """
     counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
-    few = [f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < LEAST]
+    few = [
+        f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < MIN_IMAGES_PER_CLASS
+    ]
     if few or len(data.classes) < 2:
         raise ToolchainError(
-            f"a score needs two classes with {LEAST} training images each; too few have: {', '.join(few) or 'one class only'}"
+            f"a score needs two classes with {MIN_IMAGES_PER_CLASS} training images each; too few have: {', '.join(few) or 'one class only'}"
         )
 
 
@@ -132,11 +134,13 @@ def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]
     }  # fmt: skip
     try:
         # says it before a minute is spent, where there is no such model or block, or it does not take the pictures
-        network = Network(build.sketch(one.model, len(data.classes), data.example, one.reuse), data.example)
-        seen = extract_features.run(one.name, one.model, data, work)
+        network = Network(
+            build.build_for_image_size(one.model, len(data.classes), data.example_input, one.reuse), data.example_input
+        )
+        seen = extract_features.extract(one.name, one.model, data, work)
         progress.say(f"score: {one.name}")
-        weights = {name: seen.weights[name] for name in ("source", "sha256", "share")}
-        scores = dict(transfer_scores.run(seen, work, one.reuse.keep or HEAD))
+        weights = {name: seen.loaded_weights[name] for name in ("source", "sha256", "share")}
+        scores = dict(transfer_scores.compute(seen, work, one.reuse.keep or HEAD_INPUT))
         networks[one.name] = network
         return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
     except ToolchainError as reason:
@@ -146,11 +150,11 @@ def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]
 
 def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
     """The 95 % interval of the score that is a share of the validation images."""
-    images = min(len(data.splits["val"]), extract_features.IMAGES)
-    if SHARE not in scores:
+    images = min(len(data.splits["val"]), extract_features.MAX_IMAGES_PER_SPLIT)
+    if SCORE_WITH_INTERVAL not in scores:
         return {}
-    right = np.arange(images) < round(scores[SHARE] * images)
-    return {SHARE: files.plain(statistics.accuracy(right))}
+    right = np.arange(images) < round(scores[SCORE_WITH_INTERVAL] * images)
+    return {SCORE_WITH_INTERVAL: files.plain(statistics.accuracy(right))}
 
 
 def _costs(found: Clocked) -> Row:
@@ -167,24 +171,24 @@ def _rank(rows: Sequence[Row]) -> None:
         row["rank"] = number
     fastest = float("inf")
     for row in good:  # from the best score down: on the front is what is faster than all before it
-        taken = ranking.latency(row)
+        taken = ranking.read_latency_ms(row)
         row["front"] = row["may_ship"] != "no" and (taken is not None and taken < fastest)
         fastest = min(fastest, taken) if row["front"] and taken is not None else fastest
 
 
 def _place(row: Row) -> tuple[float, bool]:
     """Best first; of two with one score the pretrained one."""
-    return -row["scores"][SCORE], not row["model"]["weights"]
+    return -row["scores"][RANKING_SCORE], not row["model"]["weights"]
 
 
 def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
     said = []
     counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes))
-    if counts.min() < FEW:
+    if counts.min() < FEW_IMAGES_PER_CLASS:
         said.append(
             f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
         )
-    first, _ = ranking.first({"score": SCORE, "candidates": rows})
+    first, _ = ranking.pick_best({"score": RANKING_SCORE, "candidates": rows})
     if not first["model"]["weights"]:
         said.append(
             f"{first['name']} comes first with random weights, of which scores know little; try it against the next"
@@ -194,7 +198,11 @@ def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
     for answer, text in (("unknown", "it is not known whether they may be shipped"), ("no", "they may not be shipped")):
         if names := [row["name"] for row in rows if row["may_ship"] == answer and not row["error"]]:
             said.append(f"{text}: {', '.join(names)}")
-    if data.skipped:
-        more = f" and {len(data.skipped) - SHOWN} more" if len(data.skipped) > SHOWN else ""
-        said.append(f"unreadable pictures are left out: {', '.join(data.skipped[:SHOWN])}{more}")
+    if data.skipped_files:
+        more = (
+            f" and {len(data.skipped_files) - MAX_NAMED_FILES} more"
+            if len(data.skipped_files) > MAX_NAMED_FILES
+            else ""
+        )
+        said.append(f"unreadable pictures are left out: {', '.join(data.skipped_files[:MAX_NAMED_FILES])}{more}")
     return said

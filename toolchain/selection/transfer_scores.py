@@ -7,13 +7,15 @@ from pathlib import Path
 from toolchain.core import files, registry, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.models import frozen_features
-from toolchain.selection.extract_features import HEAD, Look
+from toolchain.selection.extract_features import HEAD_INPUT, ExtractedFeatures
 
 VERSION = 1
-SHARED = ("selection/logme", "training/linear_probe")  # rooms that scores call
+SHARED_MODULES = ("selection/logme", "training/linear_probe")  # rooms that scores call
 
 
-def run(look: Look, work: Path, block: str = HEAD, names: tuple[str, ...] = ()) -> Mapping[str, float]:
+def compute(
+    look: ExtractedFeatures, work: Path, block: str = HEAD_INPUT, names: tuple[str, ...] = ()
+) -> Mapping[str, float]:
     """Scores by name, higher is better; without those that need what the model does not have.
 
     Args:
@@ -25,16 +27,16 @@ def run(look: Look, work: Path, block: str = HEAD, names: tuple[str, ...] = ()) 
     """
     wanted = names or tuple(registry.modules("scores"))
     code = {name: files.sha256_file(Path(str(registry.module("scores", name).__file__))) for name in wanted}
-    code |= {name: files.sha256_file(registry.PACKAGE / f"{name}.py") for name in SHARED}
+    code |= {name: files.sha256_file(registry.PACKAGE / f"{name}.py") for name in SHARED_MODULES}
     with stage_cache.stage(work, "score", files.digest(VERSION, look.key, block, code)) as stage:
         if stage.figures is None:
             started = time.monotonic()
-            train, held = look.seen("train", block), look.seen("val", block)
-            frozen_features.enough(train)
+            train, held = look.select("train", block), look.select("val", block)
+            frozen_features.check_scorable(train)
             found = {}
             for name in wanted:
                 room = registry.module("scores", name)
-                if "source" in room.NEEDS and train.source is None:
+                if "source" in room.NEEDS and train.source_probabilities is None:
                     continue
                 try:
                     found[name] = room.score(train, held)

@@ -22,22 +22,22 @@ from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
 from toolchain.data import augment
 from toolchain.data.dataset import Dataset
-from toolchain.data.joined_datasets import Joined, mixed
+from toolchain.data.joined_datasets import JoinedDataset, add_to_training
 from toolchain.models import blocks, build, weights
 from toolchain.training import linear_probe, loop
 from toolchain.training import trained as trained_module
-from toolchain.training.training_state import Epoch, Score
+from toolchain.training.training_state import EpochMetrics, Score
 
 VERSION = 4
-RARE = 5  # training images of a class that are said
-FEW = 20  # images a class below which a trained head on frozen features is hard to beat
-FEW_RATE = 0.1  # of the learning rate, where images are few
-BALANCING_SHARE = 0.25  # of the epochs, again, to aim at a balance
-BALANCING_RATE = 0.25  # of the learning rate
+RARE_CLASS_IMAGES = 5  # training images of a class that are said
+FEW_IMAGES_PER_CLASS = 20  # images a class below which a trained head on frozen features is hard to beat
+FEW_IMAGES_RATE_FACTOR = 0.1  # of the learning rate, where images are few
+BALANCING_EPOCH_SHARE = 0.25  # of the epochs, again, to aim at a balance
+BALANCING_RATE_FACTOR = 0.25  # of the learning rate
 
 
 @dataclass(frozen=True)
-class Trial:
+class JoinTrial:
     """What one further set brought on validation."""
 
     name: str
@@ -52,18 +52,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Adapted:
+class FinetunedModel:
     """The dense model, and what the stages after it train on and with."""
 
-    trained: trained_module.Trained
+    trained: trained_module.TrainedModel
     head: str
-    data: Dataset  # with the further sets that stayed
+    dataset: Dataset  # with the further sets that stayed
     augment: AugmentSpec
-    repeats: tuple[trained_module.Trained, ...]  # one a seed; the best of them is `trained`
-    trials: tuple[Trial, ...]
+    seed_runs: tuple[trained_module.TrainedModel, ...]  # one a seed; the best of them is `trained`
+    join_trials: tuple[JoinTrial, ...]
 
 
-def run(job: Job, data: Dataset, joins: Sequence[Joined] = ()) -> Adapted:
+def run(job: Job, data: Dataset, joins: Sequence[JoinedDataset] = ()) -> FinetunedModel:
     """Fine-tunes the recipe's model on the domain's training images.
 
     Args:
@@ -81,22 +81,24 @@ def run(job: Job, data: Dataset, joins: Sequence[Joined] = ()) -> Adapted:
         recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
     if rare := _rare(data):
         progress.say(f"adapt: hardly anything to learn from: {rare}")
-    changes = augment.chosen(recipe.augment, job.domain.kind, per_class)
+    changes = augment.resolve(recipe.augment, job.domain.kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
     for joined in joins:
         progress.say(f"adapt: once more with {len(joined.images)} images of {joined.name}")
-        other = _repeated(recipe, changes, mixed(best.data, joined), work)
+        other = _repeated(recipe, changes, add_to_training(best.dataset, joined), work)
         trial = _compared(best, other, joined, recipe.balance)
         trials.append(trial)
         best = other if trial.kept else best
-    return dataclasses.replace(best, trials=tuple(trials))
+    return dataclasses.replace(best, join_trials=tuple(trials))
 
 
 def _rare(data: Dataset) -> str:
     """Classes with next to no training images."""
     counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
-    return ", ".join(f"{name} {count} images" for name, count in zip(data.classes, counts, strict=True) if count < RARE)
+    return ", ".join(
+        f"{name} {count} images" for name, count in zip(data.classes, counts, strict=True) if count < RARE_CLASS_IMAGES
+    )
 
 
 def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:
@@ -116,16 +118,16 @@ def _careful(spec: TrainSpec, per_class: float) -> TrainSpec:
     The head starts as a linear probe on the images and their mirrored copies, batch norm keeps its statistics, steps
     are small, and the start is given up only for what beats it by more than chance.
     """
-    if per_class >= FEW or spec.epochs == 0:
+    if per_class >= FEW_IMAGES_PER_CLASS or spec.epochs == 0:
         return spec
     progress.say(
         f"adapt: {per_class:.0f} images a class: a linear probe first, then small steps with batch norm frozen"
     )
-    rate = spec.learning_rate * FEW_RATE
+    rate = spec.learning_rate * FEW_IMAGES_RATE_FACTOR
     return dataclasses.replace(spec, head_start="probe", freeze_epochs=0, freeze_norm=True, learning_rate=rate)
 
 
-def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> Adapted:
+def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> FinetunedModel:
     """One training for every seed; the best on validation is the result."""
     teacher = _teacher(recipe, changes, data, work)
     repeats = []
@@ -133,16 +135,16 @@ def _repeated(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -
         one = dataclasses.replace(recipe, seed=recipe.seed + number)
         trained, head = _trained(one, recipe.model, changes, data, teacher, work, recipe.reuse)
         repeats.append(_balanced(one, trained, changes, data, work) if recipe.balance else trained)
-    best = max(repeats, key=lambda trained: aim(trained.figures, recipe.balance))
-    return Adapted(best, head, data, changes, tuple(repeats), ())
+    best = max(repeats, key=lambda trained: validation_objective(trained.record, recipe.balance))
+    return FinetunedModel(best, head, data, changes, tuple(repeats), ())
 
 
-def aim(figures: Mapping[str, Any], balance: float) -> float:
+def validation_objective(figures: Mapping[str, Any], balance: float) -> float:
     """What a training reached of what is aimed at, on validation."""
     return float((1 - balance) * figures["best_accuracy"] + balance * figures["best_balanced"])
 
 
-def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> trained_module.Trained | None:
+def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> trained_module.TrainedModel | None:
     if recipe.teacher is None:
         return None
     progress.say(f"adapt: the teacher, {recipe.teacher.name}, first")
@@ -151,44 +153,46 @@ def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) ->
 
 
 def _trained(
-    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: trained_module.Trained | None, work: Path,
-    reuse: Reuse | Literal["auto"] = build.WHOLE,
-) -> tuple[trained_module.Trained, str]:  # fmt: skip
+    recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: trained_module.TrainedModel | None, work: Path,
+    reuse: Reuse | Literal["auto"] = build.WHOLE_NETWORK,
+) -> tuple[trained_module.TrainedModel, str]:  # fmt: skip
     """One training of one model, or what an earlier run left of it; and the name of its head."""
     assert reuse != "auto", "settled before training"
     key = files.digest(
         VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), weights.weights_digest(spec),
-        recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != build.WHOLE else ()),
+        recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != build.WHOLE_NETWORK else ()),
     )  # fmt: skip
     with stage_cache.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            model = build.expecting(build.architecture(spec, len(data.classes), reuse), data.preprocess, spec)
-            return trained_module.restored(stage, model), build.head_of(model, len(data.classes))
+            model = build.renormalize_input(
+                build.build_untrained(spec, len(data.classes), reuse), data.preprocess, spec
+            )
+            return trained_module.load_trained_model(stage, model), build.find_head(model, len(data.classes))
         started = time.monotonic()
-        model, head, loaded = build.build(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
-        build.expecting(model, data.preprocess, spec)
+        model, head, loaded = build.build_with_new_head(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
+        build.renormalize_input(model, data.preprocess, spec)
         progress.say(f"adapt: {loaded}")
         first = _probed(model, head, recipe, data, changes)
-        frozen = blocks.between(model, head, last=reuse.freeze) if reuse.freeze else ()
-        job = loop.Job(
-            data=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
-            head=head, frozen=frozen, teacher=teacher.model if teacher else None,
+        frozen = blocks.modules_between(model, head, last=reuse.freeze) if reuse.freeze else ()
+        job = loop.TrainingJob(
+            dataset=data, spec=recipe.adapt, augment=changes, seed=recipe.seed, label="adapt", folder=stage.folder,
+            head=head, frozen_modules=frozen, teacher=teacher.model if teacher else None,
         )  # fmt: skip
         training = loop.train(model, job, keep_start=first is not None, margin=_chance(first, recipe.adapt, data))
         figures = {"weights": loaded, "seed": recipe.seed, "probe": first}
-        return trained_module.store(stage, started, model, training, figures), head
+        return trained_module.save_trained_model(stage, started, model, training, figures), head
 
 
 def _balanced(
-    recipe: Recipe, plain: trained_module.Trained, changes: AugmentSpec, data: Dataset, work: Path
-) -> trained_module.Trained:
+    recipe: Recipe, plain: trained_module.TrainedModel, changes: AugmentSpec, data: Dataset, work: Path
+) -> trained_module.TrainedModel:
     """A few more epochs that aim at the balance asked for, from the model trained without.
 
     Features learn best from the classes as they come; only then are the rare ones given their weight (Cao et al., arXiv
     1906.07413). So every balance shares the long training, and another one costs a few epochs.
     """
-    epochs = math.ceil(recipe.adapt.epochs * BALANCING_SHARE)
-    rate = recipe.adapt.learning_rate * BALANCING_RATE
+    epochs = math.ceil(recipe.adapt.epochs * BALANCING_EPOCH_SHARE)
+    rate = recipe.adapt.learning_rate * BALANCING_RATE_FACTOR
     spec = dataclasses.replace(
         recipe.adapt, epochs=epochs, learning_rate=rate, schedule="cosine", freeze_epochs=0, patience=0
     )
@@ -196,20 +200,20 @@ def _balanced(
     model = copy.deepcopy(plain.model)
     with stage_cache.stage(work, "adapt", key) as stage:
         if stage.figures is not None:
-            return trained_module.restored(stage, model)
+            return trained_module.load_trained_model(stage, model)
         started = time.monotonic()
-        job = loop.Job(
-            data=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
+        job = loop.TrainingJob(
+            dataset=data, spec=spec, augment=changes, seed=recipe.seed, label="adapt: balance", folder=stage.folder,
             balance=recipe.balance,  # without the teacher, who aims at plain accuracy
         )  # fmt: skip
-        training = _continued(plain.figures, loop.train(model, job, keep_start=True))
-        figures = {name: plain.figures[name] for name in ("weights", "seed", "probe")}
-        return trained_module.store(stage, started, model, training, figures)
+        training = _continued(plain.record, loop.train(model, job, keep_start=True))
+        figures = {name: plain.record[name] for name in ("weights", "seed", "probe")}
+        return trained_module.save_trained_model(stage, started, model, training, figures)
 
 
-def _continued(before: Mapping[str, Any], after: loop.Training) -> loop.Training:
+def _continued(before: Mapping[str, Any], after: loop.TrainingResult) -> loop.TrainingResult:
     """Two trainings, one behind the other, as one."""
-    first = [Epoch(**entry) for entry in before["history"]]
+    first = [EpochMetrics(**entry) for entry in before["history"]]
     rest = [dataclasses.replace(entry, epoch=entry.epoch + len(first)) for entry in after.history]
     best = before["best_epoch"] if after.best_epoch < 0 else len(first) + after.best_epoch
     return dataclasses.replace(after, history=(*first, *rest), best_epoch=best)
@@ -230,17 +234,17 @@ def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset, changes:
     mirrors: list[tuple[int, ...]] = [dimensions for dimensions, wanted in ways if wanted]
     mirrors += [(1, 2)] if len(mirrors) == 2 else []
     found = linear_probe.fit(model, head, data, mirrors=mirrors if recipe.adapt.freeze_norm else ())
-    linear_probe.put(found, model, head)
-    progress.say(f"adapt: a linear probe reaches {found.validation.accuracy:.4f} on validation")
-    return found.validation
+    linear_probe.install(found, model, head)
+    progress.say(f"adapt: a linear probe reaches {found.validation_score.accuracy:.4f} on validation")
+    return found.validation_score
 
 
-def _compared(before: Adapted, after: Adapted, joined: Joined, balance: float) -> Trial:
+def _compared(before: FinetunedModel, after: FinetunedModel, joined: JoinedDataset, balance: float) -> JoinTrial:
     """Whether a further set is worth keeping: paired over the domain's own validation images."""
-    held = before.data.splits["val"]
+    held = before.dataset.splits["val"]
 
-    def right(adapted: Adapted) -> Tensor:
-        return loop.predict(adapted.trained.model, held, before.data.preprocess).argmax(1) == held.labels
+    def right(adapted: FinetunedModel) -> Tensor:
+        return loop.predict(adapted.trained.model, held, before.dataset.preprocess).argmax(1) == held.labels
 
     old, new, labels = right(before).numpy(), right(after).numpy(), held.labels.numpy()
     gain, balanced = statistics.drop(new, old), statistics.balanced_drop(new, old, labels)
@@ -250,7 +254,7 @@ def _compared(before: Adapted, after: Adapted, joined: Joined, balance: float) -
         f"adapt: {joined.name} brings {100 * gain.estimate:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] "
         f"on {len(held)} validation images and {verdict}"
     )
-    weight = float(torch.mean(joined.images.weights))
-    return Trial(
-        joined.name, len(joined.images), weight, joined.left_out, joined.leaked, joined.corrupt, gain, balanced, kept
+    weight = float(torch.mean(joined.images.loss_weights))
+    return JoinTrial(
+        joined.name, len(joined.images), weight, joined.dropped_classes, joined.leaked_images, joined.corrupt_files, gain, balanced, kept
     )  # fmt: skip

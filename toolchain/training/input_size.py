@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolchain.data import dataset
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
-SHARES = (5 / 6, 2 / 3, 1 / 2)  # of each side
-STEP = 8  # sides are multiples of it
+SIDE_SHARES = (5 / 6, 2 / 3, 1 / 2)  # of each side
+SIDE_MULTIPLE = 8  # sides are multiples of it
 
 
-class Enlarged(nn.Module):
+class UpsampledInputModel(nn.Module):
     """A model that is given smaller pictures than it was trained on."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
@@ -26,17 +26,17 @@ class Enlarged(nn.Module):
         return answer
 
 
-def sizes(whole: tuple[int, int], least: float) -> list[tuple[int, int]]:
+def list_smaller_sizes(whole: tuple[int, int], least: float) -> list[tuple[int, int]]:
     """Smaller input sizes, height and width, down to a share of each side; the largest first."""
     found = []
-    for share in SHARES:
-        height, width = (round(side * share / STEP) * STEP for side in whole)
+    for share in SIDE_SHARES:
+        height, width = (round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE for side in whole)
         if all(least * side <= small < side for small, side in zip((height, width), whole, strict=True)):
             found.append((height, width))
     return list(dict.fromkeys(found))
 
 
-def run(adapted: Adapted, size: tuple[int, int], cache: Path) -> Adapted:
+def resize_inputs(adapted: FinetunedModel, size: tuple[int, int], cache: Path) -> FinetunedModel:
     """The job at another input size; the same job where the size is its own.
 
     Args:
@@ -47,8 +47,8 @@ def run(adapted: Adapted, size: tuple[int, int], cache: Path) -> Adapted:
     Raises:
         ToolchainError: a picture cannot be read any more.
     """
-    own = adapted.data.preprocess.image_size
+    own = adapted.dataset.preprocess.image_size
     if tuple(size) == tuple(own):
         return adapted
-    teacher = dataclasses.replace(adapted.trained, model=Enlarged(adapted.trained.model, own))
-    return dataclasses.replace(adapted, trained=teacher, data=dataset.at_size(adapted.data, size, cache))
+    teacher = dataclasses.replace(adapted.trained, model=UpsampledInputModel(adapted.trained.model, own))
+    return dataclasses.replace(adapted, trained=teacher, dataset=dataset.decode_at_size(adapted.dataset, size, cache))

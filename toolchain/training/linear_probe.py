@@ -13,74 +13,74 @@ from torch import Tensor, nn
 
 from toolchain.core.types import Preprocess
 from toolchain.data.dataset import Dataset, Images
-from toolchain.data.loader import batches
-from toolchain.models.frozen_features import Seen
-from toolchain.training.loop import EVALUATION_BATCH, score, set_mode
+from toolchain.data.loader import ordered_batches
+from toolchain.models.frozen_features import FrozenFeatures
+from toolchain.training.loop import EVALUATION_BATCH_SIZE, score, set_mode
 from toolchain.training.training_state import Score
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty on the weights; validation decides
-STEPS = 100  # of L-BFGS, which ends sooner where it has converged
+L2_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the penalty on the weights; validation decides
+MAX_LBFGS_STEPS = 100  # of L-BFGS, which ends sooner where it has converged
 
 
 @dataclass(frozen=True)
-class Probe:
+class LinearProbe:
     """A linear classifier on features, and how good it is on validation."""
 
     weight: Tensor  # [classes, features]
     bias: Tensor  # [classes]
-    validation: Score
-    strength: float
+    validation_score: Score
+    l2_strength: float
 
 
-def features(model: nn.Module, head: str, images: Images, preprocess: Preprocess) -> Tensor:
+def extract_features(model: nn.Module, head: str, images: Images, preprocess: Preprocess) -> Tensor:
     """What the layer `head` is given for each image, a map averaged over its places: float32 [images, features]."""
     seen: list[Tensor] = []
 
     def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(pooled(given[0]))
+        seen.append(pool_features(given[0]))
 
     handle = model.get_submodule(head).register_forward_pre_hook(note)
     set_mode(model, training=False)
     try:
         with torch.inference_mode():
-            for batch, _ in batches(images, preprocess, EVALUATION_BATCH):
+            for batch, _ in ordered_batches(images, preprocess, EVALUATION_BATCH_SIZE):
                 model(batch)
     finally:
         handle.remove()
     return torch.cat(seen).clone()
 
 
-def pooled(found: Tensor) -> Tensor:
+def pool_features(found: Tensor) -> Tensor:
     """Features [images, features] of what a layer is given or gives; a map is averaged over its places."""
     return found.mean((2, 3)) if found.ndim == 4 else found.flatten(1)
 
 
-def frozen(train: Seen, held: Seen) -> tuple[Probe, Tensor]:
+def fit_frozen(train: FrozenFeatures, held: FrozenFeatures) -> tuple[LinearProbe, Tensor]:
     """The probe on what a frozen model was seen to make of the images, and which of `held` it gets right: bool [images]."""
     known, other = (torch.from_numpy(seen.features).float() for seen in (train, held))
     labels, wanted = torch.from_numpy(train.labels), torch.from_numpy(held.labels)
-    found = best(known, labels, other, wanted, int(max(labels.max(), wanted.max())) + 1)
+    found = fit_to_features(known, labels, other, wanted, int(max(labels.max(), wanted.max())) + 1)
     return found, (other @ found.weight.T + found.bias).argmax(1) == wanted
 
 
 def fit(
     model: nn.Module, head: str, data: Dataset, balance: float = 0.0, mirrors: Sequence[Sequence[int]] = ()
-) -> Probe:
+) -> LinearProbe:
     """The best of a few penalties by validation, aimed at accuracy or balanced accuracy as `Recipe.balance` says.
 
     Args:
         mirrors: dimensions along which further copies of the training images are flipped: 1 upside down, 2 left to right.
     """
     train, held = _with_mirrored(data.splits["train"], mirrors), data.splits["val"]
-    known = features(model, head, train, data.preprocess)
-    other = features(model, head, held, data.preprocess)
-    return best(known, train.labels, other, held.labels, len(data.classes), train.weights, balance)
+    known = extract_features(model, head, train, data.preprocess)
+    other = extract_features(model, head, held, data.preprocess)
+    return fit_to_features(known, train.labels, other, held.labels, len(data.classes), train.loss_weights, balance)
 
 
-def best(
+def fit_to_features(
     known: Tensor, labels: Tensor, other: Tensor, wanted: Tensor, classes: int, weights: Tensor | None = None,
     balance: float = 0.0,
-) -> Probe:  # fmt: skip
+) -> LinearProbe:  # fmt: skip
     """The same on features [images, features] that are there already, for training with `labels`, else with `wanted`.
 
     Args:
@@ -89,13 +89,13 @@ def best(
     weights = torch.ones(len(labels)) if weights is None else weights
     mean, deviation = known.mean(0), known.std(0).clamp_min(1e-6)
     counts = torch.bincount(labels, weights=weights, minlength=classes).float().clamp_min(1)
-    shift, found = balance * (counts / counts.sum()).log(), list[Probe]()
-    for strength in STRENGTHS:
+    shift, found = balance * (counts / counts.sum()).log(), list[LinearProbe]()
+    for strength in L2_STRENGTHS:
         weight, bias = _regression((known - mean) / deviation, labels, weights, shift, strength)
         weight = weight / deviation  # on the features as they are
         bias = bias - weight @ mean
-        found.append(Probe(weight, bias, score(other @ weight.T + bias, wanted, balance), strength))
-    return max(found, key=lambda one: one.validation)
+        found.append(LinearProbe(weight, bias, score(other @ weight.T + bias, wanted, balance), strength))
+    return max(found, key=lambda one: one.validation_score)
 
 
 def _with_mirrored(images: Images, mirrors: Sequence[Sequence[int]]) -> Images:
@@ -103,13 +103,15 @@ def _with_mirrored(images: Images, mirrors: Sequence[Sequence[int]]) -> Images:
         return images
     copies = [images.pixels, *(images.pixels.flip(tuple(dimensions)) for dimensions in mirrors)]
     count = len(copies)
-    return Images(torch.cat(copies), images.labels.repeat(count), images.files * count, images.weights.repeat(count))
+    return Images(
+        torch.cat(copies), images.labels.repeat(count), images.files * count, images.loss_weights.repeat(count)
+    )
 
 
 def _regression(x: Tensor, labels: Tensor, weights: Tensor, shift: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     weight = torch.zeros(len(shift), x.shape[1], requires_grad=True)
     bias = torch.zeros(len(shift), requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+    solver = torch.optim.LBFGS([weight, bias], max_iter=MAX_LBFGS_STEPS, line_search_fn="strong_wolfe")
     shares = weights / weights.sum()
 
     def closure() -> float:
@@ -123,7 +125,7 @@ def _regression(x: Tensor, labels: Tensor, weights: Tensor, shift: Tensor, stren
     return weight.detach(), bias.detach()
 
 
-def put(probe: Probe, model: nn.Module, head: str) -> None:
+def install(probe: LinearProbe, model: nn.Module, head: str) -> None:
     """Makes the probe the model's head, a linear layer."""
     layer = model.get_submodule(head)
     assert isinstance(layer, nn.Linear)

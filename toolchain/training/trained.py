@@ -10,37 +10,37 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from toolchain.core import files, progress, stage_cache
-from toolchain.training.loop import CHECKPOINT, WEIGHTS, Training, set_mode
+from toolchain.training.loop import CHECKPOINT_FILE, WEIGHTS_FILE, TrainingResult, set_mode
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A stage's model with what is known of how it came about."""
 
     model: nn.Module
     key: str
-    figures: Mapping[str, Any]  # history, best_epoch, best_accuracy and what the stage adds
+    record: Mapping[str, Any]  # history, best_epoch, best_accuracy and what the stage adds
     seconds: float
 
 
-def store(
-    stage: stage_cache.Stage, started: float, model: nn.Module, training: Training, figures: Mapping[str, Any]
-) -> Trained:
+def save_trained_model(
+    stage: stage_cache.Stage, started: float, model: nn.Module, training: TrainingResult, figures: Mapping[str, Any]
+) -> TrainedModel:
     """Writes a trained stage's weights, then its record, and drops the checkpoint that is no longer needed."""
-    save_weights(model, stage.folder / WEIGHTS)
+    save_weights(model, stage.folder / WEIGHTS_FILE)
     done = stage_cache.finish(stage, started, {**figures, **files.plain(training)})
-    (stage.folder / CHECKPOINT).unlink(missing_ok=True)
+    (stage.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
     assert done.figures is not None
-    return Trained(set_mode(model, training=False), stage.key, done.figures, done.seconds)
+    return TrainedModel(set_mode(model, training=False), stage.key, done.figures, done.seconds)
 
 
-def restored(stage: stage_cache.Stage, model: nn.Module) -> Trained:
+def load_trained_model(stage: stage_cache.Stage, model: nn.Module) -> TrainedModel:
     """The result of a stage that was done before, its weights put into `model`."""
     assert stage.figures is not None
-    model.load_state_dict(load_file(stage.folder / WEIGHTS))
+    model.load_state_dict(load_file(stage.folder / WEIGHTS_FILE))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     progress.say(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
-    return Trained(set_mode(model, training=False), stage.key, stage.figures, stage.seconds)
+    return TrainedModel(set_mode(model, training=False), stage.key, stage.figures, stage.seconds)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from toolchain.core import files
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochMetrics:
     """What one epoch came to."""
 
     epoch: int
@@ -36,10 +36,10 @@ class Score:
     balanced: float = field(compare=False)
 
 
-WORST = Score(-1.0, -math.inf, -1.0, -1.0)
+WORST_SCORE = Score(-1.0, -math.inf, -1.0, -1.0)
 
 
-def by_block(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], float]]:
+def group_by_block(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], float]]:
     """Parameters by block, each with its share of the learning rate: `decay` to the power of its distance to the last.
 
     A block is a top-level module, or an entry of a top-level sequence, in the order of definition. Layer-wise learning
@@ -54,7 +54,7 @@ def by_block(model: nn.Module, decay: float) -> list[tuple[list[nn.Parameter], f
     return [(block, decay ** (last - index)) for index, block in enumerate(blocks.values())]
 
 
-class State:
+class TrainingState:
     """All that a continued run needs, as tensors and a few numbers: no pickle."""
 
     def __init__(self, model: nn.Module, spec: TrainSpec, steps: int, checkpoint: Path) -> None:
@@ -62,50 +62,52 @@ class State:
         self.total_steps = steps  # of the whole training
         even = [(list(model.parameters()), 1.0)]
         groups = []
-        for block, share in even if spec.layer_decay == 1 else by_block(model, spec.layer_decay):
+        for block, share in even if spec.layer_decay == 1 else group_by_block(model, spec.layer_decay):
             kernels = [p for p in block if p.ndim > 1]
             others = [p for p in block if p.ndim <= 1]  # biases and norms are not decayed
             for parameters, decay in ((kernels, spec.weight_decay), (others, 0.0)):
                 groups.append({"params": parameters, "weight_decay": decay, "share": share})
         self.optimizer = torch.optim.AdamW(groups, lr=spec.learning_rate)
-        self.average = copy.deepcopy(model) if spec.average else None
+        self.averaged_model = copy.deepcopy(model) if spec.average else None
         self.epoch = self.step = 0
-        self.history: list[Epoch] = []
+        self.history: list[EpochMetrics] = []
         self.best_weights: Mapping[str, Tensor] | None = None
-        self.best_epoch, self.best = -1, WORST
+        self.best_epoch, self.best_score = -1, WORST_SCORE
 
-    def advance(self, model: nn.Module) -> None:
+    def finish_step(self, model: nn.Module) -> None:
         """Counts a step and moves the running average."""
         self.step += 1
-        if self.average is None:
+        if self.averaged_model is None:
             return
         decay = min(self.spec.average, self.step / (self.step + 10))
         now, done = model.state_dict(), set[int]()
         with torch.no_grad():
             # by name: the copy of an exported graph lists its tensors in another order; and once each: it shares some
-            for name, mean in self.average.state_dict().items():
+            for name, mean in self.averaged_model.state_dict().items():
                 if mean.data_ptr() not in done:
                     done.add(mean.data_ptr())
                     mean.lerp_(now[name], 1 - decay) if mean.is_floating_point() else mean.copy_(now[name])
 
-    def judge(self, epoch: int, found: Score, model: nn.Module, *, latest: bool = False) -> None:
+    def keep_best(self, epoch: int, found: Score, model: nn.Module, *, latest: bool = False) -> None:
         """Keeps the weights when they are the best so far, or because they are the latest."""
-        if latest or found > self.best:
-            self.best_epoch, self.best = epoch, found
+        if latest or found > self.best_score:
+            self.best_epoch, self.best_score = epoch, found
             self.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
-    def stalled(self) -> bool:
+    def is_out_of_patience(self) -> bool:
         return 0 < self.spec.patience <= self.epoch - 1 - self.best_epoch
 
     def save(self) -> None:
         """Writes everything in one file, atomically."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()} if self.average else {}
+        tensors |= (
+            {f"average.{k}": v for k, v in self.averaged_model.state_dict().items()} if self.averaged_model else {}
+        )
         tensors |= {f"best.{k}": v for k, v in (self.best_weights or {}).items()}
         for index, slot in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         numbers = {
-            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": files.plain(self.best),
+            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": files.plain(self.best_score),
             "history": files.plain(self.history),
         }  # fmt: skip
         clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
@@ -124,8 +126,8 @@ class State:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
-        if self.average is not None:
-            self.average.load_state_dict(part("average."))
+        if self.averaged_model is not None:
+            self.averaged_model.load_state_dict(part("average."))
         self.best_weights = part("best.") or None
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in part("optimizer.").items():
@@ -133,5 +135,5 @@ class State:
             slots.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.epoch, self.step = numbers["epoch"], numbers["step"]
-        self.best_epoch, self.best = numbers["best_epoch"], Score(**numbers["best"])
-        self.history = [Epoch(**entry) for entry in numbers["history"]]
+        self.best_epoch, self.best_score = numbers["best_epoch"], Score(**numbers["best"])
+        self.history = [EpochMetrics(**entry) for entry in numbers["history"]]

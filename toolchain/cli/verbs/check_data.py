@@ -11,8 +11,7 @@ from toolchain.core.errors import ToolchainError
 if TYPE_CHECKING:
     from toolchain.config.dataset import Domain
     from toolchain.config.recipe import Recipe
-    from toolchain.data.checks.finding import Checkup
-    from toolchain.models.domain_shift import Shift
+    from toolchain.data.checks.finding import DatasetCheck
 
 SCHEMA = 1
 
@@ -46,13 +45,13 @@ def check_data(
     checkup, shift, folder = _examine(chosen, images, reader.domain(source) if source else None, out)
     data_checks_text.terminal(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
-    if checkup.severe:
+    if checkup.has_severe_finding:
         raise typer.Exit(1)
 
 
 def _examine(
     recipe: "Recipe", domain: "Domain", source: "Domain | None", out: Path
-) -> tuple["Checkup", "Shift | None", Path]:
+) -> tuple["DatasetCheck", "DomainShift | None", Path]:
     """Run all checks, write `out/check-data/<domain>/report.html` and `report.json`, and return what they say.
 
     Raises:
@@ -65,7 +64,7 @@ def _examine(
     folder = out / "check-data" / domain.name
     size = recipe.image_size or domain.image_size
     with files.locked(folder, wait=False):
-        checkup = run_checks.run(domain, out / "data", budget=recipe.budget, image_size=size)
+        checkup = run_checks.check_dataset(domain, out / "data", budget=recipe.budget, image_size=size)
         shift = _measure_shift(recipe, domain, source, size, out)
         files.write_json(folder / "report.json", {"schema": SCHEMA, "checkup": checkup, "shift": shift})
         files.write_text(folder / "report.html", data_checks.html(checkup, shift))
@@ -74,13 +73,13 @@ def _examine(
 
 def _measure_shift(
     recipe: "Recipe", domain: "Domain", source: "Domain | None", size: tuple[int, int], out: Path
-) -> "Shift | None":
+) -> "DomainShift | None":
     """Return the distance to what the recipe's model was trained on; None, after saying why, where it has none."""
     from toolchain.core import progress
     from toolchain.models import domain_shift  # brings torch, which the other checks do without
 
     try:
-        return domain_shift.run(domain, recipe.model, size, out / "data", source)
+        return domain_shift.measure(domain, recipe.model, size, out / "data", source)
     except ToolchainError as reason:
         if source:  # asked for by name: not to be passed over
             raise

@@ -24,9 +24,9 @@ def drift(
     from toolchain.report import write
     from toolchain.report.pages import drift as drift_report
 
-    own = drift_reference.bundle(bundle)
-    files = drifts.counters(counts, own.identity, own.reference.sizes(len(own.classes)))
-    found = drifts.run(own.name, own.reference, len(own.classes), files)
+    own = drift_reference.load_bundle(bundle)
+    files = drifts.read_counters(counts, own.identity, own.reference.count_bins(len(own.classes)))
+    found = drifts.detect(own.name, own.reference, len(own.classes), files)
     drift_report.write(found, own, out / "drift")
     write.show(drift_report.tables(found))
     typer.echo(drift_report.sentence(found))

@@ -38,7 +38,7 @@ def package(
     room = registry.module("updates", system)
     if certificate and not key:
         raise ToolchainError("--certificate without --key: the private key signs, the certificate says whose it is")
-    load = update_package.load(bundle, system, device_type, folder, templates)
+    load = update_package.prepare(bundle, system, device_type, folder, templates)
     signer = Signer(key=key, certificate=certificate) if key else None
     for what, path in room.build(load, out / "package" / system, signer).items():
         typer.echo(f"{what}: {path}")

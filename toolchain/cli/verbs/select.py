@@ -44,14 +44,16 @@ def select(
 
     chosen = reader.domain(domain)
     chosen = overrides.pictures(chosen, data, on_corrupt)
-    found = nominated.read([name.strip() for name in candidates.split(",") if name.strip()])
+    found = nominated.resolve([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.size(image_size) if image_size else None
     on = reader.target(target)
     on = dataclasses.replace(on, device=device or on.device)
-    written = select_model.run(chosen, on, found, size, out, layers=layers)
+    written = select_model.rank_candidates(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
-    write.show([selection_module.ranking(written), *(content for _, content in selection_module.sections(written))])
-    typer.echo(selection_module.summary(written))
+    write.show(
+        [selection_module.ranking_table(written), *(content for _, content in selection_module.further_tables(written))]
+    )
+    typer.echo(selection_module.summarize(written))
     if written["advice"]:
         write.show([reuse.table(written["advice"])])
         typer.echo(reuse.said(written["advice"]))

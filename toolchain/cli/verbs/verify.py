@@ -21,4 +21,4 @@ def verify(
     """
     from toolchain.deploy import verify_bundle
 
-    typer.echo(f"OK: {verify_bundle.check(bundle, key, min_release).sentence}")
+    typer.echo(f"OK: {verify_bundle.check(bundle, key, min_release).summary}")

@@ -7,16 +7,16 @@ import numpy as np
 
 from toolchain.config.recipe import Budget
 from toolchain.core import statistics
-from toolchain.data.checks.finding import ClassCount, Finding, Severity, listed, many
-from toolchain.data.checks.folder_contents import Entry
+from toolchain.data.checks.finding import ClassCount, Finding, Severity, join_first, pluralize
+from toolchain.data.checks.folder_contents import ImageFile
 from toolchain.data.image_folder import SPLITS
 
-UNEVEN = 3.0  # largest to smallest class: plain accuracy begins to be that of the large ones
-VERY_UNEVEN = 10.0
-FEWEST_TESTED = 10  # pictures of a class: with fewer, its recall is known to 26 points either way at best
+IMBALANCE_NOTE_RATIO = 3.0  # largest to smallest class: plain accuracy begins to be that of the large ones
+IMBALANCE_WARNING_RATIO = 10.0
+MIN_TEST_IMAGES_PER_CLASS = 10  # pictures of a class: with fewer, its recall is known to 26 points either way at best
 
 
-def classes(entries: Sequence[Entry], labels: Sequence[str]) -> tuple[ClassCount, ...]:
+def count_classes(entries: Sequence[ImageFile], labels: Sequence[str]) -> tuple[ClassCount, ...]:
     """Every class with its pictures by split."""
     found = Counter((entry.label, entry.split) for entry in entries)
     splits = [split for split in ("", *SPLITS) if any(entry.split == split for entry in entries)]
@@ -24,13 +24,13 @@ def classes(entries: Sequence[Entry], labels: Sequence[str]) -> tuple[ClassCount
         ClassCount(
             label=label,
             pictures={split: found[label, split] for split in splits},
-            recall_reach=recall_reach(found[label, "test"]),
+            recall_reach=recall_half_width(found[label, "test"]),
         )
         for label in labels
     )
 
 
-def recall_reach(images: int) -> float | None:
+def recall_half_width(images: int) -> float | None:
     """Half the width of the 95 % interval on a share found among so many images, where it is widest: at one half."""
     if not images:
         return None
@@ -38,7 +38,7 @@ def recall_reach(images: int) -> float | None:
     return (half.high - half.low) / 2
 
 
-def findings(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
+def check(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
     """All findings on numbers of pictures."""
     return [*_missing(counts), *_single(counts), *_uneven(counts), *_untested(counts), *_power(counts, budget)]
 
@@ -50,14 +50,14 @@ def _total(count: ClassCount) -> int:
 def _missing(counts: Sequence[ClassCount]) -> list[Finding]:
     """Classes that a split lacks."""
     lacking = [f"{c.label} in {split}" for c in counts for split, n in c.pictures.items() if split and not n]
-    text = f"There is no picture of {listed(lacking, 6)}: add some, or leave the class out of all splits."
+    text = f"There is no picture of {join_first(lacking, 6)}: add some, or leave the class out of all splits."
     return [Finding(severity="severe", kind="missing class", text=text)] if lacking else []
 
 
 def _single(counts: Sequence[ClassCount]) -> list[Finding]:
     single = [c.label for c in counts if _total(c) == 1]
     text = (
-        f"{many(len(single), 'class', 'classes')} of a single picture ({listed(single, 6)}): it can be trained on or "
+        f"{pluralize(len(single), 'class', 'classes')} of a single picture ({join_first(single, 6)}): it can be trained on or "
         "tested on, not both; add pictures or merge the class with another."
     )
     return [Finding(severity="severe", kind="single picture", text=text)] if single else []
@@ -69,9 +69,9 @@ def _uneven(counts: Sequence[ClassCount]) -> list[Finding]:
         return []
     most, least = max(filled, key=_total), min(filled, key=_total)
     ratio = _total(most) / _total(least)
-    if ratio < UNEVEN:
+    if ratio < IMBALANCE_NOTE_RATIO:
         return []
-    severity: Severity = "warning" if ratio >= VERY_UNEVEN else "note"
+    severity: Severity = "warning" if ratio >= IMBALANCE_WARNING_RATIO else "note"
     text = (
         f"Classes are uneven, {ratio:.3g} to 1: {_total(most):,} of {most.label}, {_total(least):,} of {least.label}. "
         "Plain accuracy is mostly that of the large ones: judge by balanced accuracy (balanced_drop in [budget], "
@@ -82,18 +82,18 @@ def _uneven(counts: Sequence[ClassCount]) -> list[Finding]:
 
 def _untested(counts: Sequence[ClassCount]) -> list[Finding]:
     """Classes whose own accuracy the test split cannot tell."""
-    few = [(c, c.pictures.get("test", 0)) for c in counts if 0 < c.pictures.get("test", 0) < FEWEST_TESTED]
+    few = [(c, c.pictures.get("test", 0)) for c in counts if 0 < c.pictures.get("test", 0) < MIN_TEST_IMAGES_PER_CLASS]
     if not few:
         return []
     named = [f"{c.label} ({n}: ± {100 * (c.recall_reach or 0):.0f} points)" for c, n in few]
     text = (
-        f"{many(len(few), 'class', 'classes')} with fewer than {FEWEST_TESTED} test pictures cannot carry a claim of "
-        f"their own: {listed(named, 6)}; add test pictures, or make no claim about them."
+        f"{pluralize(len(few), 'class', 'classes')} with fewer than {MIN_TEST_IMAGES_PER_CLASS} test pictures cannot carry a claim of "
+        f"their own: {join_first(named, 6)}; add test pictures, or make no claim about them."
     )
     return [Finding(severity="warning", kind="small classes", text=text)]
 
 
-def smallest_difference(counts: Sequence[ClassCount]) -> float | None:
+def minimum_detectable_difference(counts: Sequence[ClassCount]) -> float | None:
     """Smallest difference of accuracy that the test split shows four times in five; None without one."""
     images = sum(c.pictures.get("test", 0) for c in counts)
     return statistics.smallest_difference(images) if images else None
@@ -101,12 +101,12 @@ def smallest_difference(counts: Sequence[ClassCount]) -> float | None:
 
 def _power(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
     """What the test split can show, against what the budget asks it to show."""
-    smallest = smallest_difference(counts)
+    smallest = minimum_detectable_difference(counts)
     if smallest is None:
         return []
     images = sum(c.pictures.get("test", 0) for c in counts)
     shows = (
-        f"{many(images, 'test picture')} can show a difference of {100 * smallest:.2g} points in accuracy (paired, 95 % "
+        f"{pluralize(images, 'test picture')} can show a difference of {100 * smallest:.2g} points in accuracy (paired, 95 % "
         f"interval, 80 % power, where two models disagree on {statistics.DISAGREEMENT:.0%} of them)"
     )
     limit = budget.accuracy_drop if budget else None

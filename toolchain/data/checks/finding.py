@@ -25,7 +25,7 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class DuplicateImage:
     """A picture among its copies."""
 
     file: str
@@ -34,26 +34,26 @@ class Member:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copies:
+class DuplicateGroup:
     """Pictures that show the same: pixel by pixel, or scaled, encoded again, brightened or mirrored."""
 
     exact: bool
     mirrored: bool
-    members: tuple[Member, ...]
+    members: tuple[DuplicateImage, ...]
 
     @property
-    def conflicting(self) -> bool:
+    def has_label_conflict(self) -> bool:
         """Whether they have different labels."""
         return len({member.label for member in self.members}) > 1
 
     @property
-    def leaking(self) -> bool:
+    def crosses_splits(self) -> bool:
         """Whether they lie on two sides of a split."""
         return len({member.split for member in self.members}) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class SizeCount:
     """How many pictures have one size."""
 
     width: int
@@ -71,7 +71,7 @@ class ClassCount:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkup:
+class DatasetCheck:
     """All that an examination found out. Worst findings and worst copies come first."""
 
     domain: str
@@ -81,39 +81,39 @@ class Checkup:
     unreadable: int
     ignored: int
     classes: tuple[ClassCount, ...]
-    sizes: tuple[Size, ...]  # most frequent first
+    sizes: tuple[SizeCount, ...]  # most frequent first
     modes: Mapping[str, int]  # Pillow's, as the files hold them
     findings: tuple[Finding, ...]
-    copies: tuple[Copies, ...]
+    copies: tuple[DuplicateGroup, ...]
     searched: int  # pictures among which near duplicates were looked for
     group_pattern: str  # the domain's, or the one suggested
     smallest_difference: float | None  # of accuracy that the test split can show; None: no test split
     seconds: float
 
     @property
-    def severe(self) -> bool:
+    def has_severe_finding(self) -> bool:
         """Whether anything was found that should stop a training."""
         return any(finding.severity == "severe" for finding in self.findings)
 
 
-def shown(path: Path) -> str:
+def to_display_path(path: Path) -> str:
     r"""A path as plain text for any terminal, JSON or page: bytes that are no text and control characters as \xNN."""
     text = os.fsencode(path.as_posix()).replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
 
 
-def located(name: str) -> Path:
+def from_display_path(name: str) -> Path:
     """The path that `shown` wrote."""
     raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode())
     return Path(os.fsdecode(raw))
 
 
-def listed(names: Sequence[str], most: int = 3) -> str:
+def join_first(names: Sequence[str], most: int = 3) -> str:
     """The first few of many names, and how many more there are."""
     rest = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
-def many(count: int, one: str = "picture", several: str = "") -> str:
+def pluralize(count: int, one: str = "picture", several: str = "") -> str:
     """A count with its noun: 1 picture, 20,000 pictures."""
     return f"{count:,} {one if count == 1 else several or one + 's'}"

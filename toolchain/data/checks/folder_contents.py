@@ -11,42 +11,55 @@ from PIL import Image
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
-from toolchain.data.checks.finding import Finding, listed, many, shown
+from toolchain.data.checks.finding import Finding, join_first, pluralize, to_display_path
 from toolchain.data.image_folder import SPLITS
 
 # pictures by any camera's or program's reckoning, which nobody here reads; Pillow's own further kinds join them
-OTHER_PICTURES = {".heic", ".heif", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".npy", ".mp4", ".avi"}
+UNSUPPORTED_SUFFIXES = {
+    ".heic",
+    ".heif",
+    ".dng",
+    ".raw",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".orf",
+    ".npy",
+    ".mp4",
+    ".avi",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ImageFile:
     """One picture file."""
 
     path: Path
-    name: str  # relative to the folder, as `shown` writes it
+    display_path: str  # relative to the folder, as `shown` writes it
     label: str
     split: str  # "" where the folder could not be split
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class FolderContents:
     """A domain's files, nothing decoded yet."""
 
     root: Path
     classes: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    given: bool  # all three splits are the folder's own
-    ignored: tuple[Path, ...]  # relative
+    image_files: tuple[ImageFile, ...]
+    has_own_splits: bool  # all three splits are the folder's own
+    ignored_files: tuple[Path, ...]  # relative
     findings: tuple[Finding, ...]
 
 
-def find(domain: Domain, cache: Path) -> Folder:
+def list_contents(domain: Domain, cache: Path) -> FolderContents:
     """Lists a domain as `listing.find` does, or as it lies there where that refuses.
 
     Raises:
         ToolchainError: there is no folder, or not a single picture in it.
     """
-    root = image_folder.root_of(domain, cache)
+    root = image_folder.locate_root(domain, cache)
     findings = _pattern(domain)
     usable = dataclasses.replace(domain, group_pattern="") if findings else domain
     try:
@@ -62,11 +75,18 @@ def find(domain: Domain, cache: Path) -> Folder:
     ignored = tuple(sorted(p.relative_to(root) for p in every if p.is_file()))
     given = all((root / split).is_dir() for split in SPLITS)
     findings += [*_ignored(ignored), *_names(entries)]
-    return Folder(root=root, classes=classes, entries=entries, given=given, ignored=ignored, findings=tuple(findings))
+    return FolderContents(
+        root=root,
+        classes=classes,
+        image_files=entries,
+        has_own_splits=given,
+        ignored_files=ignored,
+        findings=tuple(findings),
+    )
 
 
-def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
-    found = image_folder.find(domain, cache)
+def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    found = image_folder.find_images(domain, cache)
     return found.classes, tuple(
         _entry(path, root, found.classes[label], split)
         for split in SPLITS
@@ -74,20 +94,24 @@ def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ..
     )
 
 
-def _as_it_lies(root: Path) -> tuple[tuple[str, ...], tuple[Entry, ...]]:
+def _as_it_lies(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
     given = [split for split in SPLITS if (root / split).is_dir()]
-    found = {split: image_folder.scan(root / split) for split in given} if given else {"": image_folder.scan(root)}
-    labels = sorted({shown(Path(label)) for classes in found.values() for label in classes})
+    found = (
+        {split: image_folder.scan_class_folders(root / split) for split in given}
+        if given
+        else {"": image_folder.scan_class_folders(root)}
+    )
+    labels = sorted({to_display_path(Path(label)) for classes in found.values() for label in classes})
     return tuple(labels), tuple(
-        _entry(path, root, shown(Path(label)), split)
+        _entry(path, root, to_display_path(Path(label)), split)
         for split, classes in found.items()
         for label, paths in classes.items()
         for path in paths
     )
 
 
-def _entry(path: Path, root: Path, label: str, split: str) -> Entry:
-    return Entry(path=path, name=shown(path.relative_to(root)), label=label, split=split)
+def _entry(path: Path, root: Path, label: str, split: str) -> ImageFile:
+    return ImageFile(path=path, display_path=to_display_path(path.relative_to(root)), label=label, split=split)
 
 
 def _hidden(path: Path) -> bool:
@@ -110,33 +134,33 @@ def _pattern(domain: Domain) -> list[Finding]:
 
 def _ignored(paths: tuple[Path, ...]) -> list[Finding]:
     """Files that nobody reads; worse where they look like pictures, or are pictures in the wrong place."""
-    further = OTHER_PICTURES | set(Image.registered_extensions())
+    further = UNSUPPORTED_SUFFIXES | set(Image.registered_extensions())
     pictures = [path for path in paths if path.suffix.lower() in further]
     rest = [path for path in paths if path.suffix.lower() not in further]
     findings = []
     if pictures:
         kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in Counter(p.suffix.lower() for p in pictures).most_common(4))
         text = (
-            f"{many(len(pictures), 'file')} may be pictures but will not be used ({kinds}): they lie outside the class "
+            f"{pluralize(len(pictures), 'file')} may be pictures but will not be used ({kinds}): they lie outside the class "
             "folders or have a suffix that is not read; move or convert them."
         )
         findings.append(Finding(severity="warning", kind="ignored pictures", text=text, files=_shown(pictures)))
     if rest:
-        text = f"{many(len(rest), 'file')} will not be used, as the suffix is no picture's."
+        text = f"{pluralize(len(rest), 'file')} will not be used, as the suffix is no picture's."
         findings.append(Finding(severity="note", kind="ignored files", text=text, files=_shown(rest)))
     return findings
 
 
 def _shown(paths: list[Path]) -> tuple[str, ...]:
-    return tuple(shown(path) for path in paths)
+    return tuple(to_display_path(path) for path in paths)
 
 
-def _names(entries: tuple[Entry, ...]) -> list[Finding]:
-    odd = tuple(entry.name for entry in entries if "\\x" in entry.name)
+def _names(entries: tuple[ImageFile, ...]) -> list[Finding]:
+    odd = tuple(entry.display_path for entry in entries if "\\x" in entry.display_path)
     if not odd:
         return []
     text = (
-        f"{many(len(odd), 'file name')} cannot be written as plain text ({listed(odd)}); other programs may stumble "
+        f"{pluralize(len(odd), 'file name')} cannot be written as plain text ({join_first(odd)}); other programs may stumble "
         "over them, rename them."
     )
     return [Finding(severity="warning", kind="file names", text=text, files=odd)]

@@ -13,27 +13,31 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from toolchain.core import progress
-from toolchain.data.checks.thumbnails import SIDE, Look
+from toolchain.data.checks.thumbnails import THUMBNAIL_SIDE, ImageInfo
 
-COARSE = 16
+COARSE_SIDE = 16
 SHRINKAGE = 1.0  # of the covariance towards a sphere of the mean variance; 0.1 amplifies JPEG's noise, 3 hides details
-NEIGHBOUR = 10
+REFERENCE_NEIGHBOUR = 10
 # Looked at one by one on two sets. Distances are to the tenth neighbour's. 20,000 thermal pictures of solar modules,
 # which all look alike: four pairs encoded again at 0.03 to 0.11, then modules seen twice in one flight from 0.27.
 # 977 photos of waste: five pairs of the same thing taken twice at 0.09 to 0.22, then the merely similar from 0.45.
 # Photos that were halved, encoded at quality 50 and brightened by a fifth stay below 0.25.
-CLOSER = 0.25
+MAX_DISTANCE_RATIO = 0.25
 # a set full of copies has copies for tenth neighbours: what agrees so well needs no comparison. The most alike pair of
 # the solar modules that are no copies reaches 0.988.
-SURE = 0.995
-LEAST = 1 - 1.2 * CLOSER**2  # similarity below which `CLOSER` cannot hold: a tenth neighbour is hardly below -0.2
-DETAIL = 0.8  # correlation of what 32x32 thumbnails hold beyond their neighbourhood's mean; the pairs above: 0.93 up
-FLAT = 0.5  # gray levels of standard deviation, below which a picture shows nothing that could be compared
-TINTED = 6.0  # levels of 255 that the tints of copies may differ by, and a share of their own strength
-TINT_SHARE = 0.25
-MOST = 60_000  # pictures: beyond, a drawn sample is searched, as time grows with the square
-MOST_PAIRS = 1_000_000
-BLOCK = 1024
+CERTAIN_SIMILARITY = 0.995
+MIN_SIMILARITY = (
+    1 - 1.2 * MAX_DISTANCE_RATIO**2
+)  # similarity below which `CLOSER` cannot hold: a tenth neighbour is hardly below -0.2
+MIN_DETAIL_CORRELATION = (
+    0.8  # correlation of what 32x32 thumbnails hold beyond their neighbourhood's mean; the pairs above: 0.93 up
+)
+MIN_CONTRAST = 0.5  # gray levels of standard deviation, below which a picture shows nothing that could be compared
+MAX_TINT_DIFFERENCE = 6.0  # levels of 255 that the tints of copies may differ by, and a share of their own strength
+MAX_TINT_DIFFERENCE_SHARE = 0.25
+MAX_IMAGES = 60_000  # pictures: beyond, a drawn sample is searched, as time grows with the square
+MAX_PAIRS = 1_000_000
+BLOCK_ROWS = 1024
 MIRRORS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda images: images,
     lambda images: images[:, :, ::-1],
@@ -43,13 +47,13 @@ MIRRORS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Search:
+class SimilaritySearch:
     """What was searched, and the pairs found. Indices are into the pictures given."""
 
-    rows: np.ndarray  # int64 [searched]
+    searched_rows: np.ndarray  # int64 [searched]
     vectors: np.ndarray  # float32 [searched, 256]: whitened, of length 1; their product is the similarity
     pairs: tuple[tuple[int, int, bool], ...]  # and whether mirrored
-    whole: bool  # False: only a sample was searched, or there were too many pairs to look at all
+    complete: bool  # False: only a sample was searched, or there were too many pairs to look at all
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,39 +69,46 @@ class _Pairs:
         return _Pairs(self.left[which], self.right[which], self.mirror[which], self.alike[which])
 
 
-def search(looks: Sequence[Look]) -> Search:
+def search(looks: Sequence[ImageInfo]) -> SimilaritySearch:
     """Finds nearly equal pairs among pictures that differ in their pixels."""
-    grays = [look.gray for look in looks if look.gray is not None]
+    grays = [look.gray_thumbnail for look in looks if look.gray_thumbnail is not None]
     if not grays:
-        return Search(rows=np.arange(0), vectors=np.zeros((0, COARSE**2), np.float32), pairs=(), whole=True)
+        return SimilaritySearch(
+            searched_rows=np.arange(0), vectors=np.zeros((0, COARSE_SIDE**2), np.float32), pairs=(), complete=True
+        )
     gray = np.stack(grays)
-    rows = np.flatnonzero(gray.astype(np.float32).std((1, 2)) > FLAT)
+    rows = np.flatnonzero(gray.astype(np.float32).std((1, 2)) > MIN_CONTRAST)
     if not len(rows):
-        return Search(rows=rows, vectors=np.zeros((0, COARSE**2), np.float32), pairs=(), whole=True)
-    whole = len(rows) <= MOST
+        return SimilaritySearch(
+            searched_rows=rows, vectors=np.zeros((0, COARSE_SIDE**2), np.float32), pairs=(), complete=True
+        )
+    whole = len(rows) <= MAX_IMAGES
     if not whole:
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST])
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MAX_IMAGES])
     gray = gray[rows]
-    views = whitened(gray)
+    views = whiten(gray)
     found = _candidates(views)
-    whole &= len(found.left) < MOST_PAIRS
+    whole &= len(found.left) < MAX_PAIRS
     found = _closer(found, views[0])
     found = found.chosen(_in_detail(found, gray))
     found = found.chosen(_in_colour(found, gray, [looks[int(row)] for row in rows]))
     pairs = zip(rows[found.left], rows[found.right], found.mirror > 0, strict=True)
-    return Search(
-        rows=rows, vectors=views[0], pairs=tuple((int(i), int(j), bool(m)) for i, j, m in pairs), whole=bool(whole)
+    return SimilaritySearch(
+        searched_rows=rows,
+        vectors=views[0],
+        pairs=tuple((int(i), int(j), bool(m)) for i, j, m in pairs),
+        complete=bool(whole),
     )
 
 
-def whitened(gray: np.ndarray) -> list[np.ndarray]:
+def whiten(gray: np.ndarray) -> list[np.ndarray]:
     """Thumbnails [n, 32, 32], upright and mirrored in three ways, as vectors float32 [n, 256] of length 1.
 
     The mean and the covariance are those of all four together, so that a picture and its mirror image are treated
     alike whichever comes first.
     """
-    step = SIDE // COARSE
-    coarse = gray.astype(np.float32).reshape(-1, COARSE, step, COARSE, step).mean((2, 4))
+    step = THUMBNAIL_SIDE // COARSE_SIDE
+    coarse = gray.astype(np.float32).reshape(-1, COARSE_SIDE, step, COARSE_SIDE, step).mean((2, 4))
     views = [_unit(mirror(coarse).reshape(len(coarse), -1), centred=True) for mirror in MIRRORS]
     mean = np.mean([view.mean(0) for view in views], axis=0)
     covariance = np.mean([(view - mean).T @ (view - mean) / len(view) for view in views], axis=0)
@@ -117,15 +128,15 @@ def _candidates(views: Sequence[np.ndarray]) -> _Pairs:
     """Pairs alike enough to be looked at; each once, the earlier picture upright."""
     upright, parts, count = views[0], [_Pairs(*(np.zeros(0, kind) for kind in (int, int, int, np.float32)))], 0
     with progress.bar("compare pictures", len(upright)) as bar:
-        for start in range(0, len(upright), BLOCK):
-            block = upright[start : start + BLOCK]
+        for start in range(0, len(upright), BLOCK_ROWS):
+            block = upright[start : start + BLOCK_ROWS]
             for mirror, view in enumerate(views):
                 alike = block @ view[start:].T
-                left, right = np.nonzero(np.triu(alike > LEAST, 1))
+                left, right = np.nonzero(np.triu(alike > MIN_SIMILARITY, 1))
                 parts.append(_Pairs(left + start, right + start, np.full(len(left), mirror), alike[left, right]))
                 count += len(left)
             bar.step(count=len(block))
-            if count >= MOST_PAIRS:
+            if count >= MAX_PAIRS:
                 break
     return _Pairs(
         *(np.concatenate([getattr(part, name) for part in parts]) for name in ("left", "right", "mirror", "alike"))
@@ -136,29 +147,29 @@ def _closer(found: _Pairs, upright: np.ndarray) -> _Pairs:
     """Pairs much closer than the tenth neighbour of either."""
     asked = np.unique(np.concatenate([found.left, found.right]))
     tenth = np.zeros(len(upright), np.float32)
-    place = min(NEIGHBOUR + 1, len(upright))  # a picture is its own nearest neighbour
-    for start in range(0, len(asked), BLOCK):
-        some = asked[start : start + BLOCK]
+    place = min(REFERENCE_NEIGHBOUR + 1, len(upright))  # a picture is its own nearest neighbour
+    for start in range(0, len(asked), BLOCK_ROWS):
+        some = asked[start : start + BLOCK_ROWS]
         tenth[some] = np.partition(upright[some] @ upright.T, -place, axis=1)[:, -place]
     usual = 1 - np.maximum(tenth[found.left], tenth[found.right])
-    return found.chosen((found.alike >= SURE) | (1 - found.alike <= CLOSER**2 * usual))
+    return found.chosen((found.alike >= CERTAIN_SIMILARITY) | (1 - found.alike <= MAX_DISTANCE_RATIO**2 * usual))
 
 
 def _in_detail(found: _Pairs, gray: np.ndarray) -> np.ndarray:
     """Whether pairs agree in what the finer thumbnails hold beyond their neighbourhood's mean: bool [pairs]."""
     agree = np.zeros(len(found.left), bool)
-    for start in range(0, len(agree), BLOCK):
-        part = slice(start, start + BLOCK)
+    for start in range(0, len(agree), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
         left, right = (gray[side[part]].astype(np.float32) for side in (found.left, found.right))
         for mirror, turned in enumerate(MIRRORS):
             own = found.mirror[part] == mirror
             right[own] = turned(right[own])
         flat = (_unit((x - uniform_filter(x, (0, 5, 5), mode="nearest")).reshape(len(x), -1)) for x in (left, right))
-        agree[part] = np.multiply(*flat).sum(1) >= DETAIL
+        agree[part] = np.multiply(*flat).sum(1) >= MIN_DETAIL_CORRELATION
     return agree
 
 
-def _in_colour(found: _Pairs, gray: np.ndarray, looks: Sequence[Look]) -> np.ndarray:
+def _in_colour(found: _Pairs, gray: np.ndarray, looks: Sequence[ImageInfo]) -> np.ndarray:
     """Whether the tints of pairs agree, contrasts made equal; a picture turned gray agrees with all: bool [pairs]."""
     agree = np.ones(len(found.left), bool)
     for row, (i, j, mirror) in enumerate(zip(found.left, found.right, found.mirror, strict=True)):
@@ -169,5 +180,5 @@ def _in_colour(found: _Pairs, gray: np.ndarray, looks: Sequence[Look]) -> np.nda
         left = left * (gray[j].astype(np.float32).std() / gray[i].astype(np.float32).std())
         strengths = sorted(float(np.sqrt((x**2).mean())) for x in (left, right))
         apart = float(np.sqrt(((left - right) ** 2).mean()))
-        agree[row] = strengths[0] < 1 or apart <= TINTED + TINT_SHARE * strengths[1]
+        agree[row] = strengths[0] < 1 or apart <= MAX_TINT_DIFFERENCE + MAX_TINT_DIFFERENCE_SHARE * strengths[1]
     return agree

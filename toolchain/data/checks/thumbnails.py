@@ -17,33 +17,35 @@ from PIL import Image, UnidentifiedImageError
 from toolchain.core import progress
 from toolchain.core.errors import brief
 from toolchain.core.types import Mode
-from toolchain.data.checks.folder_contents import Entry
+from toolchain.data.checks.folder_contents import ImageFile
 from toolchain.edge import run
 
-SIDE = 32  # of the thumbnail in gray levels; its shape is dropped, so that a stretched copy looks the same
+THUMBNAIL_SIDE = 32  # of the thumbnail in gray levels; its shape is dropped, so that a stretched copy looks the same
 TINT_SIDE = 8  # of the thumbnail's colours
-REDUCED = 128  # pixels a side that a large picture keeps before it is turned to floating point: 16 a thumbnail's cell
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+MIN_REDUCED_SIDE = (
+    128  # pixels a side that a large picture keeps before it is turned to floating point: 16 a thumbnail's cell
+)
+EXIF_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
+class ImageInfo:
     """One file. Where `problem` is set it cannot be read, and nothing below is known."""
 
-    entry: Entry
+    file: ImageFile
     problem: str = ""
-    enormous: bool = False  # more pixels than the runner takes
+    too_large: bool = False  # more pixels than the runner takes
     mode: str = ""  # Pillow's, as the file holds it
     width: int = 0  # as the network sees it, that is after the EXIF rotation
     height: int = 0
-    frames: int = 1
-    rotated: bool = False  # by EXIF
-    pixels: str = ""  # hash of the decoded pixels and their shape
-    gray: np.ndarray | None = None  # float16 [32, 32]
-    tint: np.ndarray | None = None  # float16 [8, 8, 3], colour minus its own gray; None in a gray domain
+    frame_count: int = 1
+    exif_rotated: bool = False  # by EXIF
+    pixel_hash: str = ""  # hash of the decoded pixels and their shape
+    gray_thumbnail: np.ndarray | None = None  # float16 [32, 32]
+    tint_thumbnail: np.ndarray | None = None  # float16 [8, 8, 3], colour minus its own gray; None in a gray domain
 
 
-def look_at_all(entries: Sequence[Entry], mode: Mode) -> list[Look]:
+def inspect_files(entries: Sequence[ImageFile], mode: Mode) -> list[ImageInfo]:
     """Looks at every file, in order. Threads suffice: Pillow decodes and hashlib hashes outside Python's lock."""
     looks = []
     workers = ThreadPoolExecutor(os.cpu_count())
@@ -51,7 +53,7 @@ def look_at_all(entries: Sequence[Entry], mode: Mode) -> list[Look]:
         # what Pillow warns of (odd EXIF, large pictures) is either harmless or found below
         with progress.bar("look at pictures", len(entries)) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for found in workers.map(lambda entry: look_at(entry, mode), entries):
+            for found in workers.map(lambda entry: inspect_file(entry, mode), entries):
                 looks.append(found)
                 bar.step()
     finally:
@@ -59,33 +61,33 @@ def look_at_all(entries: Sequence[Entry], mode: Mode) -> list[Look]:
     return looks
 
 
-def look_at(entry: Entry, mode: Mode) -> Look:
+def inspect_file(entry: ImageFile, mode: Mode) -> ImageInfo:
     """Reads a file; never raises for what is in it."""
     try:
         with Image.open(entry.path) as picture:
             kind, area = picture.mode, picture.width * picture.height
             frames, rotated = _frames(picture), _rotated(picture)
     except Image.DecompressionBombError:
-        return Look(entry=entry, problem="more pixels than any camera's", enormous=True)
+        return ImageInfo(file=entry, problem="more pixels than any camera's", too_large=True)
     except Exception as reason:  # Pillow raises many kinds for a broken file
-        return Look(entry=entry, problem=_said(reason, entry))
+        return ImageInfo(file=entry, problem=_said(reason, entry))
     if area > run.LARGEST_PICTURE:
-        return Look(entry=entry, problem="more pixels than any camera's", enormous=True)
+        return ImageInfo(file=entry, problem="more pixels than any camera's", too_large=True)
     try:
         pixels = run.read_picture(entry.path, mode)
     except run.Refused as reason:
-        return Look(entry=entry, problem=_said(reason.__cause__ or reason, entry))
-    gray, tint = thumbnails(pixels)
-    return Look(
-        entry=entry,
+        return ImageInfo(file=entry, problem=_said(reason.__cause__ or reason, entry))
+    gray, tint = make_thumbnails(pixels)
+    return ImageInfo(
+        file=entry,
         mode=kind,
         width=pixels.shape[1],
         height=pixels.shape[0],
-        frames=frames,
-        rotated=rotated,
-        pixels=hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest(),
-        gray=gray,
-        tint=tint,
+        frame_count=frames,
+        exif_rotated=rotated,
+        pixel_hash=hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest(),
+        gray_thumbnail=gray,
+        tint_thumbnail=tint,
     )
 
 
@@ -100,22 +102,22 @@ def _frames(picture: Image.Image) -> int:
 def _rotated(picture: Image.Image) -> bool:
     if picture.format == "PNG" and "exif" not in picture.info:
         return False  # asking would decode the whole picture
-    return bool(picture.getexif().get(ORIENTATION, 1) != 1)
+    return bool(picture.getexif().get(EXIF_ORIENTATION, 1) != 1)
 
 
-def _said(reason: BaseException, entry: Entry) -> str:
+def _said(reason: BaseException, entry: ImageFile) -> str:
     """What Pillow complains about, without the path, which the finding names."""
     if isinstance(reason, UnidentifiedImageError):
         return "is no picture" if entry.path.stat().st_size else "is empty"
     return brief(reason).encode(errors="backslashreplace").decode()
 
 
-def thumbnails(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def make_thumbnails(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """From uint8 [height, width] or [height, width, 3]: gray levels [32, 32] and tints [8, 8, 3], both float16."""
     picture = Image.fromarray(pixels)
-    factor = min(picture.size) // REDUCED
+    factor = min(picture.size) // MIN_REDUCED_SIDE
     small = picture.reduce(factor) if factor > 1 else picture
-    gray = small.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    gray = small.convert("L").convert("F").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR)
     tint = None
     if pixels.ndim == 3:
         colours = np.asarray(small.resize((TINT_SIDE, TINT_SIDE), Image.Resampling.BOX), np.float32)

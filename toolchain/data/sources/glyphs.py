@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageFont
 
 SEED = 20240
-PER_CLASS = 150
-SIDE = 32
+IMAGES_PER_CLASS = 150
+IMAGE_SIDE = 32
 
 # Of signs that look alike once scaled to the same size, one stays: 0 for O and o; C for c; I for l and |; P for p;
 # Δ for ∆; Λ for ∧ and ^; Φ and Ψ for their lower case; X for the times sign; of mere dots and strokes, a few.
@@ -48,7 +48,7 @@ def write(folder: Path) -> None:
         shapes = _shapes(character, fonts)
         path = folder / class_name(character)
         path.mkdir(parents=True, exist_ok=True)
-        for index in range(PER_CLASS):
+        for index in range(IMAGES_PER_CLASS):
             rng = np.random.default_rng([SEED, ord(character), index])
             Image.fromarray(_image(shapes, rng)).save(path / f"{index:04d}.png")
 
@@ -105,9 +105,11 @@ def _shape(font: ImageFont.FreeTypeFont, code_point: int) -> Image.Image | None:
 
 def _image(shapes: list[Image.Image], rng: np.random.Generator) -> NDArray[np.uint8]:
     shape = shapes[rng.integers(len(shapes))]
-    side = (8, int(rng.integers(8, 17)), SIDE)[rng.integers(3)]  # a third at the resolution of the coarsest known scans
-    glyph = _bend(shape, rng, 0.6 if side == SIDE else 0.9)  # a scanner of few pixels is filled by the character
-    return _scan(_weigh(glyph, rng, -1 if side == SIDE else 0), side, rng)
+    side = (8, int(rng.integers(8, 17)), IMAGE_SIDE)[
+        rng.integers(3)
+    ]  # a third at the resolution of the coarsest known scans
+    glyph = _bend(shape, rng, 0.6 if side == IMAGE_SIDE else 0.9)  # a scanner of few pixels is filled by the character
+    return _scan(_weigh(glyph, rng, -1 if side == IMAGE_SIDE else 0), side, rng)
 
 
 def _bend(shape: Image.Image, rng: np.random.Generator, smallest: float) -> Image.Image:
@@ -169,4 +171,4 @@ def _scan(glyph: Image.Image, side: int, rng: np.random.Generator) -> NDArray[np
     noise = rng.normal(0, max(0.0, rng.uniform(-0.06, 0.08)), ink.shape)
     gray = np.clip(dark + (bright - dark) * ink + noise, 0, 1)
     sampled = Image.fromarray(np.round(gray * 255).astype(np.uint8))
-    return np.asarray(sampled.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return np.asarray(sampled.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BILINEAR))

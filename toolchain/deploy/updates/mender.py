@@ -19,15 +19,15 @@ from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
 from toolchain.deploy.signing import Signer
-from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo
+from toolchain.deploy.update_package import ARCHIVE_NAME, INSTALL_SCRIPT, UpdatePackage
 from toolchain.edge import archive
 
-MODULE = "edge-model"
-VERSION = {"format": "mender", "version": 3}
+UPDATE_MODULE = "edge-model"
+FORMAT_VERSION = {"format": "mender", "version": 3}
 P256_BYTES = 32
 
 
-def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     """Writes the artifact, and the module beside it.
 
     Raises:
@@ -37,9 +37,9 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
         raise ToolchainError(
             "Mender checks keys, not certificates: leave --certificate out and put the public key on the board"
         )
-    payload = {ARCHIVE: cargo.archive, INSTALL: cargo.text(INSTALL)}
+    payload = {ARCHIVE_NAME: cargo.archive, INSTALL_SCRIPT: cargo.fill_template(INSTALL_SCRIPT)}
     header = _header(cargo)
-    version = _json(VERSION)
+    version = _json(FORMAT_VERSION)
     summed = {
         "version": version,
         "header.tar.gz": header,
@@ -52,29 +52,29 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     if signer:
         members["manifest.sig"] = base64.b64encode(_signature(manifest, signer))
     members |= {"header.tar.gz": header, "data/0000.tar.gz": _packed(payload)}
-    artifact, module = out / f"{cargo.name}.mender", out / MODULE
+    artifact, module = out / f"{cargo.name}.mender", out / UPDATE_MODULE
     with records.writing(artifact) as file:
         file.write(_tar(members))
-    records.write_text(module, cargo.text(MODULE).decode())
+    records.write_text(module, cargo.fill_template(UPDATE_MODULE).decode())
     module.chmod(0o755)
     return {"package": artifact, "update module, once a board": module}
 
 
-def _header(cargo: Cargo) -> bytes:
+def _header(cargo: UpdatePackage) -> bytes:
     """Which boards it is for, what it is called, and of which type its one payload is."""
-    provides = {f"edge-model.{cargo.words['recipe']}.version": cargo.words["version"]}
+    provides = {f"edge-model.{cargo.placeholders['recipe']}.version": cargo.placeholders["version"]}
     info = {
-        "payloads": [{"type": MODULE}],
+        "payloads": [{"type": UPDATE_MODULE}],
         "artifact_provides": {"artifact_name": cargo.name},
-        "artifact_depends": {"device_type": [cargo.words["device"]]},
+        "artifact_depends": {"device_type": [cargo.placeholders["device"]]},
     }
-    type_info = {"type": MODULE, "artifact_provides": provides, "clears_artifact_provides": list(provides)}
+    type_info = {"type": UPDATE_MODULE, "artifact_provides": provides, "clears_artifact_provides": list(provides)}
     return _packed({"header-info": _json(info), "headers/0000/type-info": _json(type_info)})
 
 
 def _signature(manifest: bytes, signer: Signer) -> bytes:
     """RSA as it is; of a curve, which is P-256 here, both numbers side by side."""
-    made = signing.detached(manifest, signer.key, {"RSA", "P-256"})
+    made = signing.sign_detached(manifest, signer.key, {"RSA", "P-256"})
     if not made.startswith(b"\x30") or len(made) > 2 * P256_BYTES + 8:
         return made
     return b"".join(number.to_bytes(P256_BYTES, "big") for number in decode_dss_signature(made))

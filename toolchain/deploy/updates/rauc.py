@@ -16,12 +16,12 @@ from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
 from toolchain.deploy.signing import Signer
-from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo
+from toolchain.deploy.update_package import ARCHIVE_NAME, INSTALL_SCRIPT, UpdatePackage
 
-MANIFEST = "manifest.raucm"
+MANIFEST_FILE = "manifest.raucm"
 
 
-def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     """Writes the folder, and the bundle where that can be made here.
 
     Raises:
@@ -31,15 +31,15 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
         raise ToolchainError("RAUC checks certificates: --certificate with the key's own")
     folder, package = out / f"{cargo.name}.rauc", out / f"{cargo.name}.raucb"
     shutil.rmtree(folder, ignore_errors=True)
-    manifest = cargo.text(MANIFEST)
-    files = {MANIFEST: manifest, ARCHIVE: cargo.archive}
-    if INSTALL.encode() in manifest:
-        files[INSTALL] = cargo.text(INSTALL)
+    manifest = cargo.fill_template(MANIFEST_FILE)
+    files = {MANIFEST_FILE: manifest, ARCHIVE_NAME: cargo.archive}
+    if INSTALL_SCRIPT.encode() in manifest:
+        files[INSTALL_SCRIPT] = cargo.fill_template(INSTALL_SCRIPT)
     for name, body in files.items():
         with records.writing(folder / name) as file:
             file.write(body)
-    if INSTALL in files:
-        (folder / INSTALL).chmod(0o755)
+    if INSTALL_SCRIPT in files:
+        (folder / INSTALL_SCRIPT).chmod(0o755)
     if signer is None:
         words = shlex.join(_command(folder, package, "certificate.pem", "private.pem"))
         progress.say(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
@@ -53,7 +53,7 @@ def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     made.unlink(missing_ok=True)
     ended = subprocess.run(
         _command(folder, made, certificate, key), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "RAUC_KEY_PASSPHRASE": os.environ.get(signing.PASSWORD, "")},
+        env={**os.environ, "RAUC_KEY_PASSPHRASE": os.environ.get(signing.PASSWORD_VARIABLE, "")},
     )  # fmt: skip
     if ended.returncode:
         made.unlink(missing_ok=True)

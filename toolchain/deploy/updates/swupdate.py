@@ -13,34 +13,36 @@ from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
 from toolchain.deploy.signing import Signer
-from toolchain.deploy.update_package import ARCHIVE, INSTALL, Cargo, padded
+from toolchain.deploy.update_package import ARCHIVE_NAME, INSTALL_SCRIPT, UpdatePackage, pad
 from toolchain.edge import archive
 
-DESCRIPTION = "sw-description"
-REGULAR = 0o100644
-NODE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+DESCRIPTION_FILE = "sw-description"
+REGULAR_FILE_MODE = 0o100644
+LIBCONFIG_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
-def build(cargo: Cargo, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str, Path]:
     """Writes the package.
 
     Raises:
         ToolchainError: the board's type is no name in libconfig; or the key is of another kind.
     """
-    if not NODE.fullmatch(device := cargo.words["device"]):
+    if not LIBCONFIG_NAME.fullmatch(device := cargo.placeholders["device"]):
         raise ToolchainError(
             f"--device-type {device!r}: for SWUpdate a letter, then letters, digits, - and _ are wanted"
         )
-    install = cargo.text(INSTALL)
-    described = cargo.text(DESCRIPTION, install_digest=hashlib.sha256(install).hexdigest())
-    files = {DESCRIPTION: described}
+    install = cargo.fill_template(INSTALL_SCRIPT)
+    described = cargo.fill_template(DESCRIPTION_FILE, install_digest=hashlib.sha256(install).hexdigest())
+    files = {DESCRIPTION_FILE: described}
     if signer:
-        files[f"{DESCRIPTION}.sig"] = (
-            signing.cms(described, signer) if signer.certificate else signing.detached(described, signer.key, {"RSA"})
+        files[f"{DESCRIPTION_FILE}.sig"] = (
+            signing.sign_cms(described, signer)
+            if signer.certificate
+            else signing.sign_detached(described, signer.key, {"RSA"})
         )
     package = out / f"{cargo.name}.swu"
     with records.writing(package) as file:
-        file.write(_cpio({**files, ARCHIVE: cargo.archive, INSTALL: install}))
+        file.write(_cpio({**files, ARCHIVE_NAME: cargo.archive, INSTALL_SCRIPT: install}))
     return {"package": package}
 
 
@@ -48,13 +50,13 @@ def _cpio(files: dict[str, bytes]) -> bytes:
     """Files in their order, in the portable format "070702" of cpio(5)."""
     moment = archive.moment()
     entries = [
-        _entry(name, body, number, REGULAR, moment, sum(body) & 0xFFFFFFFF)
+        _entry(name, body, number, REGULAR_FILE_MODE, moment, sum(body) & 0xFFFFFFFF)
         for number, (name, body) in enumerate(files.items(), 1)
     ]
-    return padded(b"".join([*entries, _entry("TRAILER!!!", b"", 0, 0, 0, 0)]), 512)
+    return pad(b"".join([*entries, _entry("TRAILER!!!", b"", 0, 0, 0, 0)]), 512)
 
 
 def _entry(name: str, body: bytes, inode: int, mode: int, moment: int, checksum: int) -> bytes:
     fields = inode, mode, 0, 0, 1, moment, len(body), 0, 0, 0, 0, len(name) + 1, checksum
     header = "070702" + "".join(f"{field:08X}" for field in fields)
-    return padded(header.encode() + name.encode() + b"\0", 4) + padded(body, 4)
+    return pad(header.encode() + name.encode() + b"\0", 4) + pad(body, 4)

@@ -14,10 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from toolchain.core.types import Preprocess
 
-INPUT = "frame"
+INPUT_NAME = "frame"
 
 
-def fold(source: Path, preprocess: Preprocess, frame: tuple[int, int], path: Path) -> None:
+def fold_preprocessing(source: Path, preprocess: Preprocess, frame: tuple[int, int], path: Path) -> None:
     """Writes a copy of an ONNX model that takes uint8 [1, height, width, 3], or [1, height, width, 1] for gray.
 
     Args:
@@ -28,13 +28,13 @@ def fold(source: Path, preprocess: Preprocess, frame: tuple[int, int], path: Pat
     graph, given = model.graph, model.graph.input[0].name
     channels, last = 1 if preprocess.mode == "gray" else 3, "frame_planes"
     nodes = [
-        helper.make_node("Cast", [INPUT], ["frame_float"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", [INPUT_NAME], ["frame_float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["frame_float"], [last], perm=[0, 3, 1, 2]),
     ]
     kept: dict[str, np.ndarray] = {}
     for axis, name in ((1, "frame_across"), (0, "frame_down")):
         if frame[axis] != preprocess.image_size[axis]:
-            indices, weights = taps(frame[axis], preprocess.image_size[axis])
+            indices, weights = filter_taps(frame[axis], preprocess.image_size[axis])
             kept |= {f"{name}_taps": indices, f"{name}_weights": weights if axis else weights[..., None]}
             kept[f"{name}_axis"] = np.array([axis + 3], np.int64)
             nodes += _pass(last, name, axis + 2)
@@ -54,12 +54,12 @@ def fold(source: Path, preprocess: Preprocess, frame: tuple[int, int], path: Pat
     graph.node.extend([*nodes, *before])
     read = {name for node in nodes for name in node.input}
     graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in kept.items() if name in read)
-    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, (1, *frame, channels)))
+    graph.input.append(helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, (1, *frame, channels)))
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
 
 
-def taps(given: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+def filter_taps(given: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
     """Pillow's bilinear filter along one side (Resample.c, precompute_coeffs).
 
     Args:

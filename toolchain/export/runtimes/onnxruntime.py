@@ -21,11 +21,11 @@ PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
 HAS_UNOPTIMIZED = True  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.onnx",)
 FORMS = ("ort",)  # beside ONNX: for builds of the runtime that read nothing else
-BLOCKED = "NchwcTransformer"  # its blocks are as wide as the registers of the machine that writes them
+LAYOUT_OPTIMIZER = "NchwcTransformer"  # its blocks are as wide as the registers of the machine that writes them
 # it would quantize the weights of a layer that was left in float between integer ones, without being asked to
-UNWANTED = ("WeightBiasQuantization",)
+DISABLED_OPTIMIZERS = ("WeightBiasQuantization",)
 # what a release reads (its compatibility table; tried: 1.17.3 refuses format 10, 1.18.1 takes it)
-READS = ((10, 21, "1.18"), (9, 20, "1.17"), (9, 19, "1.16"))  # at most this format and operator set
+READABLE_FORMATS = ((10, 21, "1.18"), (9, 20, "1.17"), (9, 19, "1.16"))  # at most this format and operator set
 INTEGER_KERNELS = {"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"}
 FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 
@@ -71,10 +71,10 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE_NAMES[0]
     model = onnx_ir.load(onnx_path)
-    runtime_fusions.add_for_hard_sigmoid(model.graph)
-    runtime_fusions.products_as_gemm(model.graph)
+    runtime_fusions.hard_sigmoid_to_add(model.graph)
+    runtime_fusions.matmul_to_gemm(model.graph)
     cleanup.quantize_biases(model.graph)
-    cleanup.remove_dead(model.graph)
+    cleanup.remove_dead_nodes(model.graph)
     cleanup.save(model, path)
     return artefact(path)
 
@@ -92,7 +92,7 @@ def _options(threads: int, optimized: bool) -> Any:
 
 def _session(path: Path, options: Any, *unwanted: str) -> Any:
     providers = ["CPUExecutionProvider"]
-    left_out = [*UNWANTED, *unwanted]
+    left_out = [*DISABLED_OPTIMIZERS, *unwanted]
     return library().InferenceSession(str(path), options, providers=providers, disabled_optimizers=left_out)
 
 
@@ -128,7 +128,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.optimized_model_filepath = str(made)
     try:
-        _session(path, options, BLOCKED)
+        _session(path, options, LAYOUT_OPTIMIZER)
         from onnxruntime.tools.ort_format_model import create_config_from_models
 
         logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
@@ -224,7 +224,7 @@ def least_version(path: Path) -> str:
 
     model = onnx.load(path, load_external_data=False)
     operators = next((one.version for one in model.opset_import if not one.domain), 0)
-    able = [release for form, most, release in READS if model.ir_version <= form and operators <= most]
+    able = [release for form, most, release in READABLE_FORMATS if model.ir_version <= form and operators <= most]
     return able[-1] if able else ""
 
 

@@ -26,10 +26,19 @@ HAS_UNOPTIMIZED = False  # can run a graph as it is written, to compare with
 FILE_NAMES = ("model.xml", "model.bin")
 FORMS = ("blob",)  # beside IR: compiled, so that loading takes no time
 # first release of each operation set, from OpenVINO's list of them; IR 11 came with the eighth
-SETS = {8: "2022.1", 9: "2022.2", 10: "2022.3", 11: "2023.0", 12: "2023.1", 13: "2023.2", 14: "2024.0", 15: "2024.5"}
-WEIGHTED = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
-INTEGERS = {"u8", "i8"}
-COMPILER = """
+OPSET_RELEASES = {
+    8: "2022.1",
+    9: "2022.2",
+    10: "2022.3",
+    11: "2023.0",
+    12: "2023.1",
+    13: "2023.2",
+    14: "2024.0",
+    15: "2024.5",
+}
+WEIGHTED_LAYERS = {"Convolution", "GroupConvolution", "FullyConnected", "MatMul"}
+INTEGER_PRECISIONS = {"u8", "i8"}
+BLOB_COMPILER = """
 import io, json, sys
 import openvino
 asked, body = json.loads(sys.argv[1]), io.BytesIO()
@@ -99,10 +108,10 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
         adapted = Path(scratch) / onnx_path.name
         try:
             graph = onnx_ir.load(onnx_path)
-            runtime_fusions.name_hard_activations(graph.graph)
-            runtime_fusions.drop_rounding_behind_moves(graph.graph)
-            runtime_fusions.own_zero_points(graph.graph)
-            cleanup.remove_dead(graph.graph)
+            runtime_fusions.rewrite_hard_activations(graph.graph)
+            runtime_fusions.drop_qdq_after_data_movement(graph.graph)
+            runtime_fusions.separate_zero_points(graph.graph)
+            cleanup.remove_dead_nodes(graph.graph)
             cleanup.save(graph, adapted)
             model = ov.convert_model(str(adapted))
         except Exception as reason:  # its exceptions share no base class
@@ -164,7 +173,7 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     made = stem.with_suffix(".blob")
     # in a process of its own: names in a blob count what the process has compiled before
     asked = json.dumps({"path": str(path), "hints": _properties(threads, precision)})
-    ended = subprocess.run([sys.executable, "-P", "-c", COMPILER, asked], capture_output=True, check=False)
+    ended = subprocess.run([sys.executable, "-P", "-c", BLOB_COMPILER, asked], capture_output=True, check=False)
     if ended.returncode or not ended.stdout:
         reason = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise ToolchainError(f"OpenVINO does not write {path} as {made.name}: {reason}")
@@ -181,9 +190,9 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
     integer, in_float = 0, []
     for node in session.compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
-        if _text(info, "layerType") not in WEIGHTED:
+        if _text(info, "layerType") not in WEIGHTED_LAYERS:
             continue
-        if _text(info, "runtimePrecision") in INTEGERS:
+        if _text(info, "runtimePrecision") in INTEGER_PRECISIONS:
             integer += 1
         else:
             name = _text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name()
@@ -241,7 +250,7 @@ def available(precision: Precision) -> bool:
 def least_version(path: Path) -> str:
     """The oldest release that reads a model; "" where that is not known."""
     newest = max(map(int, re.findall(r'version="opset(\d+)"', path.read_text())), default=0)
-    return SETS.get(max(newest, min(SETS)), "")
+    return OPSET_RELEASES.get(max(newest, min(OPSET_RELEASES)), "")
 
 
 def fingerprint() -> Mapping[str, str]:

@@ -17,8 +17,8 @@ from toolchain.core import files, progress, run_report
 from toolchain.core.errors import ToolchainError, brief
 from toolchain.edge import run as runner
 from toolchain.export import quantized_tensors
-from toolchain.export.export_variants import ONNX
-from toolchain.export.quantized_tensors import Graph, Tap
+from toolchain.export.export_variants import ONNX_FILE
+from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.measure import machine
 from toolchain.measure.accuracy import LOGITS, RANGE_STEPS
 from toolchain.measure.parity import reference, runtime_outputs
@@ -107,7 +107,7 @@ def _graph(variant: Mapping[str, Any], folder: Path) -> Path:
         raise ToolchainError(
             f"the report in {folder} is of an older version and does not say what it exported; {again}"
         )
-    path: Path = folder.absolute().parent.parent / "work" / "export" / str(variant["export"]) / ONNX
+    path: Path = folder.absolute().parent.parent / "work" / "export" / str(variant["export"]) / ONNX_FILE
     if not path.is_file():
         raise ToolchainError(f"the cached export of {variant['name']} is gone ({path} is not there); {again}")
     return path
@@ -171,10 +171,10 @@ def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, lab
     Raises:
         ToolchainError: no runtime is installed that takes the graph.
     """
-    graph = quantized_tensors.load(model)
+    graph = quantized_tensors.index_graph(model)
     found = quantized_tensors.find(graph)
     logits = model.graph.output[0].name
-    truth = reference.outputs(quantized_tensors.tapped(model, found), images)
+    truth = reference.outputs(quantized_tensors.add_outputs(model, found), images)
     step = quantized_tensors.output_step(graph) or float(np.ptp(truth[logits])) / RANGE_STEPS or 1.0
     read, missing = _read(graph, found, images, step, label)
     figures = {
@@ -191,7 +191,7 @@ def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, lab
 
 
 def _read(
-    graph: Graph, found: Sequence[Tap], images: np.ndarray, step: float, label: str
+    graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float, label: str
 ) -> tuple[dict[Side, Reading], dict[str, str]]:
     """What each side computed, and why the others could not."""
     read, missing = dict[Side, Reading](), dict[str, str]()
@@ -208,9 +208,9 @@ def _read(
     return read, missing
 
 
-def _coverage(graph: Graph, reading: Reading) -> dict[str, Any]:
+def _coverage(graph: QdqGraph, reading: Reading) -> dict[str, Any]:
     """Integer kernels of one runtime; layers in float are told apart by whether they were to be."""
-    planned, in_float = quantized_tensors.planned(graph)
+    planned, in_float = quantized_tensors.split_layers_by_precision(graph)
     found = reading.coverage
     return {
         "integer": found.integer,
@@ -221,7 +221,7 @@ def _coverage(graph: Graph, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _layer(tap: Tap, truth: Mapping[str, np.ndarray], read: Mapping[Side, Reading]) -> dict[str, Any]:
+def _layer(tap: QuantizedTensor, truth: Mapping[str, np.ndarray], read: Mapping[Side, Reading]) -> dict[str, Any]:
     steps = {side.name: runtime_outputs.difference(tap, truth, reading) for side, reading in read.items()}
     return {"layer": tap.layer, "step": tap.step, "sides": steps}
 
@@ -234,7 +234,7 @@ def _answers(given: np.ndarray, wanted: np.ndarray, step: float) -> dict[str, fl
 
 
 def _first(
-    found: Sequence[Tap],
+    found: Sequence[QuantizedTensor],
     truth: Mapping[str, np.ndarray],
     reading: Reading,
     *,

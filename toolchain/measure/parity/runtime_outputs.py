@@ -19,7 +19,7 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Coverage
 from toolchain.export import quantized_tensors
-from toolchain.export.quantized_tensors import Graph, Tap
+from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 
 UNDISTURBED = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
 
@@ -53,7 +53,7 @@ def sides() -> tuple[Side, ...]:
     return tuple(found)
 
 
-def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, step: float) -> Reading:
+def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float) -> Reading:
     """Runs images through a graph and through copies that give its rounded results too.
 
     Args:
@@ -69,7 +69,7 @@ def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, ste
     logits = graph.model.graph.output[0].name
     values, coverage = _outputs(side, graph, (), images)
 
-    def undisturbed(wanted: Sequence[Tap]) -> Mapping[str, np.ndarray] | None:
+    def undisturbed(wanted: Sequence[QuantizedTensor]) -> Mapping[str, np.ndarray] | None:
         given, covered = _outputs(side, graph, wanted, images)
         same = np.abs(given[logits] - values[logits]).max() <= UNDISTURBED * step
         return given if same and covered.integer == coverage.integer else None
@@ -78,8 +78,8 @@ def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, ste
     if whole is not None:
         return Reading(logits=values[logits], values=whole, fused=(), coverage=coverage)
     kept, fused = dict(values), list[str]()
-    for kind in dict.fromkeys(tap.kind for tap in found):
-        some = [tap for tap in found if tap.kind == kind and tap.value != logits]
+    for kind in dict.fromkeys(tap.fusion_pattern for tap in found):
+        some = [tap for tap in found if tap.fusion_pattern == kind and tap.tensor_name != logits]
         given = undisturbed(some) if some else {}
         if given is None:
             fused += [tap.layer for tap in some]
@@ -89,14 +89,14 @@ def read(side: Side, graph: Graph, found: Sequence[Tap], images: np.ndarray, ste
 
 
 def _outputs(
-    side: Side, graph: Graph, wanted: Sequence[Tap], images: np.ndarray
+    side: Side, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], Coverage]:
     """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
     runtime: Any = registry.module("runtimes", side.runtime)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tapped.onnx"
         try:
-            onnx.save(quantized_tensors.tapped(graph.model, wanted), path)
+            onnx.save(quantized_tensors.add_outputs(graph.model, wanted), path)
         except OSError as reason:
             raise ToolchainError(
                 f"cannot write to {scratch}: {reason.strerror}; is there room on the disk?"
@@ -108,10 +108,10 @@ def _outputs(
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, covered
 
 
-def difference(tap: Tap, truth: Mapping[str, np.ndarray], reading: Reading) -> dict[str, float] | None:
+def difference(tap: QuantizedTensor, truth: Mapping[str, np.ndarray], reading: Reading) -> dict[str, float] | None:
     """Largest difference of one result in steps and the share of values that differ; None: this side has no such result."""
-    given = reading.values.get(tap.value)
+    given = reading.values.get(tap.tensor_name)
     if given is None:
         return None
-    steps = np.abs(given - truth[tap.value]) / np.float32(tap.step)
+    steps = np.abs(given - truth[tap.tensor_name]) / np.float32(tap.step)
     return {"max_steps": float(steps.max()), "differing": float((steps > 0.5).mean()), "values": steps.size}

@@ -10,20 +10,20 @@ from toolchain.config.recipe import ModelSpec
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.models.sources import timm_hub
-from toolchain.models.sources.torchvision_import import torchvision
+from toolchain.models.sources.torchvision_import import import_torchvision
 
 
-def known() -> list[str]:
+def list_models() -> list[str]:
     """Names of torchvision's classifiers."""
-    library = torchvision().models
+    library = import_torchvision().models
     names: list[str] = library.list_models(module=library)
     return names
 
 
 def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
     if spec.name.startswith(timm_hub.PREFIX):
-        return timm_hub.weights(spec.name)
-    library = torchvision().models
+        return timm_hub.download_weights(spec.name)
+    library = import_torchvision().models
     enum = library.get_model_weights(spec.name)
     if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":
         raise ToolchainError(

@@ -9,14 +9,14 @@ from types import ModuleType
 
 import torch
 
-SIGNATURES = (
+MISSING_OPERATIONS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 _declared: list[torch.library.Library] = []  # a declaration lives as long as its library object
 
 
-def torchvision() -> ModuleType:
+def import_torchvision() -> ModuleType:
     """The torchvision module, imported."""
     try:
         return importlib.import_module("torchvision")
@@ -24,7 +24,7 @@ def torchvision() -> ModuleType:
         if "torchvision::nms does not exist" not in str(reason) or _declared:
             raise
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    for signature in SIGNATURES:
+    for signature in MISSING_OPERATIONS:
         library.define(signature)  # type: ignore[no-untyped-call]
     _declared.append(library)
     return importlib.import_module("torchvision")

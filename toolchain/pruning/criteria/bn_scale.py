@@ -7,13 +7,13 @@ are shares of their group before groups are compared, so the two units never mee
 import torch
 from torch import Tensor
 
-from toolchain.pruning.groups import Group, Need
+from toolchain.pruning.groups import Need, PruningGroup
 
 NEEDS: tuple[Need, ...] = ()
 
 
-def score(group: Group) -> Tensor:
+def score(group: PruningGroup) -> Tensor:
     """Importance of each channel of the group, [channels]."""
-    norms = [member.weight.abs().sum(1) for member in group.members if member.kind == "norm"]
-    filters = [member.weight.norm(dim=1) for member in group.members if member.side == "out"]
+    norms = [member.weight.abs().sum(1) for member in group.coupled_layers if member.layer_type == "norm"]
+    filters = [member.weight.norm(dim=1) for member in group.coupled_layers if member.role == "out"]
     return torch.stack(norms or filters).sum(0)

@@ -7,11 +7,11 @@ images of the squared gradient of each one's cross-entropy (Theis et al., arXiv 
 import torch
 from torch import Tensor
 
-from toolchain.pruning.groups import Group, Need
+from toolchain.pruning.groups import Need, PruningGroup
 
 NEEDS: tuple[Need, ...] = ("gradients",)
 
 
-def score(group: Group) -> Tensor:
+def score(group: PruningGroup) -> Tensor:
     """Importance of each channel of the group, [channels]."""
     return torch.stack([(each.squared_gradient * each.value.square()).sum(1) for each in group.parameters]).sum(0) / 2

@@ -5,11 +5,11 @@ import zlib
 import torch
 from torch import Tensor
 
-from toolchain.pruning.groups import Group, Need
+from toolchain.pruning.groups import Need, PruningGroup
 
 NEEDS: tuple[Need, ...] = ()
 
 
-def score(group: Group) -> Tensor:
+def score(group: PruningGroup) -> Tensor:
     """Importance of each channel of the group, [channels], uniform in 0..1, seeded by the group's name."""
     return torch.rand(group.channels, generator=torch.Generator().manual_seed(zlib.crc32(group.name.encode())))

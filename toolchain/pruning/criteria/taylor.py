@@ -8,16 +8,16 @@ The paper squares them; absolute values stay in units of the loss. Gradients are
 import torch
 from torch import Tensor
 
-from toolchain.pruning.groups import Group, Member, Need
+from toolchain.pruning.groups import CoupledLayer, Need, PruningGroup
 
 NEEDS: tuple[Need, ...] = ("gradients",)
 
 
-def score(group: Group) -> Tensor:
+def score(group: PruningGroup) -> Tensor:
     """Importance of each channel of the group, [channels]."""
-    return torch.stack([_gate(member).abs() for member in group.members]).sum(0)
+    return torch.stack([_gate(member).abs() for member in group.coupled_layers]).sum(0)
 
 
-def _gate(member: Member) -> Tensor:
+def _gate(member: CoupledLayer) -> Tensor:
     """Gradient of the loss by a factor on each channel at this layer, [channels]."""
     return torch.stack([(each.gradient * each.value).sum(1) for each in member.parameters]).sum(0)

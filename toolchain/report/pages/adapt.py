@@ -17,12 +17,12 @@ from toolchain.report import assemble, format, table
 from toolchain.report.sections import training
 from toolchain.report.table import Table
 from toolchain.training import linear_probe, loop
-from toolchain.training.finetune import Adapted
+from toolchain.training.finetune import FinetunedModel
 
 SCHEMA = 1
 
 
-def write(job: Job, dense: Adapted) -> dict[str, Any]:
+def write(job: Job, dense: FinetunedModel) -> dict[str, Any]:
     """Measure every seed's model on test, beside a linear probe; write and return `out/<recipe>/adapt.json`.
 
     Nothing is chosen by the test split: all seeds are reported, and validation says which goes on.
@@ -32,13 +32,13 @@ def write(job: Job, dense: Adapted) -> dict[str, Any]:
     return written
 
 
-def _yardstick(recipe: Recipe, found: Adapted) -> np.ndarray:
+def _yardstick(recipe: Recipe, found: FinetunedModel) -> np.ndarray:
     """Which test images a linear probe on the pretrained backbone gets right: bool [images]."""
-    model, head, _ = build.build(recipe.model, len(found.data.classes), seed=recipe.seed)
-    fitted = linear_probe.fit(model, head, found.data, recipe.balance)
-    test = found.data.splits["test"]
-    logits = linear_probe.features(model, head, test, found.data.preprocess) @ fitted.weight.T + fitted.bias
-    return _right(logits, found.data)
+    model, head, _ = build.build_with_new_head(recipe.model, len(found.dataset.classes), seed=recipe.seed)
+    fitted = linear_probe.fit(model, head, found.dataset, recipe.balance)
+    test = found.dataset.splits["test"]
+    logits = linear_probe.extract_features(model, head, test, found.dataset.preprocess) @ fitted.weight.T + fitted.bias
+    return _right(logits, found.dataset)
 
 
 def _right(logits: torch.Tensor, data: Dataset) -> np.ndarray:
@@ -46,10 +46,10 @@ def _right(logits: torch.Tensor, data: Dataset) -> np.ndarray:
     return answer
 
 
-def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) -> dict[str, Any]:
-    data, test = found.data, found.data.splits["test"]
+def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.ndarray) -> dict[str, Any]:
+    data, test = found.dataset, found.dataset.splits["test"]
     labels = test.labels.numpy()
-    models_of = [*found.repeats]
+    models_of = [*found.seed_runs]
     correct = [_right(loop.predict(one.model, test, data.preprocess), data) for one in models_of]
     chosen = models_of.index(found.trained)
 
@@ -62,8 +62,8 @@ def _report(recipe: Recipe, domain: Domain, found: Adapted, frozen: np.ndarray) 
         "domain": domain.name,
         "images": {split: len(images) for split, images in data.splits.items()},
         "adapt": assemble.adapted(recipe, found),
-        "weights": found.trained.figures["weights"],
-        "test": [{"seed": one.figures["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
+        "weights": found.trained.record["weights"],
+        "test": [{"seed": one.record["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
         "mean_accuracy": statistics.repeated(np.stack(correct)),
         "mean_balanced": statistics.repeated(np.stack(correct), labels),
         "linear_probe": both(frozen),

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from toolchain.data.checks.finding import SEVERITIES, Checkup, Copies, Finding, Member, located, many
+from toolchain.data.checks.finding import (
+    SEVERITIES,
+    DatasetCheck,
+    DuplicateGroup,
+    DuplicateImage,
+    Finding,
+    from_display_path,
+    pluralize,
+)
 from toolchain.edge import run
 from toolchain.report import format
 from toolchain.report import html as page
@@ -21,7 +29,7 @@ from toolchain.report.pages import data_checks_text
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
-    from toolchain.models.domain_shift import Distance, Shift
+    from toolchain.models.domain_shift import DomainShift
 
 
 MOST = 60  # pictures on the sheet
@@ -53,7 +61,7 @@ details p { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; fo
 """
 
 
-def html(checkup: Checkup, shift: "Shift | None") -> str:
+def html(checkup: DatasetCheck, shift: "DomainShift | None") -> str:
     """The whole page; the pictures are read from the folder once more."""
     parts = (
         _head(checkup),
@@ -85,8 +93,8 @@ def _columns(*found: Table) -> str:
     return f'<div class="columns">{"".join(f"<div>{page.table(one)}</div>" for one in found)}</div>'
 
 
-def _head(checkup: Checkup) -> str:
-    kind = "fails" if checkup.severe else "ships"
+def _head(checkup: DatasetCheck) -> str:
+    kind = "fails" if checkup.has_severe_finding else "ships"
     tiles = (
         ("What was read", f"{checkup.pictures:,}", _read(checkup)),
         ("Severe findings", *_counted(checkup, "severe")),
@@ -107,17 +115,17 @@ def _head(checkup: Checkup) -> str:
     )
 
 
-def _read(checkup: Checkup) -> str:
+def _read(checkup: DatasetCheck) -> str:
     searched = f"{checkup.searched:,} of them compared with each other"
-    return f"pictures, {searched}; {checkup.unreadable:,} unreadable, {many(checkup.ignored, 'other file')}"
+    return f"pictures, {searched}; {checkup.unreadable:,} unreadable, {pluralize(checkup.ignored, 'other file')}"
 
 
-def _counted(checkup: Checkup, severity: str) -> tuple[str, str]:
+def _counted(checkup: DatasetCheck, severity: str) -> tuple[str, str]:
     kinds = [finding.kind for finding in checkup.findings if finding.severity == severity]
     return str(len(kinds)), ", ".join(dict.fromkeys(kinds)) or "none"
 
 
-def _smallest(checkup: Checkup) -> str:
+def _smallest(checkup: DatasetCheck) -> str:
     found = checkup.smallest_difference
     return format.NONE if found is None else f"{format.significant(100 * found, 2)} pt"
 
@@ -136,51 +144,51 @@ def _files(files: Sequence[str]) -> str:
         return ""
     more = f"<p>and {len(files) - MOST_FILES:,} more</p>" if len(files) > MOST_FILES else ""
     names = "<br>".join(escape(name) for name in files[:MOST_FILES])
-    return f"<details><summary>{many(len(files), 'file')}</summary><p>{names}</p>{more}</details>"
+    return f"<details><summary>{pluralize(len(files), 'file')}</summary><p>{names}</p>{more}</details>"
 
 
 # --- the contact sheet --------------------------------------------------------------------------------------
 
 
-def _sheet(checkup: Checkup) -> str:
+def _sheet(checkup: DatasetCheck) -> str:
     """The worst groups of copies side by side, at most `MOST` pictures."""
     shown = list(_first(checkup.copies))
     if not shown:
         return ""
-    folder = located(checkup.folder)
+    folder = from_display_path(checkup.folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow says about odd files, the findings say
         cards = "".join(_card(folder, checkup.mode, group) for group in shown)
     left = len(checkup.copies) - len(shown)
-    more = _hint(f"{many(left, 'further group')} of copies are listed under the findings.") if left else ""
+    more = _hint(f"{pluralize(left, 'further group')} of copies are listed under the findings.") if left else ""
     return f'<div class="sheet">{cards}</div>{more}'
 
 
-def _first(copies: Sequence[Copies]) -> Iterator[Copies]:
+def _first(copies: Sequence[DuplicateGroup]) -> Iterator[DuplicateGroup]:
     room = MOST
     for group in copies:
         if room < 2:
             return
-        yield Copies(exact=group.exact, mirrored=group.mirrored, members=group.members[: min(room, 6)])
+        yield DuplicateGroup(exact=group.exact, mirrored=group.mirrored, members=group.members[: min(room, 6)])
         room -= min(len(group.members), 6)
 
 
-def _card(folder: Path, mode: str, group: Copies) -> str:
+def _card(folder: Path, mode: str, group: DuplicateGroup) -> str:
     pictures = "".join(_picture(folder, mode, member) for member in group.members)
     return f'<div class="copies"><h3>{escape(_kind(group))}</h3><div>{pictures}</div></div>'
 
 
-def _kind(group: Copies) -> str:
+def _kind(group: DuplicateGroup) -> str:
     same = "Same pixels" if group.exact else "Nearly equal, mirrored" if group.mirrored else "Nearly equal"
-    labels = ", different labels" if group.conflicting else ""
-    return same + labels + (", on two sides of a split" if group.leaking else "")
+    labels = ", different labels" if group.has_label_conflict else ""
+    return same + labels + (", on two sides of a split" if group.crosses_splits else "")
 
 
-def _picture(folder: Path, mode: str, member: Member) -> str:
+def _picture(folder: Path, mode: str, member: DuplicateImage) -> str:
     where = f"{escape(member.split)} · " if member.split else ""
     name = f"<figcaption><b>{escape(member.label)}</b><br>{where}{escape(Path(member.file).name)}</figcaption>"
     try:
-        picture = Image.fromarray(run.read_picture(folder / located(member.file), mode))
+        picture = Image.fromarray(run.read_picture(folder / from_display_path(member.file), mode))
     except run.Refused:
         return f"<figure>{name}</figure>"
     small = ' class="small"' if max(picture.size) < SIDE else ""
@@ -198,13 +206,13 @@ def _data(picture: Image.Image) -> str:
 # --- the distance -------------------------------------------------------------------------------------------
 
 
-def _shift(shift: "Shift") -> str:
+def _shift(shift: "DomainShift") -> str:
     rows = [
         *_distance("Batch norm's statistics (standard deviations)", shift.statistics),
         *_distance(f"Features of {shift.source} (proxy A-distance)", shift.features),
     ]
-    columns = ("Measured by", "Distance", "No shift", "Nothing in common", "So it is")
-    drawn = f"{many(shift.pictures)}" + (
+    columns = ("Measured by", "CalibratedDistance", "No shift", "Nothing in common", "So it is")
+    drawn = f"{pluralize(shift.pictures)}" + (
         f" of the domain, {shift.source_pictures:,} of {shift.source}" if shift.source else ""
     )
     return (
@@ -214,7 +222,7 @@ def _shift(shift: "Shift") -> str:
     )
 
 
-def _distance(name: str, distance: "Distance | None") -> list[tuple[str, ...]]:
+def _distance(name: str, distance: "CalibratedDistance | None") -> list[tuple[str, ...]]:
     if distance is None:
         return []
     numbers = (format.significant(value) for value in (distance.value, distance.lowest, distance.highest))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from toolchain.data.checks.finding import SEVERITIES, Checkup, many
+from toolchain.data.checks.finding import SEVERITIES, DatasetCheck, pluralize
 from toolchain.report import format
 from toolchain.report.table import Table
 
@@ -11,29 +11,31 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from toolchain.models.domain_shift import Shift
-
 
 COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
 PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})
 FEW = 8  # sizes listed
 
 
-def headline(checkup: Checkup) -> str:
+def headline(checkup: DatasetCheck) -> str:
     """What it comes to, in a few words."""
     severe, warnings, _ = (sum(f.severity == severity for f in checkup.findings) for severity in SEVERITIES)
     if severe:
-        return f"{many(severe, 'severe finding')}: put right before training"
-    return f"{many(warnings, 'warning')}, nothing severe" if warnings else "Nothing found that speaks against training"
+        return f"{pluralize(severe, 'severe finding')}: put right before training"
+    return (
+        f"{pluralize(warnings, 'warning')}, nothing severe"
+        if warnings
+        else "Nothing found that speaks against training"
+    )
 
 
-def title(checkup: Checkup) -> str:
+def title(checkup: DatasetCheck) -> str:
     """What was examined."""
-    read = f"{many(checkup.pictures)} in {many(len(checkup.classes), 'class', 'classes')}"
+    read = f"{pluralize(checkup.pictures)} in {pluralize(len(checkup.classes), 'class', 'classes')}"
     return f"{checkup.domain} · {checkup.folder} · {read} · {format.duration(checkup.seconds)}"
 
 
-def classes(checkup: Checkup) -> Table:
+def classes(checkup: DatasetCheck) -> Table:
     """Pictures of every class by split, and how well its recall can be known."""
     splits = list(dict.fromkeys(split for count in checkup.classes for split in count.pictures))
     rows = tuple(
@@ -47,7 +49,7 @@ def classes(checkup: Checkup) -> Table:
     return Table(columns=("Class", *(split or "pictures" for split in splits), "Recall known to"), rows=rows)
 
 
-def sizes(checkup: Checkup) -> Table:
+def sizes(checkup: DatasetCheck) -> Table:
     """Sizes of the pictures, most frequent first; the smallest and the largest whatever their number."""
     areas = sorted(checkup.sizes, key=lambda size: size.width * size.height)
     rows = [
@@ -61,20 +63,20 @@ def sizes(checkup: Checkup) -> Table:
     return Table(columns=("Width × height", "Pictures", "Share"), rows=tuple(rows))
 
 
-def modes(checkup: Checkup) -> Table:
+def modes(checkup: DatasetCheck) -> Table:
     """Kinds of pixels, by Pillow's names."""
     rows = tuple((mode, f"{n:,}", format.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
     return Table(columns=("Mode", "Pictures", "Share"), rows=rows)
 
 
-def terminal(checkup: Checkup, shift: "Shift | None", console: "Console | None" = None) -> None:
+def terminal(checkup: DatasetCheck, shift: "DomainShift | None", console: "Console | None" = None) -> None:
     """Prints the headline, every finding and the table of classes; without colours where nobody sees them."""
     from rich.console import Console
 
     out = console or Console(highlight=False)
     out.print()
     out.print(_text(out, title(checkup), "dim"))
-    out.print(_text(out, headline(checkup), "bold red" if checkup.severe else "bold"))
+    out.print(_text(out, headline(checkup), "bold red" if checkup.has_severe_finding else "bold"))
     out.print(_findings(out, checkup))
     if shift:
         out.print(_text(out, shift.text))
@@ -89,7 +91,7 @@ def _text(out: "Console", text: str, style: str = "") -> "Text":
     return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
 
 
-def _findings(out: "Console", checkup: Checkup) -> "Grid":
+def _findings(out: "Console", checkup: DatasetCheck) -> "Grid":
     """Severity on the left, the sentence on the right."""
     from rich.table import Table as Grid
 

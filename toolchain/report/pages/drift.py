@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from toolchain.core import files
-from toolchain.deploy.drift import Drift, Window
-from toolchain.deploy.drift_reference import Watched
+from toolchain.deploy.drift import DriftResult, Window
+from toolchain.deploy.drift_reference import WatchedBundle
 from toolchain.edge import watch
 from toolchain.report import format, html, svg
 from toolchain.report.table import Table
@@ -30,7 +30,7 @@ LONGEST = 40  # characters of a file's name in a legend, from its end
 SHOWN = 12  # windows in the terminal's table, the latest
 
 
-def sentence(found: Drift) -> str:
+def sentence(found: DriftResult) -> str:
     """The answer in a line."""
     rate = found.false_alarms
     return (
@@ -40,7 +40,7 @@ def sentence(found: Drift) -> str:
     )
 
 
-def tables(found: Drift) -> list[Table]:
+def tables(found: DriftResult) -> list[Table]:
     """A row a window."""
     rows = tuple(
         (
@@ -64,7 +64,7 @@ def _words(window: Window) -> str:
     return ", ".join(found)
 
 
-def write(found: Drift, own: Watched, folder: Path) -> None:
+def write(found: DriftResult, own: WatchedBundle, folder: Path) -> None:
     """`drift.json` and `drift.html`."""
     files.write_json(folder / "drift.json", {"schema": 1, **files.plain(found)})
     hint = (
@@ -91,10 +91,10 @@ def write(found: Drift, own: Watched, folder: Path) -> None:
     files.write_text(folder / "drift.html", html.PAGE.format(title=escape(title), css=html.CSS, body="\n".join(parts)))
 
 
-def distributions(window: Window, own: Watched) -> str:
+def distributions(window: Window, own: WatchedBundle) -> str:
     """Every reading's bins, reference and window side by side."""
     names = (*watch.READINGS, "class")
-    whole = own.reference.counts(own.reference.sizes(len(own.classes)))
+    whole = own.reference.count_images(own.reference.count_bins(len(own.classes)))
     with svg.figure(720, 340) as drawing:
         for number, name in enumerate(names):
             axes = drawing.add_subplot(2, 4, number + 1)

@@ -27,12 +27,15 @@ def write(found: Report, folder: Path) -> None:
 
 def markdown(found: Report) -> str:
     """The same for a pull request or a page of a wiki."""
-    parts = [f"# Candidates for {found['domain']} on {found['target']}", f"{report.inline(selection.summary(found))}."]
-    parts.append(report.grid(selection.ranking(found)))
+    parts = [
+        f"# Candidates for {found['domain']} on {found['target']}",
+        f"{report.inline(selection.summarize(found))}.",
+    ]
+    parts.append(report.grid(selection.ranking_table(found)))
     if found["advice"]:
         parts += [f"## {reuse.TITLE}", f"{report.inline(reuse.said(found['advice']))}."]
         parts += [report.grid(reuse.table(found["advice"]))] if found["advice"]["depths"] else []
-    for title, content in selection.sections(found):
+    for title, content in selection.further_tables(found):
         parts += [f"## {title}", report.grid(content)] if content.rows else []
     if found["warnings"]:
         parts += ["## Warnings", "\n".join(f"- {report.inline(text)}" for text in found["warnings"])]
@@ -45,15 +48,15 @@ def html(found: Report) -> str:
     said = "".join(f"<p>Warning: {escape(text)}</p>" for text in found["warnings"])
     timed = any(row["fastest"] for row in found["candidates"])
     parts = [
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(selection.summary(found))}.</p>',
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(selection.summarize(found))}.</p>',
         f'<div class="said warned">{said}</div>' if said else "",
         f'<figure><div class="wide large">{plot(found)}</div><figcaption>Up and left is better; a line joins the front. Thin '
         "lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
-        page.table(selection.ranking(found)),
+        page.table(selection.ranking_table(found)),
         *_advised(found),
         *(
             f"<section><h2>{name}</h2>{page.table(content)}</section>"
-            for name, content in selection.sections(found)
+            for name, content in selection.further_tables(found)
             if content.rows
         ),
     ]  # fmt: skip
@@ -75,7 +78,7 @@ def _advised(found: Report) -> list[str]:
 def plot(found: Report) -> str:
     """Score against latency, with the front."""
     rows = [row for row in found["candidates"] if row["fastest"]]
-    points = [(ranking.latency(row) or 0.0, row["scores"][found["score"]]) for row in rows]
+    points = [(ranking.read_latency_ms(row) or 0.0, row["scores"][found["score"]]) for row in rows]
     front = sorted(point for point, row in zip(points, rows, strict=True) if row["front"])
     with svg.figure(720, 360) as drawing:
         axes = drawing.add_axes((0.09, 0.13, 0.88, 0.83))
@@ -91,7 +94,7 @@ def plot(found: Report) -> str:
         axes.set(
             xlim=(min(latencies) / BESIDE, max(latencies) * BESIDE),
             xlabel="milliseconds (logarithmic)",
-            ylabel=selection.TITLES.get(found["score"], found["score"]),
+            ylabel=selection.SCORE_TITLES.get(found["score"], found["score"]),
         )
         drawing.canvas.draw()
         _names(axes, points, rows, front)

@@ -8,7 +8,7 @@ from toolchain.report import format, svg
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
-    from toolchain.selection.advise import Advice
+    pass
 
 
 Found = Mapping[str, Any]
@@ -49,7 +49,7 @@ def said(found: Found) -> str:
     return f"{found['model']}: {'; '.join(parts) or 'all of it is used'}{faster}: {'; '.join(found['why'])}"
 
 
-def tell(advice: "Advice | None") -> None:
+def tell(advice: "ReuseAdvice | None") -> None:
     """The same on the way; where nobody looked behind the blocks, that has been said."""
     if advice and advice.depths:
         progress.say(f"advise: {said(files.plain(advice))}")

@@ -5,46 +5,46 @@ from typing import Any
 
 from toolchain.report import format
 from toolchain.report.table import Table
-from toolchain.selection.ranking import Report, first
+from toolchain.selection.ranking import JsonObject, pick_best
 
-TITLES = {
+SCORE_TITLES = {
     "levels": "Levels",
     "probe": "Probe",
     "logme": "LogME",
     "hscore": "H-score",
     "leep": "LEEP",
 }  # others by their file's name
-SHIPS = {"yes": "yes", "no": "no", "unknown": "not known"}
-RUNTIMES = ("onnxruntime", "openvino")
+MAY_SHIP_TEXT = {"yes": "yes", "no": "no", "unknown": "not known"}
+RUNTIME_LIBRARIES = ("onnxruntime", "openvino")
 
 
-def ranking(found: Report | None) -> Table:
+def ranking_table(found: JsonObject | None) -> Table:
     """Best first; a star marks the front. No rows where there is no ranking."""
     if found is None:
         return Table(columns=(), rows=())
-    names = score_names(found)
+    names = list_score_names(found)
     rows = tuple(
         (
             row["name"] + (" *" if row["front"] else ""),
             *(_score(name, row) for name in names), _latency(row),
             format.count(row["macs"]), _size(row),
-            SHIPS[row["may_ship"]],
+            MAY_SHIP_TEXT[row["may_ship"]],
         )
         for row in found["candidates"]
         if not row["error"]
     )  # fmt: skip
-    titles = (TITLES.get(name, name) for name in names)
+    titles = (SCORE_TITLES.get(name, name) for name in names)
     columns = ("Candidate", *titles, "Latency, ms", "MACs", "Size", "May ship")
     return Table(columns=columns, rows=rows, spare=(*range(2, 1 + len(names)), len(names) + 2, len(names) + 3))
 
 
-def score_names(found: Report) -> list[str]:
+def list_score_names(found: JsonObject) -> list[str]:
     """The score that is ranked by first."""
     names = {name for row in found["candidates"] for name in row["scores"]}
     return sorted(names, key=lambda name: (name != found["score"], name))
 
 
-def _score(name: str, row: Report) -> str:
+def _score(name: str, row: JsonObject) -> str:
     value, bounds = row["scores"].get(name), row["bounds"].get(name)
     if value is None:
         return format.NONE
@@ -53,19 +53,19 @@ def _score(name: str, row: Report) -> str:
     return format.significant(value)
 
 
-def _latency(row: Report) -> str:
+def _latency(row: JsonObject) -> str:
     if not row["fastest"]:
         return format.NONE
     return f"{format.bounded(row['latency_ms'][row['fastest']])} {row['fastest']}"
 
 
-def _size(row: Report) -> str:
+def _size(row: JsonObject) -> str:
     if row["fastest"]:
         return format.size(row["size_bytes"][row["fastest"]])
     return f"{format.size(row['size_bytes'].get('f32'))} f32"
 
 
-def origins(found: Report) -> Table:
+def origins_table(found: JsonObject) -> Table:
     """Where the weights come from, and under what licence."""
     rows = tuple(
         (
@@ -82,22 +82,24 @@ def _source(weights: Mapping[str, Any]) -> str:
     return f"{weights['source']}{digest}"
 
 
-def left_out(found: Report | None) -> Table:
+def left_out_table(found: JsonObject | None) -> Table:
     """Candidates that could not be had, and why."""
     rows = tuple((row["name"], row["error"]) for row in (found or {"candidates": ()})["candidates"] if row["error"])
     return Table(columns=("Left out", "Why"), rows=rows, prose=(0, 1))
 
 
-def sections(found: Report) -> tuple[tuple[str, Table], ...]:
+def further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
     """What stands below the ranking."""
-    return ("Where they come from", origins(found)), ("Left out", left_out(found))
+    return ("Where they come from", origins_table(found)), ("Left out", left_out_table(found))
 
 
-def summary(found: Report) -> str:
+def summarize(found: JsonObject) -> str:
     """How much stands behind the figures."""
-    best, why = first(found)
+    best, why = pick_best(found)
     name, why = (found["chosen"], found["why"]) if "chosen" in found else (best["name"], why)
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if name in RUNTIMES)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in found["versions"].items() if name in RUNTIME_LIBRARIES
+    )
     timed = any(row["fastest"] for row in found["candidates"])
     costs = (
         f"latency and size of untrained copies on {found['target']} ({versions}), the faster of float and integers. * on the "

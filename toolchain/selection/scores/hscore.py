@@ -7,15 +7,15 @@ images are few.
 import numpy as np
 from sklearn.covariance import ledoit_wolf
 
-from toolchain.models.frozen_features import Need, Seen, centred, class_means
+from toolchain.models.frozen_features import FrozenFeatures, ScoreInput, replace_by_class_means, subtract_mean
 
-NEEDS: tuple[Need, ...] = ()
+NEEDS: tuple[ScoreInput, ...] = ()
 
 
-def score(train: Seen, held: Seen) -> float:
+def score(train: FrozenFeatures, held: FrozenFeatures) -> float:
     """Trace of the inverse shrunk covariance times that of the class means; higher is better."""
-    features = centred(train.features)
+    features = subtract_mean(train.features)
     shrunk, share = ledoit_wolf(features, assume_centered=True)
-    means = centred(class_means(features, train.labels))
+    means = subtract_mean(replace_by_class_means(features, train.labels))
     between = means.T @ means / (len(means) - 1)
     return float((1 - share) * np.trace(np.linalg.pinv(shrunk, hermitian=True) @ between))

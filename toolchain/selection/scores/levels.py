@@ -5,12 +5,12 @@ alone (Evci et al., "Head2Toe", arXiv 2201.03529). A probe before the head prefe
 bear out. Both measured: docs/results.md.
 """
 
-from toolchain.models.frozen_features import Need, Seen
+from toolchain.models.frozen_features import FrozenFeatures, ScoreInput
 from toolchain.selection import logme
 
-NEEDS: tuple[Need, ...] = ()
+NEEDS: tuple[ScoreInput, ...] = ()
 
 
-def score(train: Seen, held: Seen) -> float:
+def score(train: FrozenFeatures, held: FrozenFeatures) -> float:
     """Mean over the classes of the logarithm of the evidence, per image; higher is better."""
-    return logme.of_levels(train.levels or (train.features,), train.labels)
+    return logme.compute_over_levels(train.block_features or (train.features,), train.labels)
