@@ -38,7 +38,7 @@ from toolchain.models import build, profile
 from toolchain.pruning import surgery
 from toolchain.search import place, pruning_plan
 from toolchain.training.finetune import FinetunedModel
-from toolchain.training.trained import TrainedModel
+from toolchain.training.trained_model import TrainedModel
 
 DEFAULT = "resnet18:0.7+0.5+0.35,mobilenet_v2:0.7+0.5+0.35,resnet56:0.5,efficientnet_b0:0.5"
 CIFAR = (1, 3, 32, 32)

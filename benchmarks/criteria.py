@@ -25,7 +25,7 @@ from toolchain.core import progress, registry, statistics
 from toolchain.data.image_folder import Split
 from toolchain.pruning import prune, recover
 from toolchain.search import pruning_plan
-from toolchain.training import loop, trained
+from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 REFERENCE = "magnitude"
@@ -73,7 +73,7 @@ def main(
         print(f"| {' | '.join(cells)} |")
 
 
-def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained.TrainedModel:
+def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained_model.TrainedModel:
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
     job = make_job(recipe, reader.target("cpu"), Domain(name=recipe.domain), out)

@@ -37,7 +37,7 @@ from toolchain.edge import run
 from toolchain.export import to_onnx
 from toolchain.measure import latency
 from toolchain.measure.paired_timing import Side, rounds
-from toolchain.training import finetune, loop, trained
+from toolchain.training import finetune, loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 
@@ -145,12 +145,12 @@ def pruned(adapted: FinetunedModel, job: Recipe, target: Target, ratio: float, w
         work, "script", files.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
     ) as stage:
         if stage.figures is not None:
-            return trained.load_trained_model(stage, model).model
+            return trained_model.load_trained_model(stage, model).model
         settings = loop.TrainingJob(
             dataset=adapted.dataset, spec=train, augment=adapted.augment, seed=job.seed + 1, label=f"script {ratio:g}",
             folder=stage.folder,
         )  # fmt: skip
-        return trained.save_trained_model(stage, 0.0, model, loop.train(model, settings), {}).model
+        return trained_model.save_trained_model(stage, 0.0, model, loop.train(model, settings), {}).model
 
 
 def answers(runtime: Any, path: Path, precision: Precision, adapted: FinetunedModel) -> np.ndarray:

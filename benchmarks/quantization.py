@@ -29,13 +29,13 @@ from toolchain.config.target import Target
 from toolchain.core import files, stage_cache, statistics
 from toolchain.core.types import Architecture, Interval
 from toolchain.data import prepare
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.export import export_variants
 from toolchain.measure import accuracy
 from toolchain.quantization import pt2e, quantize
 from toolchain.search import place
-from toolchain.training import finetune, loop, trained
+from toolchain.training import finetune, loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 Served = Callable[[Split], np.ndarray]
@@ -87,20 +87,20 @@ def dense_models(
     return whole, ((one, finetune.run(make_job(one, reader.target("cpu"), domain, out), whole)) for one in each)
 
 
-def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> trained.TrainedModel:
+def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> trained_model.TrainedModel:
     """The dense float model with the epochs of quantization-aware training, but without its rounding."""
     dense, train = adapted.trained, recipe.quantize.train
     key = files.digest(dense.key, train, adapted.augment, recipe.seed)
     model = copy.deepcopy(dense.model)
     with stage_cache.stage(work, "longer", key) as stage:
         if stage.figures is not None:
-            return trained.load_trained_model(stage, model)
+            return trained_model.load_trained_model(stage, model)
         started = time.monotonic()
         job = loop.TrainingJob(
             dataset=adapted.dataset, spec=train, augment=adapted.augment, seed=recipe.seed + 2, label="float, longer",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
-        return trained.save_trained_model(stage, started, model, loop.train(model, job, keep_start=True), {})
+        return trained_model.save_trained_model(stage, started, model, loop.train(model, job, keep_start=True), {})
 
 
 def quantized(

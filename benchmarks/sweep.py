@@ -35,7 +35,7 @@ from toolchain.core.errors import ToolchainError, brief
 from toolchain.export import to_onnx
 from toolchain.models import build, profile
 from toolchain.models.sources.torchvision_import import import_torchvision
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
 
@@ -85,7 +85,7 @@ def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
         return row
     try:
         before = profile.measure_layers(first, image)
-        plan = options.plan_for_ratio(
+        plan = search_space.plan_for_ratio(
             first, image, head=build.find_head(first, 1000), spec=PruneSpec(ratio=ratio), alignment=ALIGNMENT,
             criterion=magnitude.score,
         )  # fmt: skip

@@ -18,7 +18,7 @@ from toolchain.config import overrides, reader
 from toolchain.config.job import make_job
 from toolchain.core import statistics
 from toolchain.data import prepare
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import build
 from toolchain.training import finetune, linear_probe, loop
 

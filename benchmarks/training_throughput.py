@@ -24,7 +24,7 @@ from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, Recipe
 from toolchain.core import progress
 from toolchain.data import loader, prepare
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.models import build
 from toolchain.training import loop
 from toolchain.training.training_state import TrainingState

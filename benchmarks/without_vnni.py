@@ -26,7 +26,7 @@ import typer
 from toolchain.config import overrides, reader
 from toolchain.core import files as records
 from toolchain.core import stage_cache, statistics
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.edge import run
 from toolchain.export.export_variants import ExportedVariant
 from toolchain.measure import accuracy

@@ -14,7 +14,7 @@ from toolchain.config.job import make_job
 from toolchain.core import files, registry
 from toolchain.data import prepare
 from toolchain.training import finetune, loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 
 ZOO = registry.PACKAGE / "models" / "zoo"
 COMMAND = "make pretrain"

@@ -33,7 +33,7 @@ from toolchain.edge import manifest as manifests
 from toolchain.edge import run as runner
 from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search import lock as locks
 from toolchain.search import place, planner
@@ -105,7 +105,7 @@ def test_a_lock_gives_the_same_archive_without_a_search(
         ignore=lambda folder, _: ["fit", "place"] if folder.endswith("work") else [],
     )
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(options, "plan_for_ratio", lambda *_, **__: pytest.fail("planned again"))
+    monkeypatch.setattr(search_space, "plan_for_ratio", lambda *_, **__: pytest.fail("planned again"))
     monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr(
         place, "time_placement", lambda model, image, target, chosen, work: PlacementResult(chosen, "", (), 0.0)

@@ -24,9 +24,9 @@ from toolchain.quantization import quantize
 from toolchain.report import assemble, write
 from toolchain.report.pages import adapt as adapt_page
 from toolchain.report.sections import reuse
-from toolchain.search import accuracy_control, lock, place, pruning_plan, sensitivity
+from toolchain.search import accuracy_control, lock, place, pruning_plan, pruning_sensitivity
 from toolchain.search.plan import Lock
-from toolchain.selection import advise, select_model
+from toolchain.selection import reuse_advice, select_model
 from toolchain.training import finetune, input_size
 
 
@@ -47,7 +47,7 @@ def export(job: Job) -> dict[str, Any]:
         with step("data"):
             data, joined = prepare.run(job)
         with step("advise"):
-            job, advice = advise.resolve_auto_reuse(job, data)
+            job, advice = reuse_advice.resolve_auto_reuse(job, data)
             reuse.tell(advice)
         with step("adapt"):
             decided = pruning_plan.check_model(job, data, decided)
@@ -59,7 +59,7 @@ def export(job: Job) -> dict[str, Any]:
             plan = pruning_plan.run(job, replace(dense, trained=ranked), decided, at_size)
             view = at_size(plan.reduced_image_size or data.preprocess.image_size)
         with step("sensitivity"):
-            curves = sensitivity.run(job, dense, plan)
+            curves = pruning_sensitivity.run(job, dense, plan)
         with step("place"):
             placed = place.run(job, pruning_plan.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
             lock.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
@@ -101,7 +101,7 @@ def adapt(job: Job) -> dict[str, Any]:
     with files.locked(job.out / recipe.name, wait=False):
         torch.set_flush_denormal(True)
         data, joined = prepare.run(job)
-        job, advice = advise.resolve_auto_reuse(job, data, timed=False)
+        job, advice = reuse_advice.resolve_auto_reuse(job, data, timed=False)
         reuse.tell(advice)
         build.build_for_image_size(
             job.recipe.model, len(data.classes), data.example_input, job.recipe.reuse

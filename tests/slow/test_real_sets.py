@@ -18,7 +18,7 @@ from toolchain.core import registry
 from toolchain.data import image_folder
 from toolchain.export import to_onnx
 from toolchain.models import build
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 
@@ -68,7 +68,7 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
     image = torch.zeros(1, 3, 64, 64)
     criterion = registry.module("criteria", "magnitude").score
     head = build.find_head(model, 10)
-    planned = options.plan_for_ratio(
+    planned = search_space.plan_for_ratio(
         model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
     )
     small = surgery.apply(model, planned)

@@ -11,13 +11,13 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
 from toolchain.core.files import plain
 from toolchain.core.types import Interval, Preprocess
-from toolchain.data import dataset
-from toolchain.data.augment import resolve
+from toolchain.data import decoded_dataset
+from toolchain.data.augmentation import resolve
 from toolchain.models import blocks, build
 from toolchain.report import html, write
 from toolchain.report.sections import reuse as reuse_report
-from toolchain.selection import advise, extract_features, transfer_scores
-from toolchain.selection.advise import DepthAssessment
+from toolchain.selection import extract_features, reuse_advice, transfer_scores
+from toolchain.selection.reuse_advice import DepthAssessment
 from toolchain.training import finetune, loop
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -53,27 +53,27 @@ def depths(levels: list[float], gains: list[float]) -> list[DepthAssessment]:
     ],
 )
 def test_what_is_proposed(levels: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
-    found, why = advise.choose_reuse(depths(levels, gains), per_class, 500)
+    found, why = reuse_advice.choose_reuse(depths(levels, gains), per_class, 500)
     assert found == wanted
     assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
 
 
 def test_nothing_is_cut_where_nobody_could_tell_what_it_costs() -> None:
-    found, why = advise.choose_reuse(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
+    found, why = reuse_advice.choose_reuse(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
     assert found == Reuse()
     assert why[0].startswith("15 validation images are too few")
 
 
 def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = advise.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
+    found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (Reuse(), ())
     assert reuse_report.said(plain(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
-    found = advise.advise("glyphs", GLYPHS, data, tmp_path / "work")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
+    found = reuse_advice.advise("glyphs", GLYPHS, data, tmp_path / "work")
     whole = build.build_untrained(dataclasses.replace(GLYPHS, weights=""), 3)
     assert [one.block for one in found.depths][0::8] == ["features.0", "features.12"]
     assert found.depths == tuple(sorted(found.depths, key=lambda one: one.macs))
@@ -95,10 +95,10 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
 def test_a_network_that_is_no_chain_is_used_whole(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     monkeypatch.setattr(blocks, "find", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
+    settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert settled.recipe == dataclasses.replace(recipe, reuse=Reuse())
     assert found is not None
     assert "it is no chain of blocks" in reuse_report.said(plain(found))
@@ -106,18 +106,18 @@ def test_a_network_that_is_no_chain_is_used_whole(
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
-    settled, found = advise.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
+    settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert found is not None
     assert settled.recipe.reuse == found.reuse
     asked = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
     job = job_of(asked, out=tmp_path)
-    assert advise.resolve_auto_reuse(job, data, timed=False) == (job, None)
+    assert reuse_advice.resolve_auto_reuse(job, data, timed=False) == (job, None)
 
 
 def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
     before, _, _ = build.build_with_new_head(GLYPHS, 3, seed=0)
@@ -134,7 +134,7 @@ def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None
 
 
 def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     model, head, _ = build.build_with_new_head(
         ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.25}), 3, seed=0
     )
@@ -149,7 +149,7 @@ def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> 
 
 
 def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
-    found = advise.ReuseAdvice(
+    found = reuse_advice.ReuseAdvice(
         model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
-from toolchain.data import augment
+from toolchain.data import augmentation
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 
@@ -31,15 +31,15 @@ def images(count: int = 6, channels: int = 3) -> Tensor:
 
 def test_without_strength_nothing_changes() -> None:
     x = images()
-    assert torch.equal(augment.transform(x, AugmentSpec(), random()), x)
+    assert torch.equal(augmentation.transform(x, AugmentSpec(), random()), x)
     for spec in (AugmentSpec(rotate_degrees=1e-6), AugmentSpec(crop=1e-9), AugmentSpec(saturation=1e-9)):
-        torch.testing.assert_close(augment.transform(x, spec, random()), x, atol=2e-2, rtol=0)
+        torch.testing.assert_close(augmentation.transform(x, spec, random()), x, atol=2e-2, rtol=0)
 
 
 def test_flips_mirror_some_pictures_and_leave_others() -> None:
     x = images(40)
     for spec, dimension in ((AugmentSpec(horizontal_flip=True), 3), (AugmentSpec(vertical_flip=True), 2)):
-        y = augment.transform(x, spec, random())
+        y = augmentation.transform(x, spec, random())
         mirrored = sum(torch.equal(a, b.flip(dimension - 1)) for a, b in zip(x, y, strict=True))
         assert mirrored + sum(torch.equal(a, b) for a, b in zip(x, y, strict=True)) == 40
         assert 8 < mirrored < 32
@@ -48,7 +48,7 @@ def test_flips_mirror_some_pictures_and_leave_others() -> None:
 def test_flips_are_flips_where_a_resampling_does_them_too() -> None:
     x = images(40)
     for name, dimension in (("horizontal_flip", 3), ("vertical_flip", 2)):
-        y = augment.transform(x, AugmentSpec(rotate_degrees=1e-6, **{name: True}), random())
+        y = augmentation.transform(x, AugmentSpec(rotate_degrees=1e-6, **{name: True}), random())
         same, mirrored = (
             [torch.allclose(a, b, atol=0.05) for a, b in zip(other, y, strict=True)] for other in (x, x.flip(dimension))
         )
@@ -60,7 +60,7 @@ def test_a_crop_is_a_part_of_the_picture_at_its_own_place() -> None:
     """A picture whose values are its coordinates says which part was taken."""
     across = torch.linspace(-1, 1, 65).expand(1, 1, 65, 65)
     x = torch.cat([across, across.transpose(2, 3)], 1).expand(200, -1, -1, -1)
-    y = augment.transform(x, AugmentSpec(crop=0.5), random())
+    y = augmentation.transform(x, AugmentSpec(crop=0.5), random())
     wide, high = (y[:, 0, 32].amax(1) - y[:, 0, 32].amin(1)) / 2, (y[:, 1, :, 32].amax(1) - y[:, 1, :, 32].amin(1)) / 2
     area = wide * high
     assert 0.44 < area.min() < 0.56  # at most half of the area is left out
@@ -74,7 +74,7 @@ def test_rotation_is_torchvisions() -> None:
     functional = reference()
     x = torch.nn.functional.avg_pool2d(torch.rand(1, 3, 36, 36, generator=random(1)) * 255, 5, 1, 2)
     spec = AugmentSpec(rotate_degrees=40)
-    y = augment.transform(x, spec, random(3))
+    y = augmentation.transform(x, spec, random(3))
     angle = math.degrees(float((torch.rand(1, generator=random(3)) * 2 - 1) * math.radians(40)))
     wanted = functional.rotate(
         x, angle, interpolation=importlib.import_module("torchvision.transforms").InterpolationMode.BILINEAR
@@ -86,19 +86,19 @@ def test_rotation_is_torchvisions() -> None:
 def test_colour_goes_towards_and_away_from_gray_as_torchvision_does_it() -> None:
     functional = reference()
     x = images(1) * 0.5 + 60
-    y = augment.transform(x, AugmentSpec(saturation=0.4), random(5))
+    y = augmentation.transform(x, AugmentSpec(saturation=0.4), random(5))
     drawn = random(5)
     torch.rand(2, generator=drawn)  # those of brightness and contrast come first
     factor = 1 + float((torch.rand(1, generator=drawn) * 2 - 1) * 0.4)
     wanted = functional.adjust_saturation(x / 255, factor) * 255
     torch.testing.assert_close(y, wanted, atol=0.5, rtol=0)
     gray = images(4, 1)
-    assert torch.equal(augment.transform(gray, AugmentSpec(saturation=0.4), random()), gray)
+    assert torch.equal(augmentation.transform(gray, AugmentSpec(saturation=0.4), random()), gray)
 
 
 def test_light_changes_stay_within_what_a_picture_can_hold() -> None:
     x = images(50)
-    y = augment.transform(x, AugmentSpec(brightness=0.5), random())
+    y = augmentation.transform(x, AugmentSpec(brightness=0.5), random())
     assert 0 <= y.min() <= y.max() <= 255
     means = y.mean((1, 2, 3)) / x.mean((1, 2, 3))
     assert means.min() < 0.9 < 1.1 < means.max()
@@ -106,7 +106,7 @@ def test_light_changes_stay_within_what_a_picture_can_hold() -> None:
 
 def test_erasing_blanks_one_rectangle_in_the_share_of_pictures_asked_for() -> None:
     x = images(400, 1)
-    y = augment.transform(x, AugmentSpec(erase=0.5), random())
+    y = augmentation.transform(x, AugmentSpec(erase=0.5), random())
     changed = (y != x).flatten(1).float().mean(1)
     assert 150 < int((changed > 0).sum()) < 250
     assert changed[changed > 0].mean() == pytest.approx(0.11, abs=0.03)
@@ -118,7 +118,7 @@ def test_mixing_blends_labels_as_it_blends_pixels(name: str) -> None:
     x = torch.arange(4.0).view(4, 1, 1, 1).expand(-1, 1, 30, 30).contiguous()
     labels = torch.eye(4)
     for seed in range(20):
-        y, wanted = augment.mix(x, labels, AugmentSpec(**{name: 1.0}), random(seed))
+        y, wanted = augmentation.mix(x, labels, AugmentSpec(**{name: 1.0}), random(seed))
         assert torch.allclose(wanted.sum(1), torch.ones(4))
         mean = y.mean((1, 2, 3))
         assert torch.allclose(mean, wanted @ torch.arange(4.0), atol=1e-4)  # pixels and labels in the same shares
@@ -127,32 +127,34 @@ def test_mixing_blends_labels_as_it_blends_pixels(name: str) -> None:
 def test_beta_draws_have_the_distributions_moments() -> None:
     generator = random()
     for alpha in (0.2, 1.0):
-        drawn = np.array([augment._beta(alpha, generator) for _ in range(4000)])
+        drawn = np.array([augmentation._beta(alpha, generator) for _ in range(4000)])
         assert drawn.mean() == pytest.approx(0.5, abs=0.03)
         assert drawn.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), abs=0.01)
 
 
 def test_thermal_pictures_get_no_change_of_light() -> None:
-    chosen = augment.resolve(AugmentSpec(auto=True), "thermal", 50)
+    chosen = augmentation.resolve(AugmentSpec(auto=True), "thermal", 50)
     assert chosen.brightness == chosen.saturation == 0
     assert chosen.horizontal_flip
     with pytest.raises(ToolchainError, match="augment.brightness = 0.1 does not suit thermal.*temperature"):
-        augment.resolve(AugmentSpec(brightness=0.1), "thermal", 50)
+        augmentation.resolve(AugmentSpec(brightness=0.1), "thermal", 50)
     with pytest.raises(ToolchainError, match="horizontal_flip"):
-        augment.resolve(AugmentSpec(horizontal_flip=True), "text", 50)
+        augmentation.resolve(AugmentSpec(horizontal_flip=True), "text", 50)
 
 
 def test_few_pictures_are_changed_more_and_what_the_recipe_says_wins() -> None:
-    few, many = (augment.resolve(AugmentSpec(auto=True), "photo", count) for count in (20, 20_000))
+    few, many = (augmentation.resolve(AugmentSpec(auto=True), "photo", count) for count in (20, 20_000))
     assert few.crop > many.crop > 0
-    assert augment.resolve(AugmentSpec(auto=True, crop=0.9), "photo", 20).crop == 0.9
-    off = augment.resolve(AugmentSpec(auto=True, horizontal_flip=False, mixup=0.0), "photo", 20)
+    assert augmentation.resolve(AugmentSpec(auto=True, crop=0.9), "photo", 20).crop == 0.9
+    off = augmentation.resolve(AugmentSpec(auto=True, horizontal_flip=False, mixup=0.0), "photo", 20)
     assert (off.horizontal_flip, off.mixup) == (False, 0.0)
     assert off.crop == few.crop
-    assert augment.resolve(AugmentSpec(crop=0.1), "photo", 20) == dataclasses.replace(augment.NO_AUGMENTATION, crop=0.1)
+    assert augmentation.resolve(AugmentSpec(crop=0.1), "photo", 20) == dataclasses.replace(
+        augmentation.NO_AUGMENTATION, crop=0.1
+    )
 
 
-@pytest.mark.parametrize("kind", sorted(augment.AUTO_BY_KIND))
-def test_what_is_chosen_is_never_forbidden(kind: augment.Kind) -> None:
-    chosen = dataclasses.replace(augment.resolve(AugmentSpec(auto=True), kind, 10), auto=False)
-    assert augment.resolve(chosen, kind, 10) == chosen
+@pytest.mark.parametrize("kind", sorted(augmentation.AUTO_BY_KIND))
+def test_what_is_chosen_is_never_forbidden(kind: augmentation.Kind) -> None:
+    chosen = dataclasses.replace(augmentation.resolve(AugmentSpec(auto=True), kind, 10), auto=False)
+    assert augmentation.resolve(chosen, kind, 10) == chosen

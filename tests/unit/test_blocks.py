@@ -10,7 +10,7 @@ from torch import nn
 from toolchain.config.recipe import ModelSpec, PruneSpec, Reuse
 from toolchain.core.errors import ToolchainError
 from toolchain.models import blocks, build, profile
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.pruning.criteria import magnitude
 
 NETS = {
@@ -95,7 +95,7 @@ def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
 def test_a_cut_network_can_be_pruned() -> None:
     model = build.build_untrained(ModelSpec(name="mobilenet_v2"), 5, Reuse(keep="features.10")).eval()
     image = torch.zeros(1, 3, 64, 64)
-    plan = options.plan_for_ratio(
+    plan = search_space.plan_for_ratio(
         model, image, head=build.find_head(model, 5), spec=PruneSpec(ratio=0.4), alignment=8, criterion=magnitude.score
     )
     small = surgery.apply(model, plan)

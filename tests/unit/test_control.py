@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, Recipe
 from toolchain.config.target import QuantScheme, Target
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.quantization import pt2e, ranges
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
 from toolchain.quantization.quantize import Network, QuantizedModel
 from toolchain.search import accuracy_control, place
 from toolchain.training import loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -14,7 +14,7 @@ from toolchain.config.recipe import PruneSpec
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.models import profile
-from toolchain.pruning import gradients, groups, importance, options, surgery
+from toolchain.pruning import gradients, groups, importance, search_space, surgery
 from toolchain.pruning.criteria import bn_scale, fisher, l1, lamp, magnitude, random, taylor
 from toolchain.pruning.gradients import GradientMoments
 from toolchain.pruning.groups import ChannelRole, PruningGroup
@@ -264,7 +264,7 @@ def test_a_criterion_that_needs_gradients_says_so_where_there_are_none(name: str
     criterion = registry.module("criteria", name).score
     spec = PruneSpec(ratio=0.1)
     with pytest.raises(ToolchainError, match="reads gradients, and none were collected"):
-        options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
+        search_space.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
 
 
 @pytest.mark.parametrize("name", registry.modules("criteria"))
@@ -273,7 +273,7 @@ def test_every_criterion_and_ranking_plans_a_network_that_runs(
     name: str, ranking: str, net: nn.Module, collected: Mapping[str, GradientMoments]
 ) -> None:
     spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.module("criteria", name).score
-    planned = options.plan_for_ratio(
+    planned = search_space.plan_for_ratio(
         net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected
     )
     small = surgery.apply(net, planned)

@@ -13,7 +13,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data import dataset as data
+from toolchain.data import decoded_dataset as data
 from toolchain.data import image_folder, loader
 from toolchain.edge import run
 

@@ -13,10 +13,10 @@ from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.types import Preprocess
 from toolchain.data import loader
-from toolchain.data.dataset import Dataset, Images
-from toolchain.pruning import gradients, options
+from toolchain.data.decoded_dataset import Dataset, Images
+from toolchain.pruning import gradients, search_space
 from toolchain.search import pruning_plan
-from toolchain.training import trained
+from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -34,7 +34,7 @@ def adapted() -> FinetunedModel:
     train = Images(pixels, labels, tuple(Path(str(i)) for i in range(40)), torch.ones(40))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", tuple(range(0, 40, 2)), "drawn", ())
-    return FinetunedModel(trained.TrainedModel(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained_model.TrainedModel(net, "dense", {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 def recipe(criterion: str) -> Recipe:
@@ -44,7 +44,7 @@ def recipe(criterion: str) -> Recipe:
 def by_hand(adapted: FinetunedModel, criterion: str, rows: tuple[int, ...]) -> dict[str, dict[int, list[int]]]:
     train = adapted.dataset.splits["train"]
     x: Tensor = loader.normalise(train.pixels[list(rows)], adapted.dataset.preprocess)
-    planned = options.plan_for_ratio(
+    planned = search_space.plan_for_ratio(
         adapted.trained.model, IMAGE, head="6", spec=recipe(criterion).prune, alignment=4,
         criterion=registry.module("criteria", criterion).score,
         gradients=gradients.collect(adapted.trained.model, [(x, train.labels[list(rows)])]),

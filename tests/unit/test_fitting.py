@@ -13,7 +13,7 @@ from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.models import profile
 from toolchain.models.profile import Layer
-from toolchain.pruning import options as options_module
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning import width_search
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery

@@ -14,9 +14,9 @@ from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, R
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.quantization import placement_result
 from toolchain.quantization.placement import Placement
 from toolchain.search import lock as lock_module
@@ -24,7 +24,7 @@ from toolchain.search import lock as locks
 from toolchain.search import plan as plan_module
 from toolchain.search import pruning_plan
 from toolchain.search.plan import Lock
-from toolchain.training import trained
+from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -47,7 +47,7 @@ def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
     train = Images(pixels, torch.tensor([0, 1, 0, 1]), tuple(Path(str(i)) for i in range(4)), torch.ones(4))
     preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", (0, 1), "drawn", ())
-    return FinetunedModel(trained.TrainedModel(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained_model.TrainedModel(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
-    monkeypatch.setattr(options, "plan_for_ratio", None)
-    monkeypatch.setattr(options, "build_search_space", None)
+    monkeypatch.setattr(search_space, "plan_for_ratio", None)
+    monkeypatch.setattr(search_space, "build_search_space", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")
     assert again.removes_anything
     assert again.surgery == planned.surgery

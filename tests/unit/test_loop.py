@@ -12,7 +12,7 @@ from toolchain.config.recipe import AugmentSpec, TrainSpec
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data import dataset as data
+from toolchain.data import decoded_dataset as data
 from toolchain.data.image_folder import Split
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement

@@ -11,7 +11,7 @@ from toolchain.config.recipe import PruneSpec
 from toolchain.config.target import QuantScheme
 from toolchain.export import prune_graph, to_onnx
 from toolchain.export.passes import cleanup
-from toolchain.pruning import options as options_module
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning import surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.width_search import Subnetwork

@@ -16,7 +16,7 @@ from toolchain.core import registry
 from toolchain.core.types import Precision
 from toolchain.export import to_onnx
 from toolchain.models import padding
-from toolchain.pruning import options, surgery
+from toolchain.pruning import search_space, surgery
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 
@@ -48,7 +48,7 @@ def net() -> nn.Module:
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 24))
     criterion = registry.module("criteria", "magnitude").score
-    plan = options.plan_for_ratio(
+    plan = search_space.plan_for_ratio(
         model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
     )
     small = surgery.apply(model, plan)

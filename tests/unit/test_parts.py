@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.models import build
-from toolchain.pruning import groups, options, surgery, traceable_parts
+from toolchain.pruning import groups, search_space, surgery, traceable_parts
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.traceable_parts import TraceablePart
@@ -56,7 +56,7 @@ def test_only_channels_inside_of_parts_may_go() -> None:
 def test_a_plan_made_of_parts_cuts_the_same_channels_everywhere() -> None:
     net = Net().eval()
     spec = PruneSpec(ratio=0.2)
-    plan = options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    plan = search_space.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(net, plan)
     with torch.no_grad():
         for name, kept in plan.keep.items():
@@ -136,5 +136,5 @@ def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
 def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str) -> None:
     model, image = build.build_untrained(ModelSpec(name=name), 7).eval(), torch.zeros(1, 3, 64, 64)
     spec, head = PruneSpec(ratio=0.3), build.find_head(model, 7)
-    plan = options.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    plan = search_space.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     assert surgery.apply(model, plan)(torch.randn(2, 3, 64, 64)).shape == (2, 7)

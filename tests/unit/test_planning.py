@@ -12,10 +12,10 @@ from toolchain.config import reader
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.export import prune_graph
 from toolchain.models import build, profile
-from toolchain.pruning import options as options_module
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning import surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
@@ -23,7 +23,7 @@ from toolchain.quantization.placement import Placement
 from toolchain.search import latency_search, planner, pruning_plan
 from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
 from toolchain.training import input_size, loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 32, 32)

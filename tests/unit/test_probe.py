@@ -11,7 +11,7 @@ from torch import nn
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec, Recipe, TrainSpec
 from toolchain.core.types import Preprocess
-from toolchain.data import dataset
+from toolchain.data import decoded_dataset
 from toolchain.models import build, padding
 from toolchain.training import finetune, linear_probe, loop
 
@@ -19,8 +19,8 @@ PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(
 
 
 @pytest.fixture
-def own(domain: Domain, tmp_path: Path) -> dataset.Dataset:
-    return dataset.load(domain, PREPROCESS, tmp_path / "cache")
+def own(domain: Domain, tmp_path: Path) -> decoded_dataset.Dataset:
+    return decoded_dataset.load(domain, PREPROCESS, tmp_path / "cache")
 
 
 def net() -> nn.Module:
@@ -30,7 +30,7 @@ def net() -> nn.Module:
     )
 
 
-def test_a_probe_is_what_it_says_once_it_is_the_head(own: dataset.Dataset) -> None:
+def test_a_probe_is_what_it_says_once_it_is_the_head(own: decoded_dataset.Dataset) -> None:
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("4.")}
     found = linear_probe.fit(model, "4", own)
@@ -42,7 +42,7 @@ def test_a_probe_is_what_it_says_once_it_is_the_head(own: dataset.Dataset) -> No
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 
-def test_fine_tuning_that_spoils_it_keeps_the_probe(own: dataset.Dataset, tmp_path: Path) -> None:
+def test_fine_tuning_that_spoils_it_keeps_the_probe(own: decoded_dataset.Dataset, tmp_path: Path) -> None:
     spoiling = TrainSpec(epochs=1, batch_size=8, learning_rate=5.0, schedule="constant", head_start="probe")
     recipe = Recipe(name="x", domain="tiny", model=ModelSpec(name="mobilenet_v3_small"), adapt=spoiling)
     found = finetune.run(job_of(dataclasses.replace(recipe), out=tmp_path / "work"), own)
@@ -60,7 +60,7 @@ def test_few_images_are_fine_tuned_with_care_and_many_are_not() -> None:
 
 
 def test_care_is_for_what_was_pretrained_and_rare_classes_are_said(
-    own: dataset.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: decoded_dataset.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[TrainSpec] = []
 
@@ -80,7 +80,7 @@ def test_care_is_for_what_was_pretrained_and_rare_classes_are_said(
     assert f"{own.classes[0]} {counts[0]} images" in capsys.readouterr().out
 
 
-def test_mirrored_copies_join_the_images_with_their_labels(own: dataset.Dataset) -> None:
+def test_mirrored_copies_join_the_images_with_their_labels(own: decoded_dataset.Dataset) -> None:
     images = own.splits["train"]
     grown = linear_probe._with_mirrored(images, [(2,), (1,), (1, 2)])
     assert len(grown) == 4 * len(images)
@@ -109,6 +109,6 @@ def test_a_teacher_is_shown_the_pixels_its_weights_expect() -> None:
     assert seen[0, :, 0, 0].tolist() == pytest.approx(wanted)
 
 
-def test_features_of_a_convolution_as_head_are_averaged_over_the_picture(own: dataset.Dataset) -> None:
+def test_features_of_a_convolution_as_head_are_averaged_over_the_picture(own: decoded_dataset.Dataset) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.ReLU(), nn.Conv2d(5, 3, 1))
     assert linear_probe.extract_features(model, "2", own.splits["val"], PREPROCESS).shape == (15, 5)

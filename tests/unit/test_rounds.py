@@ -14,17 +14,17 @@ from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe, T
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
 from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, surgery, width_search
-from toolchain.pruning import options as options_module
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import pruning_plan
 from toolchain.search.plan import PruningPlan
 from toolchain.training import loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)

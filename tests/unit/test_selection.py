@@ -22,7 +22,7 @@ from toolchain.config.target import Target
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval, Preprocess
-from toolchain.data import dataset
+from toolchain.data import decoded_dataset
 from toolchain.measure import untrained_latency
 from toolchain.measure.untrained_latency import Clocked, Network
 from toolchain.models import build, weights
@@ -146,7 +146,7 @@ def test_a_wrong_shortlist_is_refused(content: str, said: str, tmp_path: Path) -
 def test_a_look_is_taken_once_and_serves_every_depth(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
     train, held = found.select("train"), found.select("val")
     assert (len(train.labels), len(held.labels)) == (len(data.splits["train"]), len(data.splits["val"]))
@@ -167,7 +167,7 @@ def test_a_look_is_taken_once_and_serves_every_depth(
 
 
 def test_levels_are_those_up_to_the_cut_and_what_the_head_is_given_counts_once(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
     widths = [found.select("train", block).features.shape[1] for block in found.blocks]
     for number, block in enumerate(found.blocks):
@@ -186,7 +186,7 @@ def test_levels_are_those_up_to_the_cut_and_what_the_head_is_given_counts_once(d
 
 
 def test_what_a_cut_network_hands_to_its_head_is_what_was_seen(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
     model, head, _ = build.build_with_new_head(GLYPHS, 3, seed=0, reuse=Reuse(keep="features.6"))
     given: list[torch.Tensor] = []
@@ -208,7 +208,7 @@ def test_images_are_drawn_class_by_class() -> None:
 
 
 def test_scores_that_need_a_head_are_left_out_without_one(domain: Domain, tmp_path: Path) -> None:
-    data = dataset.load(domain, SHOWN, tmp_path / "data")
+    data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     whole = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
     assert set(transfer_scores.compute(whole, tmp_path / "work")) == set(registry.modules("scores"))
     assert "leep" not in transfer_scores.compute(whole, tmp_path / "work", "features.4")

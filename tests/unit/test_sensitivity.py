@@ -16,16 +16,16 @@ from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, registry
 from toolchain.core.types import Preprocess
 from toolchain.data import loader
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
 from toolchain.pruning import surgery, width_search
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.report import assemble
-from toolchain.search import pruning_plan, sensitivity
+from toolchain.search import pruning_plan, pruning_sensitivity
 from toolchain.search.plan import PruningPlan
-from toolchain.search.sensitivity import Sensitivity, SensitivityCurve
-from toolchain.training import loop, trained
+from toolchain.search.pruning_sensitivity import Sensitivity, SensitivityCurve
+from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
@@ -73,7 +73,7 @@ def made(block: nn.Module) -> FinetunedModel:
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(90)), torch.ones(90))
     splits = Splits({"train": images.select(range(30)), "val": images.select(range(30, 90))})
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 30, 2)), "drawn", ())  # type: ignore[arg-type]
-    return FinetunedModel(trained.TrainedModel(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
+    return FinetunedModel(trained_model.TrainedModel(net, "dense", {}, 0.0), "head", data, AugmentSpec(), (), ())
 
 
 class Splits(dict[str, Any]):
@@ -99,7 +99,7 @@ def planned(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> Pru
 
 
 def found(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:
-    curves = sensitivity.run(job_of(recipe, TARGET, out=work), adapted, planned(adapted, work, recipe))
+    curves = pruning_sensitivity.run(job_of(recipe, TARGET, out=work), adapted, planned(adapted, work, recipe))
     assert curves is not None
     return curves
 
@@ -117,7 +117,7 @@ def masked(net: nn.Module, group: PruningGroup, gone: list[int]) -> nn.Module:
 
 
 def test_cutting_answers_as_silencing_the_same_channels_does(adapted: FinetunedModel, tmp_path: Path) -> None:
-    survey = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path)
+    survey = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path)
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     apart = 0
     for index, group in enumerate(survey.options.groups):
@@ -172,14 +172,14 @@ def test_what_was_measured_before_an_exception_is_not_measured_again(
     monkeypatch.setattr(loop, "predict", watched)
     tickets = counting(next(cut_at))
     with pytest.raises(KeyboardInterrupt):
-        sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
+        pruning_sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
     assert len(seen) == 3
     tickets = counting(next(cut_at))
-    assert sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole
+    assert pruning_sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
-    assert sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole  # from its record
+    assert pruning_sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan) == whole  # from its record
     assert len(seen) == 1 + sum(len(curve.points) for curve in whole.curves)
-    assert not list(tmp_path.rglob(sensitivity.POINTS_FILE))
+    assert not list(tmp_path.rglob(pruning_sensitivity.POINTS_FILE))
 
 
 def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: FinetunedModel, tmp_path: Path) -> None:
@@ -203,21 +203,21 @@ def test_channels_go_in_the_order_in_which_the_plan_took_them(
 ) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
-    options = sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE, tmp_path).options
     for group, ranked in zip(options.groups, options.channel_order, strict=True):
-        gone = round(sensitivity.compute_pruned_share(group, plan) * group.channels)
+        gone = round(pruning_sensitivity.compute_pruned_share(group, plan) * group.channels)
         kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
         assert set(kept) == set(ranked[gone:].tolist())
 
 
 def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: FinetunedModel, tmp_path: Path) -> None:
     fine = dataclasses.replace(TARGET, alignment=1)
-    options = sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
     plan = PruningPlan(
         surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept)), "fine", (), (), None
     )
-    curves = sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
+    curves = pruning_sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
     assert curves is not None
     shares = {curve.name: [point.share for point in curve.points] for curve in curves.curves}
     assert shares == {"stem": [0.0625, 0.25, 0.5, 0.75], "second": [0.25, 0.5, 0.75]}
@@ -238,7 +238,7 @@ def test_protected_groups_are_named_as_such_and_not_measured(adapted: FinetunedM
 
 def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: FinetunedModel, tmp_path: Path) -> None:
     wide = dataclasses.replace(TARGET, alignment=12)  # of 16 and 12 channels
-    curves = sensitivity.run(job_of(RECIPE, wide, out=tmp_path), adapted, planned(adapted, tmp_path))
+    curves = pruning_sensitivity.run(job_of(RECIPE, wide, out=tmp_path), adapted, planned(adapted, tmp_path))
     assert curves is not None
     assert [curve.name for curve in curves.curves if curve.why == "too narrow"] == ["second"]
 
@@ -246,7 +246,7 @@ def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: Finetune
 def test_when_time_is_up_the_rest_is_named(
     adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sensitivity, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(pruning_sensitivity, "MAX_SECONDS", 0.0)
     assert {curve.why for curve in found(adapted, tmp_path).curves} == {"no time"}
     assert "no time for" in capsys.readouterr().out
 
@@ -262,7 +262,7 @@ def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
         return predict(model, *rest)
 
     monkeypatch.setattr(loop, "predict", picky)
-    curves = sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
+    curves = pruning_sensitivity.run(job_of(RECIPE, TARGET, out=tmp_path), adapted, plan)
     assert curves is not None
     assert {curve.name: curve.why for curve in curves.curves} == {"stem": "", "second": "does not run"}
 
@@ -270,8 +270,8 @@ def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
 def test_a_large_network_is_measured_on_fewer_images(
     adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sensitivity, "MAX_MACS", 0.0)
-    monkeypatch.setattr(sensitivity, "MIN_IMAGES", 20)
+    monkeypatch.setattr(pruning_sensitivity, "MAX_MACS", 0.0)
+    monkeypatch.setattr(pruning_sensitivity, "MIN_IMAGES", 20)
     curves = found(adapted, tmp_path)
     assert {curves.dense.samples, *(p.drop.samples for c in curves.curves for p in c.points)} == {20}
 
@@ -291,7 +291,7 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
 
 def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not(tmp_path: Path) -> None:
     adapted = made(Block())
-    options = sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path).options
     stream = next(g for g in options.groups if any(m.module_name == "stem" for m in g.coupled_layers))
     inside = dataclasses.replace(
         stream, coupled_layers=tuple(m for m in stream.coupled_layers if m.module_name == "block.body")
@@ -299,9 +299,9 @@ def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_no
     kept = tuple(12 if group is stream else group.channels for group in options.groups)
     plan = surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept, frozenset({"block"})))
     assert stream.name == "block.body"  # which is gone, so another layer has to tell
-    assert sensitivity.compute_pruned_share(stream, plan) == 0.25
-    assert sensitivity.compute_pruned_share(inside, plan) == 1.0
-    assert sensitivity.compute_pruned_share(stream, Surgery(dropped=("block",))) == 0.0
+    assert pruning_sensitivity.compute_pruned_share(stream, plan) == 0.25
+    assert pruning_sensitivity.compute_pruned_share(inside, plan) == 1.0
+    assert pruning_sensitivity.compute_pruned_share(stream, Surgery(dropped=("block",))) == 0.0
 
 
 def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: FinetunedModel, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Finetu
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     for recipe in (whole, silent):
         plan = planned(adapted, tmp_path, recipe)
-        assert sensitivity.run(job_of(recipe, TARGET, out=tmp_path), adapted, plan) is None
+        assert pruning_sensitivity.run(job_of(recipe, TARGET, out=tmp_path), adapted, plan) is None
     assert not (tmp_path / "sensitivity").exists()
 
 
@@ -321,11 +321,11 @@ def test_asking_for_it_does_not_plan_anew(adapted: FinetunedModel, tmp_path: Pat
 
 def test_a_part_of_validation_keeps_the_classes_shares() -> None:
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
-    rows = sensitivity.sample_stratified(labels, 50)
+    rows = pruning_sensitivity.sample_stratified(labels, 50)
     assert labels[rows].bincount().tolist() == [35, 10, 5]
     assert len(set(rows)) == 50
-    assert rows == sensitivity.sample_stratified(labels, 50)
-    assert sensitivity.sample_stratified(labels, 5000) == list(range(1000))
+    assert rows == pruning_sensitivity.sample_stratified(labels, 50)
+    assert pruning_sensitivity.sample_stratified(labels, 5000) == list(range(1000))
 
 
 def test_the_report_has_the_curve_with_the_dense_model_first(adapted: FinetunedModel, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.models import build, profile
-from toolchain.pruning import groups, options, surgery, width_search
+from toolchain.pruning import groups, search_space, surgery, width_search
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
 
@@ -49,7 +49,9 @@ def net() -> nn.Module:
 
 def plan(net: nn.Module, ratio: float = 0.4, *, protect: tuple[str, ...] = (), alignment: int = 16) -> Surgery:
     spec = PruneSpec(ratio=ratio, protect=protect)
-    return options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score)
+    return search_space.plan_for_ratio(
+        net, IMAGE, head="head", spec=spec, alignment=alignment, criterion=magnitude.score
+    )
 
 
 def macs(net: nn.Module) -> int:
@@ -63,7 +65,7 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
 
 
 def test_predicted_layers_are_those_of_the_network_that_comes_out(net: nn.Module) -> None:
-    found = options.build_search_space(
+    found = search_space.build_search_space(
         net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score
     )
     kept = tuple(16 if group.channels > 16 else group.channels for group in found.groups)
@@ -87,7 +89,7 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
             layer.weight[:16] = 0
             layer.bias[:16] = 0
     spec = PruneSpec(ratio=0.01, protect=("stem", "left", "right", "back"))
-    planned = options.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
+    planned = search_space.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=16, criterion=magnitude.score)
     assert list(planned.keep["inner.weight"][0]) == list(range(16, 64))
     x = torch.randn(3, 3, 4, 4)
     torch.testing.assert_close(surgery.apply(net, planned)(x), net(x))
@@ -184,6 +186,6 @@ def test_torchvision_models_prune_and_run(name: str) -> None:
     model = build.build_untrained(ModelSpec(name=name), 7).eval()
     image = torch.zeros(1, 3, 64, 64)
     spec, head = PruneSpec(ratio=0.3), build.find_head(model, 7)
-    planned = options.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
+    planned = search_space.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     small = surgery.apply(model, planned)
     assert small(torch.randn(2, 3, 64, 64)).shape == (2, 7)

@@ -15,7 +15,7 @@ from toolchain.core import files as records
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
-from toolchain.data.dataset import Dataset, Images, decode_files, pixel_cache_key
+from toolchain.data.decoded_dataset import Dataset, Images, decode_files, pixel_cache_key
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.types import Preprocess
-from toolchain.data import augment as augmentation
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data import augmentation as augmentation
+from toolchain.data.decoded_dataset import Dataset, Images
 
 DEFAULT_THREADS = (
     1 if (os.cpu_count() or 1) > 1 else 0

@@ -20,7 +20,7 @@ from toolchain.core import files as records
 from toolchain.core import progress, registry, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Preprocess
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import c_array, cpp_runner, npz
 from toolchain.edge import run as runner
 from toolchain.edge.manifest import Form, Tensor

@@ -19,7 +19,7 @@ from toolchain.core import files, progress, registry, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Architecture, Coverage, Interval, Preprocess
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.edge import run as runner
 from toolchain.export.export_variants import ExportedVariant, Variant

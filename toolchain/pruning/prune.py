@@ -18,11 +18,11 @@ from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe, TrainSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
-from toolchain.pruning import channel_ranking, groups, options, pruning_rounds, surgery
+from toolchain.pruning import channel_ranking, groups, pruning_rounds, search_space, surgery
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.training import loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
@@ -130,7 +130,7 @@ class _Way:
         if not path.exists():
             spec, own = self.recipe.prune, dataclasses.replace(self.start, model=before.model, key=before.key)
             ranking = channel_ranking.prepare_criterion(dataclasses.replace(self.adapted, trained=own), spec, self.work)
-            found = options.build_search_space(
+            found = search_space.build_search_space(
                 before.model, self.image, head=self.adapted.head, spec=spec, alignment=self.alignment,
                 criterion=ranking.score, gradients=ranking.gradients,
             )  # fmt: skip

@@ -7,14 +7,14 @@ from toolchain.config.job import Job
 from toolchain.core import files, stage_cache
 from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
-from toolchain.training import loop, trained
+from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.input_size import UpsampledInputModel
 
 VERSION = 3
 
 
-def run(job: Job, pruned: PrunedModel, adapted: FinetunedModel) -> trained.TrainedModel:
+def run(job: Job, pruned: PrunedModel, adapted: FinetunedModel) -> trained_model.TrainedModel:
     """Trains the pruned model back towards the dense one, for the epochs that its rounds have left.
 
     Without surgery, and with pictures of the dense model's own size, the dense model itself is the result.
@@ -40,11 +40,11 @@ def run(job: Job, pruned: PrunedModel, adapted: FinetunedModel) -> trained.Train
     )  # fmt: skip
     with stage_cache.stage(job.work, "recover", key) as stage:
         if stage.figures is not None:
-            return trained.load_trained_model(stage, pruned.model)
+            return trained_model.load_trained_model(stage, pruned.model)
         started = time.monotonic()
         training_job = loop.TrainingJob(
             dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 1, label="recover",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
         )  # fmt: skip
         training = loop.train(pruned.model, training_job)
-        return trained.save_trained_model(stage, started, pruned.model, training, {})
+        return trained_model.save_trained_model(stage, started, pruned.model, training, {})

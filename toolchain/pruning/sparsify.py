@@ -12,15 +12,15 @@ from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe, TrainSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
-from toolchain.pruning import options, sparsity_penalty
-from toolchain.training import loop, trained
+from toolchain.pruning import search_space, sparsity_penalty
+from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
 DEFAULT_EPOCH_SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
 
 
-def run(job: Job, adapted: FinetunedModel) -> trained.TrainedModel:
+def run(job: Job, adapted: FinetunedModel) -> trained_model.TrainedModel:
     """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
 
     Args:
@@ -41,10 +41,12 @@ def run(job: Job, adapted: FinetunedModel) -> trained.TrainedModel:
     model = copy.deepcopy(dense.model)
     with stage_cache.stage(job.work, "sparsify", key) as stage:
         if stage.figures is not None:
-            return trained.load_trained_model(stage, model)
+            return trained_model.load_trained_model(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
-        found = options.find_prunable_groups(model, image, adapted.head, asked, profile.measure_layers(model, image))
+        found = search_space.find_prunable_groups(
+            model, image, adapted.head, asked, profile.measure_layers(model, image)
+        )
         found = [group for group in found if group.channels > target.alignment]
         training_job = loop.TrainingJob(
             dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
@@ -56,7 +58,7 @@ def run(job: Job, adapted: FinetunedModel) -> trained.TrainedModel:
         progress.say(
             f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
         )
-        return trained.save_trained_model(
+        return trained_model.save_trained_model(
             stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]}
         )
 

@@ -22,12 +22,12 @@ from toolchain.config.recipe import Calibration, Correction, QuantizeSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Architecture
 from toolchain.data import loader
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.quantization import calibration_checks, pt2e, ranges
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.training import loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 VERSION = 8

@@ -11,7 +11,7 @@ from toolchain.core import files, registry
 from toolchain.core import statistics as stats
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Architecture, Interval
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import bundle
 from toolchain.export.export_variants import Variant
 from toolchain.gates import ship_decision
@@ -25,10 +25,10 @@ from toolchain.quantization.quantize import Network
 from toolchain.search import accuracy_control
 from toolchain.search.accuracy_control import AccuracyControlResult
 from toolchain.search.plan import PruningPlan
-from toolchain.search.sensitivity import Sensitivity, SensitivityCurve
-from toolchain.selection.advise import ReuseAdvice
+from toolchain.search.pruning_sensitivity import Sensitivity, SensitivityCurve
+from toolchain.selection.reuse_advice import ReuseAdvice
 from toolchain.training.finetune import FinetunedModel
-from toolchain.training.trained import TrainedModel
+from toolchain.training.trained_model import TrainedModel
 
 SCHEMA = 1
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Architecture
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.quantization import fx_graph, placement, quantize
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult

@@ -19,7 +19,7 @@ from toolchain.measure import machine
 from toolchain.models.profile import Layer
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search.plan import Lock, PruningPlan
-from toolchain.training.trained import TrainedModel
+from toolchain.training.trained_model import TrainedModel
 
 SCHEMA = 1
 # of [prune], which decide what is cut

@@ -24,8 +24,8 @@ from toolchain.core.errors import ToolchainError
 from toolchain.export import prune_graph
 from toolchain.models import profile
 from toolchain.models.profile import Layer
-from toolchain.pruning import options as options_module
 from toolchain.pruning import pruning_rounds, surgery, width_search
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning.channel_ranking import ChannelCriterion
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement

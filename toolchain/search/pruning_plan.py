@@ -11,15 +11,15 @@ from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Architecture
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.models import build, profile
-from toolchain.pruning import channel_ranking, options, prune, surgery
+from toolchain.pruning import channel_ranking, prune, search_space, surgery
 from toolchain.search import lock as locks
 from toolchain.search import place
 from toolchain.search.plan import CandidatePlan, ImageSizeTrial, Lock, PruningPlan, read_latency_fit
 from toolchain.search.planner import InputResizer, PruningPlanner
 from toolchain.training.finetune import FinetunedModel
-from toolchain.training.trained import TrainedModel
+from toolchain.training.trained_model import TrainedModel
 
 VERSION = 8
 SURGERY_FILE = "surgery.json"
@@ -60,7 +60,7 @@ def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
     recipe = job.recipe
     model = build.build_for_image_size(recipe.model, len(data.classes), data.example_input, recipe.reuse)
     layers = profile.measure_layers(model, data.example_input)
-    options.check_protect_patterns(recipe.prune.protect, layers)
+    search_space.check_protect_patterns(recipe.prune.protect, layers)
     return locks.match_model(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import ordered_batches
 from toolchain.models import blocks, build
 from toolchain.models import weights as weights_module

@@ -21,12 +21,12 @@ from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data import dataset
-from toolchain.data.dataset import Dataset
+from toolchain.data import decoded_dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.measure import machine, untrained_latency
 from toolchain.measure.untrained_latency import Clocked, Network
 from toolchain.models import build
-from toolchain.selection import advise, candidates, extract_features, ranking, transfer_scores
+from toolchain.selection import candidates, extract_features, ranking, reuse_advice, transfer_scores
 from toolchain.selection.extract_features import HEAD_INPUT
 
 SCHEMA = 1
@@ -83,7 +83,7 @@ def rank_candidates(
     """
     torch.set_flush_denormal(True)
     shown = Preprocess(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
-    data, work = dataset.load(domain, shown, out / "data"), out / "work"
+    data, work = decoded_dataset.load(domain, shown, out / "data"), out / "work"
     _check(data)
     networks = dict[str, Network]()
     rows = [_row(one, data, work, networks) for one in found]
@@ -105,7 +105,7 @@ def rank_candidates(
     }  # fmt: skip
     if layers:
         first = next(one for one in found if one.name == ranking.pick_best(written)[0]["name"])
-        written["advice"] = files.plain(advise.advise(first.name, first.model, data, work, target))
+        written["advice"] = files.plain(reuse_advice.advise(first.name, first.model, data, work, target))
     return written
 
 

@@ -20,12 +20,12 @@ from toolchain.config.job import Job
 from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
-from toolchain.data import augment
-from toolchain.data.dataset import Dataset
+from toolchain.data import augmentation
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.joined_datasets import JoinedDataset, add_to_training
 from toolchain.models import blocks, build, weights
 from toolchain.training import linear_probe, loop
-from toolchain.training import trained as trained_module
+from toolchain.training import trained_model as trained_module
 from toolchain.training.training_state import EpochMetrics, Score
 
 VERSION = 4
@@ -81,7 +81,7 @@ def run(job: Job, data: Dataset, joins: Sequence[JoinedDataset] = ()) -> Finetun
         recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
     if rare := _rare(data):
         progress.say(f"adapt: hardly anything to learn from: {rare}")
-    changes = augment.resolve(recipe.augment, job.domain.kind, per_class)
+    changes = augmentation.resolve(recipe.augment, job.domain.kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
     for joined in joins:

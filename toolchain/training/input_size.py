@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.data import dataset
+from toolchain.data import decoded_dataset
 from toolchain.training.finetune import FinetunedModel
 
 SIDE_SHARES = (5 / 6, 2 / 3, 1 / 2)  # of each side
@@ -51,4 +51,6 @@ def resize_inputs(adapted: FinetunedModel, size: tuple[int, int], cache: Path) -
     if tuple(size) == tuple(own):
         return adapted
     teacher = dataclasses.replace(adapted.trained, model=UpsampledInputModel(adapted.trained.model, own))
-    return dataclasses.replace(adapted, trained=teacher, dataset=dataset.decode_at_size(adapted.dataset, size, cache))
+    return dataclasses.replace(
+        adapted, trained=teacher, dataset=decoded_dataset.decode_at_size(adapted.dataset, size, cache)
+    )

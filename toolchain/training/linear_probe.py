@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import ordered_batches
 from toolchain.models.frozen_features import FrozenFeatures
 from toolchain.training.loop import EVALUATION_BATCH_SIZE, score, set_mode

@@ -19,7 +19,7 @@ from toolchain.config.recipe import AugmentSpec, TrainSpec
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocess
-from toolchain.data.dataset import Dataset, Images
+from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import TrainingBatch, ordered_batches, training_batches
 from toolchain.training.training_state import EpochMetrics, Score, TrainingState
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from toolchain.config.dataset import Domain
     from toolchain.config.recipe import Recipe
     from toolchain.data.checks.finding import DatasetCheck
+    from toolchain.models.domain_shift import DomainShift
 
 SCHEMA = 1
 

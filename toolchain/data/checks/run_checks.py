@@ -11,12 +11,12 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Budget
 from toolchain.data.checks import (
     class_balance,
+    consecutive_frames,
     duplicates,
     exposure_groups,
     folder_contents,
     image_files,
     near_duplicates,
-    sequences,
     thumbnails,
 )
 from toolchain.data.checks.finding import SEVERITIES, DatasetCheck, Finding, pluralize, to_display_path
@@ -46,7 +46,7 @@ def check_dataset(
         *image_files.check(looks, domain, image_size or domain.image_size),
         *duplicates.check(doubles, Counter(entry.split for entry in found.image_files)),
         *exposure_groups.check(groups, given=found.has_own_splits),
-        *([] if groups else sequences.check(sequences.find(firsts, search))),
+        *([] if groups else consecutive_frames.check(consecutive_frames.find(firsts, search))),
         *class_balance.check(classes, budget),
         *_searched(search, firsts),
     ]

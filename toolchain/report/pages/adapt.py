@@ -10,7 +10,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
 from toolchain.core import files, statistics
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.gates import ship_decision
 from toolchain.models import build
 from toolchain.report import assemble, format, table

@@ -29,7 +29,7 @@ from toolchain.report.pages import data_checks_text
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
-    from toolchain.models.domain_shift import DomainShift
+    from toolchain.models.domain_shift import CalibratedDistance, DomainShift
 
 
 MOST = 60  # pictures on the sheet
@@ -226,4 +226,4 @@ def _distance(name: str, distance: "CalibratedDistance | None") -> list[tuple[st
     if distance is None:
         return []
     numbers = (format.significant(value) for value in (distance.value, distance.lowest, distance.highest))
-    return [(name, *numbers, distance.word)]
+    return [(name, *numbers, distance.verdict)]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
     from rich.text import Text
 
+    from toolchain.models.domain_shift import DomainShift
+
 
 COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
 PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})

@@ -8,7 +8,7 @@ from toolchain.report import format, svg
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
-    pass
+    from toolchain.selection.reuse_advice import ReuseAdvice
 
 
 Found = Mapping[str, Any]

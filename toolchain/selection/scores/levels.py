@@ -6,11 +6,11 @@ bear out. Both measured: docs/results.md.
 """
 
 from toolchain.models.frozen_features import FrozenFeatures, ScoreInput
-from toolchain.selection import logme
+from toolchain.selection import log_evidence
 
 NEEDS: tuple[ScoreInput, ...] = ()
 
 
 def score(train: FrozenFeatures, held: FrozenFeatures) -> float:
     """Mean over the classes of the logarithm of the evidence, per image; higher is better."""
-    return logme.compute_over_levels(train.block_features or (train.features,), train.labels)
+    return log_evidence.compute_over_levels(train.block_features or (train.features,), train.labels)

@@ -23,11 +23,11 @@ from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
-from toolchain.data.dataset import Images
+from toolchain.data.decoded_dataset import Images
 from toolchain.export import prune_graph, to_onnx
 from toolchain.models import profile
 from toolchain.pruning import channel_ranking, surgery
-from toolchain.pruning import options as options_module
+from toolchain.pruning import search_space as options_module
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.pruning.width_search import SearchSpace, Subnetwork, is_inside

@@ -19,11 +19,11 @@ from toolchain.config.recipe import ModelSpec, Reuse
 from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
-from toolchain.data.dataset import Dataset
+from toolchain.data.decoded_dataset import Dataset
 from toolchain.measure import untrained_latency
 from toolchain.models import build, profile
 from toolchain.models.frozen_features import check_scorable
-from toolchain.selection import extract_features, logme
+from toolchain.selection import extract_features, log_evidence
 from toolchain.selection.extract_features import ExtractedFeatures
 from toolchain.training import linear_probe
 
@@ -180,7 +180,7 @@ def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
 
 def _told(found: ExtractedFeatures, block: str) -> float:
     seen = found.select("train", block)
-    return logme.compute_over_levels(seen.block_features, seen.labels)
+    return log_evidence.compute_over_levels(seen.block_features, seen.labels)
 
 
 def _right(found: ExtractedFeatures, block: str) -> np.ndarray:
