@@ -48,7 +48,7 @@ def export(job: Job) -> dict[str, Any]:
             data, joined = prepare.run(job)
         with step("advise"):
             job, advice = reuse_advice.resolve_auto_reuse(job, data)
-            reuse.tell(advice)
+            reuse.announce(advice)
         with step("adapt"):
             decided = pruning_plan.check_model(job, data, decided)
             dense = finetune.run(job, data, joined)
@@ -78,10 +78,10 @@ def export(job: Job) -> dict[str, Any]:
         with step("bench"):
             measured, warnings = latency.run(job, variants)
         decision = ship_decision.run(job, variants, verified, measured, plan)
-        findings = assemble.Findings(
-            job=job, ranking=ranking, data=data, advice=advice, dense=dense, ranked=ranked, plan=plan, curves=curves,
-            placed=placed, pruned=pruned, networks=networks, control=control, variants=variants, verified=verified,
-            measured=measured, decision=decision, warnings=warnings, seconds=seconds,
+        findings = assemble.RunResults(
+            job=job, ranking=ranking, dataset=data, advice=advice, dense=dense, ranked=ranked, plan=plan, sensitivity=curves,
+            placements=placed, pruned=pruned, networks=networks, control=control, variants=variants, verified=verified,
+            measured=measured, decision=decision, warnings=warnings, step_seconds=seconds,
         )  # fmt: skip
         bundle.run(job, findings.shipment())
         return write.run(job, findings)
@@ -102,7 +102,7 @@ def adapt(job: Job) -> dict[str, Any]:
         torch.set_flush_denormal(True)
         data, joined = prepare.run(job)
         job, advice = reuse_advice.resolve_auto_reuse(job, data, timed=False)
-        reuse.tell(advice)
+        reuse.announce(advice)
         build.build_for_image_size(
             job.recipe.model, len(data.classes), data.example_input, job.recipe.reuse
         )  # what does not fit is said first

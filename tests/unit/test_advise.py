@@ -68,7 +68,7 @@ def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) ->
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (Reuse(), ())
-    assert reuse_report.said(plain(found)).startswith("bare: all of it is used: it has random weights")
+    assert reuse_report.describe(plain(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
@@ -84,12 +84,12 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
         assert depth.levels == transfer_scores.compute(trained, tmp_path / "work", depth.block)["levels"]
         assert depth.untrained_levels == transfer_scores.compute(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
-    shown = reuse_report.table(plain(found))
+    shown = reuse_report.tabulate(plain(found))
     assert len(shown.rows) == len(found.depths)
-    assert "glyphs: " in reuse_report.said(plain(found))
+    assert "glyphs: " in reuse_report.describe(plain(found))
     cut = dataclasses.replace(found, reuse=Reuse(keep="features.4"))
-    assert ">cut behind<" in reuse_report.plot(plain(cut))
-    assert "cut behind" not in reuse_report.plot(plain(dataclasses.replace(found, reuse=Reuse())))
+    assert ">cut behind<" in reuse_report.plot_depths(plain(cut))
+    assert "cut behind" not in reuse_report.plot_depths(plain(dataclasses.replace(found, reuse=Reuse())))
 
 
 def test_a_network_that_is_no_chain_is_used_whole(
@@ -101,8 +101,8 @@ def test_a_network_that_is_no_chain_is_used_whole(
     settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert settled.recipe == dataclasses.replace(recipe, reuse=Reuse())
     assert found is not None
-    assert "it is no chain of blocks" in reuse_report.said(plain(found))
-    assert reuse_report.plot(plain(found)) == ""
+    assert "it is no chain of blocks" in reuse_report.describe(plain(found))
+    assert reuse_report.plot_depths(plain(found)) == ""
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
@@ -153,13 +153,13 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
         model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip
-    assert reuse_report.TITLE not in write.markdown(run.report)
+    assert reuse_report.TITLE not in write.render(run.report)
     written = {**run.report, "reuse": {"used": plain(found.reuse), "advice": plain(found)}}
-    assert f"## {reuse_report.TITLE}" in write.markdown(written)
-    shown = html.html(written)
+    assert f"## {reuse_report.TITLE}" in write.render(written)
+    shown = html.render(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
-    assert shown.count("<svg") == html.html(run.report).count("<svg") + 1
+    assert shown.count("<svg") == html.render(run.report).count("<svg") + 1
     untold = dataclasses.replace(found, depths=(), reuse=Reuse(), why=("nobody can tell",))
-    bare = html.html({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
+    bare = html.render({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
     assert "net: all of it is used" in bare
     assert "nobody can tell." in bare

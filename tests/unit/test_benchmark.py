@@ -207,4 +207,4 @@ def test_counted_products_agree_with_what_is_known(tmp_path: Path) -> None:
 def test_the_report_reads_back_the_same(quick: Path) -> None:
     benched(convolution(quick / "a.onnx", 8), "--rounds", 3)
     found = json.loads((quick / "out/bench/bench.json").read_text())
-    assert bench.markdown(found) == (quick / "out/bench/bench.md").read_text()
+    assert bench.render_markdown(found) == (quick / "out/bench/bench.md").read_text()

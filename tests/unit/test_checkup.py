@@ -155,10 +155,10 @@ def test_names_that_are_no_text_reach_every_output(domain: Domain, pictures: Pat
     records.write_json(tmp_path / "checkup.json", checkup)
     again = json.loads((tmp_path / "checkup.json").read_text())
     assert again["unreadable"] == 1
-    page = data_checks.html(checkup, None)
+    page = data_checks.render_html(checkup, None)
     assert "&lt;b&gt;.png" in page.encode().decode()
     assert page.count("<img") == 2  # both copies are found again under their escaped names
-    data_checks_text.terminal(checkup, None)
+    data_checks_text.print_results(checkup, None)
 
 
 @pytest.mark.parametrize("name", [b"a/b.png", b"caf\xe9", b"tab\there", b"back\\xslash", "grün".encode(), b"\\xe9"])
@@ -246,10 +246,10 @@ def test_the_worst_comes_first_and_is_said_on_the_terminal(
     severities = [finding.severity for finding in checkup.findings]
     assert severities == sorted(severities, key=["severe", "warning", "note"].index)
     capsys.readouterr()
-    data_checks_text.terminal(checkup, None)
+    data_checks_text.print_results(checkup, None)
     said = capsys.readouterr().out
     assert "1 severe finding: put right before training" in said
     assert "bee/000.png" in said
-    page = data_checks.html(checkup, None)
+    page = data_checks.render_html(checkup, None)
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")

@@ -277,7 +277,7 @@ def test_the_sheet_shows_the_worst_side_by_side(scenes: Path) -> None:
     scene(30).save(scenes / "train" / "ant" / "other.png")
     for number in range(40):
         scene(number).save(scenes / "test" / "bee" / f"copy{number}.jpg", quality=80)
-    page = data_checks.html(checked(scenes), None)
+    page = data_checks.render_html(checked(scenes), None)
     assert 58 <= page.count("data:image/") <= 60
     assert page.index("Same pixels, different labels") < page.index("Nearly equal, different labels")
     assert "further groups of copies" in page
@@ -332,7 +332,7 @@ def test_a_distance_comes_with_its_yardsticks(tmp_path: Path) -> None:
     assert measured.features.lowest <= measured.features.value <= 2
     assert "proxy A-distance" in measured.text
     checkup = run_checks.check_dataset(domains[0], tmp_path)
-    assert "Distance to what the model knows" in data_checks.html(checkup, measured)
+    assert "Distance to what the model knows" in data_checks.render_html(checkup, measured)
     with pytest.raises(ToolchainError, match="no pretrained weights"):
         domain_shift.measure(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
 

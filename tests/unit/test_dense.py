@@ -29,7 +29,7 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
     best = max(seeds, key=lambda one: one["validation"])
     assert best["chosen"]
     assert sum(one["chosen"] for one in seeds) == 1
-    shown = dense.tables_of(written)
+    shown = dense.tabulate(written)
     assert [row[0] for row in shown[0].rows] == [
         "seed 0", "seed 1", "mean of 2 seeds", "linear probe", "gain over the probe, paired",
     ]  # fmt: skip

@@ -458,7 +458,7 @@ def test_a_manifest_that_lacks_something_is_one_message(home: Path, missing: str
 def test_what_an_earlier_gate_said_does_not_outlive_one_that_cannot_run(home: Path) -> None:
     folder = home / "out/gate/cpu"
     folder.mkdir(parents=True)
-    for name in gate_report.FILES:
+    for name in gate_report.FILE_NAMES:
         (folder / name).write_text("passed")
     assert gated()[0] == 2
     assert not list(folder.iterdir())
@@ -521,6 +521,6 @@ def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) ->
 def test_what_cannot_be_told_is_an_error_to_junit_and_a_warning_to_github(written: tuple[int, str, Path]) -> None:
     found = files.read_json(written[2] / "gate.json")
     found["gates"][0]["verdicts"][0]["outcome"] = "cannot_tell"
-    assert "<error " in gate_report.junit(found)
-    assert gate_report.annotations(found)[0].startswith("::warning ")
-    assert gate_report.code_quality(found)[0]["severity"] == "minor"
+    assert "<error " in gate_report.render_junit(found)
+    assert gate_report.render_annotations(found)[0].startswith("::warning ")
+    assert gate_report.build_code_quality(found)[0]["severity"] == "minor"

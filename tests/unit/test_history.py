@@ -63,7 +63,7 @@ def test_every_target_is_drawn_with_what_was_measured_of_it(tmp_path: Path) -> N
     assert [page.index(f"<h2>{name}</h2>") for name in ("arm64", "cpu", "openvino")] == sorted(
         page.index(f"<h2>{name}</h2>") for name in ("arm64", "cpu", "openvino")
     )
-    assert history_report.table("cpu", entries[:2]).rows[0][:5] == (
+    assert history_report.tabulate("cpu", entries[:2]).rows[0][:5] == (
         "2026-11-01 10:00",
         "export",
         "digits",

@@ -168,7 +168,7 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
 
     monkeypatch.setattr(registry.module("runtimes", RUNTIMES[0]), "library", absent)
     found = compare.compare(sound[0], pictures(), 1.5).figures
-    table = agreement.layers({"name": "dense-int8", **found})
+    table = agreement.tabulate_layers({"name": "dense-int8", **found})
     gone = [1 + i for i, side in enumerate(runtime_outputs.sides()) if side.runtime == RUNTIMES[0]]
     assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:

@@ -187,19 +187,19 @@ def without_figures() -> dict[str, Any]:
 
 def printed(content: dict[str, Any], width: int, **settings: Any) -> str:
     stream = io.StringIO()
-    write.terminal(content, Console(file=stream, width=width, **settings))
+    write.print_report(content, Console(file=stream, width=width, **settings))
     return stream.getvalue()
 
 
 def test_all_three_files_are_written_and_the_json_is_the_report(tmp_path: Path) -> None:
-    write.write(sample(), tmp_path)
+    write.write_files(sample(), tmp_path)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
     assert json.loads((tmp_path / "report.json").read_text()) == sample()
 
 
 def test_the_same_report_gives_the_same_bytes_even_when_read_back_from_its_json(tmp_path: Path) -> None:
-    write.write(sample(), tmp_path / "one")
-    write.write(json.loads((tmp_path / "one" / "report.json").read_text()), tmp_path / "two")
+    write.write_files(sample(), tmp_path / "one")
+    write.write_files(json.loads((tmp_path / "one" / "report.json").read_text()), tmp_path / "two")
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
@@ -211,7 +211,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_escapes_names(tmp_path: Path)
     hostile |= {"recipe": HOSTILE, "notes": [HOSTILE], "warnings": [HOSTILE], "seconds": {HOSTILE: 1.0}}
     hostile["verdicts"][0] |= {"check": HOSTILE, "why": HOSTILE}
     hostile["training"] = {HOSTILE: curve(3, 0.5, 0.6)}
-    write.write(hostile, tmp_path)
+    write.write_files(hostile, tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert not re.search("https?://|<script", text)
     assert "&lt;script&gt;x&lt;/script&gt;" in text
@@ -219,7 +219,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_escapes_names(tmp_path: Path)
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_is_met() -> None:
-    text = html.html(sample(110))
+    text = html.render(sample(110))
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:"|url\()#([^")]*)', text)) <= set(ids)
@@ -227,10 +227,10 @@ def test_ids_in_the_page_are_unique_and_every_reference_is_met() -> None:
 
 @pytest.mark.parametrize("content", [without_figures(), {}, {"variants": [], "verdicts": [], "layers": []}])
 def test_missing_figures_are_dashes_and_never_a_crash(content: dict[str, Any], tmp_path: Path) -> None:
-    write.write(content, tmp_path)
+    write.write_files(content, tmp_path)
     assert "–" in (tmp_path / "report.html").read_text()
     assert "Nothing ships" in (tmp_path / "report.md").read_text()
-    assert "None" not in printed(content, 80) + (tmp_path / "report.html").read_text() + write.markdown(content)
+    assert "None" not in printed(content, 80) + (tmp_path / "report.html").read_text() + write.render(content)
 
 
 def test_each_figure_alone_may_be_missing(tmp_path: Path) -> None:
@@ -238,16 +238,16 @@ def test_each_figure_alone_may_be_missing(tmp_path: Path) -> None:
         partial = sample()
         for found in partial["variants"]:
             found[key] = None
-        write.write(partial, tmp_path)
+        write.write_files(partial, tmp_path)
     for key in ("speedup", "speedup_as_shipped", "accuracy_drop", "balanced_drop"):
-        write.write({**sample(), "ratios": [], key: None}, tmp_path)
+        write.write_files({**sample(), "ratios": [], key: None}, tmp_path)
 
 
 def test_figures_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
     diverged = sample()
     diverged["training"]["adapt"][0]["loss"] = float("nan")
     diverged["training"]["adapt"][0]["accuracy"] = float("inf")
-    write.write(diverged, tmp_path)
+    write.write_files(diverged, tmp_path)
     kept = json.loads((tmp_path / "report.json").read_text())
     assert kept["training"]["adapt"][0] == {"epoch": 1, "loss": None, "accuracy": None}
 
@@ -255,21 +255,21 @@ def test_figures_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
 def test_a_class_named_in_bytes_that_are_no_text_is_still_written(tmp_path: Path) -> None:
     odd = sample()
     odd["data"]["classes"] = ["caf\udce9"]
-    write.write(odd, tmp_path)
+    write.write_files(odd, tmp_path)
     assert "caf?" in (tmp_path / "report.md").read_text()
 
 
 def test_the_variant_that_ships_is_marked_everywhere() -> None:
     content = sample()
-    text = html.html(content)
+    text = html.render(content)
     assert '<th scope="row" class="prose">pruned-int8<span class="badge">ships</span></th>' in text
     assert ">pruned-int8 ships<" in text  # in the plot
-    assert "**pruned-int8** (ships)" in write.markdown(content)
+    assert "**pruned-int8** (ships)" in write.render(content)
     assert "pruned-int8 (ships)" in printed(content, 80)
 
 
 def test_the_headline_says_how_accurate_fast_big_and_sure() -> None:
-    said = {a.question: (a.figure, *a.details) for a in headline.answers(sample())}
+    said = {a.question: (a.value, *a.details) for a in headline.list_key_results(sample())}
     assert said["How accurate"][:2] == ("83.6 % [82.4, 84.8]", "−0.4 pt [−1.0, +0.2] against dense-fp32")
     assert said["How fast"][:2] == ("2.26× [2.21, 2.31]", "3.21 ms → 1.42 ms in the median, against dense-fp32")
     assert said["How big"][:2] == ("1.12 MB → 171 kB", "6.5× smaller")
@@ -278,9 +278,9 @@ def test_the_headline_says_how_accurate_fast_big_and_sure() -> None:
 
 def test_a_missed_budget_names_the_check_and_still_shows_the_candidate() -> None:
     missed = {**sample(), "shipped": None, "candidate": "pruned-int8"}
-    assert run_report.outcome(missed) == "Nothing ships: pruned-int8 misses size"
-    assert headline.answers(missed)[0].figure == "83.6 % [82.4, 84.8]"
-    assert variants.variants(missed).marked is None
+    assert run_report.describe_outcome(missed) == "Nothing ships: pruned-int8 misses size"
+    assert headline.list_key_results(missed)[0].value == "83.6 % [82.4, 84.8]"
+    assert variants.tabulate_variants(missed).shipping_row is None
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -303,14 +303,14 @@ def test_the_terminal_has_colours_where_somebody_sees_them_and_never_reads_names
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    write.terminal(sample(), Console(file=stream, width=80))
+    write.print_report(sample(), Console(file=stream, width=80))
     stream.seek(0)
     assert "-0.4 pt [-1.0, +0.2]" in stream.read()
 
 
 @pytest.mark.parametrize(("layers", "columns"), [(4, 1), (20, 2), (110, 4)])
 def test_layers_are_split_into_columns_that_stay_legible(layers: int, columns: int) -> None:
-    plots = charts.widths(sample(layers))
+    plots = charts.plot_widths(sample(layers))
     assert len(plots) == columns
     assert sum(plot.count(".conv1<") for plot in plots) == layers
 
@@ -318,7 +318,7 @@ def test_layers_are_split_into_columns_that_stay_legible(layers: int, columns: i
 def test_labels_of_a_crowded_plot_do_not_cover_each_other() -> None:
     taken: list[charts.Box] = []
     for i in range(8):
-        taken.append(charts.place((300.0 + 10 * i, 200.0), (80.0, 14.0), taken, (0, 0, 700, 400)))
+        taken.append(charts.place_label((300.0 + 10 * i, 200.0), (80.0, 14.0), taken, (0, 0, 700, 400)))
     boxes = list(enumerate(taken))
     assert all(charts._overlap(a, b) == 0 for i, a in boxes for j, b in boxes if i < j)
 
@@ -326,23 +326,23 @@ def test_labels_of_a_crowded_plot_do_not_cover_each_other() -> None:
 def test_the_sample_is_left_as_it_was(tmp_path: Path) -> None:
     content = sample()
     before = copy.deepcopy(content)
-    write.write(content, tmp_path)
+    write.write_files(content, tmp_path)
     assert content == before
 
 
 def test_the_most_sensitive_groups_are_drawn_and_the_rest_stands_in_the_table() -> None:
     found = sample()
-    drawn = charts.sensitivity(found)
+    drawn = charts.plot_sensitivity(found)
     assert [f">channels{i}.conv1<" in drawn for i in range(26)] == [True] * 24 + [False] * 2
     assert drawn.count("plan cuts 50 % of 64") == 12
-    shown = html.html(found)
+    shown = html.render(found)
     assert "The other 2 are in the table" in shown
     assert "at most ± 3.0 points" in shown
     assert all(f"channels{i}.conv1" in shown for i in range(26))
 
 
 def test_the_short_table_has_both_ends_and_the_long_one_what_was_not_measured() -> None:
-    short, whole = sensitivity.table(sample(), short=True), sensitivity.table(sample())
+    short, whole = sensitivity.tabulate(sample(), short=True), sensitivity.tabulate(sample())
     assert [row[0].split(".")[0] for row in short.rows] == [
         "channels0", "channels1", "channels2", "…", "block0", "block1", "block2",
     ]  # fmt: skip
@@ -353,9 +353,9 @@ def test_the_short_table_has_both_ends_and_the_long_one_what_was_not_measured() 
 
 def test_a_share_that_is_not_the_usual_one_is_named() -> None:
     odd = {**minding(1), "shares": [0.0, 1 / 3, 2 / 3, 0.9375]}
-    assert sensitivity.table({"sensitivity": [odd]}).rows[0][2:5] == ("77.8 % at 33 %", "–", "71.5 % at 67 %")
+    assert sensitivity.tabulate({"sensitivity": [odd]}).rows[0][2:5] == ("77.8 % at 33 %", "–", "71.5 % at 67 %")
 
 
 def test_without_sensitivity_there_is_no_section() -> None:
-    assert "minds being pruned" not in html.html({**sample(), "sensitivity": []})
-    assert "minds being pruned" not in write.markdown({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in html.render({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in write.render({**sample(), "sensitivity": []})

@@ -349,7 +349,7 @@ def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
     assert ("nothing was timed" in selection_module.summarize(found)) != timed
     assert "they may not be shipped: glyphs, glyphs to 4" in found["warnings"]
     assert ("<svg" in (tmp_path / "tiny.cpu.html").read_text()) == timed
-    assert {row[-2].endswith(" f32") for row in selection_module.ranking_table(found).rows} == {not timed}
+    assert {row[-2].endswith(" f32") for row in selection_module.tabulate_ranking(found).rows} == {not timed}
 
 
 def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,13 +408,13 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
-    assert "## Candidates for the model" in write.markdown(written)
-    assert "First: random (it was asked for)." in html.html(written)
-    assert "weights file gone.safetensors is not there" in html.html(written)
-    assert "## Candidates left out" in write.markdown(written)
+    assert "## Candidates for the model" in write.render(written)
+    assert "First: random (it was asked for)." in html.render(written)
+    assert "weights file gone.safetensors is not there" in html.render(written)
+    assert "## Candidates left out" in write.render(written)
     best = ranked["candidates"][0]
     assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]
-    assert "## Candidates for the model" not in write.markdown(run.report)
+    assert "## Candidates for the model" not in write.render(run.report)
 
 
 @pytest.mark.slow
@@ -453,7 +453,7 @@ def test_the_verb_ranks_times_and_writes(
     shown = (tmp_path / "out/select/image-folder.cpu.html").read_text()
     assert "<svg" in shown
     assert "squeezenet1_1_glyphs" in (tmp_path / "out/select/image-folder.cpu.md").read_text()
-    assert select.html(found) == shown
+    assert select.render_html(found) == shown
     monkeypatch.setattr(untrained_latency, "_timed", None)  # nothing is measured twice
     monkeypatch.setattr(extract_features, "_look", None)
     with pytest.raises(SystemExit) as again:

@@ -331,7 +331,7 @@ def test_a_part_of_validation_keeps_the_classes_shares() -> None:
 def test_the_report_has_the_curve_with_the_dense_model_first(adapted: FinetunedModel, tmp_path: Path) -> None:
     curves = found(adapted, tmp_path)
     curve: SensitivityCurve = next(c for c in curves.curves if c.cut)
-    row = assemble.curve(curve, curves.dense)
+    row = assemble.sensitivity_curve(curve, curves.dense)
     assert row["shares"] == [0.0, *(point.share for point in curve.points)]
     assert row["accuracies"] == [1.0, *(point.accuracy.estimate for point in curve.points)]
     assert all(
@@ -341,5 +341,5 @@ def test_the_report_has_the_curve_with_the_dense_model_first(adapted: FinetunedM
     assert profile.measure_layers(adapted.trained.model, IMAGE)[0].name in {
         name for c in curves.curves for name in c.layers
     }
-    empty = assemble.curve(dataclasses.replace(curve, points=(), why="no time"), curves.dense)
+    empty = assemble.sensitivity_curve(dataclasses.replace(curve, points=(), why="no time"), curves.dense)
     assert (empty["shares"], empty["accuracies"], empty["drops"], empty["why"]) == ([], [], [], "no time")

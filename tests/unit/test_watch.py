@@ -74,7 +74,7 @@ def test_nothing_moved(tmp_path: Path, reference: drift_reference.DriftReference
     found = judged(counted(tmp_path / "c.json", reference, pictures(1000, 7), answers(1000, 7)[0]), reference)
     assert (found.verdict, len(found.windows), found.left_out) == ("fine", 2, 0)
     assert found.false_alarms.estimate <= 0.01
-    assert "FINE: nothing moved beyond chance" in drift_report.sentence(found)
+    assert "FINE: nothing moved beyond chance" in drift_report.describe_verdict(found)
 
 
 def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_reference.DriftReference) -> None:
@@ -109,7 +109,7 @@ def test_pictures_that_changed_are_called(
     assert found.verdict == "recalibrate"  # it is as sure as it was
     moved = {one.reading: one for one in found.windows[0].moved}
     assert moved[reading].called
-    assert f"{reading} {way}" in drift_report.tables(found)[0].rows[0][4]
+    assert f"{reading} {way}" in drift_report.tabulate_windows(found)[0].rows[0][4]
     assert not moved["confidence"].called
 
 

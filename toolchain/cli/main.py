@@ -18,9 +18,9 @@ import typer
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
-KEPT = "finished stages and epochs are kept, the same command goes on from there"
-WRITING_FAILED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-IN_THE_WAY = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+RESUME_NOTE = "finished stages and epochs are kept, the same command goes on from there"
+WRITE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+BLOCKED_PATH_ERRNOS = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
 PANELS = ("Build a model", "Before training", "Measure and gate", "Ship and watch", "Look things up")  # in this order
 
 
@@ -46,7 +46,7 @@ def _polite() -> Iterator[None]:
     """Ends in order on SIGTERM and Ctrl-C, whatever library is running, and says what is kept."""
 
     def stop(*_: object) -> None:
-        print(f"interrupted; {KEPT}", file=sys.stderr)
+        print(f"interrupted; {RESUME_NOTE}", file=sys.stderr)
         sys.exit(130)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,12 +73,12 @@ def main() -> None:
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(reason.exit_code)
     except OSError as reason:
-        if reason.errno in IN_THE_WAY:
+        if reason.errno in BLOCKED_PATH_ERRNOS:
             print(f"error: cannot write {reason.filename}: {reason.strerror}; name another folder", file=sys.stderr)
             sys.exit(ToolchainError.exit_code)
-        if reason.errno not in WRITING_FAILED:
+        if reason.errno not in WRITE_ERRNOS:
             _bug()
-        print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {KEPT}", file=sys.stderr)
+        print(f"error: cannot write {reason.filename or 'results'}: {reason.strerror}; {RESUME_NOTE}", file=sys.stderr)
         sys.exit(ToolchainError.exit_code)
     except Exception:
         _bug()

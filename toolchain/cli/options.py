@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Recipe by name, or path to a .toml file.")]
 DomainName = Annotated[str, typer.Option(help="Domain instead of the recipe's: classes, splits, gray or rgb.")]
-Model = Annotated[
+ModelName = Annotated[
     str,
     typer.Option(
         help="Model instead of the recipe's: of torchvision, such as resnet18, timm:<name>, or auto (export)."
@@ -18,12 +18,12 @@ Epochs = Annotated[int, typer.Option(help="Epochs of every training stage; 0 kee
 Seed = Annotated[int, typer.Option(help="Seed of every random choice; -1 keeps the recipe's.", min=-1)]
 Seeds = Annotated[int, typer.Option(help="Repeat fine-tuning with so many seeds; 0 keeps the recipe's.", min=0)]
 Balance = Annotated[float, typer.Option(help="Aim: 0 accuracy to 1 balanced accuracy; -1 keeps the recipe's.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
-Data = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for results and for the cache that lets runs resume.")]
+DataFolder = Annotated[str, typer.Option(help="Folder of images: <class>/<image>, or train/ val/ test/ of those.")]
 ImageSize = Annotated[str, typer.Option(help="Network input, HEIGHTxWIDTH, such as 120x72.")]
 OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable images: fail or skip.")]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")]
 Board = Annotated[str, typer.Option(help="Board to time on, ssh:user@host[:port][#python]; without it, this machine.")]
-Archive = Annotated[
+BundleArchive = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="A bundle's archive, such as out/digits/cpu/bundle.tar.")
 ]

@@ -7,34 +7,34 @@ Report = Mapping[str, Any]
 BASELINE = "dense-fp32"  # what all variants are compared with
 
 
-def variant(report: Report, name: str | None) -> Mapping[str, Any]:
+def find_variant(report: Report, name: str | None) -> Mapping[str, Any]:
     """The variant of that name, or an empty one."""
     return next((v for v in report.get("variants") or () if v["name"] == name), {})
 
 
-def shipped(report: Report) -> str | None:
+def shipped_name(report: Report) -> str | None:
     """Name of the variant that ships; None when a budget was missed."""
     marked = next((v["name"] for v in report.get("variants") or () if v.get("shipped")), None)
     name: str | None = report.get("shipped", marked)
     return name
 
 
-def subject(report: Report) -> Mapping[str, Any]:
+def reported_variant(report: Report) -> Mapping[str, Any]:
     """The variant that the figures are about: the one that ships, else the candidate that missed a budget."""
-    return variant(report, shipped(report) or report.get("candidate"))
+    return find_variant(report, shipped_name(report) or report.get("candidate"))
 
 
-def outcome(report: Report) -> str:
+def describe_outcome(report: Report) -> str:
     """What ships, or that nothing does and for which checks, in a sentence."""
-    name, found = shipped(report), subject(report)
+    name, found = shipped_name(report), reported_variant(report)
     if name:
         how = ", ".join(str(part) for part in (found.get("precision"), found.get("method")) if part)
         return f"{name} ships" + (f" ({how})" if how else "")
-    failed = ", ".join(words(v["check"]) for v in report.get("verdicts") or () if v["outcome"] == "fail")
+    failed = ", ".join(humanize(v["check"]) for v in report.get("verdicts") or () if v["outcome"] == "fail")
     whose = f"{found['name']} misses" if found else "missed"
     return f"Nothing ships: {whose} {failed}" if failed else "Nothing ships"
 
 
-def words(name: str) -> str:
+def humanize(name: str) -> str:
     """`cannot_tell` as a reader would write it; a unit stands with the figure, not in the name."""
     return name.removesuffix("_bytes").removesuffix("_ms").replace("_", " ")

@@ -34,18 +34,18 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class RunResults:
     """What the steps of a run gave."""
 
     job: Job
     ranking: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
-    data: Dataset
+    dataset: Dataset
     advice: ReuseAdvice | None  # where the recipe leaves open how much of the model is used
     dense: FinetunedModel
     ranked: TrainedModel  # the model whose channels were ranked: the dense one, or its sparsified form
     plan: PruningPlan
-    curves: Sensitivity | None
-    placed: Mapping[Architecture, PlacementResult]
+    sensitivity: Sensitivity | None
+    placements: Mapping[Architecture, PlacementResult]
     pruned: PrunedModel
     networks: Mapping[Architecture, Network]
     control: AccuracyControlResult | None
@@ -54,7 +54,7 @@ class Findings:
     measured: Mapping[str, Measurement]
     decision: ship_decision.Judged
     warnings: Sequence[str]
-    seconds: Mapping[str, float]
+    step_seconds: Mapping[str, float]
 
     @property
     def shipping(self) -> Network:
@@ -69,11 +69,11 @@ class Findings:
         variant = next(v for v in self.variants if v.name == name)
         return bundle.Shipment(
             variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.family].dataset,
-            surgery=self.pruned.surgery, facts=facts(self),
+            surgery=self.pruned.surgery, facts=manifest_facts(self),
         )  # fmt: skip
 
 
-def report(found: Findings) -> dict[str, Any]:
+def report(found: RunResults) -> dict[str, Any]:
     """The whole report."""
     baseline, candidate = BASELINE, found.decision.candidate
     accuracy = found.verified.test[candidate]
@@ -99,7 +99,7 @@ def report(found: Findings) -> dict[str, Any]:
         ],
         "accuracy_drop": {"baseline": baseline, **files.plain(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **files.plain(accuracy.balanced_drop)},
-        "adapt": adapted(found.job.recipe, found.dense),
+        "adapt": finetuning(found.job.recipe, found.dense),
         "pretrained": found.networks["dense"].trained.record["weights"],
         "selected": found.ranking,
         "reuse": {"used": files.plain(found.job.recipe.reuse), "advice": files.plain(found.advice)},
@@ -107,32 +107,34 @@ def report(found: Findings) -> dict[str, Any]:
         "fit": files.plain(found.plan.latency_fit),
         "image_sizes": files.plain(found.plan.size_trials),
         "dropped": list(found.plan.surgery.dropped),
-        "sensitivity": [curve(one, found.curves.dense) for one in found.curves.curves] if found.curves else [],
+        "sensitivity": [sensitivity_curve(one, found.sensitivity.dense) for one in found.sensitivity.curves]
+        if found.sensitivity
+        else [],
         "training": _trainings(found),
-        "seconds": dict(found.seconds),
+        "seconds": dict(found.step_seconds),
         "verdicts": files.plain(found.decision.verdicts),
-        "placement": {name: _placed(one) for name, one in found.placed.items()},
+        "placement": {name: _placed(one) for name, one in found.placements.items()},
         "calibration": {
             f.name: f.quantized.trained.record["starts"] for f in found.networks.values() if f.quantized is not None
         },
         "control": files.plain(found.control),
         "notes": [
             *found.decision.notes,
-            *quantize.notes(found.networks, found.placed),
+            *quantize.notes(found.networks, found.placements),
             *accuracy_control.notes(found.control, found.shipping.name),
         ],
         "warnings": [*found.warnings, *_guessing(found), *_calibration(found), *_licence(found)],
         "data": {
-            "digest": found.data.digest,
-            "images": {split: len(images) for split, images in found.data.splits.items()},
-            "classes": list(found.data.classes),
-            "calibration": {"images": len(found.data.calibration_rows), "digest": found.data.calibration_digest},
-            "skipped": list(found.data.skipped_files),
+            "digest": found.dataset.digest,
+            "images": {split: len(images) for split, images in found.dataset.splits.items()},
+            "classes": list(found.dataset.classes),
+            "calibration": {"images": len(found.dataset.calibration_rows), "digest": found.dataset.calibration_digest},
+            "skipped": list(found.dataset.skipped_files),
         },
     }
 
 
-def adapted(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
+def finetuning(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
     """How the dense model came about; figures are of the validation split."""
     reached = [one.record["best_accuracy"] for one in found.seed_runs]
     return {
@@ -157,11 +159,11 @@ def adapted(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _ratio(found: Findings, name: str, baseline: str) -> dict[str, Any]:
+def _ratio(found: RunResults, name: str, baseline: str) -> dict[str, Any]:
     return {"baseline": baseline, **files.plain(ship_decision.faster(found.measured, name, baseline))}
 
 
-def _trainings(found: Findings) -> dict[str, Any]:
+def _trainings(found: RunResults) -> dict[str, Any]:
     """Epochs of every training stage, of all that were needed for what ships."""
     shipped, taught = found.shipping, {"adapt": found.dense.trained.record["history"]}
     if found.ranked is not found.dense.trained:
@@ -175,12 +177,12 @@ def _trainings(found: Findings) -> dict[str, Any]:
     return taught
 
 
-def _guessing(found: Findings) -> list[str]:
+def _guessing(found: RunResults) -> list[str]:
     """Said where the best variant may be no better than one answer for all pictures."""
     own = found.verified.test[found.decision.candidate].accuracy
-    labels = found.data.splits["test"].labels
-    counts = labels.bincount(minlength=len(found.data.classes))
-    share, name = float(counts.max()) / len(labels), found.data.classes[int(counts.argmax())]
+    labels = found.dataset.splits["test"].labels
+    counts = labels.bincount(minlength=len(found.dataset.classes))
+    share, name = float(counts.max()) / len(labels), found.dataset.classes[int(counts.argmax())]
     if own.low > share:
         return []
     return [
@@ -189,13 +191,13 @@ def _guessing(found: Findings) -> list[str]:
     ]
 
 
-def _calibration(found: Findings) -> list[str]:
+def _calibration(found: RunResults) -> list[str]:
     """What is wrong with the calibration of the architecture that is to ship."""
     own = found.shipping.quantized
     return [f"calibration: {one['why']}" for one in own.trained.record["findings"]] if own else []
 
 
-def _licence(found: Findings) -> list[str]:
+def _licence(found: RunResults) -> list[str]:
     """Whether it is known that the model may be shipped that the ranking chose."""
     rows = found.ranking["candidates"] if found.ranking else []
     return [
@@ -230,7 +232,7 @@ def _layers(fit: PruningPlan) -> list[dict[str, Any]]:
     ]
 
 
-def curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any]:
+def sensitivity_curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any]:
     """How much accuracy one group of channels or one block costs; the first entry of every list is the dense model."""
     points = found.points
     every = [dense, *(point.accuracy for point in points)] if points else []
@@ -252,7 +254,7 @@ def curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any]:
     }
 
 
-def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
+def _variant(variant: Variant, found: RunResults) -> dict[str, Any]:
     own, timed = found.verified.test[variant.name], found.measured.get(variant.name)
     return {
         "name": variant.name,
@@ -282,7 +284,7 @@ def _variant(variant: Variant, found: Findings) -> dict[str, Any]:
     }
 
 
-def _placement(variant: Variant, found: Findings) -> dict[str, Any]:
+def _placement(variant: Variant, found: RunResults) -> dict[str, Any]:
     """The placement of the integer form of a variant's architecture; nothing for a float one."""
     family = found.networks[variant.family]
     integer = family.quantized if variant.precision == "int8" else None
@@ -305,7 +307,7 @@ def _latency(timed: Measurement) -> dict[str, Any]:
     }
 
 
-def measurements(found: Findings) -> dict[str, Any]:
+def measurements(found: RunResults) -> dict[str, Any]:
     """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
     return {
         "schema": SCHEMA,
@@ -313,12 +315,12 @@ def measurements(found: Findings) -> dict[str, Any]:
         "machine": dict(machine.describe(found.job.target.device)),
         "versions": machine.versions(found.job.target),
         "threads": found.job.target.threads,
-        "seconds": dict(found.seconds),
+        "seconds": dict(found.step_seconds),
         "variants": {name: files.plain(one) for name, one in found.measured.items()},
     }
 
 
-def facts(found: Findings) -> dict[str, Any]:
+def manifest_facts(found: RunResults) -> dict[str, Any]:
     """What the manifest says of the shipped variant: nothing that depends on the day."""
     shipped = found.decision.candidate
     own = found.verified.test[shipped]
@@ -346,12 +348,12 @@ def facts(found: Findings) -> dict[str, Any]:
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "weights_licence": found.job.recipe.model.licence,
-            "data_digest": found.data.digest,
-            "calibration_digest": found.data.calibration_digest,
+            "data_digest": found.dataset.digest,
+            "calibration_digest": found.dataset.calibration_digest,
             "data_licence": found.job.domain.licence,
             "seed": found.job.recipe.seed,
             "lock": files.digest(
-                found.pruned.surgery, {name: one.placement for name, one in sorted(found.placed.items())}
+                found.pruned.surgery, {name: one.placement for name, one in sorted(found.placements.items())}
             ),
             "versions": machine.versions(found.job.target),
         },

@@ -8,29 +8,29 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-NONE = "–"
+MISSING = "–"
 MINUS = "−"
-Number = float | int | None
+OptionalNumber = float | int | None
 
 
-def missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether there is no figure to write: absent, or not finite."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def significant(value: Number, digits: int = 3) -> str:
+def significant(value: OptionalNumber, digits: int = 3) -> str:
     """1.98, 12.3, 1230: so many significant digits, never an exponent."""
-    if value is None or missing(value):
-        return NONE
+    if value is None or is_missing(value):
+        return MISSING
     rounded = float(f"{value:.{digits}g}")
     magnitude = math.floor(math.log10(abs(rounded))) if rounded else 0
     return f"{rounded:.{max(0, digits - 1 - magnitude)}f}".replace("-", MINUS)
 
 
-def scaled(value: Number, units: tuple[str, ...]) -> str:
+def scaled(value: OptionalNumber, units: tuple[str, ...]) -> str:
     """A count in the largest of `units` (each 1000 times the one before) that leaves at least 1 before the point."""
-    if value is None or missing(value):
-        return NONE
+    if value is None or is_missing(value):
+        return MISSING
     amount, step = float(value), 0
     while step < len(units) - 1 and abs(float(f"{amount:.3g}")) >= 1000:
         amount, step = amount / 1000, step + 1
@@ -38,73 +38,73 @@ def scaled(value: Number, units: tuple[str, ...]) -> str:
     return f"{text} {units[step]}".rstrip()
 
 
-def size(value: Number) -> str:
+def byte_size(value: OptionalNumber) -> str:
     """Bytes: 612 kB, 4.47 MB."""
     return scaled(value, ("B", "kB", "MB", "GB"))
 
 
-def sides(size: Sequence[int] | None) -> str:
+def image_size(size: Sequence[int] | None) -> str:
     """Height and width of pictures: 120×72."""
-    return "×".join(map(str, size)) if size else NONE
+    return "×".join(map(str, size)) if size else MISSING
 
 
-def count(value: Number) -> str:
+def count(value: OptionalNumber) -> str:
     """Multiply-accumulates or parameters: 40.6 M."""
     return scaled(value, ("", "k", "M", "G"))
 
 
-def steps(value: Number) -> str:
+def steps(value: OptionalNumber) -> str:
     """Quantization steps: 1.00; what float arithmetic alone makes is only said to be small."""
     return "< 0.01" if value is not None and 0 < value < 0.01 else significant(value)
 
 
-def milliseconds(value: Number) -> str:
+def milliseconds(value: OptionalNumber) -> str:
     """1.98 ms."""
-    return NONE if missing(value) else f"{significant(value)} ms"
+    return MISSING if is_missing(value) else f"{significant(value)} ms"
 
 
-def times(value: Number) -> str:
+def multiple(value: OptionalNumber) -> str:
     """1.62×."""
-    return NONE if value is None or missing(value) else f"{value:.2f}×"
+    return MISSING if value is None or is_missing(value) else f"{value:.2f}×"
 
 
-def percent(value: Number) -> str:
+def percent(value: OptionalNumber) -> str:
     """A share as 83.6 %. Only a whole is written as 100 %: what would round to it is cut at 99.99 %."""
-    if value is None or missing(value):
-        return NONE
+    if value is None or is_missing(value):
+        return MISSING
     if 0.9995 <= value < 1:
         return f"{math.floor(10_000 * value) / 100:.2f} %"
     return f"{100 * value:.1f} %" if value < 1 else f"{100 * value:.0f} %"
 
 
-def whole(value: Number) -> str:
+def whole_percent(value: OptionalNumber) -> str:
     """A share in whole per cent: 67 %."""
-    return NONE if value is None or missing(value) else f"{round(100 * value)} %"
+    return MISSING if value is None or is_missing(value) else f"{round(100 * value)} %"
 
 
-def end(name: str, most: int = 26) -> str:
+def shorten_name(name: str, most: int = 26) -> str:
     """A layer's name, cut from the front: its end says more."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
-def points(value: Number) -> str:
+def points(value: OptionalNumber) -> str:
     """A difference of two shares as +0.4 pt or −0.4 pt; zero has no sign."""
-    return NONE if missing(value) else f"{_signed(value)} pt"
+    return MISSING if is_missing(value) else f"{_signed(value)} pt"
 
 
-def _signed(value: Number) -> str:
+def _signed(value: OptionalNumber) -> str:
     rounded = round(100 * (value or 0.0), 1)
     return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
 
 
-def lost(value: Number) -> str:
+def drop_points(value: OptionalNumber) -> str:
     """A drop in points: a loss has no sign, a gain is negative."""
-    return NONE if value is None or missing(value) else _signed(value).replace("+", "") + " pt"
+    return MISSING if value is None or is_missing(value) else _signed(value).replace("+", "") + " pt"
 
 
-def interval(low: Number, high: Number, write: Callable[[Number], str]) -> str:
+def interval(low: OptionalNumber, high: OptionalNumber, write: Callable[[OptionalNumber], str]) -> str:
     """` [82.4, 84.8]`, with the blank before it, in the unit of `write`; nothing where a bound is missing."""
-    if missing(low) or missing(high):
+    if is_missing(low) or is_missing(high):
         return ""
     bare = (text.split(" ")[0].removesuffix("×") for text in (write(low), write(high)))
     return f" [{', '.join(bare)}]"
@@ -114,47 +114,47 @@ def accuracy(variant: Mapping[str, Any], prefix: str = "") -> str:
     """83.6 % [82.4, 84.8]; `prefix` is `balanced_` for the balanced accuracy."""
     value = variant.get("balanced_accuracy" if prefix else "accuracy")
     low, high = (variant.get(f"{prefix or 'accuracy_'}{side}") for side in ("low", "high"))
-    return NONE if missing(value) else percent(value) + interval(low, high, percent_bound)
+    return MISSING if is_missing(value) else percent(value) + interval(low, high, percent_bound)
 
 
-def percent_bound(value: Number) -> str:
+def percent_bound(value: OptionalNumber) -> str:
     """A bound of an interval: one decimal, whatever the value."""
-    return NONE if value is None else f"{100 * value:.1f}"
+    return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def ratio(figure: Mapping[str, Any] | None) -> str:
+def speedup(figure: Mapping[str, Any] | None) -> str:
     """A speed-up with its interval: 1.62× [1.58, 1.66]."""
-    if not figure or missing(figure.get("estimate")):
-        return NONE
-    return times(figure["estimate"]) + interval(figure.get("low"), figure.get("high"), times)
+    if not figure or is_missing(figure.get("estimate")):
+        return MISSING
+    return multiple(figure["estimate"]) + interval(figure.get("low"), figure.get("high"), multiple)
 
 
-def change(drop: Mapping[str, Any] | None) -> str:
+def accuracy_change(drop: Mapping[str, Any] | None) -> str:
     """A drop of accuracy as the change it is, so that a loss is negative: −0.4 pt [−1.0, +0.2]."""
-    if not drop or missing(drop.get("estimate")):
-        return NONE
+    if not drop or is_missing(drop.get("estimate")):
+        return MISSING
     low, high = drop.get("high"), drop.get("low")  # the sign turns, and with it the bounds
-    turned = [None if v is None or missing(v) else -v for v in (drop["estimate"], low, high)]
+    turned = [None if v is None or is_missing(v) else -v for v in (drop["estimate"], low, high)]
     return points(turned[0]) + interval(turned[1], turned[2], points)
 
 
-def gained(gain: Mapping[str, Any]) -> str:
+def accuracy_gain(gain: Mapping[str, Any]) -> str:
     """A gain of accuracy: +0.4 pt [−0.2, +1.0]."""
     return points(gain.get("estimate")) + interval(gain.get("low"), gain.get("high"), points)
 
 
-def latency(figures: Mapping[str, Any] | None) -> str:
+def median_latency(figures: Mapping[str, Any] | None) -> str:
     """The median with its interval: 1.98 ms [1.95, 2.02]."""
     found = figures or {}
-    if missing(found.get("p50")):
-        return NONE
+    if is_missing(found.get("p50")):
+        return MISSING
     return milliseconds(found["p50"]) + interval(found.get("low"), found.get("high"), significant)
 
 
-def duration(seconds: Number) -> str:
+def duration(seconds: OptionalNumber) -> str:
     """0.4 s, 42 s, 3 min 12 s, 1 h 05 min."""
-    if seconds is None or missing(seconds):
-        return NONE
+    if seconds is None or is_missing(seconds):
+        return MISSING
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -163,41 +163,41 @@ def duration(seconds: Number) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def bounded(value: Mapping[str, float] | None, factor: float = 1.0) -> str:
+def with_interval(value: Mapping[str, float] | None, factor: float = 1.0) -> str:
     """A figure with its interval, three digits each: 0.132 [0.131, 0.133]."""
     if value is None:
-        return NONE
+        return MISSING
     middle, low, high = (f"{factor * value[key]:.3g}" for key in ("estimate", "low", "high"))
     return f"{middle} [{low}, {high}]"
 
 
-def growth(value: Number) -> str:
+def relative_change(value: OptionalNumber) -> str:
     """A relative change with its sign: 0.031 is `+3.1 %`."""
-    return NONE if missing(value) else f"{_signed(value)} %"
+    return MISSING if is_missing(value) else f"{_signed(value)} %"
 
 
-UNITS: tuple[tuple[str, Callable[[Number], str], str], ...] = (
-    ("growth", growth, "≤"),
-    ("drop", lost, "≤"),
+FORMAT_BY_CHECK: tuple[tuple[str, Callable[[OptionalNumber], str], str], ...] = (
+    ("growth", relative_change, "≤"),
+    ("drop", drop_points, "≤"),
     ("gap", points, "±"),
-    ("speedup", times, "≥"),
-    ("size", size, "≤"),
-    ("bytes", size, "≤"),
+    ("speedup", multiple, "≥"),
+    ("size", byte_size, "≤"),
+    ("bytes", byte_size, "≤"),
     ("agreement", percent, "≥"),
     ("accuracy", percent, "≥"),
     ("coverage", percent, "≥"),
     ("share", percent, ""),
     ("_ms", milliseconds, "≤"),
-    ("latency", times, "≤"),
+    ("latency", multiple, "≤"),
     ("steps", steps, "≤"),
 )
 
 
-def checked(check: str, value: Number, *, limit: bool = False) -> str:
+def verdict_value(check: str, value: OptionalNumber, *, limit: bool = False) -> str:
     """A verdict's figure in the unit that the name of its check says; a limit with the side it must lie on."""
-    if missing(value):
-        return NONE
-    for word, write, sign in UNITS:
+    if is_missing(value):
+        return MISSING
+    for word, write, sign in FORMAT_BY_CHECK:
         if word in check:
             return f"{sign} {write(value).lstrip('+')}".lstrip() if limit else write(value)
     return significant(value, 4)

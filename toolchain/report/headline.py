@@ -7,70 +7,78 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.core.run_report import BASELINE, Report, subject, variant, words
+from toolchain.core.run_report import BASELINE, Report, find_variant, humanize, reported_variant
 from toolchain.report import format
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class KeyResult:
     """One of the four questions: a figure that answers it and what belongs to that figure."""
 
     question: str
-    figure: str
+    value: str
     details: tuple[str, ...]
 
 
 def title(report: Report) -> str:
     """`solar on cpu`."""
-    return f"{report.get('recipe') or 'report'} on {report.get('target') or format.NONE}"
+    return f"{report.get('recipe') or 'report'} on {report.get('target') or format.MISSING}"
 
 
-def answers(report: Report) -> tuple[Answer, ...]:
+def list_key_results(report: Report) -> tuple[KeyResult, ...]:
     """How accurate, how fast, how big, how sure."""
     return (_accurate(report), _fast(report), _big(report), _sure(report))
 
 
-def _accurate(report: Report) -> Answer:
-    found, drop, balanced = subject(report), report.get("accuracy_drop"), report.get("balanced_drop")
+def _accurate(report: Report) -> KeyResult:
+    found, drop, balanced = reported_variant(report), report.get("accuracy_drop"), report.get("balanced_drop")
     details = []
     if drop:
-        details.append(f"{format.change(drop)} against {drop.get('baseline') or BASELINE}")
-    if not format.missing(found.get("balanced_accuracy")):
-        by = f", {format.change(balanced)}" if balanced else ""
+        details.append(f"{format.accuracy_change(drop)} against {drop.get('baseline') or BASELINE}")
+    if not format.is_missing(found.get("balanced_accuracy")):
+        by = f", {format.accuracy_change(balanced)}" if balanced else ""
         details.append(f"balanced over classes: {format.percent(found['balanced_accuracy'])}{by}")
     if found.get("images"):
         details.append(f"{found['images']} images of the {found.get('split') or 'test'} split")
-    return Answer(question="How accurate", figure=format.accuracy(found), details=tuple(details))
+    return KeyResult(question="How accurate", value=format.accuracy(found), details=tuple(details))
 
 
-def _fast(report: Report) -> Answer:
-    found, speedup, unpruned = subject(report), report.get("speedup") or {}, report.get("speedup_as_shipped") or {}
+def _fast(report: Report) -> KeyResult:
+    found, speedup, unpruned = (
+        reported_variant(report),
+        report.get("speedup") or {},
+        report.get("speedup_as_shipped") or {},
+    )
     baseline = speedup.get("baseline") or BASELINE
     details = []
     if found.get("name") == baseline:
         details.append(f"{_p50(found)} in the median")
-    elif _p50(found) != format.NONE:
-        details.append(f"{pair(_p50(variant(report, baseline)), _p50(found))} in the median, against {baseline}")
+    elif _p50(found) != format.MISSING:
+        details.append(
+            f"{from_to(_p50(find_variant(report, baseline)), _p50(found))} in the median, against {baseline}"
+        )
     if unpruned and unpruned.get("baseline") != baseline:
-        details.append(f"{format.ratio(unpruned)} against {unpruned.get('baseline')}, which would ship unpruned")
-    return Answer(question="How fast", figure=format.ratio(speedup), details=tuple(details))
+        details.append(f"{format.speedup(unpruned)} against {unpruned.get('baseline')}, which would ship unpruned")
+    return KeyResult(question="How fast", value=format.speedup(speedup), details=tuple(details))
 
 
-def _big(report: Report) -> Answer:
-    found, dense = subject(report), variant(report, BASELINE)
+def _big(report: Report) -> KeyResult:
+    found, dense = reported_variant(report), find_variant(report, BASELINE)
     before, after, details = dense.get("size_bytes"), found.get("size_bytes"), []
     if not found or found["name"] == BASELINE:
-        return Answer(question="How big", figure=format.size(after), details=())
+        return KeyResult(question="How big", value=format.byte_size(after), details=())
     if before and after:
         details.append(f"{format.significant(before / after, 2)}× smaller" if before > after else "not smaller")
     for key, word in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         if dense.get(key) and found.get(key):
-            details.append(f"{pair(format.count(dense[key]), format.count(found[key]))} {word}")
-    return Answer(question="How big", figure=pair(format.size(before), format.size(after)), details=tuple(details))
+            details.append(f"{from_to(format.count(dense[key]), format.count(found[key]))} {word}")
+    return KeyResult(
+        question="How big", value=from_to(format.byte_size(before), format.byte_size(after)), details=tuple(details)
+    )
 
 
-def _sure(report: Report) -> Answer:
-    judged, found, details = report.get("verdicts") or (), subject(report), []
+def _sure(report: Report) -> KeyResult:
+    judged, found, details = report.get("verdicts") or (), reported_variant(report), []
     passed = sum(v["outcome"] == "pass" for v in judged)
     parity, coverage = found.get("parity"), found.get("integer_coverage")
     if parity:
@@ -80,16 +88,16 @@ def _sure(report: Report) -> Answer:
     if (report.get("speedup") or {}).get("samples"):
         details.append(f"{report['speedup']['samples']} paired rounds of timing")
     for outcome in ("fail", "cannot_tell", "not_measured"):
-        named = ", ".join(words(v["check"]) for v in judged if v["outcome"] == outcome)
-        details += [f"{words(outcome)}: {named}"] if named else []
-    figure = f"{passed} of {len(judged)} checks pass" if judged else format.NONE
-    return Answer(question="How sure", figure=figure, details=tuple(details))
+        named = ", ".join(humanize(v["check"]) for v in judged if v["outcome"] == outcome)
+        details += [f"{humanize(outcome)}: {named}"] if named else []
+    figure = f"{passed} of {len(judged)} checks pass" if judged else format.MISSING
+    return KeyResult(question="How sure", value=figure, details=tuple(details))
 
 
 def _p50(found: Mapping[str, Any]) -> str:
     return format.milliseconds((found.get("latency_ms") or {}).get("p50"))
 
 
-def pair(before: str, after: str) -> str:
+def from_to(before: str, after: str) -> str:
     """Two figures, the first turned into the second."""
-    return f"{before} → {after}" if {before, after} != {format.NONE} else format.NONE
+    return f"{before} → {after}" if {before, after} != {format.MISSING} else format.MISSING

@@ -6,7 +6,7 @@ from html import escape
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
 from toolchain.report import charts, format, headline
-from toolchain.report.headline import Answer
+from toolchain.report.headline import KeyResult
 from toolchain.report.sections import (
     provenance,
     pruning,
@@ -20,7 +20,7 @@ from toolchain.report.sections import (
 )
 from toolchain.report.table import Table
 
-SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": format.NONE}
+OUTCOME_SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": format.MISSING}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
@@ -99,7 +99,7 @@ summary { cursor: pointer; font-size: .875rem; color: var(--main); }
 """
 
 
-PAGE = """<!doctype html>
+PAGE_TEMPLATE = """<!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{css}</style></head>
@@ -110,27 +110,27 @@ PAGE = """<!doctype html>
 """
 
 
-def html(report: Report) -> str:
+def render(report: Report) -> str:
     """The whole page."""
     body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
-    return PAGE.format(title=escape(headline.title(report)), css=CSS, body=body)
+    return PAGE_TEMPLATE.format(title=escape(headline.title(report)), css=CSS, body=body)
 
 
 def _head(report: Report) -> str:
     """What ships and the four answers, then what is to be said about them."""
-    kind = "ships" if run_report.shipped(report) else "fails"
+    kind = "ships" if run_report.shipped_name(report) else "fails"
     where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
     lead = escape(" · ".join(part for part in (headline.title(report), where) if part))
-    tiles = "".join(_tile(answer) for answer in headline.answers(report))
+    tiles = "".join(_tile(answer) for answer in headline.list_key_results(report))
     said = _said(report.get("notes") or (), "") + _said(
         [f"Warning: {warning}" for warning in report.get("warnings") or ()], " warned"
     )
-    h1 = f'<h1 class="{kind}">{escape(run_report.outcome(report))}</h1>'
+    h1 = f'<h1 class="{kind}">{escape(run_report.describe_outcome(report))}</h1>'
     return f'<p class="lead">{lead}</p>{h1}<dl class="answers">{tiles}</dl>{said}'
 
 
-def _tile(answer: Answer) -> str:
-    figure, _, interval = answer.figure.partition(" [")
+def _tile(answer: KeyResult) -> str:
+    figure, _, interval = answer.value.partition(" [")
     small = f" <small>[{escape(interval)}</small>" if interval else ""
     details = "".join(f"<dd>{escape(line)}</dd>" for line in answer.details)
     return f'<div><dt>{answer.question}</dt><dd class="figure">{escape(figure)}{small}</dd>{details}</div>'
@@ -143,44 +143,64 @@ def _said(sentences: Sequence[object], kind: str) -> str:
 
 def _sections(report: Report) -> list[str]:
     """Everything below the answers; a section without content is left out."""
-    taught = _plot(charts.training(report), "Accuracy on the validation split at the end of each epoch.")
+    taught = _plot(charts.plot_training(report), "Accuracy on the validation split at the end of each epoch.")
     executed = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
     return [
         _section("Verdicts", _verdicts(report)),
-        _section("Variants", table(variants.variants(report)), _plot(charts.trade_off(report), _plotted(report))),
-        _section("What each variant needs", table(variants.costs(report)), _hint(NEEDS)),
+        _section(
+            "Variants",
+            render_table(variants.tabulate_variants(report)),
+            _plot(charts.plot_trade_off(report), _plotted(report)),
+        ),
+        _section("What each variant needs", render_table(variants.tabulate_costs(report)), _hint(COSTS_HINT)),
         _section("Candidates for the model", *_ranked(report)),
         _section(reuse.TITLE, *_reused(report)),
         _section("Layers before and after pruning", *_widths(report)),
-        _section("Size of the pictures", table(pruning.image_sizes(report)), _hint(SIZES)),
+        _section("Size of the pictures", render_table(pruning.tabulate_image_sizes(report)), _hint(IMAGE_SIZES_HINT)),
         _section("How much each layer minds being pruned", *_sensitivity(report)),
-        _section("Training", taught, table(training.training(report))),
-        _section("Fine-tuning with several seeds", table(training.seeds(report))),
-        _section("Further sets joined to the training images", table(training.joined(report)), _hint(JOINED)),
-        _section("What ran in integers", table(quantization.coverage(report)), _hint(executed)),
-        _section("Placements timed before training", table(quantization.placement(report)), _hint(_searched(report))),
-        _section("Calibration of activation ranges", table(quantization.calibration(report)), _hint(CALIBRATION)),
-        _section("Layers ranked for accuracy control", table(quantization.ranking(report)), _hint(RANKING)),
+        _section("Training", taught, render_table(training.tabulate_training(report))),
+        _section("Fine-tuning with several seeds", render_table(training.tabulate_seeds(report))),
+        _section(
+            "Further sets joined to the training images",
+            render_table(training.tabulate_joined(report)),
+            _hint(JOINED_HINT),
+        ),
+        _section("What ran in integers", render_table(quantization.tabulate_coverage(report)), _hint(executed)),
+        _section(
+            "Placements timed before training",
+            render_table(quantization.tabulate_placements(report)),
+            _hint(_searched(report)),
+        ),
+        _section(
+            "Calibration of activation ranges",
+            render_table(quantization.tabulate_calibration(report)),
+            _hint(CALIBRATION_HINT),
+        ),
+        _section(
+            "Layers ranked for accuracy control",
+            render_table(quantization.tabulate_accuracy_control(report)),
+            _hint(ACCURACY_CONTROL_HINT),
+        ),
         _section("How it was measured", _facts(report)),
         _section("Time of each stage", _seconds(report)),
     ]
 
 
-CALIBRATION = (
+CALIBRATION_HINT = (
     "Divergence: Kullback-Leibler, nats an image, from the float model's answers on validation; less is closer, and the "
     "closest is kept."
 )
-RANKING = (
+ACCURACY_CONTROL_HINT = (
     "What leaving one block in float brings on validation, and what it costs on the target; the most harmful for the "
     "least latency come first."
 )
-BLOCKS = "Each residual block left out alone, without any training. Dashed: the whole network. Orange: the plan leaves it out."
-SIZES = (
+BLOCKS_CAPTION = "Each residual block left out alone, without any training. Dashed: the whole network. Orange: the plan leaves it out."
+IMAGE_SIZES_HINT = (
     "Each size with the widths and blocks that meet the budget at it; what a short training reaches on validation decided. "
     "Latency is measured on the untrained architecture, as a share of the dense model's as it would ship."
 )
-JOINED = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
-NEEDS = (
+JOINED_HINT = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
+COSTS_HINT = (
     "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
     "artefact in its runtime names the same class as the trained model. Steps: largest difference of a logit, in "
     "quantization steps. Load and first run are those of a fresh process."
@@ -206,23 +226,23 @@ def _searched(report: Report) -> str:
     """Says what the candidates are, where there were any."""
     return (
         f"Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
-        f"process. {quantization.searched(report)}."
+        f"process. {quantization.describe_search(report)}."
     )
 
 
 def _plotted(report: Report) -> str:
     """The plot's caption, naming what could not be drawn."""
-    left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.drawn(v)]
+    left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.is_plottable(v)]
     missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
-    ring = " The ring marks the variant that ships." if run_report.shipped(report) else ""
+    ring = " The ring marks the variant that ships." if run_report.shipped_name(report) else ""
     return f"Upper left is better.{ring}{missing}"
 
 
 def _widths(report: Report) -> tuple[str, ...]:
-    plots = charts.widths(report)
+    plots = charts.plot_widths(report)
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
     colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
-    return columns, _hint(f"Channels that each layer puts out. {colours} {pruning.narrowed(report)}.")
+    return columns, _hint(f"Channels that each layer puts out. {colours} {pruning.describe_pruning(report)}.")
 
 
 def _ranked(report: Report) -> tuple[str, ...]:
@@ -231,9 +251,9 @@ def _ranked(report: Report) -> tuple[str, ...]:
     if not found:
         return ()
     return (
-        table(selection.ranking_table(found)),
+        render_table(selection.tabulate_ranking(found)),
         _hint(f"{selection.summarize(found)}."),
-        table(selection.left_out_table(found)),
+        render_table(selection.tabulate_left_out(found)),
     )
 
 
@@ -243,19 +263,19 @@ def _reused(report: Report) -> tuple[str, ...]:
     if not found:
         return ()
     if not found["depths"]:
-        return (_hint(f"{reuse.said(found)}."),)
-    return _plot(reuse.plot(found), f"{reuse.said(found)}."), table(reuse.table(found))
+        return (_hint(f"{reuse.describe(found)}."),)
+    return _plot(reuse.plot_depths(found), f"{reuse.describe(found)}."), render_table(reuse.tabulate(found))
 
 
 def _sensitivity(report: Report) -> tuple[str, ...]:
     """Curves of the groups, dots of the blocks, and all of both as a table that opens."""
-    content = table(sensitivity.table(report))
+    content = render_table(sensitivity.tabulate(report))
     if not content:
         return ()
-    shown = charts.PANELS[0] * charts.PANELS[1]
+    shown = charts.PANEL_GRID[0] * charts.PANEL_GRID[1]
     return (
-        _plot(charts.sensitivity(report), sensitivity.caption(report, shown))
-        + _plot(charts.blocks(report), BLOCKS)
+        _plot(charts.plot_sensitivity(report), sensitivity.make_caption(report, shown))
+        + _plot(charts.plot_blocks(report), BLOCKS_CAPTION)
         + f"<details><summary>All groups and blocks as a table</summary>{content}</details>",
     )
 
@@ -267,17 +287,19 @@ def _cell(text: str, column: int, prose: tuple[int, ...]) -> str:
     return f"<td>{escape(figure)}" + (f"<small>[{escape(interval)}</small>" if interval else "") + "</td>"
 
 
-def table(content: Table) -> str:
+def render_table(content: Table) -> str:
     """Any table; the row that ships is marked. Intervals stand below their figures."""
     if not content.rows:
         return ""
     head = "".join(
-        f'<th scope="col"{_side(i, content.prose)}>{escape(name)}</th>' for i, name in enumerate(content.columns)
+        f'<th scope="col"{_side(i, content.text_columns)}>{escape(name)}</th>' for i, name in enumerate(content.columns)
     )
     body = []
     for number, row in enumerate(content.rows):
-        ships, badge = (' class="ships"', '<span class="badge">ships</span>') if number == content.marked else ("", "")
-        cells = "".join(_cell(text, i, content.prose) for i, text in enumerate(row) if i)
+        ships, badge = (
+            (' class="ships"', '<span class="badge">ships</span>') if number == content.shipping_row else ("", "")
+        )
+        cells = "".join(_cell(text, i, content.text_columns) for i, text in enumerate(row) if i)
         body.append(f'<tr{ships}><th scope="row" class="prose">{escape(row[0])}{badge}</th>{cells}</tr>')
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
@@ -288,11 +310,11 @@ def _side(column: int, prose: tuple[int, ...]) -> str:
 
 def _verdicts(report: Report) -> str:
     """The table of verdicts with each outcome's sign and colour."""
-    text = table(verdicts.verdicts(report))
-    for key, sign in SIGNS.items():
-        plain = f'<td class="prose">{run_report.words(key)}</td>'
+    text = render_table(verdicts.tabulate_verdicts(report))
+    for key, sign in OUTCOME_SIGNS.items():
+        plain = f'<td class="prose">{run_report.humanize(key)}</td>'
         text = text.replace(
-            plain, f'<td class="prose"><span class="outcome {key}">{sign} {run_report.words(key)}</span></td>'
+            plain, f'<td class="prose"><span class="outcome {key}">{sign} {run_report.humanize(key)}</span></td>'
         )
     return text
 
@@ -301,16 +323,16 @@ def _facts(report: Report) -> str:
     """What was measured on what, as pairs in as many columns as the page has room for."""
     pairs = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in provenance.measured(report).rows
+        for name, value in provenance.tabulate_provenance(report).rows
     )
     return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
 def _seconds(report: Report) -> str:
     """Each stage's time with a bar for its share of the longest."""
-    took = {name: 0 if format.missing(value) else value for name, value in (report.get("seconds") or {}).items()}
+    took = {name: 0 if format.is_missing(value) else value for name, value in (report.get("seconds") or {}).items()}
     most, rows = max(took.values(), default=0) or 1, []
-    for name, text in provenance.seconds(report).rows:
+    for name, text in provenance.tabulate_step_times(report).rows:
         bar = f'<span style="width:{100 * took.get(name, 0) / most:.1f}%"></span>'
         rows.append(
             f'<tr><th scope="row" class="prose">{escape(name)}</th><td>{text}</td><td class="bar">{bar}</td></tr>'

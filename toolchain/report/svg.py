@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
-LINES = MAIN, WARM, COOL, INK, MUTED  # of curves that have no colour of their own
-VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
-SIZE = 11.0  # of text, in pixels
-GLYPH = 6.4  # mean width of a glyph at that size
-ENLARGED = 1.2  # on a wide page, so that text is as large as the page's own
-STYLE: dict[Any, Any] = {
+LINE_COLOURS = MAIN, WARM, COOL, INK, MUTED  # of curves that have no colour of their own
+CSS_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
+FONT_SIZE = 11.0  # of text, in pixels
+GLYPH_WIDTH = 6.4  # mean width of a glyph at that size
+DISPLAY_SCALE = 1.2  # on a wide page, so that text is as large as the page's own
+MATPLOTLIB_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": SIZE,
+    "font.size": FONT_SIZE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": RULE,
@@ -49,12 +49,12 @@ def figure(width: float, height: float) -> "Iterator[Figure]":
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(MATPLOTLIB_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield Figure(figsize=(width / 72, height / 72), dpi=72)
 
 
-def logarithmic(axes: "Axes", write: Callable[[float], str]) -> None:
+def use_log_scale(axes: "Axes", write: Callable[[float], str]) -> None:
     """A logarithmic x axis whose ticks, at 1, 2 and 5 of each decade, are written as `write` does."""
     from matplotlib.ticker import LogLocator
 
@@ -64,7 +64,7 @@ def logarithmic(axes: "Axes", write: Callable[[float], str]) -> None:
     axes.xaxis.set_minor_formatter(lambda value, _: write(value))
 
 
-def svg(drawing: "Figure", name: str, says: str) -> str:
+def render(drawing: "Figure", name: str, says: str) -> str:
     """The figure as an element without namespaces, metadata and fixed size, its ids prefixed with `name`."""
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -72,8 +72,8 @@ def svg(drawing: "Figure", name: str, says: str) -> str:
     for element in ("metadata", "style"):
         body = re.sub(rf"<{element}\b.*?</{element}>", "", body, flags=re.DOTALL)
     body = re.sub(r'( id="|"#|url\(#)', rf"\g<1>{name}-", body.replace("xlink:href", "href"))
-    for colour, variable in VARIABLES.items():
+    for colour, variable in CSS_VARIABLES.items():
         body = body.replace(colour, f"var(--{variable})")
     width, height = (round(float(side) * 72, 2) for side in drawing.get_size_inches())
-    shape = f'viewBox="0 0 {width} {height}" style="max-width:{ENLARGED * width:.0f}px"'
+    shape = f'viewBox="0 0 {width} {height}" style="max-width:{DISPLAY_SCALE * width:.0f}px"'
     return f'<svg class="chart" role="img" aria-label="{says}" {shape}>{body}'

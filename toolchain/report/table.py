@@ -10,7 +10,7 @@ from typing import Any
 
 from toolchain.report import format
 
-FLOW = (
+STEP_ORDER = (
     "data",
     "select",
     "adapt",
@@ -27,7 +27,7 @@ FLOW = (
     "judge",
     "bundle",
 )
-FEW = 20  # names shown of a long list
+MAX_NAMES = 20  # names shown of a long list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +36,25 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    prose: tuple[int, ...] = (0,)
-    spare: tuple[int, ...] = ()
-    marked: int | None = None  # row of the variant that ships
+    text_columns: tuple[int, ...] = (0,)
+    optional_columns: tuple[int, ...] = ()
+    shipping_row: int | None = None  # row of the variant that ships
 
 
-def ordered(names: Iterable[str]) -> list[str]:
+def sort_steps(names: Iterable[str]) -> list[str]:
     """Stages as they run; names that are no stage follow in alphabetical order."""
-    return sorted(names, key=lambda name: (FLOW.index(name) if name in FLOW else len(FLOW), name))
+    return sorted(names, key=lambda name: (STEP_ORDER.index(name) if name in STEP_ORDER else len(STEP_ORDER), name))
 
 
-def spread(over: Mapping[str, Any]) -> dict[str, Any]:
+def interval_fields(over: Mapping[str, Any]) -> dict[str, Any]:
     """An interval under the names of a variant's accuracy."""
     return {"accuracy": over["estimate"], "accuracy_low": over["low"], "accuracy_high": over["high"]}
 
 
 def _list(names: Iterable[Any]) -> str:
     shown = [_text(name) for name in names]
-    rest = f" and {len(shown) - FEW} more" if len(shown) > FEW else ""
-    return f"{len(shown)}: {', '.join(shown[:FEW])}{rest}" if shown else ""
+    rest = f" and {len(shown) - MAX_NAMES} more" if len(shown) > MAX_NAMES else ""
+    return f"{len(shown)}: {', '.join(shown[:MAX_NAMES])}{rest}" if shown else ""
 
 
 def _text(value: Any) -> str:
@@ -62,4 +62,4 @@ def _text(value: Any) -> str:
         return ", ".join(f"{k} {_text(v)}" for k, v in sorted(value.items()))
     if isinstance(value, list | tuple):
         return ", ".join(_text(v) for v in value)
-    return format.NONE if format.missing(value) or value == "" else str(value)
+    return format.MISSING if format.is_missing(value) or value == "" else str(value)

@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
-PLAIN = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
+OUTCOME_COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
+ASCII_SUBSTITUTES = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
 
 
-def run(job: Job, findings: assemble.Findings) -> dict[str, Any]:
+def run(job: Job, findings: assemble.RunResults) -> dict[str, Any]:
     """Write the run's report and its raw measurements into the job's folder; return the report."""
     report = assemble.report(findings)
     files.write_json(job.folder / "measurements.json", assemble.measurements(findings))
-    write(report, job.folder)
+    write_files(report, job.folder)
     return report
 
 
-def write(report: Report, folder: Path) -> None:
+def write_files(report: Report, folder: Path) -> None:
     """Writes report.json, report.md and report.html, each whole or not at all; equal reports give equal bytes.
 
     Raises:
@@ -52,8 +52,8 @@ def write(report: Report, folder: Path) -> None:
     """
     kept = _finite(files.plain(report))
     files.write_json(folder / "report.json", kept)
-    files.write_text(folder / "report.md", _encodable(markdown(kept)))
-    files.write_text(folder / "report.html", _encodable(html.html(kept)))
+    files.write_text(folder / "report.md", _encodable(render(kept)))
+    files.write_text(folder / "report.html", _encodable(html.render(kept)))
 
 
 def _finite(value: Any) -> Any:
@@ -73,55 +73,57 @@ def _encodable(text: str) -> str:
 # --- Markdown -----------------------------------------------------------------------------------------------
 
 
-def markdown(report: Report) -> str:
+def render(report: Report) -> str:
     """The report's answers and tables, for a merge request or a CI summary."""
-    answers = tuple((a.question, a.figure, "; ".join(a.details)) for a in headline.answers(report))
+    answers = tuple((a.question, a.value, "; ".join(a.details)) for a in headline.list_key_results(report))
     said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
     parts = [
-        f"# {inline(headline.title(report))}",
-        f"**{inline(run_report.outcome(report))}**",
-        grid(Table(columns=("", "", ""), rows=answers, prose=(0, 1, 2))),
-        "\n".join(f"- {inline(sentence)}" for sentence in said),
-        _part("Verdicts", verdicts.verdicts(report)),
-        _part("Variants", variants.variants(report)),
-        _part("What each variant needs", variants.costs(report)),
-        _part("Candidates for the model", selection.ranking_table(report.get("selected"))),
-        _part("Candidates left out", selection.left_out_table(report.get("selected"))),
+        f"# {escape(headline.title(report))}",
+        f"**{escape(run_report.describe_outcome(report))}**",
+        format_table(Table(columns=("", "", ""), rows=answers, text_columns=(0, 1, 2))),
+        "\n".join(f"- {escape(sentence)}" for sentence in said),
+        _part("Verdicts", verdicts.tabulate_verdicts(report)),
+        _part("Variants", variants.tabulate_variants(report)),
+        _part("What each variant needs", variants.tabulate_costs(report)),
+        _part("Candidates for the model", selection.tabulate_ranking(report.get("selected"))),
+        _part("Candidates left out", selection.tabulate_left_out(report.get("selected"))),
         _reused((report.get("reuse") or {}).get("advice")),
-        _part("Layers before and after pruning", pruning.layers(report)),
-        _part("Size of the pictures", pruning.image_sizes(report)),
-        _part("How much each layer minds being pruned", sensitivity.table(report, short=True)),
-        _part("Training", training.training(report)),
-        _part("Fine-tuning with several seeds", training.seeds(report)),
-        _part("Further sets joined to the training images", training.joined(report)),
-        _part("What ran in integers", quantization.coverage(report)),
-        _part("Placements timed before training", quantization.placement(report)),
-        _part("Calibration of activation ranges", quantization.calibration(report)),
-        _part("Layers ranked for accuracy control", quantization.ranking(report)),
-        _part("How it was measured", provenance.measured(report)),
-        _part("Time of each stage", provenance.seconds(report)),
+        _part("Layers before and after pruning", pruning.tabulate_layers(report)),
+        _part("Size of the pictures", pruning.tabulate_image_sizes(report)),
+        _part("How much each layer minds being pruned", sensitivity.tabulate(report, short=True)),
+        _part("Training", training.tabulate_training(report)),
+        _part("Fine-tuning with several seeds", training.tabulate_seeds(report)),
+        _part("Further sets joined to the training images", training.tabulate_joined(report)),
+        _part("What ran in integers", quantization.tabulate_coverage(report)),
+        _part("Placements timed before training", quantization.tabulate_placements(report)),
+        _part("Calibration of activation ranges", quantization.tabulate_calibration(report)),
+        _part("Layers ranked for accuracy control", quantization.tabulate_accuracy_control(report)),
+        _part("How it was measured", provenance.tabulate_provenance(report)),
+        _part("Time of each stage", provenance.tabulate_step_times(report)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _part(title: str, table: Table) -> str:
-    return f"## {title}\n\n{grid(table)}" if table.rows else ""
+    return f"## {title}\n\n{format_table(table)}" if table.rows else ""
 
 
 def _reused(advice: Mapping[str, Any] | None) -> str:
     if not advice:
         return ""
-    table = reuse.table(advice)
-    return f"## {reuse.TITLE}\n\n{inline(reuse.said(advice))}.\n\n{grid(table) if table.rows else ''}".rstrip()
+    table = reuse.tabulate(advice)
+    return (
+        f"## {reuse.TITLE}\n\n{escape(reuse.describe(advice))}.\n\n{format_table(table) if table.rows else ''}".rstrip()
+    )
 
 
-def grid(table: Table) -> str:
+def format_table(table: Table) -> str:
     """A Markdown table; the row that ships is bold."""
-    rule = ("---" if i in table.prose else "---:" for i in range(len(table.columns)))
+    rule = ("---" if i in table.text_columns else "---:" for i in range(len(table.columns)))
     lines = [_line(table.columns), _line(rule)]
     for number, row in enumerate(table.rows):
-        first = f"**{inline(row[0])}** (ships)" if number == table.marked else inline(row[0])
-        lines.append(_line((first, *(inline(cell) for cell in row[1:]))))
+        first = f"**{escape(row[0])}** (ships)" if number == table.shipping_row else escape(row[0])
+        lines.append(_line((first, *(escape(cell) for cell in row[1:]))))
     return "\n".join(lines)
 
 
@@ -129,7 +131,7 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def inline(text: object) -> str:
+def escape(text: object) -> str:
     """Text that Markdown shows as it is, in one line."""
     shown = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + c if c in "\\`*|" else c for c in shown)
@@ -138,25 +140,31 @@ def inline(text: object) -> str:
 # --- terminal -----------------------------------------------------------------------------------------------
 
 
-def terminal(report: Report, console: "Console | None" = None) -> None:
+def print_report(report: Report, console: "Console | None" = None) -> None:
     """Prints what ships, the four answers, the variants and the verdicts; without colours where nobody sees them."""
     from rich.console import Console
 
     out = console or Console(highlight=False)
     out.print()
     out.print(_text(out, headline.title(report), "dim"))
-    out.print(_text(out, run_report.outcome(report), "bold" if run_report.shipped(report) else "bold red"))
+    out.print(
+        _text(out, run_report.describe_outcome(report), "bold" if run_report.shipped_name(report) else "bold red")
+    )
     out.print(_answers(out, report))
     for sentence in report.get("notes") or ():
         out.print(_text(out, str(sentence)))
     for sentence in report.get("warnings") or ():
         out.print(_text(out, f"Warning: {sentence}", "yellow"))
-    for table in (sensitivity.table(report, short=True), variants.variants(report), verdicts.verdicts(report)):
+    for table in (
+        sensitivity.tabulate(report, short=True),
+        variants.tabulate_variants(report),
+        verdicts.tabulate_verdicts(report),
+    ):
         if table.rows:
             out.print(_fitted(out, table))
 
 
-def show(found: Sequence[Table], console: "Console | None" = None) -> None:
+def print_tables(found: Sequence[Table], console: "Console | None" = None) -> None:
     """Prints tables, those without rows left out."""
     from rich.console import Console
 
@@ -170,7 +178,7 @@ def _text(out: "Console", text: str, style: str = "") -> "Text":
     """Text as it stands, never as rich's markup; in ASCII where the terminal knows no more."""
     from rich.text import Text
 
-    known = text.translate(PLAIN) if out.options.ascii_only else text
+    known = text.translate(ASCII_SUBSTITUTES) if out.options.ascii_only else text
     return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
 
 
@@ -181,8 +189,8 @@ def _answers(out: "Console", report: Report) -> "Grid":
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column()
-    for answer in headline.answers(report):
-        figure = _text(out, answer.figure, "bold")
+    for answer in headline.list_key_results(report):
+        figure = _text(out, answer.value, "bold")
         for line in answer.details:
             figure.append("\n").append_text(_text(out, line))
         grid.add_row(_text(out, answer.question, "dim"), figure)
@@ -193,7 +201,7 @@ def _fitted(out: "Console", table: Table) -> "Grid":
     """The table with as many columns as the terminal has room for."""
     columns = list(range(len(table.columns)))
     unlimited = out.options.update(width=1000)
-    for spare in table.spare:
+    for spare in table.optional_columns:
         if out.measure(_drawn(out, table, columns), options=unlimited).maximum <= out.width:
             break
         columns.remove(spare)
@@ -207,11 +215,11 @@ def _drawn(out: "Console", table: Table, columns: Sequence[int]) -> "Grid":
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
     for i in columns:
-        wraps = i in table.prose and i > 0
-        grid.add_column(table.columns[i], justify="left" if i in table.prose else "right", no_wrap=not wraps)
-    outcomes = {run_report.words(outcome): colour for outcome, colour in COLOURS.items()}
+        wraps = i in table.text_columns and i > 0
+        grid.add_column(table.columns[i], justify="left" if i in table.text_columns else "right", no_wrap=not wraps)
+    outcomes = {run_report.humanize(outcome): colour for outcome, colour in OUTCOME_COLOURS.items()}
     for number, row in enumerate(table.rows):
-        ships = number == table.marked
+        ships = number == table.shipping_row
         cells = (f"{row[0]} (ships)" if ships else row[0], *row[1:])
         shown = (_text(out, cells[i], outcomes.get(cells[i], "")) for i in columns)
         grid.add_row(*shown, style="bold" if ships else "")

@@ -6,14 +6,14 @@ import typer
 
 from toolchain.cli.options import (
     Balance,
-    Data,
+    DataFolder,
     DomainName,
     Epochs,
     ImageSize,
-    Model,
+    ModelName,
     OnCorrupt,
-    Out,
-    Recipe,
+    OutFolder,
+    RecipeName,
     Seed,
     Seeds,
     Weights,
@@ -23,10 +23,10 @@ PANEL = "Build a model"
 
 
 def adapt(
-    recipe: Recipe = "digits",
-    data: Data = "",
+    recipe: RecipeName = "digits",
+    data: DataFolder = "",
     domain: DomainName = "",
-    model: Model = "",
+    model: ModelName = "",
     weights: Weights = "",
     image_size: ImageSize = "",
     epochs: Epochs = 0,
@@ -34,7 +34,7 @@ def adapt(
     seeds: Seeds = 0,
     balance: Balance = -1.0,
     on_corrupt: OnCorrupt = "",
-    out: Out = Path("out"),
+    out: OutFolder = Path("out"),
 ) -> None:
     """Fine-tune only, with one or several seeds; show accuracy on test, its intervals and the gain over a linear probe.
 
@@ -52,7 +52,7 @@ def adapt(
     from toolchain.report.pages import adapt as page
 
     written = pipeline.adapt(job)
-    write.show(page.tables_of(written))
+    write.print_tables(page.tabulate(written))
     for note in written["notes"]:
         typer.echo(f"Warning: {note}", err=True)
     typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")

@@ -46,8 +46,13 @@ def bench(
     bench_report.write(written, folder)
     shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
     history.append(out / history.FILE, history.of_bench(written))
-    write.show([bench_report.latencies(written), *(content for _, content in bench_report.sections(written))])
-    typer.echo(bench_report.samples(written))
+    write.print_tables(
+        [
+            bench_report.tabulate_latencies(written),
+            *(content for _, content in bench_report.list_further_tables(written)),
+        ]
+    )
+    typer.echo(bench_report.describe_measurement(written))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning['text']}", err=True)
     typer.echo(f"figures: {folder / 'bench.json'} (every sample), bench.md, bench.html")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolchain.cli.options import Data, DomainName, ImageSize, Model, Out, Weights
+from toolchain.cli.options import DataFolder, DomainName, ImageSize, ModelName, OutFolder, Weights
 from toolchain.core.errors import ToolchainError
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ def check_data(
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="Recipe whose domain, budget and model are meant, or a .toml file.")
     ] = "digits",
-    data: Data = "",
+    data: DataFolder = "",
     domain: DomainName = "",
-    model: Model = "",
+    model: ModelName = "",
     weights: Weights = "",
     image_size: ImageSize = "",
     source: Annotated[
         str, typer.Option(help="Domain to measure the distance from: what the model was trained on.")
     ] = "",
-    out: Out = Path("out"),
+    out: OutFolder = Path("out"),
 ) -> None:
     """Examine a set before training: corrupt files, copies across splits, wrong labels, imbalance, what it can show.
 
@@ -44,7 +44,7 @@ def check_data(
     from toolchain.report.pages import data_checks_text
 
     checkup, shift, folder = _examine(chosen, images, reader.domain(source) if source else None, out)
-    data_checks_text.terminal(checkup, shift)
+    data_checks_text.print_results(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if checkup.has_severe_finding:
         raise typer.Exit(1)
@@ -68,7 +68,7 @@ def _examine(
         checkup = run_checks.check_dataset(domain, out / "data", budget=recipe.budget, image_size=size)
         shift = _measure_shift(recipe, domain, source, size, out)
         files.write_json(folder / "report.json", {"schema": SCHEMA, "checkup": checkup, "shift": shift})
-        files.write_text(folder / "report.html", data_checks.html(checkup, shift))
+        files.write_text(folder / "report.html", data_checks.render_html(checkup, shift))
     return checkup, shift, folder
 
 

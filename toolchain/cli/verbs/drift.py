@@ -28,8 +28,8 @@ def drift(
     files = drifts.read_counters(counts, own.identity, own.reference.count_bins(len(own.classes)))
     found = drifts.detect(own.name, own.reference, len(own.classes), files)
     drift_report.write(found, own, out / "drift")
-    write.show(drift_report.tables(found))
-    typer.echo(drift_report.sentence(found))
+    write.print_tables(drift_report.tabulate_windows(found))
+    typer.echo(drift_report.describe_verdict(found))
     typer.echo(f"plots: {out / 'drift' / 'drift.html'}")
     if found.verdict != "fine":
         raise typer.Exit(3 if found.verdict == "cannot_tell" else 1)

@@ -9,14 +9,14 @@ from toolchain.cli import results
 from toolchain.cli.options import (
     Balance,
     Board,
-    Data,
+    DataFolder,
     DomainName,
     Epochs,
     ImageSize,
-    Model,
+    ModelName,
     OnCorrupt,
-    Out,
-    Recipe,
+    OutFolder,
+    RecipeName,
     Seed,
     Seeds,
     Weights,
@@ -29,10 +29,10 @@ def export(
     target: Annotated[
         str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
     ] = "cpu",
-    recipe: Recipe = "digits",
-    data: Data = "",
+    recipe: RecipeName = "digits",
+    data: DataFolder = "",
     domain: DomainName = "",
-    model: Model = "",
+    model: ModelName = "",
     weights: Weights = "",
     image_size: ImageSize = "",
     epochs: Epochs = 0,
@@ -52,7 +52,7 @@ def export(
     release: Annotated[int, typer.Option(help="Number of this release in the manifest; -1 keeps the recipe's.")] = -1,
     device: Board = "",
     on_corrupt: OnCorrupt = "",
-    out: Out = Path("out"),
+    out: OutFolder = Path("out"),
 ) -> None:
     """Fine-tune, prune, quantize, export, verify and time a model; write bundle and report.
 
@@ -72,7 +72,7 @@ def export(
     from toolchain.report import write
 
     written = pipeline.export(job)
-    write.terminal(written)
+    write.print_report(written)
     archive = files.sha256_file(job.folder / "bundle.tar") if written["shipped"] else ""
     history.append(out / history.FILE, history.of_export(written, archive))
     results.print_paths(job.folder, written)

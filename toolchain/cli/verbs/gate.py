@@ -55,7 +55,7 @@ def gate(
     if device and reference_python:
         raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
     folder = out / "gate" / chosen.name
-    gate_report.remove(folder)
+    gate_report.remove_files(folder)
     regression_gate.check(chosen, device)
     python = gate_inputs.interpreter(reference_python) if reference_python else ""
     tests = []
@@ -67,17 +67,17 @@ def gate(
         shown = gate_inputs.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
         tests.append((pair, shown))
     gated = regression_gate.holm([regression_gate.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
-    found = gate_report.of(gated, chosen)
+    found = gate_report.build_result(gated, chosen)
     gate_report.write(found, folder)
     history.append(out / history.FILE, history.of_gate(found, chosen.runtime))
-    write.show([gate_report.table(found), gate_report.times(found)])
+    write.print_tables([gate_report.tabulate_checks(found), gate_report.tabulate_latencies(found)])
     for row in found["gates"]:
         for verdict in row["verdicts"]:
             if verdict["outcome"] != "pass":
                 typer.echo(f"{row['recipe']}: {verdict['check']}: {verdict['why']}")
-    typer.echo(gate_report.sentence(found))
+    typer.echo(gate_report.describe_outcome(found))
     typer.echo(f"figures: {folder / 'gate.json'}, gate.md, gate.xml (JUnit), gate.codequality.json (GitLab)")
-    _announce(gate_report.annotations(found), folder / "gate.md")
+    _announce(gate_report.render_annotations(found), folder / "gate.md")
     if found["exit_status"]:
         raise typer.Exit(found["exit_status"])
 

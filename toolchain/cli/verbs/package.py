@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.options import Archive
+from toolchain.cli.options import BundleArchive
 
 PANEL = "Ship and watch"
 
 
 def package(
-    bundle: Archive,
+    bundle: BundleArchive,
     system: Annotated[str, typer.Option("--for", metavar="SYSTEM", help="swupdate, mender or rauc.")],
     device_type: Annotated[str, typer.Option(help="The board's type, as its update system knows it.")],
     key: Annotated[

@@ -23,8 +23,8 @@ def parity(
 
     written = compare.run(run, images, threshold)
     for one in written["variants"]:
-        write.show(agreement.tables(one))
-        for sentence in agreement.sentences(one, written):
+        write.print_tables(agreement.tabulate(one))
+        for sentence in agreement.describe_differences(one, written):
             typer.echo(sentence)
     typer.echo(f"figures: {run / compare.FILE}")
     if not written["agree"]:

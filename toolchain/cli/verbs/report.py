@@ -27,15 +27,17 @@ def report(
 
         folder = run or Path("out")
         entries, odd = histories.read(folder / histories.FILE)
-        history_report.write(entries, odd, folder / "history.html")
-        write.show([history_report.table(name, own) for name, own in history_report.targets(entries).items()])
+        history_report.write_page(entries, odd, folder / "history.html")
+        write.print_tables(
+            [history_report.tabulate(name, own) for name, own in history_report.group_by_target(entries).items()]
+        )
         if odd:
-            typer.echo(f"Warning: {history_report.skipped(odd)}", err=True)
+            typer.echo(f"Warning: {history_report.describe_skipped_lines(odd)}", err=True)
         typer.echo(f"plots: {folder / 'history.html'}")
         return
     if run is None:
         raise ToolchainError("name the folder of a run, such as out/digits/cpu, or ask for --history")
     written = files.read_json(run / "report.json")
-    write.write(written, run)
-    write.terminal(written)
+    write.write_files(written, run)
+    write.print_report(written)
     results.print_paths(run, written)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.options import Board, Data, ImageSize, OnCorrupt, TargetName
+from toolchain.cli.options import Board, DataFolder, ImageSize, OnCorrupt, TargetName
 
 PANEL = "Before training"
 
@@ -21,7 +21,7 @@ def select(
             "resnet18 or resnet18:IMAGENET1K_V1, or random:<model>.",
         ),
     ] = "small",
-    data: Data = "",
+    data: DataFolder = "",
     image_size: ImageSize = "",
     layers: Annotated[bool, typer.Option("--layers", help="Also: how much of the first one is worth keeping, block by block.")] = False,
     on_corrupt: OnCorrupt = "",
@@ -50,13 +50,16 @@ def select(
     on = dataclasses.replace(on, device=device or on.device)
     written = select_model.rank_candidates(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
-    write.show(
-        [selection_module.ranking_table(written), *(content for _, content in selection_module.further_tables(written))]
+    write.print_tables(
+        [
+            selection_module.tabulate_ranking(written),
+            *(content for _, content in selection_module.list_further_tables(written)),
+        ]
     )
     typer.echo(selection_module.summarize(written))
     if written["advice"]:
-        write.show([reuse.table(written["advice"])])
-        typer.echo(reuse.said(written["advice"]))
+        write.print_tables([reuse.tabulate(written["advice"])])
+        typer.echo(reuse.describe(written["advice"]))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
     stem = out / "select" / f"{chosen.name}.{on.name}"

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.options import Archive
+from toolchain.cli.options import BundleArchive
 
 PANEL = "Ship and watch"
 
 
 def sign(
-    bundle: Archive,
+    bundle: BundleArchive,
     key: Annotated[
         Path, typer.Option(help="PEM file of the private key; TOOLCHAIN_KEY_PASSWORD where it is encrypted.")
     ],

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from toolchain.cli.options import Archive
+from toolchain.cli.options import BundleArchive
 
 PANEL = "Ship and watch"
 
 
 def verify(
-    bundle: Archive,
+    bundle: BundleArchive,
     key: Annotated[Path | None, typer.Option(help="PEM file of the public key; unsigned is refused then.")] = None,
     min_release: Annotated[int, typer.Option(help="Older releases are refused.", min=0)] = 0,
 ) -> None:

@@ -95,10 +95,10 @@ def _int8(report: Mapping[str, Any], folder: Path) -> list[Mapping[str, Any]]:
         raise ToolchainError(f"the run in {folder} has no int8 variant, so there are no quantization steps to compare")
     if not report.get("shipped") or not (folder / "bundle").is_dir():
         raise ToolchainError(
-            f"the run in {folder} shipped nothing ({run_report.outcome(report)}), so it has no bundle with golden "
+            f"the run in {folder} shipped nothing ({run_report.describe_outcome(report)}), so it has no bundle with golden "
             "inputs; export again with a budget that it meets"
         )
-    return sorted(found, key=lambda one: one["name"] != run_report.subject(report).get("name"))
+    return sorted(found, key=lambda one: one["name"] != run_report.reported_variant(report).get("name"))
 
 
 def _graph(variant: Mapping[str, Any], folder: Path) -> Path:

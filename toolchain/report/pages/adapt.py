@@ -61,7 +61,7 @@ def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.nd
         "recipe": recipe.name,
         "domain": domain.name,
         "images": {split: len(images) for split, images in data.splits.items()},
-        "adapt": assemble.adapted(recipe, found),
+        "adapt": assemble.finetuning(recipe, found),
         "weights": found.trained.record["weights"],
         "test": [{"seed": one.record["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
         "mean_accuracy": statistics.repeated(np.stack(correct)),
@@ -78,19 +78,19 @@ def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.nd
     return plain
 
 
-def tables_of(written: Mapping[str, Any]) -> list[Table]:
+def tabulate(written: Mapping[str, Any]) -> list[Table]:
     """What `run` found, for the terminal: a row a seed, their mean, the linear probe, and what further sets brought."""
     rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"]) for one in written["test"]]
     if len(rows) > 1:
         rows.append(_row(f"mean of {len(rows)} seeds", written["mean_accuracy"], written["mean_balanced"]))
     frozen = written["linear_probe"]
     rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"]))
-    gains = (format.gained(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
+    gains = (format.accuracy_gain(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
     rows.append(("gain over the probe, paired", *gains))
     title = f"On {written['images']['test']:,} test images"
     found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
-    return [found, training.seeds(written), training.joined(written)]
+    return [found, training.tabulate_seeds(written), training.tabulate_joined(written)]
 
 
 def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, format.accuracy(table.spread(accuracy)), format.accuracy(table.spread(balanced))
+    return name, format.accuracy(table.interval_fields(accuracy)), format.accuracy(table.interval_fields(balanced))

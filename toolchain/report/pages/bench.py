@@ -13,59 +13,61 @@ from toolchain.report import html as page
 from toolchain.report import write as report
 from toolchain.report.table import Table
 
-Report = Mapping[str, Any]
-FAR = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
+JsonObject = Mapping[str, Any]
+MAX_PLOTTED_MEDIANS = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
 
 
-def write(found: Report, folder: Path) -> None:
+def write(found: JsonObject, folder: Path) -> None:
     """Writes bench.json (with every raw sample), bench.md and bench.html."""
     files.write_json(folder / "bench.json", found)
-    files.write_text(folder / "bench.md", markdown(found))
-    files.write_text(folder / "bench.html", html(found))
+    files.write_text(folder / "bench.md", render_markdown(found))
+    files.write_text(folder / "bench.html", render_html(found))
 
 
-def latencies(found: Report) -> Table:
+def tabulate_latencies(found: JsonObject) -> Table:
     """How long each takes."""
     rows = tuple(
         (
             one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(format.bounded(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), format.percent(one["peak_share"]),
+            *(format.with_interval(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), format.percent(one["peak_share"]),
         )
         for one in found["subjects"]
     )  # fmt: skip
     columns = ("Model", "Runs as", "p50, ms", "p90, ms", "p99, ms", "Of peak")
-    return Table(columns=columns, rows=rows, spare=(3, 5, 1))
+    return Table(columns=columns, rows=rows, optional_columns=(3, 5, 1))
 
 
-def needs(found: Report) -> Table:
+def tabulate_footprint(found: JsonObject) -> Table:
     """What each takes before it answers, and the room it takes."""
     rows = tuple(
         (
-            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", format.size(one["peak_rss_bytes"]),
-            format.size(one["size_bytes"]), format.NONE if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
+            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", format.byte_size(one["peak_rss_bytes"]),
+            format.byte_size(one["size_bytes"]), format.MISSING if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
         )
         for one in found["subjects"]
     )  # fmt: skip
     return Table(
-        columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"), rows=rows, spare=(5,)
+        columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"),
+        rows=rows,
+        optional_columns=(5,),
     )
 
 
-def ratios(found: Report) -> Table:
+def tabulate_speedups(found: JsonObject) -> Table:
     """How many times faster each row is than each column."""
     names = [one["name"] for one in found["subjects"]]
-    known = {(row["name"], row["than"]): format.ratio(row) for row in found["ratios"]}
+    known = {(row["name"], row["than"]): format.speedup(row) for row in found["ratios"]}
     rows = tuple((name, *(known.get((name, than), "") for than in names)) for name in names)
     return Table(columns=("Times as fast as", *names), rows=rows if len(names) > 1 else ())
 
 
-def throughput(found: Report) -> Table:
+def tabulate_throughput(found: JsonObject) -> Table:
     """Pictures a second by batch size and threads."""
     rows = tuple(
         (
             one["name"], str(row["batch"]), str(row["threads"]),
-            f"{row['p50_ms']:.3g}" if row["p50_ms"] else format.NONE,
-            f"{row['images_per_second']:.0f}" if row["p50_ms"] else format.NONE, row["why"],
+            f"{row['p50_ms']:.3g}" if row["p50_ms"] else format.MISSING,
+            f"{row['images_per_second']:.0f}" if row["p50_ms"] else format.MISSING, row["why"],
         )
         for one in found["subjects"]
         for row in one["throughput"]
@@ -73,16 +75,22 @@ def throughput(found: Report) -> Table:
     told = any(row[-1] for row in rows)
     columns = ("Model", "Batch", "Threads", "p50, ms", "Pictures a second", "Why not")
     return Table(
-        columns=columns if told else columns[:-1], rows=rows if told else tuple(r[:-1] for r in rows), prose=(0, 5)
+        columns=columns if told else columns[:-1],
+        rows=rows if told else tuple(r[:-1] for r in rows),
+        text_columns=(0, 5),
     )
 
 
-def sections(found: Report) -> tuple[tuple[str, Table], ...]:
+def list_further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
     """What stands below the latencies."""
-    return ("Ratios", ratios(found)), ("What each needs", needs(found)), ("Throughput", throughput(found))
+    return (
+        ("Ratios", tabulate_speedups(found)),
+        ("What each needs", tabulate_footprint(found)),
+        ("Throughput", tabulate_throughput(found)),
+    )
 
 
-def samples(found: Report) -> str:
+def describe_measurement(found: JsonObject) -> str:
     """How much stands behind the figures, on what machine."""
     computer = found["machine"]
     versions = ", ".join(f"{k} {v}" for one in found["versions"].values() for k, v in one.items())
@@ -94,46 +102,53 @@ def samples(found: Report) -> str:
     )
 
 
-def markdown(found: Report) -> str:
+def render_markdown(found: JsonObject) -> str:
     """The same for a pull request or a page of a wiki."""
-    parts = ["# Latency", report.grid(latencies(found)), f"{report.inline(samples(found))}."]
-    for title, content in sections(found):
-        parts += [f"## {title}", report.grid(content)] if content.rows else []
+    parts = [
+        "# Latency",
+        report.format_table(tabulate_latencies(found)),
+        f"{report.escape(describe_measurement(found))}.",
+    ]
+    for title, content in list_further_tables(found):
+        parts += [f"## {title}", report.format_table(content)] if content.rows else []
     if found["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {report.inline(w['text'])}" for w in found["warnings"])]
+        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {report.escape(w['text'])}" for w in found["warnings"])]
     return "\n\n".join(parts) + "\n"
 
 
-def html(found: Report) -> str:
+def render_html(found: JsonObject) -> str:
     """The page."""
     said = "".join(f"<p>Warning: {escape(w['text'])}</p>" for w in found["warnings"])
     parts = [
-        f'<p class="lead">{escape(samples(found))}</p><h1>Latency</h1>',
+        f'<p class="lead">{escape(describe_measurement(found))}</p><h1>Latency</h1>',
         f'<div class="said warned">{said}</div>' if said else "",
-        page.table(latencies(found)),
-        f'<figure><div class="wide large">{plot(found)}</div><figcaption>Share of all inferences that took no longer; '
+        page.render_table(tabulate_latencies(found)),
+        f'<figure><div class="wide large">{plot_distributions(found)}</div><figcaption>Share of all inferences that took no longer; '
         "the steeper, the steadier. Beyond two and a half medians nothing is drawn.</figcaption></figure>",
         *(
-            f"<section><h2>{title}</h2>{page.table(content)}</section>"
-            for title, content in sections(found)
+            f"<section><h2>{title}</h2>{page.render_table(content)}</section>"
+            for title, content in list_further_tables(found)
             if content.rows
         ),
     ]
-    return page.PAGE.format(title="Latency", css=page.CSS, body="\n".join(part for part in parts if part))
+    return page.PAGE_TEMPLATE.format(title="Latency", css=page.CSS, body="\n".join(part for part in parts if part))
 
 
-def plot(found: Report) -> str:
+def plot_distributions(found: JsonObject) -> str:
     """Distribution of each subject's latencies."""
     with svg.figure(720, 300) as drawing:
         axes = drawing.add_axes((0.08, 0.16, 0.6, 0.78))
         most = 0.0
         for number, one in enumerate(found["subjects"]):
             taken = np.sort([s for row in found["rounds"] for block in row["blocks"][one["name"]] for s in block])
-            colour, style = svg.LINES[number % len(svg.LINES)], ("-", "--", ":")[number // len(svg.LINES) % 3]
+            colour, style = (
+                svg.LINE_COLOURS[number % len(svg.LINE_COLOURS)],
+                ("-", "--", ":")[number // len(svg.LINE_COLOURS) % 3],
+            )
             axes.step(
                 taken, 100 * np.arange(1, len(taken) + 1) / len(taken), color=colour, linestyle=style, label=one["name"]
             )
-            most = max(most, min(float(taken[-1]), FAR * float(np.median(taken))))
+            most = max(most, min(float(taken[-1]), MAX_PLOTTED_MEDIANS * float(np.median(taken))))
         axes.set(xlim=(0, 1.05 * most), ylim=(0, 101), xlabel="milliseconds", ylabel="% of inferences")
         drawing.legend(loc="upper left", bbox_to_anchor=(0.69, 0.95), frameon=False)
-        return svg.svg(drawing, "latency", "distribution of latencies")
+        return svg.render(drawing, "latency", "distribution of latencies")

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from toolchain.models.domain_shift import CalibratedDistance, DomainShift
 
 
-MOST = 60  # pictures on the sheet
-SIDE = 160  # of a picture, in pixels
-MOST_FILES = 200  # names listed under a finding
-SIGNS = {"severe": "✗", "warning": "!", "note": "i"}
+MAX_IMAGES = 60  # pictures on the sheet
+SHOWN_SIDE = 160  # of a picture, in pixels
+MAX_FILES = 200  # names listed under a finding
+SEVERITY_SIGNS = {"severe": "✗", "warning": "!", "note": "i"}
 
-CSS = """
+EXTRA_CSS = """
 ul.findings { list-style: none; margin: 1.2rem 0 0; padding: 0; }
 .findings > li { display: grid; grid-template-columns: 6.5rem 1fr; gap: .8rem; padding: .7rem 0;
   border-bottom: 1px solid var(--rule); break-inside: avoid; }
@@ -61,21 +61,26 @@ details p { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; fo
 """
 
 
-def html(checkup: DatasetCheck, shift: "DomainShift | None") -> str:
+def render_html(checkup: DatasetCheck, shift: "DomainShift | None") -> str:
     """The whole page; the pictures are read from the folder once more."""
     parts = (
         _head(checkup),
         _section("Findings", _findings(checkup.findings)),
         _section("Look at these", _sheet(checkup)),
-        _section("Classes", page.table(data_checks_text.classes(checkup)), _hint(RECALL)),
-        _section("Sizes and kinds", _columns(data_checks_text.sizes(checkup), data_checks_text.modes(checkup))),
+        _section("Classes", page.render_table(data_checks_text.tabulate_classes(checkup)), _hint(RECALL_HINT)),
+        _section(
+            "Sizes and kinds",
+            _columns(data_checks_text.tabulate_sizes(checkup), data_checks_text.tabulate_modes(checkup)),
+        ),
         _section("Distance to what the model knows", _shift(shift) if shift else ""),
     )
     title = escape(f"{checkup.domain}: examination of the pictures")
-    return page.PAGE.format(title=title, css=page.CSS + CSS, body="\n".join(part for part in parts if part))
+    return page.PAGE_TEMPLATE.format(
+        title=title, css=page.CSS + EXTRA_CSS, body="\n".join(part for part in parts if part)
+    )
 
 
-RECALL = (
+RECALL_HINT = (
     "Recall known to: half the width of the 95 % interval on the share of a class's test pictures that is recognised, "
     "where it is widest, at one half."
 )
@@ -90,7 +95,7 @@ def _hint(text: str) -> str:
 
 
 def _columns(*found: Table) -> str:
-    return f'<div class="columns">{"".join(f"<div>{page.table(one)}</div>" for one in found)}</div>'
+    return f'<div class="columns">{"".join(f"<div>{page.render_table(one)}</div>" for one in found)}</div>'
 
 
 def _head(checkup: DatasetCheck) -> str:
@@ -110,7 +115,7 @@ def _head(checkup: DatasetCheck) -> str:
         for name, figure, more in tiles
     )
     return (
-        f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{kind}">{escape(data_checks_text.headline(checkup))}</h1>'
+        f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{kind}">{escape(data_checks_text.describe_outcome(checkup))}</h1>'
         f'<dl class="answers">{answers}</dl>'
     )
 
@@ -127,14 +132,14 @@ def _counted(checkup: DatasetCheck, severity: str) -> tuple[str, str]:
 
 def _smallest(checkup: DatasetCheck) -> str:
     found = checkup.smallest_difference
-    return format.NONE if found is None else f"{format.significant(100 * found, 2)} pt"
+    return format.MISSING if found is None else f"{format.significant(100 * found, 2)} pt"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
     """All findings, each with its files folded away."""
     rows = []
     for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)):
-        mark = f'<b class="{finding.severity}">{SIGNS[finding.severity]} {finding.severity}</b>'
+        mark = f'<b class="{finding.severity}">{SEVERITY_SIGNS[finding.severity]} {finding.severity}</b>'
         rows.append(f"<li>{mark}<div><p>{escape(finding.text)}</p>{_files(finding.files)}</div></li>")
     return f'<ul class="findings">{"".join(rows)}</ul>' if rows else "<p>Nothing to say.</p>"
 
@@ -142,8 +147,8 @@ def _findings(findings: Sequence[Finding]) -> str:
 def _files(files: Sequence[str]) -> str:
     if not files:
         return ""
-    more = f"<p>and {len(files) - MOST_FILES:,} more</p>" if len(files) > MOST_FILES else ""
-    names = "<br>".join(escape(name) for name in files[:MOST_FILES])
+    more = f"<p>and {len(files) - MAX_FILES:,} more</p>" if len(files) > MAX_FILES else ""
+    names = "<br>".join(escape(name) for name in files[:MAX_FILES])
     return f"<details><summary>{pluralize(len(files), 'file')}</summary><p>{names}</p>{more}</details>"
 
 
@@ -165,7 +170,7 @@ def _sheet(checkup: DatasetCheck) -> str:
 
 
 def _first(copies: Sequence[DuplicateGroup]) -> Iterator[DuplicateGroup]:
-    room = MOST
+    room = MAX_IMAGES
     for group in copies:
         if room < 2:
             return
@@ -191,8 +196,8 @@ def _picture(folder: Path, mode: str, member: DuplicateImage) -> str:
         picture = Image.fromarray(run.read_picture(folder / from_display_path(member.file), mode))
     except run.Refused:
         return f"<figure>{name}</figure>"
-    small = ' class="small"' if max(picture.size) < SIDE else ""
-    picture.thumbnail((SIDE, SIDE))
+    small = ' class="small"' if max(picture.size) < SHOWN_SIDE else ""
+    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
     return f'<figure><img{small} alt="{escape(member.file)}" src="{_data(picture)}">{name}</figure>'
 
 
@@ -217,7 +222,7 @@ def _shift(shift: "DomainShift") -> str:
     )
     return (
         f"<p>{escape(shift.text)}</p>"
-        + page.table(Table(columns=columns, rows=tuple(rows)))
+        + page.render_table(Table(columns=columns, rows=tuple(rows)))
         + _hint(f"{drawn}; {shift.model}. Nothing in common: the same pictures scrambled, or two sets never confused.")
     )
 

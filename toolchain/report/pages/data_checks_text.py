@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from toolchain.models.domain_shift import DomainShift
 
 
-COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
-PLAIN = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})
-FEW = 8  # sizes listed
+SEVERITY_COLOURS = {"severe": "bold red", "warning": "yellow", "note": "dim"}
+ASCII_SUBSTITUTES = str.maketrans({"±": "+-", "×": "x", "–": "-", "−": "-"})
+MAX_SIZES = 8  # sizes listed
 
 
-def headline(checkup: DatasetCheck) -> str:
+def describe_outcome(checkup: DatasetCheck) -> str:
     """What it comes to, in a few words."""
     severe, warnings, _ = (sum(f.severity == severity for f in checkup.findings) for severity in SEVERITIES)
     if severe:
@@ -37,59 +37,59 @@ def title(checkup: DatasetCheck) -> str:
     return f"{checkup.domain} · {checkup.folder} · {read} · {format.duration(checkup.seconds)}"
 
 
-def classes(checkup: DatasetCheck) -> Table:
+def tabulate_classes(checkup: DatasetCheck) -> Table:
     """Pictures of every class by split, and how well its recall can be known."""
     splits = list(dict.fromkeys(split for count in checkup.classes for split in count.pictures))
     rows = tuple(
         (
             count.label,
             *(f"{count.pictures.get(split, 0):,}" for split in splits),
-            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else format.NONE,
+            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else format.MISSING,
         )
         for count in checkup.classes
     )
     return Table(columns=("Class", *(split or "pictures" for split in splits), "Recall known to"), rows=rows)
 
 
-def sizes(checkup: DatasetCheck) -> Table:
+def tabulate_sizes(checkup: DatasetCheck) -> Table:
     """Sizes of the pictures, most frequent first; the smallest and the largest whatever their number."""
     areas = sorted(checkup.sizes, key=lambda size: size.width * size.height)
     rows = [
         (f"{size.width}×{size.height}", f"{size.pictures:,}", format.percent(size.pictures / checkup.pictures))
-        for size in checkup.sizes[:FEW]
+        for size in checkup.sizes[:MAX_SIZES]
     ]
-    if rest := checkup.sizes[FEW:]:
+    if rest := checkup.sizes[MAX_SIZES:]:
         number = sum(size.pictures for size in rest)
         named = f"{len(rest):,} others, {areas[0].width}×{areas[0].height} to {areas[-1].width}×{areas[-1].height}"
         rows.append((named, f"{number:,}", format.percent(number / checkup.pictures)))
     return Table(columns=("Width × height", "Pictures", "Share"), rows=tuple(rows))
 
 
-def modes(checkup: DatasetCheck) -> Table:
+def tabulate_modes(checkup: DatasetCheck) -> Table:
     """Kinds of pixels, by Pillow's names."""
     rows = tuple((mode, f"{n:,}", format.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
     return Table(columns=("Mode", "Pictures", "Share"), rows=rows)
 
 
-def terminal(checkup: DatasetCheck, shift: "DomainShift | None", console: "Console | None" = None) -> None:
+def print_results(checkup: DatasetCheck, shift: "DomainShift | None", console: "Console | None" = None) -> None:
     """Prints the headline, every finding and the table of classes; without colours where nobody sees them."""
     from rich.console import Console
 
     out = console or Console(highlight=False)
     out.print()
     out.print(_text(out, title(checkup), "dim"))
-    out.print(_text(out, headline(checkup), "bold red" if checkup.has_severe_finding else "bold"))
+    out.print(_text(out, describe_outcome(checkup), "bold red" if checkup.has_severe_finding else "bold"))
     out.print(_findings(out, checkup))
     if shift:
         out.print(_text(out, shift.text))
-    out.print(_drawn(out, classes(checkup)))
+    out.print(_drawn(out, tabulate_classes(checkup)))
 
 
 def _text(out: "Console", text: str, style: str = "") -> "Text":
     """Text as it stands, never as rich's markup; in ASCII where the terminal knows no more."""
     from rich.text import Text
 
-    known = text.translate(PLAIN) if out.options.ascii_only else text
+    known = text.translate(ASCII_SUBSTITUTES) if out.options.ascii_only else text
     return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
 
 
@@ -101,7 +101,7 @@ def _findings(out: "Console", checkup: DatasetCheck) -> "Grid":
     grid.add_column(no_wrap=True)
     grid.add_column()
     for finding in checkup.findings:
-        grid.add_row(_text(out, finding.severity, COLOURS[finding.severity]), _text(out, finding.text))
+        grid.add_row(_text(out, finding.severity, SEVERITY_COLOURS[finding.severity]), _text(out, finding.text))
     return grid
 
 
@@ -111,7 +111,7 @@ def _drawn(out: "Console", table: Table) -> "Grid":
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
     for i, name in enumerate(table.columns):
-        grid.add_column(name, justify="left" if i in table.prose else "right")
+        grid.add_column(name, justify="left" if i in table.text_columns else "right")
     for row in table.rows:
         grid.add_row(*(_text(out, cell) for cell in row))
     return grid

@@ -25,12 +25,12 @@ ADVICE = {
     ),
     "cannot_tell": "too few pictures",
 }
-HIGHER, LOWER = 0.55, 0.45  # chance of reading higher than the reference, beyond which a direction is named
-LONGEST = 40  # characters of a file's name in a legend, from its end
-SHOWN = 12  # windows in the terminal's table, the latest
+UP_ABOVE, DOWN_BELOW = 0.55, 0.45  # chance of reading higher than the reference, beyond which a direction is named
+MAX_LABEL_LENGTH = 40  # characters of a file's name in a legend, from its end
+MAX_WINDOW_ROWS = 12  # windows in the terminal's table, the latest
 
 
-def sentence(found: DriftResult) -> str:
+def describe_verdict(found: DriftResult) -> str:
     """The answer in a line."""
     rate = found.false_alarms
     return (
@@ -40,18 +40,18 @@ def sentence(found: DriftResult) -> str:
     )
 
 
-def tables(found: DriftResult) -> list[Table]:
+def tabulate_windows(found: DriftResult) -> list[Table]:
     """A row a window."""
     rows = tuple(
         (
-            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or format.NONE,
+            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or format.MISSING,
             f"{100 * one.expected_drop.estimate:+.1f} [{100 * one.expected_drop.low:+.1f}, "
             f"{100 * one.expected_drop.high:+.1f}]",
         )
-        for one in found.windows[-SHOWN:]
+        for one in found.windows[-MAX_WINDOW_ROWS:]
     )  # fmt: skip
     columns = ("Counters", "Window", "Pictures", "Verdict", "What moved", "Expected loss, points")
-    return [Table(columns=columns, rows=rows, prose=(0, 3, 4), spare=(2, 1))] if rows else []
+    return [Table(columns=columns, rows=rows, text_columns=(0, 3, 4), optional_columns=(2, 1))] if rows else []
 
 
 def _words(window: Window) -> str:
@@ -59,7 +59,7 @@ def _words(window: Window) -> str:
     found = []
     for one in window.moved:
         if one.called:
-            way = " up" if one.share > HIGHER else " down" if one.share < LOWER else ""
+            way = " up" if one.share > UP_ABOVE else " down" if one.share < DOWN_BELOW else ""
             found.append(one.reading + ("" if one.reading == "class" else way))
     return ", ".join(found)
 
@@ -74,24 +74,26 @@ def write(found: DriftResult, own: WatchedBundle, folder: Path) -> None:
     parts = [
         f'<p class="lead">{escape(found.bundle)}</p>',
         f"<h1>{escape(found.verdict.replace('_', ' ').capitalize())}</h1>",
-        f'<div class="said{"" if found.verdict == "fine" else " warned"}"><p>{escape(sentence(found))}.</p></div>',
+        f'<div class="said{"" if found.verdict == "fine" else " warned"}"><p>{escape(describe_verdict(found))}.</p></div>',
     ]
     if found.windows:
         called = [one for one in found.windows if one.verdict != "fine"]
         shown = min(called, key=lambda one: one.moved[0].p) if called else found.windows[-1]
         where = f"{shown.source}, window {shown.number}, {shown.pictures} pictures"
         parts.append(f'<h2>What moved</h2><p class="hint">{escape(hint)} Shown: {escape(where)}.</p>')
-        parts.append(f'<figure><div class="wide large">{distributions(shown, own)}</div></figure>')
+        parts.append(f'<figure><div class="wide large">{plot_distributions(shown, own)}</div></figure>')
         parts.append(
-            f'<h2>Window by window</h2><figure><div class="wide large">{course(found.windows)}</div><figcaption>Accuracy '
+            f'<h2>Window by window</h2><figure><div class="wide large">{plot_expected_drop(found.windows)}</div><figcaption>Accuracy '
             "that is lost by what the confidence tells; a lower bound where pictures are of another world.</figcaption></figure>"
         )
-        parts += [html.table(table) for table in tables(found)]
+        parts += [html.render_table(table) for table in tabulate_windows(found)]
     title = f"Drift of {found.bundle}"
-    files.write_text(folder / "drift.html", html.PAGE.format(title=escape(title), css=html.CSS, body="\n".join(parts)))
+    files.write_text(
+        folder / "drift.html", html.PAGE_TEMPLATE.format(title=escape(title), css=html.CSS, body="\n".join(parts))
+    )
 
 
-def distributions(window: Window, own: WatchedBundle) -> str:
+def plot_distributions(window: Window, own: WatchedBundle) -> str:
     """Every reading's bins, reference and window side by side."""
     names = (*watch.READINGS, "class")
     whole = own.reference.count_images(own.reference.count_bins(len(own.classes)))
@@ -103,16 +105,16 @@ def distributions(window: Window, own: WatchedBundle) -> str:
             places = np.arange(len(rows[0]))
             axes.bar(places - 0.2, 100 * rows[1], 0.4, color=svg.MUTED)
             axes.bar(places + 0.2, 100 * rows[0], 0.4, color=svg.WARM if moved.called else svg.MAIN)
-            axes.set_title(f"{name}{' moved' if moved.called else ''}", fontsize=svg.SIZE, color=svg.INK)
+            axes.set_title(f"{name}{' moved' if moved.called else ''}", fontsize=svg.FONT_SIZE, color=svg.INK)
             axes.set_xticks([])
             axes.grid(visible=False, axis="x")
             if number % 4 == 0:
                 axes.set_ylabel("pictures, %")
         drawing.tight_layout()
-        return svg.svg(drawing, "distributions", "readings of the reference and of a window")
+        return svg.render(drawing, "distributions", "readings of the reference and of a window")
 
 
-def course(windows: Sequence[Window]) -> str:
+def plot_expected_drop(windows: Sequence[Window]) -> str:
     """Expected loss of every window in order, a line a file of counters."""
     with svg.figure(720, 220) as drawing:
         axes = drawing.add_axes((0.08, 0.2, 0.62, 0.7))
@@ -123,12 +125,14 @@ def course(windows: Sequence[Window]) -> str:
                 [100 * (one.expected_drop.estimate - one.expected_drop.low) for one in own],
                 [100 * (one.expected_drop.high - one.expected_drop.estimate) for one in own],
             ]
-            colour = svg.LINES[number % len(svg.LINES)]
+            colour = svg.LINE_COLOURS[number % len(svg.LINE_COLOURS)]
             x = [one.number for one in own]
-            axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=source[-LONGEST:])
+            axes.errorbar(
+                x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=source[-MAX_LABEL_LENGTH:]
+            )
         axes.axhline(0, color=svg.MUTED, linewidth=0.8)
         axes.set_ylabel("expected loss, points")
         axes.set_xlabel("window")
         axes.set_xticks(range(1, max(one.number for one in windows) + 1))
         drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
-        return svg.svg(drawing, "course", "expected loss of accuracy by window")
+        return svg.render(drawing, "course", "expected loss of accuracy by window")

@@ -19,24 +19,24 @@ from toolchain.report import write as report
 from toolchain.report.table import Table
 
 SCHEMA = 1
-OUTCOMES = {0: "pass", 1: "fail", 3: "cannot_tell"}
-SAID = {
+OUTCOME_BY_EXIT_STATUS = {0: "pass", 1: "fail", 3: "cannot_tell"}
+OUTCOME_TEXT = {
     "pass": "no regression",
     "fail": "regression",
     "cannot_tell": "cannot tell: neither a regression nor the absence of one is certain",
 }
-SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
-Report = Mapping[str, Any]
+GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
+JsonObject = Mapping[str, Any]
 
 
-def of(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
+def build_result(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
     """The whole result as plain data: what `gate.json` holds."""
     status, pair = regression_gate.status(gated), gated[0].pair
     device = pair.candidate.side.device
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "target": target.name,
-        "outcome": OUTCOMES[status],
+        "outcome": OUTCOME_BY_EXIT_STATUS[status],
         "exit_status": status,
         "device": device,
         "machine": dict(machine.describe(device)),
@@ -60,7 +60,7 @@ def _row(one: Gated) -> dict[str, Any]:
     return {
         "recipe": one.pair.recipe,
         **identities,
-        "outcome": OUTCOMES[regression_gate.status([one])],
+        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.status([one])],
         "accuracy": files.plain(one.accuracy),
         "verdicts": files.plain(one.verdicts),
         "latency": files.plain(one.latency),
@@ -69,56 +69,59 @@ def _row(one: Gated) -> dict[str, Any]:
     }
 
 
-FILES = ("gate.json", "gate.md", "gate.xml", "gate.codequality.json")
+FILE_NAMES = ("gate.json", "gate.md", "gate.xml", "gate.codequality.json")
 
 
-def remove(folder: Path) -> None:
+def remove_files(folder: Path) -> None:
     """Takes away what an earlier gate said, so that it is not read as the answer of one that could not be run."""
-    for name in FILES:
+    for name in FILE_NAMES:
         (folder / name).unlink(missing_ok=True)
 
 
-def write(found: Report, folder: Path) -> None:
+def write(found: JsonObject, folder: Path) -> None:
     """Writes gate.json, gate.md, gate.xml (JUnit) and gate.codequality.json (GitLab)."""
     files.write_json(folder / "gate.json", found)
-    files.write_text(folder / "gate.md", markdown(found))
-    files.write_text(folder / "gate.xml", junit(found))
-    files.write_json(folder / "gate.codequality.json", code_quality(found))
+    files.write_text(folder / "gate.md", render_markdown(found))
+    files.write_text(folder / "gate.xml", render_junit(found))
+    files.write_json(folder / "gate.codequality.json", build_code_quality(found))
 
 
-def sentence(found: Report) -> str:
+def describe_outcome(found: JsonObject) -> str:
     """The result in one line."""
     failed = [
-        f"{row['recipe']} {run_report.words(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"
+        f"{row['recipe']} {run_report.humanize(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"
     ]
-    return f"{found['target']}: {SAID[found['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
+    return f"{found['target']}: {OUTCOME_TEXT[found['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
 
 
-def _verdicts(found: Report) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+def _verdicts(found: JsonObject) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     return [(row, verdict) for row in found["gates"] for verdict in row["verdicts"]]
 
 
-def table(found: Report) -> Table:
+def tabulate_checks(found: JsonObject) -> Table:
     """Every check of every recipe."""
     rows = tuple(
         (
-            row["recipe"], run_report.words(v["check"]), run_report.words(v["outcome"]),
-            format.checked(v["check"], v["measured"]), format.checked(v["check"], v["limit"], limit=True), v["why"],
+            row["recipe"], run_report.humanize(v["check"]), run_report.humanize(v["outcome"]),
+            format.verdict_value(v["check"], v["measured"]), format.verdict_value(v["check"], v["limit"], limit=True), v["why"],
         )
         for row, v in _verdicts(found)
     )  # fmt: skip
     return Table(
-        columns=("Recipe", "Check", "Outcome", "Measured", "Allowed", "Why"), rows=rows, prose=(0, 1, 2, 5), spare=(5,)
+        columns=("Recipe", "Check", "Outcome", "Measured", "Allowed", "Why"),
+        rows=rows,
+        text_columns=(0, 1, 2, 5),
+        optional_columns=(5,),
     )
 
 
-def times(found: Report) -> Table:
+def tabulate_latencies(found: JsonObject) -> Table:
     """What both take; shown for scale, never compared with another job's."""
     rows = tuple(
         (
-            row["recipe"], *(format.bounded(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            row["recipe"], *(format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
-            str(len(row["rounds"])), format.growth(row["latency"]["candidate"]["detectable"]),
+            str(len(row["rounds"])), format.relative_change(row["latency"]["candidate"]["detectable"]),
         )
         for row in found["gates"]
     )  # fmt: skip
@@ -131,29 +134,29 @@ def times(found: Report) -> Table:
         "Rounds",
         "Would find",
     )
-    return Table(columns=columns, rows=rows, spare=(1, 2, 5, 4))
+    return Table(columns=columns, rows=rows, optional_columns=(1, 2, 5, 4))
 
 
 def _ratio(value: Mapping[str, float]) -> str:
     return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def markdown(found: Report) -> str:
+def render_markdown(found: JsonObject) -> str:
     """A summary for a job's page."""
     computer, versions = found["machine"], found["versions"]
     runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, REFERENCE))
     where = f"{computer['cpu']} ({computer['isa']}), {found['threads']} thread(s), {' against '.join(runtimes)}"
     parts = [
-        f"# Gate: {report.inline(sentence(found))}",
-        report.grid(table(found)),
-        report.grid(times(found)),
+        f"# Gate: {report.escape(describe_outcome(found))}",
+        report.format_table(tabulate_checks(found)),
+        report.format_table(tabulate_latencies(found)),
         "Candidate and reference took turns in the same processes; milliseconds (p50) are for scale and are not compared "
-        f'with those of any other job. "Would find": the least slowdown that these rounds would have shown. {report.inline(where)}.',
+        f'with those of any other job. "Would find": the least slowdown that these rounds would have shown. {report.escape(where)}.',
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def junit(found: Report) -> str:
+def render_junit(found: JsonObject) -> str:
     """A test suite a recipe, a test case a check: what Jenkins, GitLab and GitHub's actions show."""
     suites = ElementTree.Element("testsuites", name=f"gate {found['target']}")
     for row in found["gates"]:
@@ -176,18 +179,21 @@ def junit(found: Report) -> str:
 
 def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     check = verdict["check"]
-    measured, limit = format.checked(check, verdict["measured"]), format.checked(check, verdict["limit"], limit=True)
-    return f"{row['recipe']}: {run_report.words(check)} {measured}, allowed {limit}"
+    measured, limit = (
+        format.verdict_value(check, verdict["measured"]),
+        format.verdict_value(check, verdict["limit"], limit=True),
+    )
+    return f"{row['recipe']}: {run_report.humanize(check)} {measured}, allowed {limit}"
 
 
-def annotations(found: Report) -> list[str]:
+def render_annotations(found: JsonObject) -> list[str]:
     """GitHub's workflow commands: one line for each check that is not passed."""
     lines = []
     for row, verdict in _verdicts(found):
-        if verdict["outcome"] in SEVERITY:
-            title = f"{row['recipe']} on {found['target']}: {run_report.words(verdict['check'])}"
+        if verdict["outcome"] in GITHUB_SEVERITY:
+            title = f"{row['recipe']} on {found['target']}: {run_report.humanize(verdict['check'])}"
             text = f"{_message(row, verdict)}; {verdict['why']}"
-            lines.append(f"::{SEVERITY[verdict['outcome']]} title={_escaped(title, ',:')}::{_escaped(text)}")
+            lines.append(f"::{GITHUB_SEVERITY[verdict['outcome']]} title={_escaped(title, ',:')}::{_escaped(text)}")
     return lines
 
 
@@ -198,17 +204,17 @@ def _escaped(text: str, more: str = "") -> str:
     return text
 
 
-def code_quality(found: Report) -> list[dict[str, Any]]:
+def build_code_quality(found: JsonObject) -> list[dict[str, Any]]:
     """GitLab's code quality report, which it shows on a merge request."""
     entries = []
     for row, verdict in _verdicts(found):
-        if verdict["outcome"] in SEVERITY:
+        if verdict["outcome"] in GITHUB_SEVERITY:
             name = f"{found['target']}/{row['recipe']}/{verdict['check']}"
             entries.append({
                 "description": f"{_message(row, verdict)}; {verdict['why']}",
                 "check_name": verdict["check"],
                 "fingerprint": hashlib.sha256(name.encode()).hexdigest(),
-                "severity": {"error": "critical", "warning": "minor"}[SEVERITY[verdict["outcome"]]],
+                "severity": {"error": "critical", "warning": "minor"}[GITHUB_SEVERITY[verdict["outcome"]]],
                 "location": {"path": f"targets/baselines/{found['target']}/{row['recipe']}.json", "lines": {"begin": 1}},
             })  # fmt: skip
     return entries

@@ -10,61 +10,61 @@ from toolchain.core import files
 from toolchain.report import format, html, svg
 from toolchain.report.table import Table
 
-Entry = Mapping[str, Any]
-SHOWN = 10  # entries of a target in a table, the latest
-QUANTITIES = (("p50_ms", 1.0, "p50, ms", "latency"), ("accuracy", 100.0, "accuracy, %", "accuracy"))
+HistoryEntry = Mapping[str, Any]
+MAX_ROWS = 10  # entries of a target in a table, the latest
+PLOTTED_QUANTITIES = (("p50_ms", 1.0, "p50, ms", "latency"), ("accuracy", 100.0, "accuracy, %", "accuracy"))
 
 
-def targets(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+def group_by_target(entries: Sequence[HistoryEntry]) -> dict[str, list[HistoryEntry]]:
     """Entries by target."""
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[HistoryEntry]] = {}
     for entry in entries:
         found.setdefault(str(entry["target"]), []).append(entry)
     return dict(sorted(found.items()))
 
 
-def table(target: str, entries: Sequence[Entry]) -> Table:
+def tabulate(target: str, entries: Sequence[HistoryEntry]) -> Table:
     """The latest of a target."""
     rows = tuple(
         (
-            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], format.bounded(entry["p50_ms"]),
-            format.bounded(entry["accuracy"], 100), format.size(entry["size_bytes"]), str(entry["version"] or ""),
+            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], format.with_interval(entry["p50_ms"]),
+            format.with_interval(entry["accuracy"], 100), format.byte_size(entry["size_bytes"]), str(entry["version"] or ""),
             str(entry["machine"]), str(entry["sha256"])[:12],
         )
-        for entry in entries[-SHOWN:]
+        for entry in entries[-MAX_ROWS:]
     )  # fmt: skip
     columns = (target, "From", "Recipe", "p50, ms", "Accuracy, %", "On disk", "Runtime", "Machine", "SHA-256")
-    return Table(columns=columns, rows=rows, prose=(0, 1, 2, 6, 7, 8), spare=(7, 8, 5, 6))
+    return Table(columns=columns, rows=rows, text_columns=(0, 1, 2, 6, 7, 8), optional_columns=(7, 8, 5, 6))
 
 
-def write(entries: Sequence[Entry], odd: Sequence[int], path: Path) -> None:
+def write_page(entries: Sequence[HistoryEntry], odd: Sequence[int], path: Path) -> None:
     """The page."""
     parts = [
         '<p class="lead">Milliseconds of different days and machines; whether something became slower, the gate says.</p>'
     ]
     parts.append("<h1>Latency and accuracy over time</h1>")
     if odd:
-        parts.append(f'<div class="said warned"><p>{escape(skipped(odd))}</p></div>')
-    for target, own in targets(entries).items():
+        parts.append(f'<div class="said warned"><p>{escape(describe_skipped_lines(odd))}</p></div>')
+    for target, own in group_by_target(entries).items():
         plots = "".join(
             f'<figure><div class="wide large">{drawing}</div></figure>'
-            for number, quantity in enumerate(QUANTITIES)
-            if (drawing := plot(own, quantity, f"{target}-{number}"))
+            for number, quantity in enumerate(PLOTTED_QUANTITIES)
+            if (drawing := plot_quantity(own, quantity, f"{target}-{number}"))
         )
-        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{html.table(table(target, own))}</section>")
+        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{html.render_table(tabulate(target, own))}</section>")
     body = "\n".join(parts)
-    files.write_text(path, html.PAGE.format(title="Latency and accuracy over time", css=html.CSS, body=body))
+    files.write_text(path, html.PAGE_TEMPLATE.format(title="Latency and accuracy over time", css=html.CSS, body=body))
 
 
-def skipped(odd: Sequence[int]) -> str:
+def describe_skipped_lines(odd: Sequence[int]) -> str:
     """What is to be said of lines that were cut or are of another version."""
     return f"line {', '.join(map(str, odd))} of the history is not readable and was left out"
 
 
-def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: str) -> str:
+def plot_quantity(entries: Sequence[HistoryEntry], quantity: tuple[str, float, str, str], name: str) -> str:
     """One quantity over time, a line a recipe and machine; nothing where it was never measured."""
     key, factor, label, says = quantity
-    lines: dict[str, list[Entry]] = {}
+    lines: dict[str, list[HistoryEntry]] = {}
     machines = {entry["machine"] for entry in entries}
     for entry in entries:  # `bench` times models of any age, in any order: they stand in the table
         if entry[key] is not None and entry["kind"] != "bench":
@@ -82,9 +82,9 @@ def plot(entries: Sequence[Entry], quantity: tuple[str, float, str, str], name: 
                 [max(0.0, factor * (entry[key]["estimate"] - entry[key]["low"])) for entry in own],
                 [max(0.0, factor * (entry[key]["high"] - entry[key]["estimate"])) for entry in own],
             ]
-            colour = svg.LINES[number % len(svg.LINES)]
+            colour = svg.LINE_COLOURS[number % len(svg.LINE_COLOURS)]
             axes.errorbar(x, y, yerr=ends, marker="o", markersize=4, linewidth=1, color=colour, label=recipe)  # type: ignore[arg-type]
         axes.set_ylabel(label)
         axes.tick_params(axis="x", labelrotation=20)
         drawing.legend(loc="upper left", bbox_to_anchor=(0.71, 0.97), frameon=False)
-        return svg.svg(drawing, name, f"{says} over time")
+        return svg.render(drawing, name, f"{says} over time")

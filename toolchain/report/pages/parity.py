@@ -6,17 +6,17 @@ from typing import Any
 from toolchain.report import format
 from toolchain.report.table import Table
 
-SHOWN = 24  # rows of layers on a terminal; all of them stand in parity.json
-FEWEST = 0.001  # share of values below which no figure says more than that there are few
-Found = Mapping[str, Any]
+MAX_LAYER_ROWS = 24  # rows of layers on a terminal; all of them stand in parity.json
+MIN_SHOWN_SHARE = 0.001  # share of values below which no figure says more than that there are few
+JsonObject = Mapping[str, Any]
 
 
-def tables(variant: Found) -> tuple[Table, Table]:
+def tabulate(variant: JsonObject) -> tuple[Table, Table]:
     """Integer coverage by runtime, and difference by layer."""
-    return coverage(variant), layers(variant)
+    return tabulate_coverage(variant), tabulate_layers(variant)
 
 
-def coverage(variant: Found) -> Table:
+def tabulate_coverage(variant: JsonObject) -> Table:
     """Integer kernels of each runtime; the names of layers that fell back."""
     rows = [
         (
@@ -27,12 +27,14 @@ def coverage(variant: Found) -> Table:
         )
         for name, found in variant["coverage"].items()
     ]
-    absent = [(f"{variant['name']} in {n}", *[format.NONE] * 3, _absent(why), format.NONE) for n, why in _gone(variant)]
+    absent = [
+        (f"{variant['name']} in {n}", *[format.MISSING] * 3, _absent(why), format.MISSING) for n, why in _gone(variant)
+    ]
     columns = ("Runs", "In integers", "Planned", "In all", "Fell back to float", "Float as planned")
-    return Table(columns=columns, rows=(*rows, *absent), prose=(0, 4))
+    return Table(columns=columns, rows=(*rows, *absent), text_columns=(0, 4))
 
 
-def _gone(variant: Found) -> list[tuple[str, str]]:
+def _gone(variant: JsonObject) -> list[tuple[str, str]]:
     return [(name, why) for name, why in variant["missing"].items() if "unoptimized" not in name]
 
 
@@ -40,7 +42,7 @@ def _absent(why: str) -> str:
     return "not installed" if "not installed" in why else why
 
 
-def layers(variant: Found) -> Table:
+def tabulate_layers(variant: JsonObject) -> Table:
     """Largest difference from torch in steps, with the share of values that differ: the first, the worst, the logits."""
     every, sides = variant["layers"], variant["sides"]
     shown = _shown(every, {place["layer"] for place in _places(variant)})
@@ -48,34 +50,36 @@ def layers(variant: Found) -> Table:
     answers = ("answers", *(_answer(variant, side) for side in sides))
     left = len(every) - len(shown)
     more = [(f"{left} {'more, which differ less' if shown else 'layers, none of which differs'}", *[""] * len(sides))]
-    return Table(columns=("Steps from torch", *sides), rows=(*rows, *(more if left else ()), answers), prose=(0,))
+    return Table(
+        columns=("Steps from torch", *sides), rows=(*rows, *(more if left else ()), answers), text_columns=(0,)
+    )
 
 
-def _places(variant: Found) -> list[Found]:
+def _places(variant: JsonObject) -> list[JsonObject]:
     return [place for key in ("parts", "spreads") for place in variant[key].values() if place]
 
 
-def _shown(every: Sequence[Found], named: set[str]) -> list[Found]:
+def _shown(every: Sequence[JsonObject], named: set[str]) -> list[JsonObject]:
     """In the order of the graph: those where sides part ways, then the worst, as many as there is room for."""
 
-    def worst(one: Found) -> tuple[bool, float, float]:
+    def worst(one: JsonObject) -> tuple[bool, float, float]:
         found = [side for side in one["sides"].values() if side]
         share = max((side["differing"] for side in found), default=0.0)
         return one["layer"] in named, max((side["max_steps"] for side in found), default=0.0) if share else 0.0, share
 
     differing = [i for i in range(len(every)) if any(worst(every[i]))]
-    return [every[i] for i in sorted(sorted(differing, key=lambda i: worst(every[i]), reverse=True)[:SHOWN])]
+    return [every[i] for i in sorted(sorted(differing, key=lambda i: worst(every[i]), reverse=True)[:MAX_LAYER_ROWS])]
 
 
-def _cell(found: Mapping[str, Found | None], side: str, variant: Found) -> str:
+def _cell(found: Mapping[str, JsonObject | None], side: str, variant: JsonObject) -> str:
     if side in variant["missing"]:
         return _short(variant["missing"][side])
     one = found.get(side)
     return "fused" if one is None else _figure(one)
 
 
-def _figure(one: Found) -> str:
-    share = "< 0.1 %" if one["differing"] < FEWEST else format.percent(one["differing"])
+def _figure(one: JsonObject) -> str:
+    share = "< 0.1 %" if one["differing"] < MIN_SHOWN_SHARE else format.percent(one["differing"])
     return format.steps(one["max_steps"]) + (f" ({share})" if one["differing"] else "")
 
 
@@ -83,14 +87,14 @@ def _short(why: str) -> str:
     return "not installed" if "not installed" in why else "refused"
 
 
-def _answer(variant: Found, side: str) -> str:
+def _answer(variant: JsonObject, side: str) -> str:
     if side in variant["missing"]:
         return _short(variant["missing"][side])
     one = variant["logits"][side]
     return f"{format.steps(one['max_steps'])}, {format.percent(one['top1_agreement'])} same class"
 
 
-def sentences(variant: Found, written: Found) -> list[str]:
+def describe_differences(variant: JsonObject, written: JsonObject) -> list[str]:
     """Where each side parts from torch, what a runtime fused away, and how far the trained model is."""
     said = []
     for side in variant["sides"]:

@@ -6,21 +6,21 @@ from typing import Any
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
 from toolchain.report import format
-from toolchain.report.table import Table, _list, _text, ordered
+from toolchain.report.table import Table, _list, _text, sort_steps
 
 
-def seconds(report: Report) -> Table:
+def tabulate_step_times(report: Report) -> Table:
     """Time of each stage that took any, and all together."""
     took = report.get("seconds") or {}
-    rows = [(name, format.duration(took[name])) for name in ordered(took) if took[name] != 0]
-    known = [value for value in took.values() if not format.missing(value)]
+    rows = [(name, format.duration(took[name])) for name in sort_steps(took) if took[name] != 0]
+    known = [value for value in took.values() if not format.is_missing(value)]
     total = format.duration(sum(known) if known else None)
     return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
 
 
-def measured(report: Report) -> Table:
+def tabulate_provenance(report: Report) -> Table:
     """On what, with what and how often it was measured."""
-    data, found = report.get("data") or {}, run_report.subject(report)
+    data, found = report.get("data") or {}, run_report.reported_variant(report)
     facts: dict[str, Any] = {
         "runtime": report.get("runtime"),
         "threads": found.get("threads"),
@@ -36,16 +36,16 @@ def measured(report: Report) -> Table:
         **_adapted(report),
         "pretrained weights": (report.get("pretrained") or {}).get("source"),
         "backbone loaded": format.percent((report.get("pretrained") or {}).get("share")),
-        **{f"machine: {run_report.words(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
+        **{f"machine: {run_report.humanize(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
-    return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), prose=(0, 1))
+    return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), text_columns=(0, 1))
 
 
 def _adapted(report: Report) -> dict[str, Any]:
     """How the dense model was trained, as far as the report says."""
     found = report.get("adapt") or {}
-    changes = ", ".join(f"{run_report.words(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())
+    changes = ", ".join(f"{run_report.humanize(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())
     chosen = " (chosen for the kind and number of images)" if found.get("augment_auto") else ""
     probe, over = found.get("probe") or {}, found.get("over_seeds")
     return {

@@ -6,24 +6,24 @@ from toolchain.report import format, headline
 from toolchain.report.table import Table
 
 
-def image_sizes(report: Report) -> Table:
+def tabulate_image_sizes(report: Report) -> Table:
     """Sizes of the pictures that a short training was to choose among."""
     rows = tuple(
         (
-            format.sides(one["size"]),
-            format.times(one["latency"]),
+            format.image_size(one["size"]),
+            format.multiple(one["latency"]),
             format.percent(one["reached"]),
             str(one["images"]),
         )
         for one in report.get("image_sizes") or ()
     )
-    taken = format.sides(run_report.subject(report).get("image_size"))
+    taken = format.image_size(run_report.reported_variant(report).get("image_size"))
     marked = next((index for index, row in enumerate(rows) if row[0] == taken), None)
     columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
-    return Table(columns=columns, rows=rows, marked=marked)
+    return Table(columns=columns, rows=rows, shipping_row=marked)
 
 
-def layers(report: Report) -> Table:
+def tabulate_layers(report: Report) -> Table:
     """Widths and multiply-accumulates of every layer before and after pruning."""
     rows = tuple(
         (
@@ -38,10 +38,10 @@ def layers(report: Report) -> Table:
     return Table(columns=("Layer", "Channels before", "After", "MACs before", "After"), rows=rows)
 
 
-def narrowed(report: Report) -> str:
+def describe_pruning(report: Report) -> str:
     """One sentence on what pruning took."""
     found = report.get("layers") or ()
     fewer = sum(n["after"] < n["before"] for n in found)
     before, after = (sum(n.get(key) or 0 for n in found) for key in ("macs_before", "macs_after"))
-    took = f"; {headline.pair(format.count(before), format.count(after))} multiply-accumulates" if before else ""
+    took = f"; {headline.from_to(format.count(before), format.count(after))} multiply-accumulates" if before else ""
     return f"{fewer} of {len(found)} layers narrower{took}" if found else "Not pruned"

@@ -9,43 +9,43 @@ from toolchain.report import format
 from toolchain.report.table import Table
 
 
-def coverage(report: Report) -> Table:
+def tabulate_coverage(report: Report) -> Table:
     """How much of each integer variant ran in integers, with every convolution and linear layer that did not."""
     every = ((v["name"], v.get("integer_coverage") or {}) for v in report.get("variants") or ())
     found = [(name, c) for name, c in every if c.get("planned") or c.get("integer")]
     rows = tuple(
         (
             name,
-            *(str(c.get(k, format.NONE)) for k in ("integer", "planned", "total")),
+            *(str(c.get(k, format.MISSING)) for k in ("integer", "planned", "total")),
             ", ".join(c.get("float_ops") or ()) or "none",
         )
         for name, c in found
     )
-    shipping = next((i for i, (name, _) in enumerate(found) if name == run_report.shipped(report)), None)
+    shipping = next((i for i, (name, _) in enumerate(found) if name == run_report.shipped_name(report)), None)
     columns = ("Variant", "In integers", "Planned", "In all", "Left in float")
-    return Table(columns=columns, rows=rows, prose=(0, 4), marked=shipping)
+    return Table(columns=columns, rows=rows, text_columns=(0, 4), shipping_row=shipping)
 
 
-SHOWN = 12  # of the placements that were timed, the fastest
-CORRECTED: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
+MAX_INT8_PLACEMENTS = 12  # of the placements that were timed, the fastest
+CORRECTION_TEXT: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
 
 
-def placement(report: Report) -> Table:
+def tabulate_placements(report: Report) -> Table:
     """The fastest of the placements that were timed before training, for each architecture, and the float forms."""
     rows = []
     for name, found in (report.get("placement") or {}).items():
         tried = found.get("tried") or ()
         floats = [one for one in tried if one["precision"] != "int8"]
-        integer = [one for one in tried if one["precision"] == "int8"][:SHOWN]
+        integer = [one for one in tried if one["precision"] == "int8"][:MAX_INT8_PLACEMENTS]
         for one in sorted((*floats, *integer), key=lambda one: -one["speedup"]):
             rows.append(
                 (
                     name, one["label"], one["precision"], format.milliseconds(one["latency_ms"]),
-                    format.times(one["speedup"]), "chosen" if _chosen(found, one) else "",
+                    format.multiple(one["speedup"]), "chosen" if _chosen(found, one) else "",
                 )
             )  # fmt: skip
     columns = ("Architecture", "Placement", "Precision", "Median", "Against f32", "")
-    return Table(columns=columns, rows=tuple(rows), prose=(0, 1, 2, 5))
+    return Table(columns=columns, rows=tuple(rows), text_columns=(0, 1, 2, 5))
 
 
 def _chosen(found: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
@@ -56,7 +56,7 @@ def _chosen(found: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
     return not found.get("float_wins") and one["label"] == found.get("label")
 
 
-def searched(report: Report) -> str:
+def describe_search(report: Report) -> str:
     """How many placements were timed, for which target, and for how long."""
     parts = []
     for name, found in (report.get("placement") or {}).items():
@@ -68,13 +68,13 @@ def searched(report: Report) -> str:
     return "; ".join(parts)
 
 
-def calibration(report: Report) -> Table:
+def tabulate_calibration(report: Report) -> Table:
     """Ways of drawing ranges from the calibration images, the one that was kept first."""
     rows = tuple(
         (
             name,
             one["method"],
-            CORRECTED[one["correction"]],
+            CORRECTION_TEXT[one["correction"]],
             f"{one['divergence']:.4f}",
             format.percent(one["accuracy"]),
             "kept" if one is tried[0] else "",
@@ -83,20 +83,20 @@ def calibration(report: Report) -> Table:
         for one in tried
     )
     columns = ("Architecture", "Ranges", "Corrected of layers", "Divergence from float", "Validation accuracy", "")
-    return Table(columns=columns, rows=rows, prose=(0, 1, 2, 5))
+    return Table(columns=columns, rows=rows, text_columns=(0, 1, 2, 5))
 
 
-def ranking(report: Report) -> Table:
+def tabulate_accuracy_control(report: Report) -> Table:
     """Blocks by what leaving each in float brings for what it costs; only where an accuracy budget called for it."""
     rows = tuple(
         (
             one["block"],
             format.percent(one["accuracy"]),
             f"{one['divergence']:.4f}",
-            format.times(one.get("slowdown")),
+            format.multiple(one.get("slowdown")),
             "in float" if one["returned"] else "in integers",
         )
         for one in (report.get("control") or {}).get("ranking") or ()
     )
     columns = ("Block", "Validation accuracy, it alone in float", "Divergence from dense", "Times as slow", "Outcome")
-    return Table(columns=columns, rows=rows, prose=(0, 4))
+    return Table(columns=columns, rows=rows, text_columns=(0, 4))

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from toolchain.selection.reuse_advice import ReuseAdvice
 
 
-Found = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 TITLE = "How much of the pretrained network is worth keeping"
-PARTS = {"keep": "cut behind", "fresh": "starts anew from", "freeze": "left as it is up to"}
+REUSE_TEXT = {"keep": "cut behind", "fresh": "starts anew from", "freeze": "left as it is up to"}
 
 
-def table(found: Found | None) -> Table:
+def tabulate(found: JsonObject | None) -> Table:
     """A row a block, in order; the one that the proposal cuts behind is marked in words."""
     rows = tuple(
         (
@@ -30,7 +30,7 @@ def table(found: Found | None) -> Table:
     return Table(
         columns=("Up to", "MACs", "All levels", "Random", "Probe", "Random, probe", "Pretraining brings"),
         rows=rows,
-        spare=(5, 6),
+        optional_columns=(5, 6),
     )
 
 
@@ -38,24 +38,24 @@ def _percent(one: Mapping[str, float]) -> str:
     return format.percent(one["estimate"]) + format.interval(one["low"], one["high"], format.percent)
 
 
-def said(found: Found) -> str:
+def describe(found: JsonObject) -> str:
     """The proposal and why."""
-    parts = [f"{text} {found['reuse'][name]}" for name, text in PARTS.items() if found["reuse"][name]]
+    parts = [f"{text} {found['reuse'][name]}" for name, text in REUSE_TEXT.items() if found["reuse"][name]]
     faster = (
-        f", {format.times(found['speedup'])} as fast as the whole"
+        f", {format.multiple(found['speedup'])} as fast as the whole"
         if found["reuse"]["keep"] and found["speedup"]
         else ""
     )
     return f"{found['model']}: {'; '.join(parts) or 'all of it is used'}{faster}: {'; '.join(found['why'])}"
 
 
-def tell(advice: "ReuseAdvice | None") -> None:
+def announce(advice: "ReuseAdvice | None") -> None:
     """The same on the way; where nobody looked behind the blocks, that has been said."""
     if advice and advice.depths:
-        progress.say(f"advise: {said(files.plain(advice))}")
+        progress.say(f"advise: {describe(files.plain(advice))}")
 
 
-def plot(found: Found) -> str:
+def plot_depths(found: JsonObject) -> str:
     """By block, pretrained and random: the score that the proposal follows, and the probe with its 95 % intervals.
 
     "" where nobody looked.
@@ -80,9 +80,9 @@ def plot(found: Found) -> str:
             kept = [one["block"] for one in depths].index(found["reuse"]["keep"])
             for axes in (followed, probed):
                 axes.axvline(kept, color=svg.WARM, linewidth=1, linestyle="--", label="cut behind")
-        probed.set_xticks(list(places), [format.end(one["block"]) for one in depths], rotation=60, ha="right")
+        probed.set_xticks(list(places), [format.shorten_name(one["block"]) for one in depths], rotation=60, ha="right")
         probed.yaxis.set_major_formatter(lambda value, _: format.percent(value))
         followed.set(ylabel="all levels (followed)")
         probed.set(ylabel="probe, validation")
         followed.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        return svg.svg(drawing, "reuse", "score and probe accuracy by depth")
+        return svg.render(drawing, "reuse", "score and probe accuracy by depth")

@@ -18,7 +18,7 @@ MAY_SHIP_TEXT = {"yes": "yes", "no": "no", "unknown": "not known"}
 RUNTIME_LIBRARIES = ("onnxruntime", "openvino")
 
 
-def ranking_table(found: JsonObject | None) -> Table:
+def tabulate_ranking(found: JsonObject | None) -> Table:
     """Best first; a star marks the front. No rows where there is no ranking."""
     if found is None:
         return Table(columns=(), rows=())
@@ -35,7 +35,9 @@ def ranking_table(found: JsonObject | None) -> Table:
     )  # fmt: skip
     titles = (SCORE_TITLES.get(name, name) for name in names)
     columns = ("Candidate", *titles, "Latency, ms", "MACs", "Size", "May ship")
-    return Table(columns=columns, rows=rows, spare=(*range(2, 1 + len(names)), len(names) + 2, len(names) + 3))
+    return Table(
+        columns=columns, rows=rows, optional_columns=(*range(2, 1 + len(names)), len(names) + 2, len(names) + 3)
+    )
 
 
 def list_score_names(found: JsonObject) -> list[str]:
@@ -47,7 +49,7 @@ def list_score_names(found: JsonObject) -> list[str]:
 def _score(name: str, row: JsonObject) -> str:
     value, bounds = row["scores"].get(name), row["bounds"].get(name)
     if value is None:
-        return format.NONE
+        return format.MISSING
     if bounds:
         return format.percent(value) + format.interval(bounds["low"], bounds["high"], format.percent)
     return format.significant(value)
@@ -55,17 +57,17 @@ def _score(name: str, row: JsonObject) -> str:
 
 def _latency(row: JsonObject) -> str:
     if not row["fastest"]:
-        return format.NONE
-    return f"{format.bounded(row['latency_ms'][row['fastest']])} {row['fastest']}"
+        return format.MISSING
+    return f"{format.with_interval(row['latency_ms'][row['fastest']])} {row['fastest']}"
 
 
 def _size(row: JsonObject) -> str:
     if row["fastest"]:
-        return format.size(row["size_bytes"][row["fastest"]])
-    return f"{format.size(row['size_bytes'].get('f32'))} f32"
+        return format.byte_size(row["size_bytes"][row["fastest"]])
+    return f"{format.byte_size(row['size_bytes'].get('f32'))} f32"
 
 
-def origins_table(found: JsonObject) -> Table:
+def tabulate_origins(found: JsonObject) -> Table:
     """Where the weights come from, and under what licence."""
     rows = tuple(
         (
@@ -74,7 +76,7 @@ def origins_table(found: JsonObject) -> Table:
         for row in found["candidates"]
         if not row["error"]
     )  # fmt: skip
-    return Table(columns=("Candidate", "Trained on", "Weights", "Licence"), rows=rows, prose=(0, 1, 2, 3))
+    return Table(columns=("Candidate", "Trained on", "Weights", "Licence"), rows=rows, text_columns=(0, 1, 2, 3))
 
 
 def _source(weights: Mapping[str, Any]) -> str:
@@ -82,15 +84,15 @@ def _source(weights: Mapping[str, Any]) -> str:
     return f"{weights['source']}{digest}"
 
 
-def left_out_table(found: JsonObject | None) -> Table:
+def tabulate_left_out(found: JsonObject | None) -> Table:
     """Candidates that could not be had, and why."""
     rows = tuple((row["name"], row["error"]) for row in (found or {"candidates": ()})["candidates"] if row["error"])
-    return Table(columns=("Left out", "Why"), rows=rows, prose=(0, 1))
+    return Table(columns=("Left out", "Why"), rows=rows, text_columns=(0, 1))
 
 
-def further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
+def list_further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
     """What stands below the ranking."""
-    return ("Where they come from", origins_table(found)), ("Left out", left_out_table(found))
+    return ("Where they come from", tabulate_origins(found)), ("Left out", tabulate_left_out(found))
 
 
 def summarize(found: JsonObject) -> str:
@@ -109,5 +111,5 @@ def summarize(found: JsonObject) -> str:
     )
     return (
         f"First: {name} ({why}). Scores from {found['images']['train']:,} training and {found['images']['val']:,} "
-        f"validation images of {found['domain']} at {format.sides(found['image_size'])}; {costs}"
+        f"validation images of {found['domain']} at {format.image_size(found['image_size'])}; {costs}"
     )

@@ -9,10 +9,13 @@ from toolchain.core.run_report import Report
 from toolchain.report import format
 from toolchain.report.table import Table
 
-ENDS = 3  # curves at either end of a short table
-SHARES = (0.25, 0.5, 0.75)
-NEAR, EQUAL = 0.125, 0.02  # a share that stands for another; a share that is as good as another
-WHY = {  # no points
+ROWS_AT_EACH_END = 3  # curves at either end of a short table
+TABULATED_SHARES = (0.25, 0.5, 0.75)
+MAX_SHARE_DISTANCE, EQUAL_SHARE_DISTANCE = (
+    0.125,
+    0.02,
+)  # a share that stands for another; a share that is as good as another
+REASON_TEXT = {  # no points
     "protected": "protected",
     "too narrow": "too narrow",
     "no time": "no time",
@@ -21,25 +24,27 @@ WHY = {  # no points
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlottedCurve:
     """One group or block as the report has it; the first of each list is the dense model."""
 
     name: str
-    channels: int  # 0 of a block
-    layers: int  # that put them out together
+    channel_count: int  # 0 of a block
+    layer_count: int  # that put them out together
     shares: tuple[float, ...]
     accuracies: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    cut: float
+    planned_share: float
 
     @property
-    def at_cut(self) -> float | None:
+    def accuracy_at_plan(self) -> float | None:
         """Accuracy where the plan cuts; None where it does not, or takes all because the block around it goes."""
-        return dict(zip(self.shares, self.accuracies, strict=True)).get(self.cut) if self.cut else None
+        return (
+            dict(zip(self.shares, self.accuracies, strict=True)).get(self.planned_share) if self.planned_share else None
+        )
 
 
-def curves(report: Report, kind: Literal["channels", "block"]) -> list[Curve]:
+def read_curves(report: Report, kind: Literal["channels", "block"]) -> list[PlottedCurve]:
     """What was measured, the most sensitive first; points without all of their figures are left out."""
     found = []
     for one in report.get("sensitivity") or ():
@@ -47,26 +52,30 @@ def curves(report: Report, kind: Literal["channels", "block"]) -> list[Curve]:
         if one.get("kind") == kind and len(points) > 1:
             shares, accuracies, low, high = zip(*points, strict=True)
             size = one.get("channels") or 0, len(one.get("layers") or ())
-            found.append(Curve(one["name"], *size, shares, accuracies, low, high, one.get("cut") or 0.0))
+            found.append(PlottedCurve(one["name"], *size, shares, accuracies, low, high, one.get("cut") or 0.0))
     return found
 
 
 def _points(one: Mapping[str, Any]) -> list[tuple[float, ...]]:
     rows = zip(*(one.get(key) or () for key in ("shares", "accuracies", "low", "high")), strict=False)
-    return [row for row in rows if not any(map(format.missing, row))]
+    return [row for row in rows if not any(map(format.is_missing, row))]
 
 
-def table(report: Report, *, short: bool = False) -> Table:
+def tabulate(report: Report, *, short: bool = False) -> Table:
     """Every group and block, the most sensitive first; the short one has the most and the least sensitive alone."""
     found = list(report.get("sensitivity") or ())
     if short:
         found = [one for one in found if len(_points(one)) > 1]
-        found = [*found[:ENDS], {}, *found[-ENDS:]] if len(found) > 2 * ENDS + 1 else found
-    shares = (*SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else SHARES
+        found = (
+            [*found[:ROWS_AT_EACH_END], {}, *found[-ROWS_AT_EACH_END:]]
+            if len(found) > 2 * ROWS_AT_EACH_END + 1
+            else found
+        )
+    shares = (*TABULATED_SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else TABULATED_SHARES
     rows = tuple(_row(one, shares, short=short) if one else ("…", *[""] * (len(shares) + 3)) for one in found)
-    heads = (f"At {format.whole(share)} cut" if share < 1 else "Without it" for share in shares)
+    heads = (f"At {format.whole_percent(share)} cut" if share < 1 else "Without it" for share in shares)
     columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
-    return Table(columns=columns, rows=rows, spare=(1, 2, 4, len(columns) - 1))
+    return Table(columns=columns, rows=rows, optional_columns=(1, 2, 4, len(columns) - 1))
 
 
 def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tuple[str, ...]:
@@ -74,15 +83,15 @@ def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tup
     drops = dict(zip(one.get("shares") or (), one.get("drops") or (), strict=False))
     reached = [_near(points, share) for share in shares]
     if not points:
-        reached[0] = WHY.get(str(one.get("why")), format.NONE)
+        reached[0] = REASON_TEXT.get(str(one.get("why")), format.MISSING)
     drop = drops.get(cut) if cut else None
-    lost = format.points(-drop["estimate"]) if short and drop else format.change(drop)
-    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or format.NONE)
+    lost = format.points(-drop["estimate"]) if short and drop else format.accuracy_change(drop)
+    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or format.MISSING)
     return (
-        format.end(one["name"]) if short else one["name"],
+        format.shorten_name(one["name"]) if short else one["name"],
         kind,
         *reached,
-        format.whole(cut) if cut else "nothing",
+        format.whole_percent(cut) if cut else "nothing",
         lost,
     )
 
@@ -90,16 +99,16 @@ def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tup
 def _near(points: Sequence[tuple[float, ...]], wanted: float) -> str:
     """Accuracy at the share nearest to the one wanted, which is said where it is another."""
     share, accuracy = min(((p[0], p[1]) for p in points), key=lambda p: abs(p[0] - wanted), default=(math.inf, 0.0))
-    if abs(share - wanted) >= NEAR:
-        return format.NONE
+    if abs(share - wanted) >= MAX_SHARE_DISTANCE:
+        return format.MISSING
     text = format.percent(accuracy)
-    return text if abs(share - wanted) < EQUAL else f"{text} at {format.whole(share)}"
+    return text if abs(share - wanted) < EQUAL_SHARE_DISTANCE else f"{text} at {format.whole_percent(share)}"
 
 
-def caption(report: Report, shown: int) -> str:
+def make_caption(report: Report, shown: int) -> str:
     """What the plot shows, on how many images, how sure, and what is not in it."""
     found = report.get("sensitivity") or ()
-    known = curves(report, "channels")
+    known = read_curves(report, "channels")
     if not known:
         return ""
     images = next((one.get("images") for one in found), None)
@@ -114,7 +123,9 @@ def caption(report: Report, shown: int) -> str:
     )
 
 
-def _dots(known: Sequence[Curve]) -> str:
+def _dots(known: Sequence[PlottedCurve]) -> str:
     return (
-        " Orange dot: what the plan really cuts, which training then makes up for." if any(c.cut for c in known) else ""
+        " Orange dot: what the plan really cuts, which training then makes up for."
+        if any(c.planned_share for c in known)
+        else ""
     )

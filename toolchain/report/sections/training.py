@@ -5,30 +5,30 @@ from typing import Any
 
 from toolchain.core.run_report import Report
 from toolchain.report import format
-from toolchain.report.table import Table, _list, ordered
+from toolchain.report.table import Table, _list, sort_steps
 
 
-def training(report: Report) -> Table:
+def tabulate_training(report: Report) -> Table:
     """Epochs, losses and validation accuracy of every training stage."""
     stages, rows = report.get("training") or {}, []
-    for name in ordered(stages):
-        reached = [e["accuracy"] for e in stages[name] if not format.missing(e.get("accuracy"))]
-        losses = [e["loss"] for e in stages[name] if not format.missing(e.get("loss"))]
+    for name in sort_steps(stages):
+        reached = [e["accuracy"] for e in stages[name] if not format.is_missing(e.get("accuracy"))]
+        losses = [e["loss"] for e in stages[name] if not format.is_missing(e.get("loss"))]
         best, last = (max(reached), reached[-1]) if reached else (None, None)
         loss = format.significant(losses[-1] if losses else None)
         rows.append((name, str(len(stages[name])), format.percent(best), format.percent(last), loss))
     return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
 
 
-def joined(report: Report) -> Table:
+def tabulate_joined(report: Report) -> Table:
     """What further sets brought on the domain's own validation images."""
     rows = tuple(
         (
             one["name"],
             str(one["images"]),
             format.significant(one["weight"]),
-            format.gained(one["gain"]),
-            format.gained(one["balanced_gain"]),
+            format.accuracy_gain(one["gain"]),
+            format.accuracy_gain(one["balanced_gain"]),
             str(one["gain"]["samples"]),
             "stays" if one["kept"] else "dropped: it brings nothing",
             _beside(one),
@@ -36,7 +36,7 @@ def joined(report: Report) -> Table:
         for one in (report.get("adapt") or {}).get("joined") or ()
     )
     columns = ("Further set", "Images", "Weight", "Brings", "Balanced", "Measured on", "Outcome", "Left out")
-    return Table(columns=columns, rows=rows, prose=(0, 6, 7))
+    return Table(columns=columns, rows=rows, text_columns=(0, 6, 7))
 
 
 def _beside(one: Mapping[str, Any]) -> str:
@@ -46,7 +46,7 @@ def _beside(one: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "nothing"
 
 
-def seeds(report: Report) -> Table:
+def tabulate_seeds(report: Report) -> Table:
     """Every repeat of the fine-tuning, where there was more than one."""
     found = (report.get("adapt") or {}).get("seeds") or ()
     rows = tuple(
@@ -60,4 +60,4 @@ def seeds(report: Report) -> Table:
         for one in found
     )
     columns = ("Seed", "Validation accuracy", "Balanced", "Best epoch", "")
-    return Table(columns=columns, rows=rows if len(rows) > 1 else (), prose=(0, 4))
+    return Table(columns=columns, rows=rows if len(rows) > 1 else (), text_columns=(0, 4))

@@ -9,45 +9,45 @@ from toolchain.report import format
 from toolchain.report.table import Table
 
 
-def variants(report: Report) -> Table:
+def tabulate_variants(report: Report) -> Table:
     """Accuracy, latency and size of all variants, with what each gains and loses against the dense float model."""
     columns = ("Variant", "Accuracy", "Change", "Balanced", "p50", "p90", "p99", "Speed-up", "Size")
     rows = tuple(
         (
             v["name"],
             format.accuracy(v),
-            format.change(v.get("drop")),
+            format.accuracy_change(v.get("drop")),
             format.accuracy(v, "balanced_"),
-            format.latency(v.get("latency_ms")),
+            format.median_latency(v.get("latency_ms")),
             *(format.milliseconds((v.get("latency_ms") or {}).get(key)) for key in ("p90", "p99")),
-            format.ratio(_speedup(report, v["name"])),
-            format.size(v.get("size_bytes")),
+            format.speedup(_speedup(report, v["name"])),
+            format.byte_size(v.get("size_bytes")),
         )
         for v in report.get("variants") or ()
     )
-    return Table(columns=columns, rows=rows, spare=(6, 3, 2, 5, 7), marked=_marked(report))
+    return Table(columns=columns, rows=rows, optional_columns=(6, 3, 2, 5, 7), shipping_row=_marked(report))
 
 
 def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
     """A variant's speed-up over the dense float model, where it was paired with it."""
     pairs = report.get("ratios") or ()
     found = (p for p in pairs if p.get("variant") == name and p.get("baseline") == run_report.BASELINE)
-    own = report.get("speedup") if name == run_report.subject(report).get("name") else None
+    own = report.get("speedup") if name == run_report.reported_variant(report).get("name") else None
     return next(found, own)
 
 
-def costs(report: Report) -> Table:
+def tabulate_costs(report: Report) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
     footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
     columns = ("Variant", "Method", "Pictures", "MACs", "Parameters", *footprint)
     rows = tuple(
         (
             v["name"],
-            v.get("method") or format.NONE,
-            format.sides(v.get("image_size")),
+            v.get("method") or format.MISSING,
+            format.image_size(v.get("image_size")),
             format.count(v.get("macs")),
             format.count(v.get("parameters")),
-            format.size(v.get("peak_rss_bytes")),
+            format.byte_size(v.get("peak_rss_bytes")),
             format.milliseconds(v.get("load_ms")),
             format.milliseconds(v.get("first_ms")),
             format.percent(v.get("peak_share")),
@@ -56,10 +56,10 @@ def costs(report: Report) -> Table:
         )
         for v in report.get("variants") or ()
     )
-    return Table(columns=columns, rows=rows, prose=(0, 1), marked=_marked(report))
+    return Table(columns=columns, rows=rows, text_columns=(0, 1), shipping_row=_marked(report))
 
 
 def _marked(report: Report) -> int | None:
     names = [v["name"] for v in report.get("variants") or ()]
-    name = run_report.shipped(report)
+    name = run_report.shipped_name(report)
     return names.index(name) if name in names else None

@@ -6,16 +6,16 @@ from toolchain.report import format
 from toolchain.report.table import Table
 
 
-def verdicts(report: Report) -> Table:
+def tabulate_verdicts(report: Report) -> Table:
     """Every check with what was measured, the limit and why."""
     rows = tuple(
         (
-            run_report.words(v["check"]),
-            run_report.words(v["outcome"]),
-            format.checked(v["check"], v.get("measured")),
-            format.checked(v["check"], v.get("limit"), limit=True),
+            run_report.humanize(v["check"]),
+            run_report.humanize(v["outcome"]),
+            format.verdict_value(v["check"], v.get("measured")),
+            format.verdict_value(v["check"], v.get("limit"), limit=True),
             v.get("why") or "",
         )
         for v in report.get("verdicts") or ()
     )
-    return Table(columns=("Check", "Outcome", "Measured", "Limit", "Why"), rows=rows, prose=(0, 1, 4))
+    return Table(columns=("Check", "Outcome", "Measured", "Limit", "Why"), rows=rows, text_columns=(0, 1, 4))
