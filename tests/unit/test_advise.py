@@ -14,7 +14,7 @@ from toolchain.core.types import Interval, Preprocess
 from toolchain.data import decoded_dataset
 from toolchain.data.augmentation import resolve
 from toolchain.models import blocks, build
-from toolchain.report import html, write
+from toolchain.report import html_page, write
 from toolchain.report.sections import reuse as reuse_report
 from toolchain.selection import extract_features, reuse_advice, transfer_scores
 from toolchain.selection.reuse_advice import DepthAssessment
@@ -156,10 +156,10 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
     assert reuse_report.TITLE not in write.render(run.report)
     written = {**run.report, "reuse": {"used": plain(found.reuse), "advice": plain(found)}}
     assert f"## {reuse_report.TITLE}" in write.render(written)
-    shown = html.render(written)
+    shown = html_page.render(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
-    assert shown.count("<svg") == html.render(run.report).count("<svg") + 1
+    assert shown.count("<svg") == html_page.render(run.report).count("<svg") + 1
     untold = dataclasses.replace(found, depths=(), reuse=Reuse(), why=("nobody can tell",))
-    bare = html.render({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
+    bare = html_page.render({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
     assert "net: all of it is used" in bare
     assert "nobody can tell." in bare

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from toolchain.core import run_report
-from toolchain.report import charts, headline, html, write
+from toolchain.report import charts, html_page, key_results, write
 from toolchain.report.sections import sensitivity, variants
 
 HOSTILE = "<script>x</script>"
@@ -219,7 +219,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_escapes_names(tmp_path: Path)
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_is_met() -> None:
-    text = html.render(sample(110))
+    text = html_page.render(sample(110))
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:"|url\()#([^")]*)', text)) <= set(ids)
@@ -261,7 +261,7 @@ def test_a_class_named_in_bytes_that_are_no_text_is_still_written(tmp_path: Path
 
 def test_the_variant_that_ships_is_marked_everywhere() -> None:
     content = sample()
-    text = html.render(content)
+    text = html_page.render(content)
     assert '<th scope="row" class="prose">pruned-int8<span class="badge">ships</span></th>' in text
     assert ">pruned-int8 ships<" in text  # in the plot
     assert "**pruned-int8** (ships)" in write.render(content)
@@ -269,7 +269,7 @@ def test_the_variant_that_ships_is_marked_everywhere() -> None:
 
 
 def test_the_headline_says_how_accurate_fast_big_and_sure() -> None:
-    said = {a.question: (a.value, *a.details) for a in headline.list_key_results(sample())}
+    said = {a.question: (a.value, *a.details) for a in key_results.list_key_results(sample())}
     assert said["How accurate"][:2] == ("83.6 % [82.4, 84.8]", "−0.4 pt [−1.0, +0.2] against dense-fp32")
     assert said["How fast"][:2] == ("2.26× [2.21, 2.31]", "3.21 ms → 1.42 ms in the median, against dense-fp32")
     assert said["How big"][:2] == ("1.12 MB → 171 kB", "6.5× smaller")
@@ -279,7 +279,7 @@ def test_the_headline_says_how_accurate_fast_big_and_sure() -> None:
 def test_a_missed_budget_names_the_check_and_still_shows_the_candidate() -> None:
     missed = {**sample(), "shipped": None, "candidate": "pruned-int8"}
     assert run_report.describe_outcome(missed) == "Nothing ships: pruned-int8 misses size"
-    assert headline.list_key_results(missed)[0].value == "83.6 % [82.4, 84.8]"
+    assert key_results.list_key_results(missed)[0].value == "83.6 % [82.4, 84.8]"
     assert variants.tabulate_variants(missed).shipping_row is None
 
 
@@ -335,7 +335,7 @@ def test_the_most_sensitive_groups_are_drawn_and_the_rest_stands_in_the_table() 
     drawn = charts.plot_sensitivity(found)
     assert [f">channels{i}.conv1<" in drawn for i in range(26)] == [True] * 24 + [False] * 2
     assert drawn.count("plan cuts 50 % of 64") == 12
-    shown = html.render(found)
+    shown = html_page.render(found)
     assert "The other 2 are in the table" in shown
     assert "at most ± 3.0 points" in shown
     assert all(f"channels{i}.conv1" in shown for i in range(26))
@@ -357,5 +357,5 @@ def test_a_share_that_is_not_the_usual_one_is_named() -> None:
 
 
 def test_without_sensitivity_there_is_no_section() -> None:
-    assert "minds being pruned" not in html.render({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in html_page.render({**sample(), "sensitivity": []})
     assert "minds being pruned" not in write.render({**sample(), "sensitivity": []})

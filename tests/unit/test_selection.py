@@ -27,7 +27,7 @@ from toolchain.measure import untrained_latency
 from toolchain.measure.untrained_latency import Clocked, Network
 from toolchain.models import build, weights
 from toolchain.models.sources import torchvision_hub
-from toolchain.report import assemble, html, write
+from toolchain.report import assemble, html_page, write
 from toolchain.report.pages import select
 from toolchain.report.sections import selection as selection_module
 from toolchain.selection import candidates as nominated
@@ -409,8 +409,8 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
     assert "## Candidates for the model" in write.render(written)
-    assert "First: random (it was asked for)." in html.render(written)
-    assert "weights file gone.safetensors is not there" in html.render(written)
+    assert "First: random (it was asked for)." in html_page.render(written)
+    assert "weights file gone.safetensors is not there" in html_page.render(written)
     assert "## Candidates left out" in write.render(written)
     best = ranked["candidates"][0]
     assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format, svg, table
+from toolchain.report import number_format, svg, table
 from toolchain.report.sections import sensitivity as sensitive
 from toolchain.report.svg import COOL, FONT_SIZE, GLYPH_WIDTH, INK, MAIN, MUTED, RULE, WARM
 
@@ -46,13 +46,13 @@ def plot_trade_off(report: Report) -> str:
 def is_plottable(found: Mapping[str, Any]) -> bool:
     """Whether a variant has the two figures that the plot needs."""
     p50 = (found.get("latency_ms") or {}).get("p50")
-    return not format.is_missing(found.get("accuracy")) and not format.is_missing(p50)
+    return not number_format.is_missing(found.get("accuracy")) and not number_format.is_missing(p50)
 
 
 def _whisker(found: Mapping[str, Any]) -> float:
     """Where the latency whisker ends; at the median without a p90."""
     p50, p90 = found["latency_ms"]["p50"], found["latency_ms"].get("p90")
-    return float(p50 if format.is_missing(p90) else max(p50, p90))
+    return float(p50 if number_format.is_missing(p90) else max(p50, p90))
 
 
 def _colour(found: Mapping[str, Any]) -> str:
@@ -156,7 +156,7 @@ def _bars(layers: Sequence[Mapping[str, Any]], rows: int, widest: int, names: in
             axes.text(
                 -0.02 * widest,
                 row,
-                format.shorten_name(layer["name"]),
+                number_format.shorten_name(layer["name"]),
                 ha="right",
                 va="center",
                 fontsize=FONT_SIZE * 0.9,
@@ -222,8 +222,8 @@ def _panel(axes: "Axes", curve: sensitive.PlottedCurve) -> None:
     at = curve.accuracy_at_plan
     if at is not None:
         axes.plot([curve.planned_share], [at], "o", color=WARM, markersize=8, clip_on=False)
-        said, colour = f"plan cuts {format.whole_percent(curve.planned_share)} of {curve.channel_count}", WARM
-    axes.text(0, 1.27, format.shorten_name(curve.name, 24), transform=axes.transAxes, fontweight="bold")
+        said, colour = f"plan cuts {number_format.whole_percent(curve.planned_share)} of {curve.channel_count}", WARM
+    axes.text(0, 1.27, number_format.shorten_name(curve.name, 24), transform=axes.transAxes, fontweight="bold")
     axes.text(0, 1.07, said, transform=axes.transAxes, color=colour, fontsize=FONT_SIZE * 0.9)
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
     for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
@@ -248,9 +248,9 @@ def plot_blocks(report: Report) -> str:
             axes.plot([curve.low[-1], curve.high[-1]], [row, row], color=colour, linewidth=1.4, alpha=0.55)
             axes.plot(curve.accuracies[-1:], [row], "o", color=colour, markersize=6)
             at = (1.01, row)
-            text = format.percent(curve.accuracies[-1])
+            text = number_format.percent(curve.accuracies[-1])
             axes.text(*at, text, transform=axes.get_yaxis_transform(), va="center", color=colour)
-        axes.set_yticks(range(len(curves)), [format.shorten_name(curve.name) for curve in curves], color=INK)
+        axes.set_yticks(range(len(curves)), [number_format.shorten_name(curve.name) for curve in curves], color=INK)
         axes.set_ylim(len(curves) - 0.4, -0.6)
         axes.tick_params(left=False, bottom=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")
@@ -279,7 +279,7 @@ def plot_training(report: Report) -> str:
 
 
 def _curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    return [(e["epoch"], e["accuracy"]) for e in epochs if not format.is_missing(e.get("accuracy"))]
+    return [(e["epoch"], e["accuracy"]) for e in epochs if not number_format.is_missing(e.get("accuracy"))]
 
 
 def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first: bool) -> None:
@@ -292,7 +292,7 @@ def _stage(axes: "Axes", name: str, curve: Sequence[tuple[int, float]], *, first
     axes.plot(epochs[best], accuracies[best], "o", color=MAIN, markersize=7)
     side = "right" if best > len(epochs) / 2 else "left"
     at, offset = (epochs[best], accuracies[best]), (0, 8)
-    axes.annotate(format.percent(accuracies[best]), at, offset, textcoords="offset points", ha=side, color=MAIN)
+    axes.annotate(number_format.percent(accuracies[best]), at, offset, textcoords="offset points", ha=side, color=MAIN)
     axes.set_title(name, loc="left", fontsize=FONT_SIZE, color=INK)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.report import format
+from toolchain.report import number_format
 
 STEP_ORDER = (
     "data",
@@ -62,4 +62,4 @@ def _text(value: Any) -> str:
         return ", ".join(f"{k} {_text(v)}" for k, v in sorted(value.items()))
     if isinstance(value, list | tuple):
         return ", ".join(_text(v) for v in value)
-    return format.MISSING if format.is_missing(value) or value == "" else str(value)
+    return number_format.MISSING if number_format.is_missing(value) or value == "" else str(value)

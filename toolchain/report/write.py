@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolchain.config.job import Job
 from toolchain.core import files, run_report
 from toolchain.core.run_report import Report
-from toolchain.report import assemble, headline, html
+from toolchain.report import assemble, html_page, key_results
 from toolchain.report.sections import (
     provenance,
     pruning,
@@ -53,7 +53,7 @@ def write_files(report: Report, folder: Path) -> None:
     kept = _finite(files.plain(report))
     files.write_json(folder / "report.json", kept)
     files.write_text(folder / "report.md", _encodable(render(kept)))
-    files.write_text(folder / "report.html", _encodable(html.render(kept)))
+    files.write_text(folder / "report.html", _encodable(html_page.render(kept)))
 
 
 def _finite(value: Any) -> Any:
@@ -75,10 +75,10 @@ def _encodable(text: str) -> str:
 
 def render(report: Report) -> str:
     """The report's answers and tables, for a merge request or a CI summary."""
-    answers = tuple((a.question, a.value, "; ".join(a.details)) for a in headline.list_key_results(report))
+    answers = tuple((a.question, a.value, "; ".join(a.details)) for a in key_results.list_key_results(report))
     said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
     parts = [
-        f"# {escape(headline.title(report))}",
+        f"# {escape(key_results.title(report))}",
         f"**{escape(run_report.describe_outcome(report))}**",
         format_table(Table(columns=("", "", ""), rows=answers, text_columns=(0, 1, 2))),
         "\n".join(f"- {escape(sentence)}" for sentence in said),
@@ -146,7 +146,7 @@ def print_report(report: Report, console: "Console | None" = None) -> None:
 
     out = console or Console(highlight=False)
     out.print()
-    out.print(_text(out, headline.title(report), "dim"))
+    out.print(_text(out, key_results.title(report), "dim"))
     out.print(
         _text(out, run_report.describe_outcome(report), "bold" if run_report.shipped_name(report) else "bold red")
     )
@@ -189,7 +189,7 @@ def _answers(out: "Console", report: Report) -> "Grid":
     grid = Grid.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     grid.add_column()
-    for answer in headline.list_key_results(report):
+    for answer in key_results.list_key_results(report):
         figure = _text(out, answer.value, "bold")
         for line in answer.details:
             figure.append("\n").append_text(_text(out, line))

@@ -13,7 +13,7 @@ from toolchain.core import files, statistics
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.gates import ship_decision
 from toolchain.models import build
-from toolchain.report import assemble, format, table
+from toolchain.report import assemble, number_format, table
 from toolchain.report.sections import training
 from toolchain.report.table import Table
 from toolchain.training import linear_probe, loop
@@ -85,7 +85,7 @@ def tabulate(written: Mapping[str, Any]) -> list[Table]:
         rows.append(_row(f"mean of {len(rows)} seeds", written["mean_accuracy"], written["mean_balanced"]))
     frozen = written["linear_probe"]
     rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"]))
-    gains = (format.accuracy_gain(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
+    gains = (number_format.accuracy_gain(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
     rows.append(("gain over the probe, paired", *gains))
     title = f"On {written['images']['test']:,} test images"
     found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
@@ -93,4 +93,8 @@ def tabulate(written: Mapping[str, Any]) -> list[Table]:
 
 
 def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:
-    return name, format.accuracy(table.interval_fields(accuracy)), format.accuracy(table.interval_fields(balanced))
+    return (
+        name,
+        number_format.accuracy(table.interval_fields(accuracy)),
+        number_format.accuracy(table.interval_fields(balanced)),
+    )

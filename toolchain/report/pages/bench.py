@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from toolchain.core import files
-from toolchain.report import format, svg
-from toolchain.report import html as page
+from toolchain.report import html_page as page
+from toolchain.report import number_format, svg
 from toolchain.report import write as report
 from toolchain.report.table import Table
 
@@ -29,7 +29,7 @@ def tabulate_latencies(found: JsonObject) -> Table:
     rows = tuple(
         (
             one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(format.with_interval(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), format.percent(one["peak_share"]),
+            *(number_format.with_interval(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), number_format.percent(one["peak_share"]),
         )
         for one in found["subjects"]
     )  # fmt: skip
@@ -41,8 +41,8 @@ def tabulate_footprint(found: JsonObject) -> Table:
     """What each takes before it answers, and the room it takes."""
     rows = tuple(
         (
-            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", format.byte_size(one["peak_rss_bytes"]),
-            format.byte_size(one["size_bytes"]), format.MISSING if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
+            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", number_format.byte_size(one["peak_rss_bytes"]),
+            number_format.byte_size(one["size_bytes"]), number_format.MISSING if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
         )
         for one in found["subjects"]
     )  # fmt: skip
@@ -56,7 +56,7 @@ def tabulate_footprint(found: JsonObject) -> Table:
 def tabulate_speedups(found: JsonObject) -> Table:
     """How many times faster each row is than each column."""
     names = [one["name"] for one in found["subjects"]]
-    known = {(row["name"], row["than"]): format.speedup(row) for row in found["ratios"]}
+    known = {(row["name"], row["than"]): number_format.speedup(row) for row in found["ratios"]}
     rows = tuple((name, *(known.get((name, than), "") for than in names)) for name in names)
     return Table(columns=("Times as fast as", *names), rows=rows if len(names) > 1 else ())
 
@@ -66,8 +66,8 @@ def tabulate_throughput(found: JsonObject) -> Table:
     rows = tuple(
         (
             one["name"], str(row["batch"]), str(row["threads"]),
-            f"{row['p50_ms']:.3g}" if row["p50_ms"] else format.MISSING,
-            f"{row['images_per_second']:.0f}" if row["p50_ms"] else format.MISSING, row["why"],
+            f"{row['p50_ms']:.3g}" if row["p50_ms"] else number_format.MISSING,
+            f"{row['images_per_second']:.0f}" if row["p50_ms"] else number_format.MISSING, row["why"],
         )
         for one in found["subjects"]
         for row in one["throughput"]

@@ -23,8 +23,8 @@ from toolchain.data.checks.finding import (
     pluralize,
 )
 from toolchain.edge import run
-from toolchain.report import format
-from toolchain.report import html as page
+from toolchain.report import html_page as page
+from toolchain.report import number_format
 from toolchain.report.pages import data_checks_text
 from toolchain.report.table import Table
 
@@ -132,7 +132,7 @@ def _counted(checkup: DatasetCheck, severity: str) -> tuple[str, str]:
 
 def _smallest(checkup: DatasetCheck) -> str:
     found = checkup.smallest_difference
-    return format.MISSING if found is None else f"{format.significant(100 * found, 2)} pt"
+    return number_format.MISSING if found is None else f"{number_format.significant(100 * found, 2)} pt"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
@@ -230,5 +230,5 @@ def _shift(shift: "DomainShift") -> str:
 def _distance(name: str, distance: "CalibratedDistance | None") -> list[tuple[str, ...]]:
     if distance is None:
         return []
-    numbers = (format.significant(value) for value in (distance.value, distance.lowest, distance.highest))
+    numbers = (number_format.significant(value) for value in (distance.value, distance.lowest, distance.highest))
     return [(name, *numbers, distance.verdict)]

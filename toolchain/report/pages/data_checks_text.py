@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from toolchain.data.checks.finding import SEVERITIES, DatasetCheck, pluralize
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def describe_outcome(checkup: DatasetCheck) -> str:
 def title(checkup: DatasetCheck) -> str:
     """What was examined."""
     read = f"{pluralize(checkup.pictures)} in {pluralize(len(checkup.classes), 'class', 'classes')}"
-    return f"{checkup.domain} · {checkup.folder} · {read} · {format.duration(checkup.seconds)}"
+    return f"{checkup.domain} · {checkup.folder} · {read} · {number_format.duration(checkup.seconds)}"
 
 
 def tabulate_classes(checkup: DatasetCheck) -> Table:
@@ -44,7 +44,7 @@ def tabulate_classes(checkup: DatasetCheck) -> Table:
         (
             count.label,
             *(f"{count.pictures.get(split, 0):,}" for split in splits),
-            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else format.MISSING,
+            f"± {100 * count.recall_reach:.0f} pt" if count.recall_reach is not None else number_format.MISSING,
         )
         for count in checkup.classes
     )
@@ -55,19 +55,19 @@ def tabulate_sizes(checkup: DatasetCheck) -> Table:
     """Sizes of the pictures, most frequent first; the smallest and the largest whatever their number."""
     areas = sorted(checkup.sizes, key=lambda size: size.width * size.height)
     rows = [
-        (f"{size.width}×{size.height}", f"{size.pictures:,}", format.percent(size.pictures / checkup.pictures))
+        (f"{size.width}×{size.height}", f"{size.pictures:,}", number_format.percent(size.pictures / checkup.pictures))
         for size in checkup.sizes[:MAX_SIZES]
     ]
     if rest := checkup.sizes[MAX_SIZES:]:
         number = sum(size.pictures for size in rest)
         named = f"{len(rest):,} others, {areas[0].width}×{areas[0].height} to {areas[-1].width}×{areas[-1].height}"
-        rows.append((named, f"{number:,}", format.percent(number / checkup.pictures)))
+        rows.append((named, f"{number:,}", number_format.percent(number / checkup.pictures)))
     return Table(columns=("Width × height", "Pictures", "Share"), rows=tuple(rows))
 
 
 def tabulate_modes(checkup: DatasetCheck) -> Table:
     """Kinds of pixels, by Pillow's names."""
-    rows = tuple((mode, f"{n:,}", format.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
+    rows = tuple((mode, f"{n:,}", number_format.percent(n / checkup.pictures)) for mode, n in checkup.modes.items())
     return Table(columns=("Mode", "Pictures", "Share"), rows=rows)
 
 

@@ -10,7 +10,7 @@ from toolchain.core import files
 from toolchain.deploy.drift import DriftResult, Window
 from toolchain.deploy.drift_reference import WatchedBundle
 from toolchain.edge import watch
-from toolchain.report import format, html, svg
+from toolchain.report import html_page, number_format, svg
 from toolchain.report.table import Table
 
 ADVICE = {
@@ -44,7 +44,7 @@ def tabulate_windows(found: DriftResult) -> list[Table]:
     """A row a window."""
     rows = tuple(
         (
-            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or format.MISSING,
+            one.source, str(one.number), str(one.pictures), one.verdict, _words(one) or number_format.MISSING,
             f"{100 * one.expected_drop.estimate:+.1f} [{100 * one.expected_drop.low:+.1f}, "
             f"{100 * one.expected_drop.high:+.1f}]",
         )
@@ -86,10 +86,11 @@ def write(found: DriftResult, own: WatchedBundle, folder: Path) -> None:
             f'<h2>Window by window</h2><figure><div class="wide large">{plot_expected_drop(found.windows)}</div><figcaption>Accuracy '
             "that is lost by what the confidence tells; a lower bound where pictures are of another world.</figcaption></figure>"
         )
-        parts += [html.render_table(table) for table in tabulate_windows(found)]
+        parts += [html_page.render_table(table) for table in tabulate_windows(found)]
     title = f"Drift of {found.bundle}"
     files.write_text(
-        folder / "drift.html", html.PAGE_TEMPLATE.format(title=escape(title), css=html.CSS, body="\n".join(parts))
+        folder / "drift.html",
+        html_page.PAGE_TEMPLATE.format(title=escape(title), css=html_page.CSS, body="\n".join(parts)),
     )
 
 

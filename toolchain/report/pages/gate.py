@@ -14,7 +14,7 @@ from toolchain.core import files, run_report
 from toolchain.gates import regression_gate
 from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, Gated
 from toolchain.measure import machine, paired_rounds, paired_timing
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report import write as report
 from toolchain.report.table import Table
 
@@ -103,7 +103,7 @@ def tabulate_checks(found: JsonObject) -> Table:
     rows = tuple(
         (
             row["recipe"], run_report.humanize(v["check"]), run_report.humanize(v["outcome"]),
-            format.verdict_value(v["check"], v["measured"]), format.verdict_value(v["check"], v["limit"], limit=True), v["why"],
+            number_format.verdict_value(v["check"], v["measured"]), number_format.verdict_value(v["check"], v["limit"], limit=True), v["why"],
         )
         for row, v in _verdicts(found)
     )  # fmt: skip
@@ -119,9 +119,9 @@ def tabulate_latencies(found: JsonObject) -> Table:
     """What both take; shown for scale, never compared with another job's."""
     rows = tuple(
         (
-            row["recipe"], *(format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            row["recipe"], *(number_format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
-            str(len(row["rounds"])), format.relative_change(row["latency"]["candidate"]["detectable"]),
+            str(len(row["rounds"])), number_format.relative_change(row["latency"]["candidate"]["detectable"]),
         )
         for row in found["gates"]
     )  # fmt: skip
@@ -180,8 +180,8 @@ def render_junit(found: JsonObject) -> str:
 def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     check = verdict["check"]
     measured, limit = (
-        format.verdict_value(check, verdict["measured"]),
-        format.verdict_value(check, verdict["limit"], limit=True),
+        number_format.verdict_value(check, verdict["measured"]),
+        number_format.verdict_value(check, verdict["limit"], limit=True),
     )
     return f"{row['recipe']}: {run_report.humanize(check)} {measured}, allowed {limit}"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core import files
-from toolchain.report import format, html, svg
+from toolchain.report import html_page, number_format, svg
 from toolchain.report.table import Table
 
 HistoryEntry = Mapping[str, Any]
@@ -27,8 +27,8 @@ def tabulate(target: str, entries: Sequence[HistoryEntry]) -> Table:
     """The latest of a target."""
     rows = tuple(
         (
-            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], format.with_interval(entry["p50_ms"]),
-            format.with_interval(entry["accuracy"], 100), format.byte_size(entry["size_bytes"]), str(entry["version"] or ""),
+            str(entry["at"])[:16].replace("T", " "), entry["kind"], entry["recipe"], number_format.with_interval(entry["p50_ms"]),
+            number_format.with_interval(entry["accuracy"], 100), number_format.byte_size(entry["size_bytes"]), str(entry["version"] or ""),
             str(entry["machine"]), str(entry["sha256"])[:12],
         )
         for entry in entries[-MAX_ROWS:]
@@ -51,9 +51,13 @@ def write_page(entries: Sequence[HistoryEntry], odd: Sequence[int], path: Path) 
             for number, quantity in enumerate(PLOTTED_QUANTITIES)
             if (drawing := plot_quantity(own, quantity, f"{target}-{number}"))
         )
-        parts.append(f"<section><h2>{escape(target)}</h2>{plots}{html.render_table(tabulate(target, own))}</section>")
+        parts.append(
+            f"<section><h2>{escape(target)}</h2>{plots}{html_page.render_table(tabulate(target, own))}</section>"
+        )
     body = "\n".join(parts)
-    files.write_text(path, html.PAGE_TEMPLATE.format(title="Latency and accuracy over time", css=html.CSS, body=body))
+    files.write_text(
+        path, html_page.PAGE_TEMPLATE.format(title="Latency and accuracy over time", css=html_page.CSS, body=body)
+    )
 
 
 def describe_skipped_lines(odd: Sequence[int]) -> str:

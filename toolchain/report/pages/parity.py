@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 MAX_LAYER_ROWS = 24  # rows of layers on a terminal; all of them stand in parity.json
@@ -28,7 +28,8 @@ def tabulate_coverage(variant: JsonObject) -> Table:
         for name, found in variant["coverage"].items()
     ]
     absent = [
-        (f"{variant['name']} in {n}", *[format.MISSING] * 3, _absent(why), format.MISSING) for n, why in _gone(variant)
+        (f"{variant['name']} in {n}", *[number_format.MISSING] * 3, _absent(why), number_format.MISSING)
+        for n, why in _gone(variant)
     ]
     columns = ("Runs", "In integers", "Planned", "In all", "Fell back to float", "Float as planned")
     return Table(columns=columns, rows=(*rows, *absent), text_columns=(0, 4))
@@ -79,8 +80,8 @@ def _cell(found: Mapping[str, JsonObject | None], side: str, variant: JsonObject
 
 
 def _figure(one: JsonObject) -> str:
-    share = "< 0.1 %" if one["differing"] < MIN_SHOWN_SHARE else format.percent(one["differing"])
-    return format.steps(one["max_steps"]) + (f" ({share})" if one["differing"] else "")
+    share = "< 0.1 %" if one["differing"] < MIN_SHOWN_SHARE else number_format.percent(one["differing"])
+    return number_format.steps(one["max_steps"]) + (f" ({share})" if one["differing"] else "")
 
 
 def _short(why: str) -> str:
@@ -91,7 +92,7 @@ def _answer(variant: JsonObject, side: str) -> str:
     if side in variant["missing"]:
         return _short(variant["missing"][side])
     one = variant["logits"][side]
-    return f"{format.steps(one['max_steps'])}, {format.percent(one['top1_agreement'])} same class"
+    return f"{number_format.steps(one['max_steps'])}, {number_format.percent(one['top1_agreement'])} same class"
 
 
 def describe_differences(variant: JsonObject, written: JsonObject) -> list[str]:
@@ -115,6 +116,6 @@ def describe_differences(variant: JsonObject, written: JsonObject) -> list[str]:
         one = variant["trained"]
         said.append(
             f"{variant['name']}: exported graph with torch's arithmetic against the trained model: "
-            f"{format.steps(one['max_steps'])} steps, {format.percent(one['top1_agreement'])} same class"
+            f"{number_format.steps(one['max_steps'])} steps, {number_format.percent(one['top1_agreement'])} same class"
         )
     return said

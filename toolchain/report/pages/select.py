@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core import files
-from toolchain.report import charts, format, svg
-from toolchain.report import html as page
+from toolchain.report import charts, number_format, svg
+from toolchain.report import html_page as page
 from toolchain.report import write as report
 from toolchain.report.sections import reuse, selection
 from toolchain.selection import ranking
@@ -88,7 +88,7 @@ def plot_trade_off(found: JsonObject) -> str:
             colour, taken = svg.MAIN if row["front"] else svg.MUTED, row["latency_ms"][row["fastest"]]
             axes.hlines(y, taken["low"], taken["high"], color=colour, linewidth=0.8, alpha=0.5)
             axes.plot([x], [y], "o", color=colour, markersize=7 if row["front"] else 5)
-        svg.use_log_scale(axes, format.significant)
+        svg.use_log_scale(axes, number_format.significant)
         axes.margins(y=0.12)
         latencies = [x for x, _ in points]
         axes.set(

@@ -5,16 +5,16 @@ from typing import Any
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table, _list, _text, sort_steps
 
 
 def tabulate_step_times(report: Report) -> Table:
     """Time of each stage that took any, and all together."""
     took = report.get("seconds") or {}
-    rows = [(name, format.duration(took[name])) for name in sort_steps(took) if took[name] != 0]
-    known = [value for value in took.values() if not format.is_missing(value)]
-    total = format.duration(sum(known) if known else None)
+    rows = [(name, number_format.duration(took[name])) for name in sort_steps(took) if took[name] != 0]
+    known = [value for value in took.values() if not number_format.is_missing(value)]
+    total = number_format.duration(sum(known) if known else None)
     return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
 
 
@@ -35,7 +35,7 @@ def tabulate_provenance(report: Report) -> Table:
         "calibration images": (data.get("calibration") or {}).get("images"),
         **_adapted(report),
         "pretrained weights": (report.get("pretrained") or {}).get("source"),
-        "backbone loaded": format.percent((report.get("pretrained") or {}).get("share")),
+        "backbone loaded": number_format.percent((report.get("pretrained") or {}).get("share")),
         **{f"machine: {run_report.humanize(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
@@ -51,11 +51,11 @@ def _adapted(report: Report) -> dict[str, Any]:
     return {
         "aims at": _aim(found.get("balance")),
         "augmentation": f"{changes or 'none'}{chosen}" if found else None,
-        "linear probe, validation": format.percent(probe.get("accuracy")),
+        "linear probe, validation": number_format.percent(probe.get("accuracy")),
         "teacher of the dense model": found.get("teacher"),
         "validation over seeds": over
         and (
-            f"mean {format.percent(over['mean'])}, standard deviation {100 * over['deviation']:.1f} points, "
+            f"mean {number_format.percent(over['mean'])}, standard deviation {100 * over['deviation']:.1f} points, "
             f"{over['seeds']} seeds"
         ),
     }

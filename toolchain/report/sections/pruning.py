@@ -2,7 +2,7 @@
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format, headline
+from toolchain.report import key_results, number_format
 from toolchain.report.table import Table
 
 
@@ -10,14 +10,14 @@ def tabulate_image_sizes(report: Report) -> Table:
     """Sizes of the pictures that a short training was to choose among."""
     rows = tuple(
         (
-            format.image_size(one["size"]),
-            format.multiple(one["latency"]),
-            format.percent(one["reached"]),
+            number_format.image_size(one["size"]),
+            number_format.multiple(one["latency"]),
+            number_format.percent(one["reached"]),
             str(one["images"]),
         )
         for one in report.get("image_sizes") or ()
     )
-    taken = format.image_size(run_report.reported_variant(report).get("image_size"))
+    taken = number_format.image_size(run_report.reported_variant(report).get("image_size"))
     marked = next((index for index, row in enumerate(rows) if row[0] == taken), None)
     columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
     return Table(columns=columns, rows=rows, shipping_row=marked)
@@ -30,8 +30,8 @@ def tabulate_layers(report: Report) -> Table:
             n["name"],
             str(n["before"]),
             str(n["after"]),
-            format.count(n.get("macs_before")),
-            format.count(n.get("macs_after")),
+            number_format.count(n.get("macs_before")),
+            number_format.count(n.get("macs_after")),
         )
         for n in report.get("layers") or ()
     )
@@ -43,5 +43,9 @@ def describe_pruning(report: Report) -> str:
     found = report.get("layers") or ()
     fewer = sum(n["after"] < n["before"] for n in found)
     before, after = (sum(n.get(key) or 0 for n in found) for key in ("macs_before", "macs_after"))
-    took = f"; {headline.from_to(format.count(before), format.count(after))} multiply-accumulates" if before else ""
+    took = (
+        f"; {key_results.from_to(number_format.count(before), number_format.count(after))} multiply-accumulates"
+        if before
+        else ""
+    )
     return f"{fewer} of {len(found)} layers narrower{took}" if found else "Not pruned"

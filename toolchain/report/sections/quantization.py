@@ -5,7 +5,7 @@ from typing import Any
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
@@ -16,7 +16,7 @@ def tabulate_coverage(report: Report) -> Table:
     rows = tuple(
         (
             name,
-            *(str(c.get(k, format.MISSING)) for k in ("integer", "planned", "total")),
+            *(str(c.get(k, number_format.MISSING)) for k in ("integer", "planned", "total")),
             ", ".join(c.get("float_ops") or ()) or "none",
         )
         for name, c in found
@@ -40,8 +40,8 @@ def tabulate_placements(report: Report) -> Table:
         for one in sorted((*floats, *integer), key=lambda one: -one["speedup"]):
             rows.append(
                 (
-                    name, one["label"], one["precision"], format.milliseconds(one["latency_ms"]),
-                    format.multiple(one["speedup"]), "chosen" if _chosen(found, one) else "",
+                    name, one["label"], one["precision"], number_format.milliseconds(one["latency_ms"]),
+                    number_format.multiple(one["speedup"]), "chosen" if _chosen(found, one) else "",
                 )
             )  # fmt: skip
     columns = ("Architecture", "Placement", "Precision", "Median", "Against f32", "")
@@ -64,7 +64,7 @@ def describe_search(report: Report) -> str:
             parts.append(f"{name}: the usual placement, not timed")
             continue
         where = f", timed for {found['measured_for']}" if found.get("measured_for") else ""
-        parts.append(f"{name}: {len(found['tried'])} timed in {format.duration(found.get('seconds'))}{where}")
+        parts.append(f"{name}: {len(found['tried'])} timed in {number_format.duration(found.get('seconds'))}{where}")
     return "; ".join(parts)
 
 
@@ -76,7 +76,7 @@ def tabulate_calibration(report: Report) -> Table:
             one["method"],
             CORRECTION_TEXT[one["correction"]],
             f"{one['divergence']:.4f}",
-            format.percent(one["accuracy"]),
+            number_format.percent(one["accuracy"]),
             "kept" if one is tried[0] else "",
         )
         for name, tried in (report.get("calibration") or {}).items()
@@ -91,9 +91,9 @@ def tabulate_accuracy_control(report: Report) -> Table:
     rows = tuple(
         (
             one["block"],
-            format.percent(one["accuracy"]),
+            number_format.percent(one["accuracy"]),
             f"{one['divergence']:.4f}",
-            format.multiple(one.get("slowdown")),
+            number_format.multiple(one.get("slowdown")),
             "in float" if one["returned"] else "in integers",
         )
         for one in (report.get("control") or {}).get("ranking") or ()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core import files, progress
-from toolchain.report import format, svg
+from toolchain.report import number_format, svg
 from toolchain.report.table import Table
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ def tabulate(found: JsonObject | None) -> Table:
     """A row a block, in order; the one that the proposal cuts behind is marked in words."""
     rows = tuple(
         (
-            one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), format.count(one["macs"]),
+            one["block"] + (" <" if one["block"] == (found or {})["reuse"]["keep"] else ""), number_format.count(one["macs"]),
             f"{one['levels']:.3f}", f"{one['untrained_levels']:.3f}", _percent(one["accuracy"]), _percent(one["untrained"]),
-            format.points(one["gain"]["estimate"])
-            + format.interval(one["gain"]["low"], one["gain"]["high"], format.points),
+            number_format.points(one["gain"]["estimate"])
+            + number_format.interval(one["gain"]["low"], one["gain"]["high"], number_format.points),
         )
         for one in (found["depths"] if found else ())
     )  # fmt: skip
@@ -35,14 +35,16 @@ def tabulate(found: JsonObject | None) -> Table:
 
 
 def _percent(one: Mapping[str, float]) -> str:
-    return format.percent(one["estimate"]) + format.interval(one["low"], one["high"], format.percent)
+    return number_format.percent(one["estimate"]) + number_format.interval(
+        one["low"], one["high"], number_format.percent
+    )
 
 
 def describe(found: JsonObject) -> str:
     """The proposal and why."""
     parts = [f"{text} {found['reuse'][name]}" for name, text in REUSE_TEXT.items() if found["reuse"][name]]
     faster = (
-        f", {format.multiple(found['speedup'])} as fast as the whole"
+        f", {number_format.multiple(found['speedup'])} as fast as the whole"
         if found["reuse"]["keep"] and found["speedup"]
         else ""
     )
@@ -80,8 +82,10 @@ def plot_depths(found: JsonObject) -> str:
             kept = [one["block"] for one in depths].index(found["reuse"]["keep"])
             for axes in (followed, probed):
                 axes.axvline(kept, color=svg.WARM, linewidth=1, linestyle="--", label="cut behind")
-        probed.set_xticks(list(places), [format.shorten_name(one["block"]) for one in depths], rotation=60, ha="right")
-        probed.yaxis.set_major_formatter(lambda value, _: format.percent(value))
+        probed.set_xticks(
+            list(places), [number_format.shorten_name(one["block"]) for one in depths], rotation=60, ha="right"
+        )
+        probed.yaxis.set_major_formatter(lambda value, _: number_format.percent(value))
         followed.set(ylabel="all levels (followed)")
         probed.set(ylabel="probe, validation")
         followed.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)

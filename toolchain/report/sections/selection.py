@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 from toolchain.selection.ranking import JsonObject, pick_best
 
@@ -27,7 +27,7 @@ def tabulate_ranking(found: JsonObject | None) -> Table:
         (
             row["name"] + (" *" if row["front"] else ""),
             *(_score(name, row) for name in names), _latency(row),
-            format.count(row["macs"]), _size(row),
+            number_format.count(row["macs"]), _size(row),
             MAY_SHIP_TEXT[row["may_ship"]],
         )
         for row in found["candidates"]
@@ -49,22 +49,24 @@ def list_score_names(found: JsonObject) -> list[str]:
 def _score(name: str, row: JsonObject) -> str:
     value, bounds = row["scores"].get(name), row["bounds"].get(name)
     if value is None:
-        return format.MISSING
+        return number_format.MISSING
     if bounds:
-        return format.percent(value) + format.interval(bounds["low"], bounds["high"], format.percent)
-    return format.significant(value)
+        return number_format.percent(value) + number_format.interval(
+            bounds["low"], bounds["high"], number_format.percent
+        )
+    return number_format.significant(value)
 
 
 def _latency(row: JsonObject) -> str:
     if not row["fastest"]:
-        return format.MISSING
-    return f"{format.with_interval(row['latency_ms'][row['fastest']])} {row['fastest']}"
+        return number_format.MISSING
+    return f"{number_format.with_interval(row['latency_ms'][row['fastest']])} {row['fastest']}"
 
 
 def _size(row: JsonObject) -> str:
     if row["fastest"]:
-        return format.byte_size(row["size_bytes"][row["fastest"]])
-    return f"{format.byte_size(row['size_bytes'].get('f32'))} f32"
+        return number_format.byte_size(row["size_bytes"][row["fastest"]])
+    return f"{number_format.byte_size(row['size_bytes'].get('f32'))} f32"
 
 
 def tabulate_origins(found: JsonObject) -> Table:
@@ -111,5 +113,5 @@ def summarize(found: JsonObject) -> str:
     )
     return (
         f"First: {name} ({why}). Scores from {found['images']['train']:,} training and {found['images']['val']:,} "
-        f"validation images of {found['domain']} at {format.image_size(found['image_size'])}; {costs}"
+        f"validation images of {found['domain']} at {number_format.image_size(found['image_size'])}; {costs}"
     )

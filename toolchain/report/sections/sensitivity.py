@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 ROWS_AT_EACH_END = 3  # curves at either end of a short table
@@ -58,7 +58,7 @@ def read_curves(report: Report, kind: Literal["channels", "block"]) -> list[Plot
 
 def _points(one: Mapping[str, Any]) -> list[tuple[float, ...]]:
     rows = zip(*(one.get(key) or () for key in ("shares", "accuracies", "low", "high")), strict=False)
-    return [row for row in rows if not any(map(format.is_missing, row))]
+    return [row for row in rows if not any(map(number_format.is_missing, row))]
 
 
 def tabulate(report: Report, *, short: bool = False) -> Table:
@@ -73,7 +73,7 @@ def tabulate(report: Report, *, short: bool = False) -> Table:
         )
     shares = (*TABULATED_SHARES, 1.0) if any(one.get("kind") == "block" for one in found) else TABULATED_SHARES
     rows = tuple(_row(one, shares, short=short) if one else ("…", *[""] * (len(shares) + 3)) for one in found)
-    heads = (f"At {format.whole_percent(share)} cut" if share < 1 else "Without it" for share in shares)
+    heads = (f"At {number_format.whole_percent(share)} cut" if share < 1 else "Without it" for share in shares)
     columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
     return Table(columns=columns, rows=rows, optional_columns=(1, 2, 4, len(columns) - 1))
 
@@ -83,15 +83,15 @@ def _row(one: Mapping[str, Any], shares: Sequence[float], *, short: bool) -> tup
     drops = dict(zip(one.get("shares") or (), one.get("drops") or (), strict=False))
     reached = [_near(points, share) for share in shares]
     if not points:
-        reached[0] = REASON_TEXT.get(str(one.get("why")), format.MISSING)
+        reached[0] = REASON_TEXT.get(str(one.get("why")), number_format.MISSING)
     drop = drops.get(cut) if cut else None
-    lost = format.points(-drop["estimate"]) if short and drop else format.accuracy_change(drop)
-    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or format.MISSING)
+    lost = number_format.points(-drop["estimate"]) if short and drop else number_format.accuracy_change(drop)
+    kind = "block" if one.get("kind") == "block" else str(one.get("channels") or number_format.MISSING)
     return (
-        format.shorten_name(one["name"]) if short else one["name"],
+        number_format.shorten_name(one["name"]) if short else one["name"],
         kind,
         *reached,
-        format.whole_percent(cut) if cut else "nothing",
+        number_format.whole_percent(cut) if cut else "nothing",
         lost,
     )
 
@@ -100,9 +100,9 @@ def _near(points: Sequence[tuple[float, ...]], wanted: float) -> str:
     """Accuracy at the share nearest to the one wanted, which is said where it is another."""
     share, accuracy = min(((p[0], p[1]) for p in points), key=lambda p: abs(p[0] - wanted), default=(math.inf, 0.0))
     if abs(share - wanted) >= MAX_SHARE_DISTANCE:
-        return format.MISSING
-    text = format.percent(accuracy)
-    return text if abs(share - wanted) < EQUAL_SHARE_DISTANCE else f"{text} at {format.whole_percent(share)}"
+        return number_format.MISSING
+    text = number_format.percent(accuracy)
+    return text if abs(share - wanted) < EQUAL_SHARE_DISTANCE else f"{text} at {number_format.whole_percent(share)}"
 
 
 def make_caption(report: Report, shown: int) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table, _list, sort_steps
 
 
@@ -12,11 +12,11 @@ def tabulate_training(report: Report) -> Table:
     """Epochs, losses and validation accuracy of every training stage."""
     stages, rows = report.get("training") or {}, []
     for name in sort_steps(stages):
-        reached = [e["accuracy"] for e in stages[name] if not format.is_missing(e.get("accuracy"))]
-        losses = [e["loss"] for e in stages[name] if not format.is_missing(e.get("loss"))]
+        reached = [e["accuracy"] for e in stages[name] if not number_format.is_missing(e.get("accuracy"))]
+        losses = [e["loss"] for e in stages[name] if not number_format.is_missing(e.get("loss"))]
         best, last = (max(reached), reached[-1]) if reached else (None, None)
-        loss = format.significant(losses[-1] if losses else None)
-        rows.append((name, str(len(stages[name])), format.percent(best), format.percent(last), loss))
+        loss = number_format.significant(losses[-1] if losses else None)
+        rows.append((name, str(len(stages[name])), number_format.percent(best), number_format.percent(last), loss))
     return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
 
 
@@ -26,9 +26,9 @@ def tabulate_joined(report: Report) -> Table:
         (
             one["name"],
             str(one["images"]),
-            format.significant(one["weight"]),
-            format.accuracy_gain(one["gain"]),
-            format.accuracy_gain(one["balanced_gain"]),
+            number_format.significant(one["weight"]),
+            number_format.accuracy_gain(one["gain"]),
+            number_format.accuracy_gain(one["balanced_gain"]),
             str(one["gain"]["samples"]),
             "stays" if one["kept"] else "dropped: it brings nothing",
             _beside(one),
@@ -52,8 +52,8 @@ def tabulate_seeds(report: Report) -> Table:
     rows = tuple(
         (
             str(one["seed"]),
-            format.percent(one["validation"]),
-            format.percent(one["validation_balanced"]),
+            number_format.percent(one["validation"]),
+            number_format.percent(one["validation_balanced"]),
             str(one["epoch"]),
             "goes on" if one["chosen"] else "",
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
@@ -15,13 +15,13 @@ def tabulate_variants(report: Report) -> Table:
     rows = tuple(
         (
             v["name"],
-            format.accuracy(v),
-            format.accuracy_change(v.get("drop")),
-            format.accuracy(v, "balanced_"),
-            format.median_latency(v.get("latency_ms")),
-            *(format.milliseconds((v.get("latency_ms") or {}).get(key)) for key in ("p90", "p99")),
-            format.speedup(_speedup(report, v["name"])),
-            format.byte_size(v.get("size_bytes")),
+            number_format.accuracy(v),
+            number_format.accuracy_change(v.get("drop")),
+            number_format.accuracy(v, "balanced_"),
+            number_format.median_latency(v.get("latency_ms")),
+            *(number_format.milliseconds((v.get("latency_ms") or {}).get(key)) for key in ("p90", "p99")),
+            number_format.speedup(_speedup(report, v["name"])),
+            number_format.byte_size(v.get("size_bytes")),
         )
         for v in report.get("variants") or ()
     )
@@ -43,16 +43,16 @@ def tabulate_costs(report: Report) -> Table:
     rows = tuple(
         (
             v["name"],
-            v.get("method") or format.MISSING,
-            format.image_size(v.get("image_size")),
-            format.count(v.get("macs")),
-            format.count(v.get("parameters")),
-            format.byte_size(v.get("peak_rss_bytes")),
-            format.milliseconds(v.get("load_ms")),
-            format.milliseconds(v.get("first_ms")),
-            format.percent(v.get("peak_share")),
-            format.percent((v.get("parity") or {}).get("top1_agreement")),
-            format.steps((v.get("parity") or {}).get("max_steps")),
+            v.get("method") or number_format.MISSING,
+            number_format.image_size(v.get("image_size")),
+            number_format.count(v.get("macs")),
+            number_format.count(v.get("parameters")),
+            number_format.byte_size(v.get("peak_rss_bytes")),
+            number_format.milliseconds(v.get("load_ms")),
+            number_format.milliseconds(v.get("first_ms")),
+            number_format.percent(v.get("peak_share")),
+            number_format.percent((v.get("parity") or {}).get("top1_agreement")),
+            number_format.steps((v.get("parity") or {}).get("max_steps")),
         )
         for v in report.get("variants") or ()
     )

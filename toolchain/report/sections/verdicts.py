@@ -2,7 +2,7 @@
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import format
+from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
@@ -12,8 +12,8 @@ def tabulate_verdicts(report: Report) -> Table:
         (
             run_report.humanize(v["check"]),
             run_report.humanize(v["outcome"]),
-            format.verdict_value(v["check"], v.get("measured")),
-            format.verdict_value(v["check"], v.get("limit"), limit=True),
+            number_format.verdict_value(v["check"], v.get("measured")),
+            number_format.verdict_value(v["check"], v.get("limit"), limit=True),
             v.get("why") or "",
         )
         for v in report.get("verdicts") or ()

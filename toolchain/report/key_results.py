@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.core.run_report import BASELINE, Report, find_variant, humanize, reported_variant
-from toolchain.report import format
+from toolchain.report import number_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class KeyResult:
 
 def title(report: Report) -> str:
     """`solar on cpu`."""
-    return f"{report.get('recipe') or 'report'} on {report.get('target') or format.MISSING}"
+    return f"{report.get('recipe') or 'report'} on {report.get('target') or number_format.MISSING}"
 
 
 def list_key_results(report: Report) -> tuple[KeyResult, ...]:
@@ -34,13 +34,13 @@ def _accurate(report: Report) -> KeyResult:
     found, drop, balanced = reported_variant(report), report.get("accuracy_drop"), report.get("balanced_drop")
     details = []
     if drop:
-        details.append(f"{format.accuracy_change(drop)} against {drop.get('baseline') or BASELINE}")
-    if not format.is_missing(found.get("balanced_accuracy")):
-        by = f", {format.accuracy_change(balanced)}" if balanced else ""
-        details.append(f"balanced over classes: {format.percent(found['balanced_accuracy'])}{by}")
+        details.append(f"{number_format.accuracy_change(drop)} against {drop.get('baseline') or BASELINE}")
+    if not number_format.is_missing(found.get("balanced_accuracy")):
+        by = f", {number_format.accuracy_change(balanced)}" if balanced else ""
+        details.append(f"balanced over classes: {number_format.percent(found['balanced_accuracy'])}{by}")
     if found.get("images"):
         details.append(f"{found['images']} images of the {found.get('split') or 'test'} split")
-    return KeyResult(question="How accurate", value=format.accuracy(found), details=tuple(details))
+    return KeyResult(question="How accurate", value=number_format.accuracy(found), details=tuple(details))
 
 
 def _fast(report: Report) -> KeyResult:
@@ -53,27 +53,31 @@ def _fast(report: Report) -> KeyResult:
     details = []
     if found.get("name") == baseline:
         details.append(f"{_p50(found)} in the median")
-    elif _p50(found) != format.MISSING:
+    elif _p50(found) != number_format.MISSING:
         details.append(
             f"{from_to(_p50(find_variant(report, baseline)), _p50(found))} in the median, against {baseline}"
         )
     if unpruned and unpruned.get("baseline") != baseline:
-        details.append(f"{format.speedup(unpruned)} against {unpruned.get('baseline')}, which would ship unpruned")
-    return KeyResult(question="How fast", value=format.speedup(speedup), details=tuple(details))
+        details.append(
+            f"{number_format.speedup(unpruned)} against {unpruned.get('baseline')}, which would ship unpruned"
+        )
+    return KeyResult(question="How fast", value=number_format.speedup(speedup), details=tuple(details))
 
 
 def _big(report: Report) -> KeyResult:
     found, dense = reported_variant(report), find_variant(report, BASELINE)
     before, after, details = dense.get("size_bytes"), found.get("size_bytes"), []
     if not found or found["name"] == BASELINE:
-        return KeyResult(question="How big", value=format.byte_size(after), details=())
+        return KeyResult(question="How big", value=number_format.byte_size(after), details=())
     if before and after:
-        details.append(f"{format.significant(before / after, 2)}× smaller" if before > after else "not smaller")
+        details.append(f"{number_format.significant(before / after, 2)}× smaller" if before > after else "not smaller")
     for key, word in (("macs", "multiply-accumulates"), ("parameters", "parameters")):
         if dense.get(key) and found.get(key):
-            details.append(f"{from_to(format.count(dense[key]), format.count(found[key]))} {word}")
+            details.append(f"{from_to(number_format.count(dense[key]), number_format.count(found[key]))} {word}")
     return KeyResult(
-        question="How big", value=from_to(format.byte_size(before), format.byte_size(after)), details=tuple(details)
+        question="How big",
+        value=from_to(number_format.byte_size(before), number_format.byte_size(after)),
+        details=tuple(details),
     )
 
 
@@ -82,7 +86,9 @@ def _sure(report: Report) -> KeyResult:
     passed = sum(v["outcome"] == "pass" for v in judged)
     parity, coverage = found.get("parity"), found.get("integer_coverage")
     if parity:
-        details.append(f"same class as the trained model on {format.percent(parity.get('top1_agreement'))} of images")
+        details.append(
+            f"same class as the trained model on {number_format.percent(parity.get('top1_agreement'))} of images"
+        )
     if coverage and found.get("precision") == "int8":
         details.append(f"{coverage['integer']} of {coverage['total']} conv and linear layers run in integers")
     if (report.get("speedup") or {}).get("samples"):
@@ -90,14 +96,14 @@ def _sure(report: Report) -> KeyResult:
     for outcome in ("fail", "cannot_tell", "not_measured"):
         named = ", ".join(humanize(v["check"]) for v in judged if v["outcome"] == outcome)
         details += [f"{humanize(outcome)}: {named}"] if named else []
-    figure = f"{passed} of {len(judged)} checks pass" if judged else format.MISSING
+    figure = f"{passed} of {len(judged)} checks pass" if judged else number_format.MISSING
     return KeyResult(question="How sure", value=figure, details=tuple(details))
 
 
 def _p50(found: Mapping[str, Any]) -> str:
-    return format.milliseconds((found.get("latency_ms") or {}).get("p50"))
+    return number_format.milliseconds((found.get("latency_ms") or {}).get("p50"))
 
 
 def from_to(before: str, after: str) -> str:
     """Two figures, the first turned into the second."""
-    return f"{before} → {after}" if {before, after} != {format.MISSING} else format.MISSING
+    return f"{before} → {after}" if {before, after} != {number_format.MISSING} else number_format.MISSING

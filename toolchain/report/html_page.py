@@ -5,8 +5,8 @@ from html import escape
 
 from toolchain.core import run_report
 from toolchain.core.run_report import Report
-from toolchain.report import charts, format, headline
-from toolchain.report.headline import KeyResult
+from toolchain.report import charts, key_results, number_format
+from toolchain.report.key_results import KeyResult
 from toolchain.report.sections import (
     provenance,
     pruning,
@@ -20,7 +20,7 @@ from toolchain.report.sections import (
 )
 from toolchain.report.table import Table
 
-OUTCOME_SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": format.MISSING}
+OUTCOME_SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": number_format.MISSING}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
@@ -113,15 +113,15 @@ PAGE_TEMPLATE = """<!doctype html>
 def render(report: Report) -> str:
     """The whole page."""
     body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
-    return PAGE_TEMPLATE.format(title=escape(headline.title(report)), css=CSS, body=body)
+    return PAGE_TEMPLATE.format(title=escape(key_results.title(report)), css=CSS, body=body)
 
 
 def _head(report: Report) -> str:
     """What ships and the four answers, then what is to be said about them."""
     kind = "ships" if run_report.shipped_name(report) else "fails"
     where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
-    lead = escape(" · ".join(part for part in (headline.title(report), where) if part))
-    tiles = "".join(_tile(answer) for answer in headline.list_key_results(report))
+    lead = escape(" · ".join(part for part in (key_results.title(report), where) if part))
+    tiles = "".join(_tile(answer) for answer in key_results.list_key_results(report))
     said = _said(report.get("notes") or (), "") + _said(
         [f"Warning: {warning}" for warning in report.get("warnings") or ()], " warned"
     )
@@ -330,7 +330,9 @@ def _facts(report: Report) -> str:
 
 def _seconds(report: Report) -> str:
     """Each stage's time with a bar for its share of the longest."""
-    took = {name: 0 if format.is_missing(value) else value for name, value in (report.get("seconds") or {}).items()}
+    took = {
+        name: 0 if number_format.is_missing(value) else value for name, value in (report.get("seconds") or {}).items()
+    }
     most, rows = max(took.values(), default=0) or 1, []
     for name, text in provenance.tabulate_step_times(report).rows:
         bar = f'<span style="width:{100 * took.get(name, 0) / most:.1f}%"></span>'
