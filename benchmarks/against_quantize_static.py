@@ -19,8 +19,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from toolchain.config.recipe import ModelSpec
 from toolchain.config.target import QuantScheme
-from toolchain.core import registry, statistics
+from toolchain.core import statistics
 from toolchain.export import to_onnx
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import latency, paired_timing
 from toolchain.models import build
 from toolchain.quantization import pt2e
@@ -63,7 +64,7 @@ def compare(name: str, folder: Path) -> None:
     with torch.no_grad():
         graph(torch.randn(8, *SHAPE[1:]))
     to_onnx.export_file(pt2e.convert(graph, image), image, folder / "ours.onnx")
-    runtime = registry.module("runtimes", "onnxruntime")
+    runtime = load_runtime("onnxruntime")
     sides = [
         paired_timing.Side(
             name=n, runtime="onnxruntime", path=str(folder / f"{n}.onnx"), precision="int8", threads=1, shape=SHAPE

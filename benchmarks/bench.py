@@ -21,8 +21,9 @@ import peers
 import torch
 import typer
 
-from toolchain.core import progress, registry
+from toolchain.core import progress
 from toolchain.export import to_onnx
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import model_files, paired_rounds
 
 BARE = """
@@ -61,7 +62,7 @@ def main(
             out.mkdir(parents=True, exist_ok=True)
             to_onnx.export_file(peers.network(name), torch.zeros(peers.SHAPE), path)
         for runtime, other, call in (("onnxruntime", "bare loop", bare), ("openvino", "benchmark_app", app)):
-            made = registry.module("runtimes", runtime).compile(path, out / f"{name}-{runtime}").path
+            made = load_runtime(runtime).compile(path, out / f"{name}-{runtime}").path
             subject = model_files.read(made, out)
             pairs = []
             for turn in range(turns):

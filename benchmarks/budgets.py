@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
+from toolchain.export.runtime import load_runtime
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the searches and their rounds are single-threaded
 
 import peers
@@ -30,7 +32,7 @@ from toolchain.config import reader
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
-from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.export import to_onnx
 from toolchain.measure.paired_timing import Side
@@ -131,7 +133,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
             to_onnx.export_file(model, image, timing_job.folder / "float.onnx")
         own, label = placement.ours(model, placed[family], timing_job)  # type: ignore[index]
         plain = placement.once(timing_job.folder / "float", lambda where, job=timing_job: compiled(job, where))
-        file = registry.module("runtimes", runtime).FILE_NAMES[0]
+        file = load_runtime(runtime).FILE_NAMES[0]
         sides.append(dataclasses.replace(own, name=family))
         sides.append(dataclasses.replace(own, name=f"{family}, f32", path=str(plain / file), precision="f32"))
         progress.say(f"{name}: {family} ships as {label}")
@@ -150,7 +152,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
 
 def compiled(job: placement.Job, where: Path) -> None:
     """The float model as the runtime takes it."""
-    registry.module("runtimes", job.target.runtime).compile(job.folder / "float.onnx", where)
+    load_runtime(job.target.runtime).compile(job.folder / "float.onnx", where)
 
 
 def seconds(key: str, work: Path) -> float:

@@ -30,11 +30,12 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Precision
 from toolchain.data import loader, prepare
 from toolchain.edge import run
 from toolchain.export import to_onnx
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import latency
 from toolchain.measure.paired_timing import Side, rounds
 from toolchain.training import finetune, loop, trained_model
@@ -89,7 +90,7 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     data, _ = prepare.run(make_job(job, reader.target("cpu"), domain, out))
     adapted = finetune.run(make_job(job, reader.target("cpu"), domain, out), data)
     folder, image = out / f"script-{target.name}", data.example_input
-    runtime = registry.module("runtimes", target.runtime)
+    runtime = load_runtime(target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}
 
     def compiled(name: str, precision: Precision, ratio: float, source: Path | None = None) -> None:

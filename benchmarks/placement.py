@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from toolchain.export.runtime import load_runtime
+
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; the searches and their rounds are single-threaded
 
 import numpy as np
@@ -29,7 +31,7 @@ from torch import nn
 
 from toolchain.config import reader
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry, statistics
+from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.export import to_onnx
@@ -117,7 +119,7 @@ def compared(job: Job) -> dict[str, Any]:
         for side in sides
     }  # fmt: skip
     best = max(ratios, key=lambda name: ratios[name].estimate)  # in pairs: on a busy machine medians mislead
-    covered = registry.module("runtimes", job.target.runtime).coverage(Path(own.path), precision=own.precision)
+    covered = load_runtime(job.target.runtime).coverage(Path(own.path), precision=own.precision)
     return {
         "model": job.model, "runtime": job.target.runtime, "ours": label, "ours_ms": ms.pop("ours"), "best": best,
         "ratio": ratios[best], "peers_ms": ms, "fails": fails, "missing": missing, "integer": covered.integer,
@@ -130,7 +132,7 @@ def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -
     best, floating = placed.fastest_int8, placed.fastest_float
     if best is None or floating is None:
         raise ToolchainError(f"nothing was searched: this machine cannot measure the target {job.target.name}")
-    runtime = registry.module("runtimes", job.target.runtime)
+    runtime = load_runtime(job.target.runtime)
 
     def export(folder: Path) -> None:
         source = job.folder / "float.onnx"
@@ -154,7 +156,7 @@ def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -
 def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str]]:
     """The peers that load, why others do not, and which are not installed."""
     name = job.target.runtime
-    runtime = registry.module("runtimes", name)
+    runtime = load_runtime(name)
     floats: tuple[Precision, ...] = ("f32", "bf16")
     in_float = [one for one in floats if runtime.available(one)]
     sides = [_side(f"float, {one}", job.folder / "float.onnx", one, job) for one in in_float]

@@ -11,11 +11,12 @@ import torch
 
 from toolchain.config.job import Job
 from toolchain.config.shortlist import left_open
-from toolchain.core import files, registry
+from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
 from toolchain.deploy import bundle
 from toolchain.export import export_variants
+from toolchain.export.runtime import load_runtime
 from toolchain.gates import ship_decision
 from toolchain.measure import accuracy, latency, machine
 from toolchain.models import build
@@ -117,7 +118,7 @@ def check_environment(job: Job) -> Lock | None:
     """
     decided = lock.find(job)
     pruning_plan.read_limits(job.recipe, job.budget, locked=decided is not None)
-    registry.module("runtimes", job.target.runtime).fingerprint()
+    load_runtime(job.target.runtime).fingerprint()
     machine.runtime(job.target)
     return decided
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from toolchain.config.job import Job
 from toolchain.core import files as records
-from toolchain.core import registry
 from toolchain.core.types import Artefact, Preprocess
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
@@ -27,6 +26,7 @@ from toolchain.edge import manifest as manifests
 from toolchain.edge import run as runner
 from toolchain.edge import watch
 from toolchain.export.export_variants import Variant
+from toolchain.export.runtime import load_runtime
 from toolchain.measure.accuracy import Answers, step_of
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import lock
@@ -181,7 +181,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
             "scale": "pixels / 255",
         },
         "classes": list(data.classes),
-        "runtime_least": registry.module("runtimes", facts["runtime"]).least_version(variant.artefact.path),
+        "runtime_least": load_runtime(facts["runtime"]).least_version(variant.artefact.path),
         "watch": watch.REFERENCE,
         "golden": {"file": "golden.npz", **golden},
         **facts,

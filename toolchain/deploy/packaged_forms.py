@@ -17,7 +17,7 @@ from toolchain.config.job import Job
 from toolchain.config.packaging import C_ARRAY, FRAMES, Packed
 from toolchain.config.target import Target
 from toolchain.core import files as records
-from toolchain.core import progress, registry, stage_cache
+from toolchain.core import progress, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Preprocess
 from toolchain.data.decoded_dataset import Dataset
@@ -26,6 +26,7 @@ from toolchain.edge import run as runner
 from toolchain.edge.manifest import Form, Tensor
 from toolchain.export.export_variants import Variant
 from toolchain.export.passes import camera_input
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
 from toolchain.measure.accuracy import Answers, step_of
 
@@ -58,7 +59,7 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
         return PackagedForms()
     key = records.digest(
         VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
-        registry.module("runtimes", target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
+        load_runtime(target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
         cpp_runner.hash_sources() if target.package.sources else "",
     )  # fmt: skip
     with stage_cache.stage(job.work, "package", key) as stage:
@@ -81,7 +82,7 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
 
 def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:
     """One form after the other, written to `folder` under the names that they ship by."""
-    asked, runtime = target.package, registry.module("runtimes", target.runtime)
+    asked, runtime = target.package, load_runtime(target.runtime)
     judge = _Judge(variant, answers, target, data)
     source, stem = variant.artefact, "model"
     if asked.input == "uint8":
@@ -127,7 +128,7 @@ class _Judge:
         """From now on pictures come as a camera's frames would; some of them are written for the self-test."""
         sees, files = self.data.preprocess, [self.data.splits["test"].files[i] for i in self.chosen]
         shots = np.stack([runner.fit_size(runner.read_picture(file, sees.mode), size) for file in files])
-        room, shown = registry.module("runtimes", self.target.runtime), runner.normalise
+        room, shown = load_runtime(self.target.runtime), runner.normalise
         session = room.open(self.variant.artefact.path, threads=1, precision=self.variant.precision)
         small = [runner.fit_size(shot, sees.image_size) for shot in shots]
         self.wanted = np.concatenate([session.run(shown(one, sees.mean, sees.std)[None]) for one in small])
@@ -148,7 +149,7 @@ class _Judge:
         Raises:
             ToolchainError: it answers otherwise than the canonical model.
         """
-        room = registry.module("runtimes", self.target.runtime)
+        room = load_runtime(self.target.runtime)
         path = opened or packed.files[0]
         session = room.open(path, threads=self.target.threads, precision=self.variant.precision)
         given = np.concatenate([session.run(one[None]) for one in self.inputs])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files as records
-from toolchain.core import progress, registry, stage_cache
+from toolchain.core import progress, stage_cache
 from toolchain.core.types import Architecture, Artefact, Precision
+from toolchain.export.runtime import load_runtime
 from toolchain.export.to_onnx import export_file, read_output_step
 from toolchain.models.profile import measure_layers
 from toolchain.quantization import pt2e
@@ -99,7 +100,7 @@ def export_model(
     Raises:
         ToolchainError: an operation cannot be exported, or the runtime does not take it.
     """
-    runtime = registry.module("runtimes", target.runtime)
+    runtime = load_runtime(target.runtime)
     key = records.digest(VERSION, key, target.runtime, runtime.fingerprint(), list(image.shape))
     with stage_cache.stage(work, "export", key) as stage:
         path = stage.folder / ONNX_FILE

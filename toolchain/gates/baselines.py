@@ -17,9 +17,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry
+from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import archive as archives
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
 
 SCHEMA = 1
@@ -87,7 +88,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         with files.writing(kept) as out, archive.open("rb") as source:
             shutil.copyfileobj(source, out)
         uri = str(kept.resolve()) if uri else name
-    runtime = registry.module("runtimes", target.runtime)
+    runtime = load_runtime(target.runtime)
     found_on = {"machine": machine.describe(), "runtime": dict(runtime.fingerprint())}
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,

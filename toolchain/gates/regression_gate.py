@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from toolchain.config.target import Allowance, Target
-from toolchain.core import progress, registry, statistics
+from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
 from toolchain.edge import run as runner
 from toolchain.edge.timing_process import Effort
+from toolchain.export.runtime import load_runtime
 from toolchain.gates import sequential_test
 from toolchain.gates.gate_inputs import Pair, Pictures
 from toolchain.gates.sequential_test import Conducted, Sample
@@ -51,7 +52,7 @@ def check(target: Target, device: str) -> None:
     Raises:
         ToolchainError: it lacks the target's instructions, or the runtime; or the board is not there.
     """
-    registry.module("runtimes", target.runtime).fingerprint()
+    load_runtime(target.runtime).fingerprint()
     if (kind := machine.kind(device)) != target.isa:
         raise ToolchainError(
             f"{target.name} is {target.isa} and {device or 'this machine'} is {kind}: its times say nothing of that target; "
@@ -156,7 +157,7 @@ def _covered(pair: Pair) -> Verdict | None:
     for one in (pair.candidate, pair.reference):
         if one.manifest is None or one.side.precision != "int8":
             return None
-        room = registry.module("runtimes", one.side.runtime)
+        room = load_runtime(one.side.runtime)
         found = room.coverage(Path(one.side.path), precision=one.side.precision)
         planned = len(one.manifest["placement"]["planned"])
         shares.append(found.integer / max(planned, 1))
@@ -204,9 +205,7 @@ def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
 def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.ndarray:
     assert subject.manifest is not None
     side, classes = subject.side, subject.manifest["classes"]
-    session = registry.module("runtimes", side.runtime).open(
-        Path(side.path), threads=side.threads, precision=side.precision
-    )
+    session = load_runtime(side.runtime).open(Path(side.path), threads=side.threads, precision=side.precision)
     right = []
     for file, label in zip(shown.files, shown.labels, strict=True):
         try:

@@ -15,7 +15,7 @@ import torch
 
 from toolchain.config.job import Job
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry, stage_cache, statistics
+from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Architecture, Coverage, Interval, Preprocess
@@ -23,6 +23,7 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.edge import run as runner
 from toolchain.export.export_variants import ExportedVariant, Variant
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
 from toolchain.quantization.quantize import Network
 from toolchain.training import loop
@@ -135,7 +136,7 @@ def predict(
         served: gives the pixels of `served_pixels`; called only where there is something to run.
     """
     variant = built.variant
-    runtime = registry.module("runtimes", target.runtime)
+    runtime = load_runtime(target.runtime)
     key = files.digest(
         VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
         target.threads, machine.isa(), split,
@@ -215,7 +216,7 @@ def covered(variant: Variant, target: Target) -> Coverage | None:
     """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
     if not machine.same_family(target.isa):
         return None
-    runtime = registry.module("runtimes", target.runtime)
+    runtime = load_runtime(target.runtime)
     found: Coverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
     planned = len(variant.planned) if variant.precision == "int8" else 0
     return Coverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)

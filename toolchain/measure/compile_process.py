@@ -15,11 +15,11 @@ import numpy as np
 import onnx_ir
 
 from toolchain.config.target import QuantScheme, Target
-from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, brief
 from toolchain.core.types import Artefact, Precision
 from toolchain.export import insert_qdq
 from toolchain.export.passes import cleanup
+from toolchain.export.runtime import load_runtime
 from toolchain.quantization.placement import Placement
 
 
@@ -77,13 +77,13 @@ def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
     made.mkdir(parents=True, exist_ok=True)
     cleanup.save(model, made / graph.name)
     runtime = asked["runtime"]
-    artefact: Artefact = registry.module("runtimes", runtime).compile(made / graph.name, made / runtime)
+    artefact: Artefact = load_runtime(runtime).compile(made / graph.name, made / runtime)
     return artefact
 
 
 def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> Form:
     """Run once: in a round, one that does not run would end all."""
-    runtime = registry.module("runtimes", asked["runtime"])
+    runtime = load_runtime(asked["runtime"])
     try:
         session = runtime.open(artefact.path, threads=asked["threads"], precision=precision)
         session.run(np.zeros(asked["shape"], np.float32))
@@ -91,10 +91,10 @@ def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -
         raise
     except Exception as reason:  # the runtimes' own kinds
         raise ToolchainError(f"{asked['runtime']} does not run it as {precision}: {brief(reason)}") from reason
-    opened = artefact.path
-    if asked["here"] and hasattr(runtime, "quick"):  # a board compiles for itself
-        opened = runtime.quick(session, opened.with_name(f"{opened.stem}-{precision}"))
-    return Form(str(opened), artefact.size_bytes)
+    path = artefact.path
+    # a board compiles for itself
+    compiled = session.save_compiled(path.with_name(f"{path.stem}-{precision}")) if asked["here"] else None
+    return Form(str(compiled or path), artefact.size_bytes)
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ import importlib.metadata
 from collections.abc import Mapping
 
 from toolchain.config.target import Isa, Target
-from toolchain.core import progress, registry
+from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.edge import processor
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import boards
 
 LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxscript", "numpy", "pillow")
@@ -28,7 +29,7 @@ def runtime(target: Target) -> Mapping[str, str]:
     if target.device:
         found: Mapping[str, str] = boards.board(target.device).answer("versions", {"runtime": target.runtime})
         return found
-    version: Mapping[str, str] = registry.module("runtimes", target.runtime).fingerprint()
+    version: Mapping[str, str] = load_runtime(target.runtime).fingerprint()
     return version
 
 
@@ -55,7 +56,7 @@ def available(target: Target, precision: Precision) -> bool:
     if target.device:
         asked = {"runtime": target.runtime, "precision": precision}
         return bool(boards.board(target.device).answer("available", asked))
-    return bool(registry.module("runtimes", target.runtime).available(precision))
+    return bool(load_runtime(target.runtime).available(precision))
 
 
 def available_precisions(target: Target) -> list[Precision]:

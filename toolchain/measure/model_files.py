@@ -17,6 +17,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Precision
 from toolchain.edge import archive
 from toolchain.export import count_macs
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import external_weights
 from toolchain.measure.paired_timing import Side
 
@@ -49,7 +50,7 @@ class Subject:
         Raises:
             ToolchainError: its graph does not bear that.
         """
-        room = registry.module("runtimes", self.side.runtime)
+        room = load_runtime(self.side.runtime)
         made = room.batched(self.artefact.path, count, folder / self.artefact.sha256[:16])
         shape = (count, *self.side.shape[1:])
         try:
@@ -132,13 +133,13 @@ def _fresh(scratch: Path) -> Path:
 
 
 def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
-    kinds = {str(Path(registry.module("runtimes", n).FILE_NAMES[0]).suffix): n for n in registry.modules("runtimes")}
+    kinds = {str(Path(load_runtime(n).FILE_NAMES[0]).suffix): n for n in registry.modules("runtimes")}
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
     companions = external_weights.companions(path)  # before any runtime follows them
-    room = registry.module("runtimes", chosen)
-    given_shape, dtype, integer = registry.module("runtimes", kinds[path.suffix]).signature(path)
+    room = load_runtime(chosen)
+    given_shape, dtype, integer = load_runtime(kinds[path.suffix]).signature(path)
     shape = fixed(given_shape, path)
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, last_line
 from toolchain.core.types import Precision
 from toolchain.edge import timing_process
 from toolchain.edge.timing_process import Effort
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import boards, worker_processes
 
 PROCESS = "a timing process"
@@ -102,9 +102,7 @@ def versions(side: Side) -> Mapping[str, str]:
     """Which version of its runtime a side is timed with."""
     here = not (side.python or side.device)
     found: Mapping[str, str] = (
-        registry.module("runtimes", side.runtime).fingerprint()
-        if here
-        else _answer("versions", {"runtime": side.runtime}, [side])
+        load_runtime(side.runtime).fingerprint() if here else _answer("versions", {"runtime": side.runtime}, [side])
     )
     return found
 

@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.core import files, registry
+from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import paired_rounds
 from toolchain.measure.paired_timing import Side
 
@@ -24,7 +25,7 @@ def reached(
     runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision], device: str = ""
 ) -> dict[str, float]:
     """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
-    room = registry.module("runtimes", runtime)
+    room = load_runtime(runtime)
     shape = (1, CHANNELS, SIDE, SIDE)
     sides = []
     for precision in sorted(precisions):

@@ -7,13 +7,14 @@ from typing import Any
 
 from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
-from toolchain.core import files, registry
+from toolchain.core import files
 from toolchain.core import statistics as stats
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Architecture, Interval
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import bundle
 from toolchain.export.export_variants import Variant
+from toolchain.export.runtime import load_runtime
 from toolchain.gates import ship_decision
 from toolchain.measure import machine
 from toolchain.measure.accuracy import Verification
@@ -332,7 +333,7 @@ def manifest_facts(found: RunResults) -> dict[str, Any]:
         "recipe": found.job.recipe.name,
         "target": found.job.target.name,
         "runtime": found.job.target.runtime,
-        "runtime_version": dict(registry.module("runtimes", found.job.target.runtime).fingerprint()),
+        "runtime_version": dict(load_runtime(found.job.target.runtime).fingerprint()),
         "threads": found.job.target.threads,
         "scheme": files.plain(found.job.target.scheme) if variant.precision == "int8" else None,
         "placement": {"planned": list(variant.planned), **_placement(variant, found)},

@@ -15,11 +15,12 @@ import onnx_ir
 from torch import Tensor, nn
 
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry, statistics
+from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Precision
 from toolchain.export import insert_qdq, prune_graph, to_onnx
 from toolchain.export.passes import cleanup
+from toolchain.export.runtime import load_runtime
 from toolchain.measure.paired_timing import Side
 from toolchain.measure.short_rounds import Batches
 from toolchain.pruning import surgery
@@ -43,7 +44,7 @@ class ArchitectureTimer:
 
     def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: ShippedForm, folder: Path) -> None:
         self.dense, self.example_input, self.target, self.form, self.folder = dense, image, target, form, folder
-        self.runtime = registry.module("runtimes", target.runtime)
+        self.runtime = load_runtime(target.runtime)
         self.short_rounds = Batches(folder)
         self.graph = self._exported(dense)
         self.dense_side = self._side(Surgery())

@@ -19,11 +19,12 @@ import numpy as np
 import onnx_ir
 
 from toolchain.config.target import Target
-from toolchain.core import files, progress, registry, statistics
+from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.export import insert_qdq
 from toolchain.export.passes import cleanup
+from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine, paired_timing, short_rounds
 from toolchain.measure.boards import Gone
 from toolchain.quantization import placement
@@ -62,7 +63,7 @@ class PlacementSearch:
             folder,
             deadline,
         )
-        self.runtime = registry.module("runtimes", target.runtime)
+        self.runtime = load_runtime(target.runtime)
         self.timings: dict[str, TimedPlacement] = {}
         self.compiled: dict[Placement, paired_timing.Side] = {}
         self.short_rounds, self.seconds_per_model = short_rounds.Batches(folder), 0.0

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from toolchain.config.packaging import Packed
 from toolchain.core.errors import ToolchainError, brief
 from toolchain.core.files import artefact, write_text
 from toolchain.core.types import Artefact, Coverage, Precision
+
+if TYPE_CHECKING:
+    from toolchain.export.runtime import Runtime
 
 INSTALL = "pip install 'edge-toolchain[onnxruntime]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "int8")
@@ -60,6 +63,9 @@ class OrtSession:
         """The same input -> every output of the graph by its name; for graphs with more than the logits."""
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
+
+    def save_compiled(self, path: Path) -> None:
+        """Return None: ONNX Runtime compiles a model when it opens it."""
 
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
@@ -231,3 +237,9 @@ def least_version(path: Path) -> str:
 def fingerprint() -> Mapping[str, str]:
     """Versions that decide what the kernels do."""
     return {"onnxruntime": library().__version__}
+
+
+if TYPE_CHECKING:
+    from toolchain.export.runtimes import onnxruntime as _this_module
+
+    _: Runtime = _this_module  # mypy compares this module with the protocol

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from toolchain.core.errors import ToolchainError, brief
 from toolchain.core.files import artefact, writing
 from toolchain.core.types import Artefact, Coverage, Precision
 from toolchain.edge import processor
+
+if TYPE_CHECKING:
+    from toolchain.export.runtime import Runtime
 
 INSTALL = "pip install 'edge-toolchain[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
@@ -91,6 +94,13 @@ class OpenVinoSession:
             for name in output.get_names()
         }
 
+    def save_compiled(self, path: Path) -> Path:
+        """Write the model as it was compiled, which this machine opens several times faster than the IR."""
+        blob = path.with_suffix(".blob")
+        with writing(blob) as out:
+            out.write(self.compiled.export_model().getvalue())
+        return blob
+
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
     """Converts ONNX to `model.xml` and `model.bin`, in operations that it fuses; int8 initialisers stay int8 weights.
@@ -149,14 +159,6 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     except Exception as reason:  # its exceptions share no base class
         raise ToolchainError(f"OpenVINO does not load {path}: {brief(reason)}") from reason
     return OpenVinoSession(compiled)
-
-
-def quick(session: OpenVinoSession, path: Path) -> Path:
-    """Writes a session's model as it was compiled, which this machine opens several times faster than the IR."""
-    made = path.with_suffix(".blob")
-    with writing(made) as out:
-        out.write(session.compiled.export_model().getvalue())
-    return made
 
 
 def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
@@ -256,3 +258,9 @@ def least_version(path: Path) -> str:
 def fingerprint() -> Mapping[str, str]:
     """Versions that decide what the kernels do."""
     return {"openvino": library().__version__}
+
+
+if TYPE_CHECKING:
+    from toolchain.export.runtimes import openvino as _this_module
+
+    _: Runtime = _this_module  # mypy compares this module with the protocol

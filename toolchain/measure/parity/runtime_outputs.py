@@ -20,6 +20,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Coverage
 from toolchain.export import quantized_tensors
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
+from toolchain.export.runtime import load_runtime
 
 UNDISTURBED = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
 
@@ -47,7 +48,7 @@ def sides() -> tuple[Side, ...]:
     """Every runtime, first as the graph is written where it can do that, then optimized."""
     found = list[Side]()
     for name in registry.modules("runtimes"):
-        if registry.module("runtimes", name).HAS_UNOPTIMIZED:
+        if load_runtime(name).HAS_UNOPTIMIZED:
             found.append(Side(name=f"{name} unoptimized", runtime=name, optimized=False))
         found.append(Side(name=name, runtime=name, optimized=True))
     return tuple(found)
@@ -65,7 +66,7 @@ def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: 
     Raises:
         ToolchainError: the runtime is not installed, or refuses the graph.
     """
-    registry.module("runtimes", side.runtime).library()  # not installed is another thing than refused
+    load_runtime(side.runtime).library()  # not installed is another thing than refused
     logits = graph.model.graph.output[0].name
     values, coverage = _outputs(side, graph, (), images)
 
@@ -92,7 +93,7 @@ def _outputs(
     side: Side, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], Coverage]:
     """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
-    runtime: Any = registry.module("runtimes", side.runtime)
+    runtime: Any = load_runtime(side.runtime)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tapped.onnx"
         try:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_gate import bundled
 from typer.testing import CliRunner
+from unit.gates.test_regression_gate import bundled
 
 from toolchain.cli import main
 from toolchain.config import reader

@@ -23,8 +23,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from test_ship import keys, manifest
 from typer.testing import CliRunner
+from unit.deploy.test_bundle_and_signing import keys, manifest
 
 from toolchain.cli import main
 from toolchain.core import files as records

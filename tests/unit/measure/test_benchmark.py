@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_gate import archived, bundled
 from typer.testing import CliRunner
+from unit.gates.test_regression_gate import archived, bundled
 
 from toolchain.cli import main
 from toolchain.core import files

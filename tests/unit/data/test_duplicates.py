@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import draw
 from PIL import Image, ImageEnhance
-from test_checkup import found, kinds
 from torch import nn
+from unit.data.test_checks import found, kinds
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec

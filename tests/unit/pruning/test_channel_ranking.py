@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import job_of
-from test_fit import TARGET, adapted, recipe
 from torch import nn
+from unit.search.test_pruning_plan import TARGET, adapted, recipe
 
 from toolchain.config.recipe import PruneSpec
 from toolchain.pruning import channel_ranking, gradients

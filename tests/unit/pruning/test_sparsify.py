@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import job_of
-from test_rounds import IMAGE, TARGET, Net, adapted, recipe  # noqa: F401  the fixture is used by name
 from torch import Tensor, nn
+from unit.pruning.test_pruning_rounds import IMAGE, TARGET, Net, adapted, recipe  # noqa: F401  the fixture is used by name
 
 from toolchain.config.recipe import Recipe
 from toolchain.core import files
