@@ -76,7 +76,7 @@ def compare(name: str, folder: Path) -> None:
     p50 = {
         n: np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("float", "peer", "ours")
     }
-    slower = statistics.speedup([statistics.round_ratio(one.blocks["ours"], one.blocks["peer"]) for one in rounds])
+    slower = statistics.speedup([statistics.log_speedup(one.blocks["ours"], one.blocks["peer"]) for one in rounds])
     covered = [runtime.coverage(folder / f"{n}.onnx", precision="int8") for n in ("peer", "ours")]
     print(
         f"{name}: float {p50['float']:.2f} ms, quantize_static {p50['peer']:.2f} ms ({covered[0].integer} layers in integers), "

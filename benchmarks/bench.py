@@ -68,7 +68,7 @@ def main(
             for turn in range(turns):
                 found = in_turns(subject, call, made, turn, out / "rounds")
                 pairs.append(found)
-                progress.say(f"{name}, {runtime}: bench {found[0]:.4g} ms, {other} {found[1]:.4g} ms")
+                progress.log(f"{name}, {runtime}: bench {found[0]:.4g} ms, {other} {found[1]:.4g} ms")
             ours, theirs = np.array(pairs).T
             ratio = np.sort(ours / theirs)
             print(

@@ -91,13 +91,13 @@ def main(
                 row = out / "rows" / f"{name}-{runtime}-{budget}.json"
                 if row.exists():
                     continue
-                progress.say(f"== {name}, {runtime}, {budget}x")
+                progress.log(f"== {name}, {runtime}, {budget}x")
                 try:
                     files.write_json(row, reached(name, runtime, float(budget), rounds, out))
                 except ToolchainError as reason:
-                    progress.say(f"{name}, {runtime}, {budget}x: {reason}")
+                    progress.log(f"{name}, {runtime}, {budget}x: {reason}")
                 else:
-                    progress.say(line(files.read_json(row)))
+                    progress.log(line(files.read_json(row)))
     print("\n".join([HEAD, *(line(files.read_json(path)) for path in sorted((out / "rows").glob("*.json")))]))
 
 
@@ -114,7 +114,7 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
-    target = reader.target(placement.TARGETS[runtime])
+    target = reader.read_target(placement.TARGETS[runtime])
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     data: Any = SimpleNamespace(example=image)
@@ -136,10 +136,10 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
         file = load_runtime(runtime).FILE_NAMES[0]
         sides.append(dataclasses.replace(own, name=family))
         sides.append(dataclasses.replace(own, name=f"{family}, f32", path=str(plain / file), precision="f32"))
-        progress.say(f"{name}: {family} ships as {label}")
+        progress.log(f"{name}: {family} ships as {label}")
     measured = placement.timed(sides, dataclasses.replace(timing_job, folder=out / name / f"rounds-{plan.key}"))
-    shares = [statistics.round_ratio(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
-    in_float = [statistics.round_ratio(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
+    shares = [statistics.log_speedup(one["blocks"]["pruned"], one["blocks"]["dense"]) for one in measured]
+    in_float = [statistics.log_speedup(one["blocks"]["dense, f32"], one["blocks"]["pruned, f32"]) for one in measured]
     macs = [profile.total_macs(layers) for layers in (plan.layers_before, plan.layers_after)]
     return {
         "model": name, "runtime": runtime, "budget": budget, "share": statistics.speedup(shares), "fitted": plan.latency_fit,
@@ -157,7 +157,7 @@ def compiled(job: placement.Job, where: Path) -> None:
 
 def seconds(key: str, work: Path) -> float:
     """How long a fit took, with the placement of the pruned model and without that of the dense one."""
-    return float(files.read_json(work / "fit" / key / stage_cache.RECORD)["seconds"])
+    return float(files.read_json(work / "fit" / key / stage_cache.RECORD_FILE)["seconds"])
 
 
 HEAD = """\

@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Prints one row a criterion, as means over the seeds."""
     whole, models = quantization.dense_models(recipe, overrides.Flags(data=data, weights=weights), seeds, out)
-    names = criteria.split(",") if criteria else registry.modules("criteria")
+    names = criteria.split(",") if criteria else registry.list_modules("criteria")
     labels = {split: whole.splits[split].labels.numpy() for split in ("val", "test")}
     dense, right = list[np.ndarray](), {name: {"val": [], "test": []} for name in names}
     for one, adapted in models:
@@ -58,17 +58,17 @@ def main(
             for split, truth in labels.items():
                 right[name][split].append(_right(small.model, adapted, split, truth))
             scores = {split: f"{found[-1].mean():.4f}" for split, found in right[name].items()}
-            progress.say(f"seed {one.seed}: {name}: {scores}")
+            progress.log(f"seed {one.seed}: {name}: {scores}")
     print(
-        f"dense: {quantization.share(statistics.repeated(np.stack(dense)))} on {len(labels['test'])} images\n\n{HEAD}"
+        f"dense: {quantization.share(statistics.mean_over_repeats(np.stack(dense)))} on {len(labels['test'])} images\n\n{HEAD}"
     )
     for name, found in sorted(right.items(), key=lambda item: -np.mean(item[1]["val"])):
         test = np.stack(found["test"])
         gain = test - np.stack(right[REFERENCE]["test"]) if REFERENCE in right else None
-        against = "" if gain is None or name == REFERENCE else quantization.points(statistics.repeated(gain))
+        against = "" if gain is None or name == REFERENCE else quantization.points(statistics.mean_over_repeats(gain))
         cells = (
-            name, f"{100 * np.mean(found['val']):.1f} %", quantization.share(statistics.repeated(test)),
-            quantization.share(statistics.repeated(test, labels["test"])), against,
+            name, f"{100 * np.mean(found['val']):.1f} %", quantization.share(statistics.mean_over_repeats(test)),
+            quantization.share(statistics.mean_over_repeats(test, labels["test"])), against,
         )  # fmt: skip
         print(f"| {' | '.join(cells)} |")
 
@@ -76,7 +76,7 @@ def main(
 def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained_model.TrainedModel:
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
-    job = make_job(recipe, reader.target("cpu"), Domain(name=recipe.domain), out)
+    job = make_job(recipe, reader.read_target("cpu"), Domain(name=recipe.domain), out)
     plan = pruning_plan.run(job, adapted)
     return recover.run(job, prune.apply_plan(adapted.trained, plan.surgery), adapted)
 

@@ -59,7 +59,7 @@ def main(
         records.read_json(bundle / "manifest.json"),
         records.read_json(bundle / "manifest.json")["preprocess"],
     )
-    model = run.open_model(bundle, manifest, archive.listed(bundle))
+    model = run.open_model(bundle, manifest, archive.list_checksummed_files(bundle))
     pixels, labels = read(pictures, sees, own.classes)
     logits = answers(model, pixels, sees)
     order = np.random.default_rng(0)

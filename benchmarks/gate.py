@@ -52,7 +52,7 @@ def main(
             if not path.exists():
                 busy = number % 2 == 1 and (name == "same" or loaded)
                 files.write_json(path, real(name, runtime, busy, seed=1000 * number, folder=out / "models"))
-                progress.say(f"{name} {number + 1}/{gates}: {files.read_json(path)['outcome']}")
+                progress.log(f"{name} {number + 1}/{gates}: {files.read_json(path)['outcome']}")
     print(f"\n{HEAD}")
     for name in names:
         found = [files.read_json(path) for path in sorted((out / runtime / name.replace(" ", "")).glob("*.json"))]
@@ -64,7 +64,7 @@ def main(
 def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dict[str, Any]:
     """One gate on this machine, as `toolchain gate` runs it."""
     reference, candidate = (model_files.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
-    target, started = reader.target(TARGETS[runtime]), time.monotonic()
+    target, started = reader.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
         found = regression_gate.run(
             gate_inputs.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed
@@ -73,7 +73,7 @@ def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dic
     samples = [regression_gate.sample(one) for one in found.rounds]
     return {
         "busy": busy, "outcome": verdict.outcome, "why": verdict.why, "seconds": time.monotonic() - started,
-        "samples": files.plain(samples),
+        "samples": files.to_jsonable(samples),
     }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def chain(length: int, folder: Path) -> Path:
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], [numpy_helper.from_array(kernel, "w")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
-    with files.writing(path) as file:
+    with files.open_atomic(path) as file:
         file.write(model.SerializeToString())
     return path
 
@@ -134,12 +134,12 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     pool = [Sample(**sample) for one in found for sample in one["samples"]]
     slower = statistics.speedup([sample.candidate for sample in pool])
     order = random.Random(0)
-    threshold = reader.target("cpu").gate.regression_threshold
+    threshold = reader.read_target("cpu").gate.regression_threshold
     drawn = Counter(
         sequential_test.conduct(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
     )
     seconds = [one["seconds"] for one in found]
-    spread = statistics.spread([sample.candidate for sample in pool])
+    spread = statistics.timing_noise([sample.candidate for sample in pool])
     cells = (
         name, bounded(len(found), said["fail"]), f"{100 * (slower.estimate - 1):+.2f} % [{100 * (slower.low - 1):+.2f}, "
         f"{100 * (slower.high - 1):+.2f}]", f"{100 * spread:.2f} %", str(said["fail"]), str(said["cannot_tell"]),

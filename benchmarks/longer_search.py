@@ -41,7 +41,7 @@ def main(
 ) -> None:
     """Prints how much faster the longer search's placement is."""
     torch.set_num_threads(1)
-    target = reader.target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
+    target = reader.read_target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
     print("| model | runtime | search | ten times longer | longer / usual latency |\n|---|---|---|---|---|")
     for name in models.split(","):
         model, image = peers.network(name), torch.zeros(peers.SHAPE)
@@ -49,7 +49,7 @@ def main(
         longer = place._started(model, image, target, out / name / runtime, float("inf"))
         began = time.monotonic()
         best = gone_on(longer, placed.placement, began + TIMES * placed.search_seconds)
-        progress.say(f"usual {placed.placement}\nlonger {best}")
+        progress.log(f"usual {placed.placement}\nlonger {best}")
         logs = [
             longer.measure_gains({"longer": best}, than=placed.placement, again=True).get("longer", 0.0)
             for _ in range(ROUNDS)
@@ -78,7 +78,7 @@ def gone_on(longer: placement_search.PlacementSearch, best: Placement, end: floa
                 one, k, n, t
             )
         best = longer.improve(best, found)
-        progress.say(f"longer search: {len(longer.timings)} candidates, {end - time.monotonic():.0f} s left")
+        progress.log(f"longer search: {len(longer.timings)} candidates, {end - time.monotonic():.0f} s left")
     return best
 
 

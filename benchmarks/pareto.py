@@ -57,7 +57,7 @@ def main(
     job, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     train = dataclasses.replace(job.recover, epochs=epochs or job.recover.epochs)
     job = dataclasses.replace(job, recover=train, prune=dataclasses.replace(job.prune, sensitivity=False))
-    chosen = reader.target(target)
+    chosen = reader.read_target(target)
     found = [ours(job, chosen, domain, budget, resolution, out) for budget in budgets.split(",") if budget]
     found += script(job, chosen, domain, [float(ratio) for ratio in ratios.split(",") if ratio], out)
     files.write_json(out / f"pareto-{recipe}-{target}.json", found)
@@ -77,7 +77,7 @@ def ours(
     report = pipeline.export(make_job(asked, target, domain, out))
     own = next(one for one in report["variants"] if one["name"] == report["candidate"])
     dense = report["variants"][0]
-    progress.say(f"{asked.name}: {own['accuracy']:.4f}, {report['speedup']['estimate']:.2f}x")
+    progress.log(f"{asked.name}: {own['accuracy']:.4f}, {report['speedup']['estimate']:.2f}x")
     return {
         "curve": "this toolchain", "point": f"latency {budget}", "form": own["name"],
         "image_size": own["image_size"], "accuracy": own["accuracy"], "low": own["accuracy_low"],
@@ -87,8 +87,8 @@ def ours(
 
 def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float], out: Path) -> list[dict[str, Any]]:
     """The plain script at every ratio, all timed in the same rounds."""
-    data, _ = prepare.run(make_job(job, reader.target("cpu"), domain, out))
-    adapted = finetune.run(make_job(job, reader.target("cpu"), domain, out), data)
+    data, _ = prepare.run(make_job(job, reader.read_target("cpu"), domain, out))
+    adapted = finetune.run(make_job(job, reader.read_target("cpu"), domain, out), data)
     folder, image = out / f"script-{target.name}", data.example_input
     runtime = load_runtime(target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}
@@ -120,14 +120,14 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
     for name, (path, precision, ratio) in made.items():
         if name == "dense":
             continue
-        logs = [statistics.round_ratio(one.blocks["dense"], one.blocks[name]) for one in measured]
+        logs = [statistics.log_speedup(one.blocks["dense"], one.blocks[name]) for one in measured]
         right = answers(runtime, path, precision, adapted)
         accuracy = statistics.accuracy(right)
         found.append({
             "curve": f"Torch-Pruning script, {'quantize_static' if precision == 'int8' else 'float'}",
             "point": f"channels {ratio:g}", "form": name, "image_size": list(image.shape[2:]),
             "accuracy": accuracy.estimate, "low": accuracy.low, "high": accuracy.high, "images": accuracy.samples,
-            "faster": files.plain(statistics.speedup(logs)),
+            "faster": files.to_jsonable(statistics.speedup(logs)),
         })  # fmt: skip
     return found
 
@@ -142,10 +142,10 @@ def pruned(adapted: FinetunedModel, job: Recipe, target: Target, ratio: float, w
         pruning_ratio=ratio, round_to=target.alignment, ignored_layers=[model.get_submodule(adapted.head)],
     )  # fmt: skip
     pruner.step()
-    with stage_cache.stage(
+    with stage_cache.open_stage(
         work, "script", files.digest(adapted.trained.key, ratio, target.alignment, train, job.seed)
     ) as stage:
-        if stage.figures is not None:
+        if stage.record is not None:
             return trained_model.load_trained_model(stage, model).model
         settings = loop.TrainingJob(
             dataset=adapted.dataset, spec=train, augment=adapted.augment, seed=job.seed + 1, label=f"script {ratio:g}",

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from toolchain.config.recipe import ModelSpec
-from toolchain.core.errors import brief
+from toolchain.core.errors import first_line
 from toolchain.export import to_onnx
 from toolchain.models import build
 
@@ -195,7 +195,7 @@ def main(peer: str, name: str, folder: Path) -> None:
         cause: BaseException = reason
         while cause.__cause__ is not None:
             cause = cause.__cause__  # the innermost names the operation
-        sys.exit(f"{type(cause).__name__}: {brief(cause)}")
+        sys.exit(f"{type(cause).__name__}: {first_line(cause)}")
 
 
 if __name__ == "__main__":

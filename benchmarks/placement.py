@@ -80,17 +80,21 @@ def main(
     for name in models.split(","):
         for runtime in runtimes.split(","):
             job = Job(
-                model=name, target=reader.target(TARGETS[runtime]), seconds=seconds, rounds=rounds, folder=out / name
+                model=name,
+                target=reader.read_target(TARGETS[runtime]),
+                seconds=seconds,
+                rounds=rounds,
+                folder=out / name,
             )
             if finished(job.row):
                 continue
-            progress.say(f"== {name}, {runtime}")
+            progress.log(f"== {name}, {runtime}")
             try:
                 files.write_json(job.row, compared(job))
             except ToolchainError as reason:  # the other rows are still worth having
-                progress.say(f"{name}, {runtime}: {reason}")
+                progress.log(f"{name}, {runtime}: {reason}")
             else:
-                progress.say(line(files.read_json(job.row)))
+                progress.log(line(files.read_json(job.row)))
     order = {name: index for index, name in enumerate(MODELS)}
     rows = [files.read_json(path) for path in out.glob("*/*.json") if path.stem in TARGETS]
     rows.sort(key=lambda row: (list(TARGETS).index(row["runtime"]), order.get(row["model"], len(order)), row["model"]))
@@ -115,7 +119,7 @@ def compared(job: Job) -> dict[str, Any]:
     measured = timed([own, *sides], job)
     ms = {side.name: median_ms(measured, side.name) for side in (own, *sides)}
     ratios = {
-        side.name: statistics.speedup([statistics.round_ratio(one["blocks"]["ours"], one["blocks"][side.name]) for one in measured])
+        side.name: statistics.speedup([statistics.log_speedup(one["blocks"]["ours"], one["blocks"][side.name]) for one in measured])
         for side in sides
     }  # fmt: skip
     best = max(ratios, key=lambda name: ratios[name].estimate)  # in pairs: on a busy machine medians mislead
@@ -165,7 +169,7 @@ def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str
         if not peers.installed(peer):
             missing.append(peer)
             continue
-        progress.say(f"{job.model}: {peer}")
+        progress.log(f"{job.model}: {peer}")
         folder = once(job.folder / peer, partial(peers.make, peer, job.model))
         if (folder / "fails.txt").exists():
             fails[peer] = (folder / "fails.txt").read_text()
@@ -215,7 +219,7 @@ def timed(sides: Sequence[paired_timing.Side], job: Job) -> list[dict[str, Any]]
     def keep(one: paired_timing.Round) -> None:
         rounds.append({"blocks": one.blocks})
         files.write_json(path, {"asked": asked, "rounds": rounds})
-        progress.say(f"{job.model}: round {len(rounds)} of {job.rounds}")
+        progress.log(f"{job.model}: round {len(rounds)} of {job.rounds}")
 
     paired_timing.rounds(sides, job.rounds, 0, keep, skip=len(rounds))
     return rounds[: job.rounds]

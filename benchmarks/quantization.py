@@ -27,7 +27,7 @@ from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core import files, stage_cache, statistics
-from toolchain.core.types import Architecture, Interval
+from toolchain.core.types import Interval, NetworkName
 from toolchain.data import prepare
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
@@ -70,7 +70,7 @@ def main(
         print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
         for name in targets.split(","):
             for method in ("ptq", "qat"):
-                answered = quantized(adapted, method, one, reader.target(name), served, out)
+                answered = quantized(adapted, method, one, reader.read_target(name), served, out)
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
@@ -82,9 +82,9 @@ def dense_models(
     """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
     chosen, domain = overrides.read_recipe(name, flags)
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, reader.read_target("cpu"), domain, out))
     each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
-    return whole, ((one, finetune.run(make_job(one, reader.target("cpu"), domain, out), whole)) for one in each)
+    return whole, ((one, finetune.run(make_job(one, reader.read_target("cpu"), domain, out), whole)) for one in each)
 
 
 def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> trained_model.TrainedModel:
@@ -92,8 +92,8 @@ def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> train
     dense, train = adapted.trained, recipe.quantize.train
     key = files.digest(dense.key, train, adapted.augment, recipe.seed)
     model = copy.deepcopy(dense.model)
-    with stage_cache.stage(work, "longer", key) as stage:
-        if stage.figures is not None:
+    with stage_cache.open_stage(work, "longer", key) as stage:
+        if stage.record is not None:
             return trained_model.load_trained_model(stage, model)
         started = time.monotonic()
         job = loop.TrainingJob(
@@ -122,7 +122,7 @@ def exported(
     teacher = dense.model if method == "qat" else None
     job = make_job(recipe, target, Domain(name=recipe.domain), out)
     made = quantize.calibrate_and_train(job, dense, teacher, placed.placement, adapted)
-    networks: dict[Architecture, quantize.Network] = {"dense": quantize.Network("dense", dense, made, adapted.dataset)}
+    networks: dict[NetworkName, quantize.Network] = {"dense": quantize.Network("dense", dense, made, adapted.dataset)}
     (built,) = export_variants.run(job, networks, ("int8",))
     return made, built
 
@@ -145,8 +145,8 @@ def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Ans
     right = np.stack([one.runtime == labels for one in each]).astype(float)
     lost = np.stack([answer == labels for answer in floats]).astype(float) - right
     cells = (
-        name, method, share(statistics.repeated(right)), share(statistics.repeated(right, labels)), points(statistics.repeated(lost)),
-        points(statistics.repeated(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
+        name, method, share(statistics.mean_over_repeats(right)), share(statistics.mean_over_repeats(right, labels)), points(statistics.mean_over_repeats(lost)),
+        points(statistics.mean_over_repeats(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
         _gap([(one.runtime, one.converted) for one in each], labels),
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"

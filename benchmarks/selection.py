@@ -42,7 +42,7 @@ def main(
     found = nominated.resolve(candidates.split(","))
     scored = [scores(one, chosen, domain, out) for one in found]
     reached = [accuracy(one, chosen, domain, out) for one in found]
-    names = [name for name in registry.modules("scores") if any(name in row for row in scored)]
+    names = [name for name in registry.list_modules("scores") if any(name in row for row in scored)]
     print(f"| candidate | {' | '.join(names)} | fine-tuned, validation |\n|---|{'--:|' * (len(names) + 1)}")
     for row in sorted(range(len(found)), key=lambda number: -reached[number].mean()):
         bound = statistics.accuracy(reached[row])
@@ -59,7 +59,9 @@ def main(
 
 def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[str, float]:
     """What `select` says of it."""
-    data, _ = prepare.run(make_job(dataclasses.replace(recipe, model=one.model), reader.target("cpu"), domain, out))
+    data, _ = prepare.run(
+        make_job(dataclasses.replace(recipe, model=one.model), reader.read_target("cpu"), domain, out)
+    )
     seen = extract_features.extract(one.name, one.model, data, out / "work")
     return dict(transfer_scores.compute(seen, out / "work", one.reuse.keep or extract_features.HEAD_INPUT))
 
@@ -67,12 +69,12 @@ def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[st
 def accuracy(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> np.ndarray:
     """Which validation images it gets right after fine-tuning, float [images]."""
     asked = dataclasses.replace(recipe, model=one.model, reuse=one.reuse)
-    data, _ = prepare.run(make_job(asked, reader.target("cpu"), domain, out))
-    trained = finetune.run(make_job(asked, reader.target("cpu"), domain, out), data).trained
+    data, _ = prepare.run(make_job(asked, reader.read_target("cpu"), domain, out))
+    trained = finetune.run(make_job(asked, reader.read_target("cpu"), domain, out), data).trained
     held = data.splits["val"]
     answer = loop.predict(trained.model, held, data.preprocess).argmax(1)
     right: np.ndarray = (answer == held.labels).numpy().astype(float)
-    progress.say(f"{one.name}: {right.mean():.4f}")
+    progress.log(f"{one.name}: {right.mean():.4f}")
     return right
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.core import files, progress
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.export import to_onnx
 from toolchain.models import build, profile
 from toolchain.models.sources.torchvision_import import import_torchvision
@@ -66,7 +66,7 @@ def main(
         with contextlib.suppress(subprocess.TimeoutExpired), (out / f"{name}.log").open("w") as log:
             subprocess.run([sys.executable, __file__, *asked], stdout=log, stderr=log, timeout=SECONDS, check=False)
         row = out / f"{name}.json"
-        progress.say(line(files.read_json(row)) if row.exists() else f"{name}: failed, see {row.with_suffix('.log')}")
+        progress.log(line(files.read_json(row)) if row.exists() else f"{name}: failed, see {row.with_suffix('.log')}")
     rows = [files.read_json(path) for path in sorted(out.glob("*.json"))]
     print("\n".join([HEAD, *map(line, rows)]))
     results = [row["result"] for row in rows]
@@ -100,7 +100,7 @@ def tried(name: str, ratio: float, largest: float, out: Path) -> dict[str, Any]:
         row |= agreement(pruned, image, out / f"{name}.onnx")
         row["result"] = "pruned" if row["difference"] < TOLERANCE and row["same_class"] == IMAGES else "disagrees"
     except ToolchainError as reason:
-        row |= {"result": "refused", "why": brief(reason)}
+        row |= {"result": "refused", "why": first_line(reason)}
     return row | {"seconds": time.monotonic() - started}
 
 

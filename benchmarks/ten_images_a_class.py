@@ -34,20 +34,20 @@ def main(
     """Prints test accuracy of both for every draw, and the mean difference with its interval."""
     chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, reader.read_target("cpu"), domain, out))
     test = whole.splits["test"]
     tuned, frozen = [], []
     for draw in range(draws):
         few = drawn(whole, images, draw)
         one = dataclasses.replace(chosen, seed=draw, seeds=1)
-        found = finetune.run(make_job(one, reader.target("cpu"), domain, out), few)
+        found = finetune.run(make_job(one, reader.read_target("cpu"), domain, out), few)
         model, head, _ = build.build_with_new_head(one.model, len(whole.classes), seed=draw)
         fitted = linear_probe.fit(model, head, few)
         logits = linear_probe.extract_features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias
         frozen.append((logits.argmax(1) == test.labels).numpy())
         tuned.append((loop.predict(found.trained.model, test, whole.preprocess).argmax(1) == test.labels).numpy())
         print(f"draw {draw}: fine-tuned {tuned[-1].mean():.4f}, linear probe {frozen[-1].mean():.4f}", flush=True)
-    gain = statistics.repeated(np.stack(tuned).astype(float) - np.stack(frozen))
+    gain = statistics.mean_over_repeats(np.stack(tuned).astype(float) - np.stack(frozen))
     print(
         f"mean of {draws} draws, {images} images a class: fine-tuned {np.mean(tuned):.4f}, linear probe {np.mean(frozen):.4f}; "
         f"gain {100 * gain.estimate:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], {len(test)} test images"

@@ -27,7 +27,7 @@ def main(path: Path) -> None:
     for repeat in range(REPEATS):
         rounds: list[paired_timing.Round] = []
         paired_timing.rounds(sides, latency.ROUNDS, 1000 * repeat, rounds.append)
-        logs = [statistics.round_ratio(one.blocks["first"], one.blocks["second"]) for one in rounds]
+        logs = [statistics.log_speedup(one.blocks["first"], one.blocks["second"]) for one in rounds]
         medians = [
             np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("first", "second")
         ]

@@ -41,7 +41,7 @@ def main(
     """Prints images a second of both loops and their ratio."""
     chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, reader.target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, reader.read_target("cpu"), domain, out))
     train = whole.splits["train"]
     few = (
         dataclasses.replace(whole, splits={**whole.splits, "train": train.select(range(min(most, len(train))))})
@@ -101,7 +101,7 @@ def ours(recipe: Recipe, data: Dataset, augment: AugmentSpec) -> Callable[[], No
     state.epoch = recipe.adapt.freeze_epochs  # past the epochs in which only the head learns
 
     def epoch() -> None:
-        loop.train_epoch(model, job, state, None, progress.Bar("", 0))
+        loop.train_epoch(model, job, state, None, progress.ProgressBar("", 0))
 
     return epoch
 

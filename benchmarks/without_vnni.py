@@ -63,8 +63,8 @@ def main(
     for one, adapted in models:
         for method in methods.split(","):
             for name in ("cpu", "cpu-avx2"):
-                _, built = quantization.exported(adapted, method, one, reader.target(name), out / "work")
-                here = accuracy.predict(built, reader.target(name), whole, "test", served, out / "work").artefact
+                _, built = quantization.exported(adapted, method, one, reader.read_target(name), out / "work")
+                here = accuracy.predict(built, reader.read_target(name), whole, "test", served, out / "work").artefact
                 there = emulated(built, whole, served("test"), emulator, out / "work")
                 for where, logits in (("here", here), ("emulated", there)):
                     right[method, name, where].append(logits.argmax(1) == labels)
@@ -78,8 +78,8 @@ def main(
         for name in ("cpu", "cpu-avx2"):
             here, there = (np.stack(right[method, name, where]).astype(float) for where in ("here", "emulated"))
             cells = (
-                method, name, quantization.share(statistics.repeated(here)), quantization.share(statistics.repeated(there)),
-                quantization.points(statistics.repeated(here - there)), quantization.points(statistics.repeated(base - there)),
+                method, name, quantization.share(statistics.mean_over_repeats(here)), quantization.share(statistics.mean_over_repeats(there)),
+                quantization.points(statistics.mean_over_repeats(here - there)), quantization.points(statistics.mean_over_repeats(base - there)),
             )  # fmt: skip
             print(f"| {' | '.join(cells)} |")
 
@@ -89,8 +89,8 @@ def emulated(built: ExportedVariant, whole: Dataset, pixels: np.ndarray, emulato
     key = records.digest(
         built.variant.artefact.sha256, whole.digest, whole.preprocess, emulator, onnxruntime.__version__
     )
-    with stage_cache.stage(work, "emulate", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "emulate", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             images = [run.normalise(one, whole.preprocess.mean, whole.preprocess.std) for one in pixels]
             np.save(stage.folder / "images.npy", np.stack(images))

@@ -16,7 +16,7 @@ from toolchain.data import prepare
 from toolchain.training import finetune, loop
 from toolchain.training import trained_model as trained_module
 
-ZOO = registry.PACKAGE / "models" / "zoo"
+ZOO = registry.PACKAGE_FOLDER / "models" / "zoo"
 COMMAND = "make pretrain"
 LARGEST_BYTES = 4_000_000
 
@@ -28,10 +28,10 @@ def main(out: Annotated[Path, typer.Option(help="Folder for the cache.")] = Path
 
 def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
-    recipe = reader.recipe(recipe_name)
-    domain = reader.domain(recipe.domain)
-    data, _ = prepare.run(make_job(recipe, reader.target("cpu"), domain, out))
-    trained = finetune.run(make_job(recipe, reader.target("cpu"), domain, out), data).trained
+    recipe = reader.read_recipe(recipe_name)
+    domain = reader.read_domain(recipe.domain)
+    data, _ = prepare.run(make_job(recipe, reader.read_target("cpu"), domain, out))
+    trained = finetune.run(make_job(recipe, reader.read_target("cpu"), domain, out), data).trained
     path = ZOO / f"{name}.safetensors"
     trained_module.save_weights(trained.model, path)
     if path.stat().st_size > LARGEST_BYTES:

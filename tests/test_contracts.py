@@ -28,9 +28,9 @@ def group() -> groups.PruningGroup:
     return next(one for one in found if one.channels == 24)
 
 
-@pytest.mark.parametrize("name", registry.modules("criteria"))
+@pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_criteria_give_one_finite_number_a_channel(name: str, group: groups.PruningGroup) -> None:
-    room = registry.module("criteria", name)
+    room = registry.load_module("criteria", name)
     score = room.score(group)
     assert score.shape == (24,)
     assert score.isfinite().all()
@@ -47,9 +47,9 @@ def graph(tmp_path: Path) -> Path:
     return tmp_path / "relu.onnx"
 
 
-@pytest.mark.parametrize("name", registry.modules("runtimes"))
+@pytest.mark.parametrize("name", registry.list_modules("runtimes"))
 def test_runtimes_compile_open_and_run(name: str, graph: Path, tmp_path: Path) -> None:
-    room = registry.module("runtimes", name)
+    room = registry.load_module("runtimes", name)
     made = room.compile(graph, tmp_path / "made")
     assert made.size_bytes == sum(file.stat().st_size for file in made.files)
     image = np.random.default_rng(0).standard_normal((1, 3, 4, 4), dtype=np.float32)
@@ -64,9 +64,9 @@ def test_runtimes_compile_open_and_run(name: str, graph: Path, tmp_path: Path) -
     assert least < [int(part) for part in room.library().__version__.split("-")[0].split(".")]
 
 
-@pytest.mark.parametrize("name", registry.modules("runtimes"))
+@pytest.mark.parametrize("name", registry.list_modules("runtimes"))
 def test_runtimes_compile_to_the_same_bytes_every_time(name: str, graph: Path, tmp_path: Path) -> None:
-    room = registry.module("runtimes", name)
+    room = registry.load_module("runtimes", name)
     assert room.compile(graph, tmp_path / "a").sha256 == room.compile(graph, tmp_path / "b").sha256
 
 
@@ -83,7 +83,7 @@ print(said)
 """
 
 
-@pytest.mark.parametrize("name", registry.modules("runtimes"))
+@pytest.mark.parametrize("name", registry.list_modules("runtimes"))
 def test_runtimes_tell_nobody_what_they_compile(
     name: str, graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,22 +97,22 @@ def test_runtimes_tell_nobody_what_they_compile(
     assert not list(home.iterdir())  # an identity to tell it under
 
 
-@pytest.mark.parametrize("name", registry.modules("runtimes"))
+@pytest.mark.parametrize("name", registry.list_modules("runtimes"))
 def test_runtimes_refuse_what_is_no_model_in_one_message(name: str, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
     with pytest.raises(ToolchainError, match=r"x\.onnx"):
-        registry.module("runtimes", name).open(tmp_path / "x.onnx", threads=1, precision="f32")
+        registry.load_module("runtimes", name).open(tmp_path / "x.onnx", threads=1, precision="f32")
 
 
-@pytest.mark.parametrize("name", registry.modules("runtimes"))
+@pytest.mark.parametrize("name", registry.list_modules("runtimes"))
 def test_a_runtime_that_is_not_installed_says_how_to_install_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(ToolchainError, match="pip install"):
-        registry.module("runtimes", name).fingerprint()
+        registry.load_module("runtimes", name).fingerprint()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.modules("sources"))
+@pytest.mark.parametrize("name", registry.list_modules("sources"))
 def test_bundled_sources_write_class_folders(name: str, tmp_path: Path) -> None:
     importlib.import_module(f"toolchain.data.sources.{name}").write(tmp_path)
     folders = [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from toolchain import pipeline
 from toolchain.config.job import make_job
-from toolchain.config.packaging import Packaging
+from toolchain.config.packaging import PackageSpec
 from toolchain.core import files as records
 from toolchain.deploy import cpp_runner
 from toolchain.edge import archive
@@ -43,7 +43,7 @@ def bundle(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cpp")
     shutil.copytree(run.out / "work", folder / "work")
     target = dataclasses.replace(
-        run.target, name="openvino", runtime="openvino", precisions=("f32", "int8"), package=Packaging(sources=True)
+        run.target, name="openvino", runtime="openvino", precisions=("f32", "int8"), package=PackageSpec(sources=True)
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
@@ -144,7 +144,7 @@ def coloured(bundle: Path, folder: Path) -> Path:
     records.write_json(folder / "manifest.json", manifest)
     golden = dict(np.load(folder / "golden.npz"))
     np.savez(folder / "golden.npz", **{**golden, "pixels": np.repeat(golden["pixels"][..., None], 3, axis=-1)})
-    archive.seal(folder)
+    archive.write_checksums(folder)
     return folder
 
 
@@ -203,7 +203,7 @@ def test_other_answers_than_the_golden_ones_are_no_pass(bundle: Path, program: P
     one[3, 1] = np.nan  # neither the first nor the last class
     for changed in (golden["logits"] + np.float32(far), golden["logits"] * np.float32(np.nan), one):
         np.savez(tmp_path / "other/golden.npz", **{**golden, "logits": changed})
-        archive.seal(tmp_path / "other")
+        archive.write_checksums(tmp_path / "other")
         ended = ask(program, tmp_path / "other", "--self-test")
         assert ended.returncode == 1
         assert "quantization steps, allowed are" in json.loads(ended.stdout)["reason"]
@@ -314,7 +314,7 @@ def test_parsers_stand_what_somebody_sealed_on_purpose(bundle: Path, guarded: Pa
             at = chance.randrange(len(body))
             body[at : at + chance.choice([0, 1, 1, 1, 9])] = chance.randbytes(1)
         (broken / name).write_bytes(body)
-        archive.seal(broken)
+        archive.write_checksums(broken)
         ended = ask(guarded, broken, "--self-test", TBB_ENABLE_SANITIZERS="1")
         assert clean(ended), ended.stderr
         shutil.copy(bundle / name, broken / name)

@@ -18,22 +18,22 @@ from onnx import TensorProto, helper
 from toolchain import pipeline
 from toolchain.config import reader
 from toolchain.config.job import make_job
-from toolchain.config.packaging import Packaging
+from toolchain.config.packaging import PackageSpec
 from toolchain.config.target import Target
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.deploy import c_array
 from toolchain.edge import archive
 from toolchain.edge import run as runner
 from toolchain.export.passes import camera_input
 from toolchain.measure import latency, machine
 
-SEES = Preprocess(image_size=(24, 40), mode="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SEES = Preprocessing(image_size=(24, 40), mode="rgb", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def asking(run: Run, **how: object) -> Target:
-    return dataclasses.replace(run.target, package=Packaging(**how))  # type: ignore[arg-type]
+    return dataclasses.replace(run.target, package=PackageSpec(**how))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def test_every_form_stands_in_the_manifest_with_its_agreement(packed: Path) -> N
     assert {name for form in forms.values() for name in form["files"]} == {
         "frames.onnx", "frames.ort", "required_operators.config", "model_data.c", "model_data.h"
     }  # fmt: skip
-    archive.manifest(packed)
+    archive.read_verified_manifest(packed)
 
 
 def test_a_frame_through_the_graph_is_a_frame_through_the_runner(packed: Path) -> None:
     made = files.read_json(packed / "manifest.json")
-    model = runner.open_model(packed, made, archive.listed(packed))
-    folded = runner.open_model(packed, made, archive.listed(packed), "frames.ort")
+    model = runner.open_model(packed, made, archive.list_checksummed_files(packed))
+    folded = runner.open_model(packed, made, archive.list_checksummed_files(packed), "frames.ort")
     frame = np.random.default_rng(0).integers(0, 256, (48, 40), dtype=np.uint8)
     sees = made["preprocess"]
     small = runner.normalise(runner.fit_size(frame, sees["image_size"]), sees["mean"], sees["std"])[None]
@@ -88,7 +88,7 @@ def test_the_self_test_asks_every_form(packed: Path, tmp_path: Path) -> None:
     model.graph.node[0].output[0] = "whole"
     model.graph.node.insert(1, helper.make_node("Mul", ["whole", "half"], ["frame_float"]))  # half as bright
     onnx.save(model, broken / "frames.onnx")
-    archive.seal(broken)
+    archive.write_checksums(broken)
     ended = self_test(broken)
     assert ended.returncode == 1
     assert "frames.onnx: golden outputs differ" in ended.stdout
@@ -132,7 +132,7 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
 
 @pytest.mark.parametrize("mode", ["rgb", "gray"])
 @pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30)])
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], mode: str, tmp_path: Path) -> None:
     sees = dataclasses.replace(SEES, mode=mode)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
@@ -140,7 +140,7 @@ def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], 
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     camera_input.fold_preprocessing(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
-    room = registry.module("runtimes", runtime)
+    room = registry.load_module("runtimes", runtime)
     session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
     shape = (*frame, 3) if mode == "rgb" else frame
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -154,7 +154,7 @@ def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], 
 def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
-    room = registry.module("runtimes", "openvino")
+    room = registry.load_module("runtimes", "openvino")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
     body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
     onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
@@ -183,7 +183,7 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_what_a_runtime_lacks_is_refused_with_the_file(runtime: str, table: dict[str, object], said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        reader.check("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
+        reader.validate("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
 
 
 def test_an_array_of_any_bytes(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
-    other = dataclasses.replace(reader.target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
+    other = dataclasses.replace(reader.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
     written = pipeline.export(make_job(run.recipe, other, run.domain, run.out))
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
     own = next(one for one in written["variants"] if one["name"] == "pruned-int8")
@@ -253,7 +253,7 @@ def test_the_float_variant_is_the_recovered_model_and_not_the_one_quantized_from
 
 
 def test_an_output_folder_in_use_is_refused(run: Run) -> None:
-    with records.locked(run.folder, wait=False), pytest.raises(ToolchainError, match="another run is writing"):
+    with records.lock_folder(run.folder, wait=False), pytest.raises(ToolchainError, match="another run is writing"):
         pipeline.export(make_job(run.recipe, run.target, run.domain, run.out))
 
 
@@ -407,7 +407,7 @@ def test_changed_golden_outputs_fail_even_with_new_hashes(flashed: Path) -> None
     golden["logits"] = golden["logits"] + 1
     np.savez(flashed / "golden.npz", **golden)
     (flashed / "SHA256SUMS").unlink()
-    archives.seal(flashed)
+    archives.write_checksums(flashed)
     ended = device(flashed, "--self-test")
     assert ended.returncode == 1
     assert "quantization steps" in ended.stdout
@@ -459,7 +459,7 @@ def test_the_bundle_names_no_path_of_this_machine(run: Run) -> None:
 
 def test_the_manifest_says_what_was_made_of_what(run: Run) -> None:
     manifest = records.read_json(run.bundle / "manifest.json")
-    manifests.checked(manifest, run.bundle)
+    manifests.parse(manifest, run.bundle)
     bill = (run.bundle / sbom.FILE_NAME).read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
     assert manifest["release"] == 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from toolchain.config.job import Job
-from toolchain.config.shortlist import left_open
+from toolchain.config.shortlist import is_auto
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
@@ -41,7 +41,7 @@ def export(job: Job) -> dict[str, Any]:
     """
     decided, seconds = check_environment(job), dict[str, float]()
     step = partial(_timed, seconds)
-    with files.locked(job.folder, wait=False):
+    with files.lock_folder(job.folder, wait=False):
         torch.set_flush_denormal(True)
         with step("select"):
             job, ranking = select_model.resolve_auto_model(job)
@@ -95,11 +95,11 @@ def adapt(job: Job) -> dict[str, Any]:
         ToolchainError: as the steps; or the recipe leaves the choice of a model open, which takes a target.
     """
     recipe = job.recipe
-    if left_open(recipe.model.name):
+    if is_auto(recipe.model.name):
         raise ToolchainError(
             f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
         )
-    with files.locked(job.out / recipe.name, wait=False):
+    with files.lock_folder(job.out / recipe.name, wait=False):
         torch.set_flush_denormal(True)
         data, joined = prepare.run(job)
         job, advice = reuse_advice.resolve_auto_reuse(job, data, timed=False)

@@ -17,7 +17,7 @@ from test_kill import RECIPE
 
 from toolchain import pipeline
 from toolchain.config.job import make_job
-from toolchain.config.packaging import Packaging
+from toolchain.config.packaging import PackageSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import archive
@@ -54,7 +54,7 @@ def failing(at: int, reason: Callable[[], BaseException]) -> Iterator[list[int]]
 
 
 def again(run: Run, out: Path) -> bytes:
-    target = dataclasses.replace(run.target, package=Packaging(input="uint8"))
+    target = dataclasses.replace(run.target, package=PackageSpec(input="uint8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "ROUNDS", 3)
         assert pipeline.export(make_job(run.recipe, target, run.domain, out))["shipped"]
@@ -73,10 +73,10 @@ def ending(job: Callable[[], object]) -> BaseException | None:
 def whole(folder: Path) -> None:
     """A bundle or archive that stands there is one."""
     if (folder / "bundle").exists():
-        archive.manifest(folder / "bundle")
+        archive.read_verified_manifest(folder / "bundle")
     if (folder / "bundle.tar").exists():
         shutil.rmtree(scratch := folder / "unpacked", ignore_errors=True)
-        archive.unpacked(folder / "bundle.tar", scratch)
+        archive.unpack(folder / "bundle.tar", scratch)
         shutil.rmtree(scratch)
 
 
@@ -130,7 +130,7 @@ def test_rebuilds_from_nothing_are_the_same_bytes(tmp_path: Path) -> None:
         folder = home / "out" / "own" / "cpu"
         lock = lock or str(shutil.copy(folder / "own.cpu.lock.json", tmp_path))
         made.append(folder / "bundle.tar")
-    sums = [(path.parent / "bundle" / archive.SUMS).read_text() for path in made]
+    sums = [(path.parent / "bundle" / archive.CHECKSUM_FILE).read_text() for path in made]
     assert sums[1] == sums[0]  # the difference names the files
     assert sums[2] == sums[0]
     assert len({files.sha256_file(path) for path in made}) == 1

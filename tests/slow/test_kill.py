@@ -74,7 +74,7 @@ def test_killed_runs_continue_to_the_same_weights_and_the_same_archive(tmp_path:
                 killed += 1
         if (archive := cut / "own/cpu/bundle.tar").exists():
             shutil.rmtree(looked := tmp_path / "looked", ignore_errors=True)
-            archives.unpacked(archive, looked)
+            archives.unpack(archive, looked)
         if (bundle := cut / "own/cpu/bundle").exists():
             done([sys.executable, str(bundle / "run.py"), "--self-test"])
     done(export("cut", *locked))

@@ -31,7 +31,7 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("solar", "infrared_solar_modules", 20_000, 12),
         ("trashnet", "trashnet", 977, 6),
     ):
-        domain = dataclasses.replace(reader.domain(name), path=str(sets / folder))
+        domain = dataclasses.replace(reader.read_domain(name), path=str(sets / folder))
         found = image_folder.find_images(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
@@ -58,7 +58,7 @@ def test_a_photo_set_goes_from_checkpoint_to_classified_picture(sets: Path, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build.build_untrained(ModelSpec(name=name), 10)
@@ -66,7 +66,7 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
         model.train()(torch.randn(8, 3, 64, 64))
     model.eval()
     image = torch.zeros(1, 3, 64, 64)
-    criterion = registry.module("criteria", "magnitude").score
+    criterion = registry.load_module("criteria", "magnitude").score
     head = build.find_head(model, 10)
     planned = search_space.plan_for_ratio(
         model, image, head=head, spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
@@ -77,7 +77,7 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
         graph(torch.randn(8, 3, 64, 64))
     pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     to_onnx.export_file(pt2e.convert(graph, image), image, tmp_path / "model.onnx")
-    room = registry.module("runtimes", runtime)
+    room = registry.load_module("runtimes", runtime)
     made = room.compile(tmp_path / "model.onnx", tmp_path / "made")
     found = room.coverage(made.path, precision="int8")
     assert found.integer == len(layers), f"in float: {found.float_ops}"
@@ -92,11 +92,11 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
 def test_the_zoo_is_what_its_card_says() -> None:
     from toolchain.core import files as records
 
-    for card in (registry.PACKAGE / "models" / "zoo").glob("*.json"):
+    for card in (registry.PACKAGE_FOLDER / "models" / "zoo").glob("*.json"):
         said = records.read_json(card)
         weights = card.with_suffix(".safetensors")
         assert records.sha256_file(weights) == said["sha256"]
         assert weights.stat().st_size == said["size_bytes"] <= 4_000_000
-        recipe = reader.recipe(said["recipe"])
+        recipe = reader.read_recipe(said["recipe"])
         model = build.build_untrained(recipe.model, len(said["classes"]))
         model.load_state_dict(load_file(weights))

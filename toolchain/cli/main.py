@@ -32,7 +32,7 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         help="From a pretrained image model and a small labelled set to a verified, timed bundle for a named device.",
     )
-    verbs = [(name, registry.module("verbs", name)) for name in registry.modules("verbs")]
+    verbs = [(name, registry.load_module("verbs", name)) for name in registry.list_modules("verbs")]
     for name, module in sorted(verbs, key=lambda verb: (*PANELS, verb[1].PANEL).index(verb[1].PANEL)):
         app.command(name.replace("_", "-"), rich_help_panel=module.PANEL)(getattr(module, name))
     return app

@@ -10,7 +10,7 @@ import typer
 from toolchain.core.errors import ToolchainError
 
 if TYPE_CHECKING:
-    from toolchain.core.registry import DataKind
+    from toolchain.core.registry import ConfigKind
 
 
 def print_paths(folder: Path, written: Mapping[str, Any]) -> None:
@@ -25,7 +25,7 @@ def print_paths(folder: Path, written: Mapping[str, Any]) -> None:
         typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
 
 
-def print_files(kind: "DataKind", title: str) -> None:
+def print_files(kind: "ConfigKind", title: str) -> None:
     """Print the names, descriptions and paths of all files of one kind."""
     from rich.console import Console
     from rich.table import Table
@@ -33,12 +33,16 @@ def print_files(kind: "DataKind", title: str) -> None:
     from toolchain.config import reader
     from toolchain.core import registry
 
-    readers: dict[str, Any] = {"targets": reader.target, "recipes": reader.recipe, "calibration": reader.domain}
+    readers: dict[str, Any] = {
+        "targets": reader.read_target,
+        "recipes": reader.read_recipe,
+        "calibration": reader.read_domain,
+    }
     table = Table(title, "what for", "file", box=None, header_style="bold")
-    for name in registry.names(kind):
+    for name in registry.list_names(kind):
         try:
             description = readers[kind](name).description
         except ToolchainError as reason:
             description = f"(cannot be used: {reason})"
-        table.add_row(name, description, os.path.relpath(registry.find(kind, name)))
+        table.add_row(name, description, os.path.relpath(registry.find_file(kind, name)))
     Console().print(table)

@@ -24,23 +24,23 @@ EXAMPLES: Mapping[Quantity, str] = {
 
 
 @dataclass(frozen=True)
-class Amount:
+class BudgetLimit:
     """A limit: a share of the dense model's, or milliseconds, bytes, multiply-accumulates, parameters."""
 
     value: float
     relative: bool
 
-    def share(self, whole: float) -> float:
+    def as_share_of(self, whole: float) -> float:
         """The limit as a share of `whole`, which is in the amount's own unit."""
         return self.value if self.relative else self.value / whole
 
 
-def given(budget: Budget) -> dict[Quantity, str]:
+def collect_limits(budget: Budget) -> dict[Quantity, str]:
     """The limits of this kind that a budget has."""
     return {what: text for what in UNITS if (text := getattr(budget, what)) is not None}
 
 
-def read(what: Quantity, text: str) -> Amount:
+def parse(what: Quantity, text: str) -> BudgetLimit:
     """An amount from its text.
 
     Raises:
@@ -48,7 +48,7 @@ def read(what: Quantity, text: str) -> Amount:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Zµ]*)", text.strip())
     if match and match[2] == "x" and 0 < float(match[1]) <= 1:
-        return Amount(float(match[1]), True)
+        return BudgetLimit(float(match[1]), True)
     if match and match[2] in UNITS[what] and float(match[1]) > 0:
-        return Amount(float(match[1]) * UNITS[what][match[2]], False)
+        return BudgetLimit(float(match[1]) * UNITS[what][match[2]], False)
     raise ToolchainError(f"budget.{what} = {text!r}: {EXAMPLES[what]}")

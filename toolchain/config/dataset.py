@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolchain.config.recipe import STRICT
-from toolchain.core.types import Mode
+from toolchain.core.types import ColourMode
 
-Kind = Literal["photo", "overhead", "thermal", "text"]
+ImageKind = Literal["photo", "overhead", "thermal", "text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +18,8 @@ class Domain:
     description: str = ""
     source: str = "folder"  # "folder", or the name of a bundled source in data.py
     path: str = ""  # of the folder; relative to the working directory
-    mode: Mode = "rgb"
-    kind: Kind = "photo"  # decides which augmentation leaves a picture in its class
+    mode: ColourMode = "rgb"
+    kind: ImageKind = "photo"  # decides which augmentation leaves a picture in its class
     image_size: tuple[int, int] = (224, 224)  # height, width
     classes: tuple[str, ...] = ()  # empty: the folder's sub-folders, sorted
     validation_share: float = 0.15  # used where the folder has no val/ of its own

@@ -9,7 +9,7 @@ from toolchain.config import reader, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import ModelSpec, Recipe
-from toolchain.config.shortlist import left_open
+from toolchain.config.shortlist import is_auto
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
 
@@ -44,10 +44,10 @@ def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_f
     Raises:
         ToolchainError: as `reader`; or a flag's value makes no sense.
     """
-    target = reader.target(target_name)
+    target = reader.read_target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = read_recipe(recipe_name, flags)
-    beside = registry.find("recipes", recipe_name).parent
+    beside = registry.find_file("recipes", recipe_name).parent
     return make_job(recipe, target, domain, out, lock_file=lock_file, recipe_folder=beside)
 
 
@@ -61,11 +61,11 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         raise ToolchainError(
             f"--ratio {flags.ratio:g} and --latency {flags.latency} both say how far to prune; give one of them"
         )
-    recipe = reader.recipe(recipe_name)
-    domain = reader.domain(flags.domain or recipe.domain)
+    recipe = reader.read_recipe(recipe_name)
+    domain = reader.read_domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
     if flags.image_size:
-        recipe = dataclasses.replace(recipe, image_size=size(flags.image_size))
+        recipe = dataclasses.replace(recipe, image_size=parse_image_size(flags.image_size))
     if flags.seed >= 0:
         recipe = dataclasses.replace(recipe, seed=flags.seed)
     if flags.seeds:
@@ -86,11 +86,11 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
-    checked: Recipe = reader.check("recipes", files.plain(recipe), "command line")
-    return checked, pictures(domain, flags.data, flags.on_corrupt)
+    checked: Recipe = reader.validate("recipes", files.to_jsonable(recipe), "command line")
+    return checked, override_images(domain, flags.data, flags.on_corrupt)
 
 
-def pictures(domain: Domain, data: str, on_corrupt: str) -> Domain:
+def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
     """The domain with the folder of its pictures, and what is done with unreadable ones; "": as it says itself.
 
     Raises:
@@ -99,20 +99,20 @@ def pictures(domain: Domain, data: str, on_corrupt: str) -> Domain:
     if data:
         domain = dataclasses.replace(domain, source="folder", path=data)
     if on_corrupt:
-        domain = reader.check("calibration", {**files.plain(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
+        domain = reader.validate("calibration", {**files.to_jsonable(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
     return domain
 
 
 def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
-        model = ModelSpec(name=flags.model, weights="" if left_open(flags.model) else "DEFAULT")
+        model = ModelSpec(name=flags.model, weights="" if is_auto(flags.model) else "DEFAULT")
     if not flags.weights:
         return model
     same = Path(flags.weights).name == Path(model.weights).name  # else the recipe's licence is of others
     return dataclasses.replace(model, weights=flags.weights, licence=model.licence if same else "")
 
 
-def size(text: str) -> tuple[int, int]:
+def parse_image_size(text: str) -> tuple[int, int]:
     """Height and width as `--image-size` gives them.
 
     Raises:
@@ -124,7 +124,7 @@ def size(text: str) -> tuple[int, int]:
             f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square"
         )
     found = int(match[1]), int(match[2] or match[1])
-    fits, complaint = validation.size_rule("--image-size", found)
+    fits, complaint = validation.image_size_rule("--image-size", found)
     if not fits:
         raise ToolchainError(complaint)
     return found

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-FRAMES = "frames"  # the form that takes a camera's pictures as they come
-C_ARRAY = "c-array"  # of the model's only file; every runtime that has one can have this
+CAMERA_FRAMES_FORM = "frames"  # the form that takes a camera's pictures as they come
+C_ARRAY_FORM = "c-array"  # of the model's only file; every runtime that has one can have this
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packaging:
+class PackageSpec:
     """Forms beside the canonical one, which every bundle has."""
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -20,13 +20,13 @@ class Packaging:
     sources: bool = False  # of the C++ runner, as runner.tar
 
     @property
-    def wanted(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether anything beside the canonical form is asked for."""
         return bool(self.forms) or self.input == "uint8" or self.sources
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class ConvertedModel:
     """A model in another form, as a runtime wrote it."""
 
     files: tuple[Path, ...]  # the first is opened

@@ -22,12 +22,12 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
-SHAPES: Mapping[registry.DataKind, type] = {
+CLASS_BY_KIND: Mapping[registry.ConfigKind, type] = {
     "recipes": Recipe, "targets": Target, "calibration": Domain, "shortlists": Shortlist,
 }  # fmt: skip
 
 
-def recipe(name: str) -> Recipe:
+def read_recipe(name: str) -> Recipe:
     """Reads a recipe by name, or by path to a .toml file."""
     value: Recipe = _read("recipes", name)
     teacher = value.teacher and _located(value.teacher, name)
@@ -38,19 +38,19 @@ def _located(model: ModelSpec, recipe_name: str) -> ModelSpec:
     return dataclasses.replace(model, weights=_beside(model.weights, recipe_name))
 
 
-def target(name: str) -> Target:
+def read_target(name: str) -> Target:
     """Reads a target by name."""
     value: Target = _read("targets", name)
     return value
 
 
-def domain(name: str) -> Domain:
+def read_domain(name: str) -> Domain:
     """Reads a domain by name."""
     value: Domain = _read("calibration", name)
     return value
 
 
-def shortlist(name: str) -> Shortlist:
+def read_shortlist(name: str) -> Shortlist:
     """Reads a shortlist by name, or by path to a .toml file."""
     value: Shortlist = _read("shortlists", name)
     located = (dataclasses.replace(one, model=_located(one.model, name)) for one in value.candidates)
@@ -62,8 +62,8 @@ def json_schema(shape: Any) -> dict[str, Any]:
     return TypeAdapter(shape).json_schema()
 
 
-def _read(kind: registry.DataKind, name: str) -> Any:
-    path = registry.find(kind, name)
+def _read(kind: registry.ConfigKind, name: str) -> Any:
+    path = registry.find_file(kind, name)
     try:
         content = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
@@ -72,23 +72,23 @@ def _read(kind: registry.DataKind, name: str) -> Any:
     if schema != SCHEMA:
         raise ToolchainError(f"{path}: schema = {schema!r}; this version reads schema = {SCHEMA}")
     content.setdefault("name", path.stem)
-    return check(kind, content, str(path))
+    return validate(kind, content, str(path))
 
 
-def check(kind: registry.DataKind, content: Mapping[str, Any], where: str) -> Any:
+def validate(kind: registry.ConfigKind, content: Mapping[str, Any], where: str) -> Any:
     """Turns a mapping into its value.
 
     Raises:
         ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
     """
-    value = validated(SHAPES[kind], content, where)
-    for ok, complaint in validation.RULES[kind](value):
+    value = to_dataclass(CLASS_BY_KIND[kind], content, where)
+    for ok, complaint in validation.RULES_BY_KIND[kind](value):
         if not ok:
             raise ToolchainError(f"{where}: {complaint}")
     return value
 
 
-def validated(shape: Any, content: Mapping[str, Any], where: str) -> Any:
+def to_dataclass(shape: Any, content: Mapping[str, Any], where: str) -> Any:
     """A mapping as the dataclass `shape`.
 
     Raises:
@@ -107,7 +107,7 @@ def _explain(error: ValidationError, shape: Any) -> str:
     keys, shape = _walked(first["loc"], shape)
     if first["type"] in unknown:
         accepted = [f.name for f in dataclasses.fields(shape)]
-        return f"unknown key {'.'.join(keys)}; {registry.nearest(keys[-1], accepted)}"
+        return f"unknown key {'.'.join(keys)}; {registry.suggest(keys[-1], accepted)}"
     if first["type"] == "missing":
         return f"{'.'.join(keys)} is missing"
     # of a value that may be one of several kinds every kind complains; what each would take is told together

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 STRICT = {"extra": "forbid"}  # read by pydantic in spec.py: an unknown key in a file is an error
-Calibration = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
-Correction = Literal["none", "bias", "norm"]  # of what rounding shifts: means of layers' outputs, and spreads too
+CalibrationMethod = Literal["minmax", "percentile", "mse"]  # how a range is drawn from the values seen
+CorrectionMethod = Literal["none", "bias", "norm"]  # of what rounding shifts: means of layers' outputs, and spreads too
 
 
 # --- what the user writes -----------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ class QuantizeSpec:
 
     __pydantic_config__ = STRICT
     method: Literal["qat", "ptq"] = "qat"  # "ptq": calibration is all, for those who cannot train
-    calibration: Calibration | Literal["auto"] = "auto"  # of activation ranges; "auto": the best on validation
-    correction: Correction | Literal["auto"] = "auto"  # of what rounding shifts; "auto": the best on validation
+    calibration: CalibrationMethod | Literal["auto"] = "auto"  # of activation ranges; "auto": the best on validation
+    correction: CorrectionMethod | Literal["auto"] = "auto"  # of what rounding shifts; "auto": the best on validation
     search_seconds: float = 90.0  # longest search for the fastest placement, a model; 0: the usual one, untimed
     train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=3, learning_rate=2e-4, distill=0.5))
     float_modules: tuple[str, ...] = ()  # module names left in float, with all below them
@@ -133,7 +133,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reuse:
+class ReuseSpec:
     """Each names a block as `toolchain select` lists them (`features.7`, `layer3.1`); "": not asked for."""
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -151,7 +151,9 @@ class Recipe:
     description: str = ""
     domain: str
     model: ModelSpec
-    reuse: Reuse | Literal["auto"] = field(default_factory=Reuse)  # of the pretrained network; "auto": as it is advised
+    reuse: ReuseSpec | Literal["auto"] = field(
+        default_factory=ReuseSpec
+    )  # of the pretrained network; "auto": as it is advised
     release: int = field(default=0, compare=False)  # counted up by whoever ships; boards refuse to go back
     seed: int = 0
     seeds: int = 1  # how often adapt is repeated, with the next seeds; the best on validation goes on

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from toolchain.config.recipe import ModelSpec, Reuse
+from toolchain.config.recipe import ModelSpec, ReuseSpec
 
 AUTO = "auto"
 MayShip = Literal["yes", "no", "unknown"]
@@ -16,12 +16,12 @@ class Candidate:
     __pydantic_config__ = {"extra": "forbid"}
     name: str
     model: ModelSpec
-    reuse: Reuse = field(default_factory=Reuse)
+    reuse: ReuseSpec = field(default_factory=ReuseSpec)
     trained_on: str = ""  # the set that its weights come from; "": not known
     may_ship: MayShip = "unknown"  # whether the weights' licence lets a product carry them
 
 
-def left_open(model: str) -> bool:
+def is_auto(model: str) -> bool:
     """Whether a model's name leaves the choice to the ranking: "auto", or "auto:" and candidates."""
     return model.partition(":")[0] == AUTO
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from toolchain.config.packaging import Packaging
+from toolchain.config.packaging import PackageSpec
 from toolchain.config.recipe import STRICT, Budget
 from toolchain.core.types import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowance:
+class GateLimits:
     """Fractions of the reference's figure; 0.05 = 5 %. None: not gated."""
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -46,6 +46,6 @@ class Target:
     precisions: tuple[Precision, ...] = ("f32", "int8")  # what may ship, and what is measured
     scheme: QuantScheme = field(default_factory=QuantScheme)
     budget: Budget = field(default_factory=Budget)
-    package: Packaging = field(default_factory=Packaging, compare=False)
-    gate: Allowance = field(default_factory=Allowance, compare=False)  # decides nothing that is made here
+    package: PackageSpec = field(default_factory=PackageSpec, compare=False)
+    gate: GateLimits = field(default_factory=GateLimits, compare=False)  # decides nothing that is made here
     device: str = field(default="", compare=False)  # board to time on, "ssh:user@host"; its name decides nothing

@@ -7,22 +7,22 @@ from typing import Any
 
 from toolchain.config import amounts
 from toolchain.config.dataset import Domain
-from toolchain.config.packaging import C_ARRAY, Packaging
+from toolchain.config.packaging import C_ARRAY_FORM, PackageSpec
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
-from toolchain.config.shortlist import Shortlist, left_open
-from toolchain.config.target import Allowance, Isa, QuantScheme, Target
+from toolchain.config.shortlist import Shortlist, is_auto
+from toolchain.config.target import GateLimits, Isa, QuantScheme, Target
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
 # integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
 # products are kept in 16 bits, which eight-bit weights overflow; ARM multiplies signed by signed
-SCHEMES: Mapping[Isa, tuple[tuple[str, int], ...]] = {
+SCHEMES_BY_ISA: Mapping[Isa, tuple[tuple[str, int], ...]] = {
     "x86-64-vnni": (("uint8", 8), ("uint8", 7)),
     "x86-64-avx2": (("uint8", 7),),
     "arm64": (("int8", 8), ("uint8", 8)),
 }
 Rules = list[tuple[bool, str]]
-MOST = {"shift": 0.5, "scale": 0.9, "crop": 0.95, "rotate_degrees": 180, "brightness": 1, "saturation": 1, "erase": 1,
+AUGMENTATION_LIMITS = {"shift": 0.5, "scale": 0.9, "crop": 0.95, "rotate_degrees": 180, "brightness": 1, "saturation": 1, "erase": 1,
         "mixup": 2, "cutmix": 2}  # of each augmentation; beyond it nothing of the picture is left  # fmt: skip
 
 
@@ -51,14 +51,14 @@ def _train_rules(name: str, spec: TrainSpec) -> Rules:
     ]
 
 
-def size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
+def image_size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
     """Whether these are sides of a picture, and what is said where they are not."""
     good = size is None or all(8 <= side <= 4096 for side in size)
     return good, f"{name} = {size}: height and width, each between 8 and 4096"
 
 
 def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
-    criteria = registry.modules("criteria")
+    criteria = registry.list_modules("criteria")
     return [
         (
             value.ratio is None or 0 <= value.ratio < 1,
@@ -66,7 +66,7 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
         ),
         (
             value.criterion in criteria,
-            f"prune.criterion = {value.criterion!r}; {registry.nearest(value.criterion, criteria)}",
+            f"prune.criterion = {value.criterion!r}; {registry.suggest(value.criterion, criteria)}",
         ),
         (0 < value.max_share <= 1, f"prune.max_share = {value.max_share}: must be above 0, at most 1"),
         (
@@ -106,7 +106,7 @@ def _recipe_rules(value: Recipe) -> Rules:
         *_auto_rules(value),
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
         (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
-        size_rule("image_size", value.image_size),
+        image_size_rule("image_size", value.image_size),
         *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
         (value.release >= 0, f"release = {value.release}: a whole number that only grows"),
@@ -132,7 +132,7 @@ def _recipe_rules(value: Recipe) -> Rules:
                 (getattr(value.augment, name) or 0) <= most,
                 f"augment.{name} = {getattr(value.augment, name)}: at most {most}",
             )
-            for name, most in MOST.items()
+            for name, most in AUGMENTATION_LIMITS.items()
         ),
         *_budget_rules(value.budget),
     ]
@@ -140,7 +140,7 @@ def _recipe_rules(value: Recipe) -> Rules:
 
 def _auto_rules(value: Recipe) -> Rules:
     """A model that is yet to be chosen has no properties."""
-    if not left_open(value.model.name):
+    if not is_auto(value.model.name):
         return []
     own = {one.name for one in dataclasses.fields(ModelSpec)} - {"name", "licence"}
     default = ModelSpec(name="")
@@ -168,17 +168,17 @@ def _budget_rules(value: Budget) -> Rules:
 
 def _amount_rule(name: amounts.Quantity, text: str) -> tuple[bool, str]:
     try:
-        amounts.read(name, text)
+        amounts.parse(name, text)
     except ToolchainError as reason:
         return False, str(reason)
     return True, ""
 
 
 def _target_rules(value: Target) -> Rules:
-    runtimes = registry.modules("runtimes")
+    runtimes = registry.list_modules("runtimes")
     if value.runtime not in runtimes:
-        return [(False, f"runtime = {value.runtime!r}; {registry.nearest(value.runtime, runtimes)}")]
-    possible = registry.module("runtimes", value.runtime).PRECISIONS
+        return [(False, f"runtime = {value.runtime!r}; {registry.suggest(value.runtime, runtimes)}")]
+    possible = registry.load_module("runtimes", value.runtime).PRECISIONS
     odd = [p for p in value.precisions if p not in possible]
     return [
         _name_rule(value.name),
@@ -186,8 +186,8 @@ def _target_rules(value: Target) -> Rules:
         (value.alignment >= 1, f"alignment = {value.alignment}: at least 1"),
         _scheme_rule(value.isa, value.scheme),
         (
-            not value.fit_like or value.fit_like in registry.names("targets"),
-            f"fit_like = {value.fit_like!r}; {registry.nearest(value.fit_like, registry.names('targets'))}",
+            not value.fit_like or value.fit_like in registry.list_names("targets"),
+            f"fit_like = {value.fit_like!r}; {registry.suggest(value.fit_like, registry.list_names('targets'))}",
         ),
         (value.fit_like != value.name, f"fit_like = {value.fit_like!r}: a target cannot borrow from itself"),
         (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
@@ -199,14 +199,14 @@ def _target_rules(value: Target) -> Rules:
     ]
 
 
-def _package_rules(value: Packaging, runtime: str) -> Rules:
-    room = registry.module("runtimes", runtime)
-    possible = [*room.FORMS, *([C_ARRAY] if len(room.FILE_NAMES) == 1 else [])]
+def _package_rules(value: PackageSpec, runtime: str) -> Rules:
+    room = registry.load_module("runtimes", runtime)
+    possible = [*room.FORMS, *([C_ARRAY_FORM] if len(room.FILE_NAMES) == 1 else [])]
     odd = next((form for form in value.forms if form not in possible), None)
     return [
-        (odd is None, f"package.forms: {runtime} has no {odd!r}; {registry.nearest(str(odd), possible)}"),
+        (odd is None, f"package.forms: {runtime} has no {odd!r}; {registry.suggest(str(odd), possible)}"),
         (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is named twice"),
-        size_rule("package.frame", value.frame),
+        image_size_rule("package.frame", value.frame),
         (
             value.frame is None or value.input == "uint8",
             'package.frame: a camera\'s frames are taken with input = "uint8"',
@@ -214,7 +214,7 @@ def _package_rules(value: Packaging, runtime: str) -> Rules:
     ]
 
 
-def _gate_rules(value: Allowance) -> Rules:
+def _gate_rules(value: GateLimits) -> Rules:
     threshold = value.regression_threshold
     return [
         (0.01 <= threshold <= 1, f"gate.regression_threshold = {threshold}: from 0.01 (one percent) to 1"),
@@ -227,8 +227,8 @@ def _gate_rules(value: Allowance) -> Rules:
 
 
 def _scheme_rule(isa: Isa, scheme: QuantScheme) -> tuple[bool, str]:
-    possible = " or ".join(f"{kind} activations with {bits}-bit weights" for kind, bits in SCHEMES[isa])
-    good = (scheme.activations, scheme.weight_bits) in SCHEMES[isa]
+    possible = " or ".join(f"{kind} activations with {bits}-bit weights" for kind, bits in SCHEMES_BY_ISA[isa])
+    good = (scheme.activations, scheme.weight_bits) in SCHEMES_BY_ISA[isa]
     return (
         good,
         f"scheme: {isa} is not served by {scheme.activations} with {scheme.weight_bits} bits; possible: {possible}",
@@ -236,14 +236,14 @@ def _scheme_rule(isa: Isa, scheme: QuantScheme) -> tuple[bool, str]:
 
 
 def _domain_rules(value: Domain) -> Rules:
-    sources = ["folder", *registry.modules("sources")]
+    sources = ["folder", *registry.list_modules("sources")]
     shares = value.validation_share > 0 and value.test_share > 0 and value.validation_share + value.test_share < 0.9
     return [
-        (value.source in sources, f"source = {value.source!r}; {registry.nearest(value.source, sources)}"),
+        (value.source in sources, f"source = {value.source!r}; {registry.suggest(value.source, sources)}"),
         (shares, "validation_share and test_share must be above 0 and together below 0.9"),
         (min(value.split_seed, value.calibration_seed) >= 0, "split_seed and calibration_seed must not be negative"),
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
-        size_rule("image_size", value.image_size),
+        image_size_rule("image_size", value.image_size),
         (
             _names_a_group(value.group_pattern),
             f"group_pattern = {value.group_pattern!r}: a regular expression with one (group)",
@@ -273,7 +273,7 @@ def _shortlist_rules(value: Shortlist) -> Rules:
     ]
 
 
-RULES: Mapping[registry.DataKind, Any] = {
+RULES_BY_KIND: Mapping[registry.ConfigKind, Any] = {
     "recipes": _recipe_rules,
     "targets": _target_rules,
     "calibration": _domain_rules,

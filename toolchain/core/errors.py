@@ -10,7 +10,7 @@ class ToolchainError(Exception):
     exit_code = 2
 
 
-def brief(reason: BaseException) -> str:
+def first_line(reason: BaseException) -> str:
     """The first line of what another library complains about, or at least the kind of complaint."""
     if isinstance(reason, KeyError):  # whose text is the key alone
         return f"there is no {reason}"

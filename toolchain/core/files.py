@@ -23,7 +23,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -41,18 +41,18 @@ def sha256_file(path: Path) -> str:
         raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
 
 
-def plain(value: Any, *, compared: bool = False) -> Any:
+def to_jsonable(value: Any, *, compared: bool = False) -> Any:
     """A value as JSON can hold it: dataclasses as objects, paths as text, tuples as lists.
 
     With `compared` only those fields that make two values differ.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if f.compare or not compared]
-        return {f.name: plain(getattr(value, f.name), compared=compared) for f in fields}
+        return {f.name: to_jsonable(getattr(value, f.name), compared=compared) for f in fields}
     if isinstance(value, Mapping):
-        return {str(k): plain(v, compared=compared) for k, v in value.items()}
+        return {str(k): to_jsonable(v, compared=compared) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v, compared=compared) for v in value]
+        return [to_jsonable(v, compared=compared) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -61,11 +61,11 @@ def digest(*parts: Any) -> str:
 
     Fields that do not count when two values are compared do not count here: they decide no result.
     """
-    text = json.dumps([plain(part, compared=True) for part in parts], sort_keys=True)
+    text = json.dumps([to_jsonable(part, compared=True) for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def artefact(*files: Path) -> Artefact:
+def make_artefact(*files: Path) -> Artefact:
     """An Artefact over files that belong together; its hash covers all of them in order."""
     total = hashlib.sha256("".join(sha256_file(f) for f in files).encode()).hexdigest()
     size = sum(f.stat().st_size for f in files)
@@ -75,7 +75,7 @@ def artefact(*files: Path) -> Artefact:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """Opens a temporary file that takes `path`'s place only when everything was written and synced.
 
     Raises:
@@ -107,13 +107,13 @@ def disk_error(path: Path, reason: OSError) -> ToolchainError:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole text file, or nothing."""
-    with writing(path) as file:
+    with open_atomic(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with sorted keys, or nothing."""
-    write_text(path, json.dumps(plain(value), indent=1, sort_keys=True) + "\n")
+    write_text(path, json.dumps(to_jsonable(value), indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -131,7 +131,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
     """Holds `folder` for this process alone. The lock dies with the process, so a killed run never blocks the next.
 
     Raises:
@@ -150,6 +150,6 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
                 raise ToolchainError(
                     f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
                 ) from reason
-            progress.say(f"{folder.parent.name}: another run is at it; waiting for its result")
+            progress.log(f"{folder.parent.name}: another run is at it; waiting for its result")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

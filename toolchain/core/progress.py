@@ -8,7 +8,7 @@ from contextlib import contextmanager
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Bar:
+class ProgressBar:
     """Counts steps of one piece of long work; `total` may grow on the way."""
 
     def __init__(self, label: str, total: int) -> None:
@@ -22,9 +22,9 @@ class Bar:
         now = time.monotonic()
         if now - self.shown >= SECONDS_BETWEEN_LINES:
             self.shown = now
-            self.line()
+            self.print_line()
 
-    def line(self) -> None:
+    def print_line(self) -> None:
         """Prints where the work stands."""
         took = time.monotonic() - self.started
         rate = self.done / took if took else 0.0
@@ -34,7 +34,7 @@ class Bar:
         )
 
 
-class TerminalBar(Bar):
+class TerminalProgressBar(ProgressBar):
     """The same on a terminal, drawn by rich."""
 
     def __init__(self, label: str, total: int) -> None:
@@ -47,30 +47,30 @@ class TerminalBar(Bar):
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
         )
-        self.drawn = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), transient=True)
-        self.task = self.drawn.add_task(label, total=total, note="", rate="")
-        self.drawn.start()
+        self.display = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), transient=True)
+        self.task = self.display.add_task(label, total=total, note="", rate="")
+        self.display.start()
 
     def step(self, note: str = "", count: int = 1) -> None:
         self.done += count
         self.note = note or self.note
         rate = self.done / max(time.monotonic() - self.started, 1e-9)
-        self.drawn.update(self.task, completed=self.done, total=self.total, note=self.note, rate=f"{rate:.3g}/s")
+        self.display.update(self.task, completed=self.done, total=self.total, note=self.note, rate=f"{rate:.3g}/s")
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Bar]:
+def show_bar(label: str, total: int) -> Iterator[ProgressBar]:
     """A progress display for `total` steps."""
     if sys.stdout.isatty():
-        terminal = TerminalBar(label, total)
+        terminal = TerminalProgressBar(label, total)
         try:
             yield terminal
         finally:
-            terminal.drawn.stop()
+            terminal.display.stop()
     else:
-        yield Bar(label, total)
+        yield ProgressBar(label, total)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line about what is happening."""
     print(text, flush=True)

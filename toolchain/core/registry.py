@@ -12,9 +12,9 @@ from typing import Literal
 
 from toolchain.core.errors import ToolchainError
 
-DataKind = Literal["targets", "calibration", "recipes", "shortlists"]
-CodeKind = Literal["criteria", "runtimes", "scores", "sources", "updates", "verbs"]
-PACKAGE = Path(__file__).resolve().parent.parent
+ConfigKind = Literal["targets", "calibration", "recipes", "shortlists"]
+DropInKind = Literal["criteria", "runtimes", "scores", "sources", "updates", "verbs"]
+PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 ROOMS = {  # where each kind of drop-in lies
     "criteria": "pruning/criteria",
     "runtimes": "export/runtimes",
@@ -25,20 +25,20 @@ ROOMS = {  # where each kind of drop-in lies
 }
 
 
-def folders(kind: DataKind) -> list[Path]:
+def list_folders(kind: ConfigKind) -> list[Path]:
     """Where files of a kind are looked for, first match wins: here, in the package, beside it in a clone."""
-    places = [Path.cwd() / kind, PACKAGE / kind]
-    if (PACKAGE.parent / "pyproject.toml").exists():
-        places.append(PACKAGE.parent / kind)
+    places = [Path.cwd() / kind, PACKAGE_FOLDER / kind]
+    if (PACKAGE_FOLDER.parent / "pyproject.toml").exists():
+        places.append(PACKAGE_FOLDER.parent / kind)
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
-def names(kind: DataKind) -> list[str]:
+def list_names(kind: ConfigKind) -> list[str]:
     """All names of a kind."""
-    return sorted({path.stem for folder in folders(kind) for path in folder.glob("*.toml")})
+    return sorted({path.stem for folder in list_folders(kind) for path in folder.glob("*.toml")})
 
 
-def find(kind: DataKind, name: str) -> Path:
+def find_file(kind: ConfigKind, name: str) -> Path:
     """The file of a name, or of a path that ends in .toml.
 
     Raises:
@@ -48,10 +48,10 @@ def find(kind: DataKind, name: str) -> Path:
         if not Path(name).is_file():
             raise ToolchainError(f"{name} is not there")
         return Path(name)
-    for folder in folders(kind):
+    for folder in list_folders(kind):
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"
-    raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {nearest(name, names(kind))}")
+    raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {suggest(name, list_names(kind))}")
 
 
 def _singular(kind: str) -> str:
@@ -64,24 +64,24 @@ def _singular(kind: str) -> str:
     }.get(kind, kind[:-1])
 
 
-def nearest(name: str, accepted: list[str]) -> str:
+def suggest(name: str, accepted: list[str]) -> str:
     """The second half of an error message: what was probably meant, and everything that is accepted."""
     close = get_close_matches(name, accepted, n=1) or get_close_matches(name.lower(), accepted, n=1)
     meant = f"did you mean {close[0]!r}? " if close else ""
     return f"{meant}There are: {', '.join(accepted) or 'none'}"
 
 
-def modules(kind: CodeKind) -> list[str]:
+def list_modules(kind: DropInKind) -> list[str]:
     """Names of all drop-in modules of a kind."""
-    return sorted(path.stem for path in (PACKAGE / ROOMS[kind]).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (PACKAGE_FOLDER / ROOMS[kind]).glob("*.py") if not path.stem.startswith("_"))
 
 
-def module(kind: CodeKind, name: str) -> ModuleType:
+def load_module(kind: DropInKind, name: str) -> ModuleType:
     """Imports one drop-in module.
 
     Raises:
         ToolchainError: there is none of that name.
     """
-    if name not in modules(kind):
-        raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {nearest(name, modules(kind))}")
+    if name not in list_modules(kind):
+        raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {suggest(name, list_modules(kind))}")
     return importlib.import_module(f"toolchain.{ROOMS[kind].replace('/', '.')}.{name}")

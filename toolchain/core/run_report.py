@@ -3,28 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
-Report = Mapping[str, Any]
+RunReport = Mapping[str, Any]
 BASELINE = "dense-fp32"  # what all variants are compared with
 
 
-def find_variant(report: Report, name: str | None) -> Mapping[str, Any]:
+def find_variant(report: RunReport, name: str | None) -> Mapping[str, Any]:
     """The variant of that name, or an empty one."""
     return next((v for v in report.get("variants") or () if v["name"] == name), {})
 
 
-def shipped_name(report: Report) -> str | None:
+def shipped_name(report: RunReport) -> str | None:
     """Name of the variant that ships; None when a budget was missed."""
     marked = next((v["name"] for v in report.get("variants") or () if v.get("shipped")), None)
     name: str | None = report.get("shipped", marked)
     return name
 
 
-def reported_variant(report: Report) -> Mapping[str, Any]:
+def reported_variant(report: RunReport) -> Mapping[str, Any]:
     """The variant that the figures are about: the one that ships, else the candidate that missed a budget."""
     return find_variant(report, shipped_name(report) or report.get("candidate"))
 
 
-def describe_outcome(report: Report) -> str:
+def describe_outcome(report: RunReport) -> str:
     """What ships, or that nothing does and for which checks, in a sentence."""
     name, found = shipped_name(report), reported_variant(report)
     if name:

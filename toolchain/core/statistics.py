@@ -18,11 +18,11 @@ from scipy.stats import mstats
 from toolchain.core.types import Interval
 
 CONFIDENCE = 0.95
-TRIM = 0.2
+TRIMMED_SHARE = 0.2
 POWER = 0.8
-DISAGREEMENT = 0.05  # of two models of one family on one set, where it has not been measured
+DEFAULT_DISAGREEMENT = 0.05  # of two models of one family on one set, where it has not been measured
 # MLPerf LoadGen's early stopping rule (confidence 0.99, no tolerance): fewest samples that can carry a percentile
-FEWEST_SAMPLES = {50: 11, 90: 64, 99: 662}
+MIN_SAMPLES_BY_PERCENTILE = {50: 11, 90: 64, 99: 662}
 
 
 def accuracy(correct: np.ndarray) -> Interval:
@@ -43,7 +43,7 @@ def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> Interval:
     return _normal(float(np.mean(shares)), math.sqrt(variance) / len(shares), len(correct), 0.0, 1.0)
 
 
-def drop(reference: np.ndarray, candidate: np.ndarray) -> Interval:
+def accuracy_drop(reference: np.ndarray, candidate: np.ndarray) -> Interval:
     """Accuracy lost from reference to candidate, both bool [images] over the same images; positive is worse."""
     estimate, centre, error = _matched(reference, candidate)
     reach = _z() * error
@@ -59,7 +59,7 @@ def balanced_drop(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarr
     return _normal(estimate, error, len(reference), -1.0, 1.0)
 
 
-def smallest_difference(images: int, disagreement: float = DISAGREEMENT) -> float:
+def minimum_detectable_difference(images: int, disagreement: float = DEFAULT_DISAGREEMENT) -> float:
     """Smallest accuracy difference that a test set can show: 95 % interval, found four times in five.
 
     Two models answer the same images, so only those on which exactly one of them is right tell anything (McNemar's
@@ -74,7 +74,7 @@ def smallest_difference(images: int, disagreement: float = DISAGREEMENT) -> floa
     return float(scipy_optimize.brentq(lambda d: images_needed(d, max(disagreement, d)) - images, 1e-6, 1.0, xtol=1e-7))
 
 
-def images_needed(difference: float, disagreement: float = DISAGREEMENT) -> int:
+def images_needed(difference: float, disagreement: float = DEFAULT_DISAGREEMENT) -> int:
     """How many test images show an accuracy difference; the inverse of `smallest_difference`."""
     share = max(disagreement, difference)
     certain, found = _z(), float(scipy_stats.norm.ppf(POWER))
@@ -82,12 +82,12 @@ def images_needed(difference: float, disagreement: float = DISAGREEMENT) -> int:
     return math.ceil((root / difference) ** 2)
 
 
-def disagreement(reference: np.ndarray, candidate: np.ndarray) -> float:
+def disagreement_share(reference: np.ndarray, candidate: np.ndarray) -> float:
     """Share of images on which exactly one of two models is right."""
     return float((reference != candidate).mean())
 
 
-def repeated(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
+def mean_over_repeats(values: np.ndarray, labels: np.ndarray | None = None) -> Interval:
     """Mean of repeats (seeds, draws) over the same images, with the doubt that both bring.
 
     Args:
@@ -131,10 +131,10 @@ def _normal(estimate: float, error: float, samples: int, lowest: float, highest:
 
 def percentile(samples_ms: Sequence[float], which: int) -> float | None:
     """The `which`-th percentile, or None where there are too few samples to carry it."""
-    return float(np.percentile(samples_ms, which)) if len(samples_ms) >= FEWEST_SAMPLES[which] else None
+    return float(np.percentile(samples_ms, which)) if len(samples_ms) >= MIN_SAMPLES_BY_PERCENTILE[which] else None
 
 
-def round_ratio(base_blocks: Sequence[Sequence[float]], other_blocks: Sequence[Sequence[float]]) -> float:
+def log_speedup(base_blocks: Sequence[Sequence[float]], other_blocks: Sequence[Sequence[float]]) -> float:
     """Log of how many times faster `other` is in one round: median over blocks of ln(min base / min other)."""
     logs = [math.log(min(base) / min(other)) for base, other in zip(base_blocks, other_blocks, strict=True)]
     return float(np.median(logs))
@@ -146,61 +146,63 @@ def speedup(round_logs: Sequence[float]) -> Interval:
     if len(values) < 3:
         middle = float(np.exp(np.mean(values)))
         return Interval(estimate=middle, low=0.0, high=math.inf, samples=len(values))
-    estimate = float(scipy_stats.trim_mean(values, TRIM))
-    low, high = mstats.trimmed_mean_ci(values, limits=(TRIM, TRIM), alpha=1 - CONFIDENCE)
+    estimate = float(scipy_stats.trim_mean(values, TRIMMED_SHARE))
+    low, high = mstats.trimmed_mean_ci(values, limits=(TRIMMED_SHARE, TRIMMED_SHARE), alpha=1 - CONFIDENCE)
     return Interval(estimate=math.exp(estimate), low=math.exp(low), high=math.exp(high), samples=len(values))
 
 
-def spread(round_logs: Sequence[float]) -> float:
+def timing_noise(round_logs: Sequence[float]) -> float:
     """Standard deviation of the round values, the machine's noise; a share."""
     return float(np.std(round_logs, ddof=1)) if len(round_logs) > 1 else 0.0
 
 
 @dataclass(frozen=True)
-class Centre:
+class TrimmedMean:
     """20 %-trimmed mean of round values, its standard error and degrees of freedom (Yuen, Biometrika 61, 1974)."""
 
     estimate: float
-    error: float
-    freedom: int
+    standard_error: float
+    degrees_of_freedom: int
 
-    def p_above(self, value: float) -> float:
+    def p_greater(self, value: float) -> float:
         """How likely round values this high are where the true one is `value`; one-sided."""
         return self._tail(self.estimate - value)
 
-    def p_apart(self, value: float) -> float:
+    def p_two_sided(self, value: float) -> float:
         """The same for values this far from it on either side."""
         return min(1.0, 2 * self._tail(abs(self.estimate - value)))
 
-    def bound(self, confidence: float) -> float:
+    def upper_bound(self, confidence: float) -> float:
         """What the true value is below with that confidence; one-sided."""
-        return self.estimate + self.reach(confidence)
+        return self.estimate + self.margin(confidence)
 
-    def detectable(self, chance: float, power: float) -> float:
+    def detectable_difference(self, chance: float, power: float) -> float:
         """The smallest difference that values with this noise find with that power, at that chance of a false alarm."""
-        return self.reach(1 - chance) + self.reach(power)
+        return self.margin(1 - chance) + self.margin(power)
 
-    def reach(self, probability: float) -> float:
+    def margin(self, probability: float) -> float:
         """How far below the true value an estimate lies with no more than the rest of that probability."""
-        return float(scipy_stats.t.ppf(probability, self.freedom)) * self.error
+        return float(scipy_stats.t.ppf(probability, self.degrees_of_freedom)) * self.standard_error
 
     def _tail(self, distance: float) -> float:
-        if self.error == 0:
+        if self.standard_error == 0:
             return float(distance <= 0)
-        return float(scipy_stats.t.sf(distance / self.error, self.freedom))
+        return float(scipy_stats.t.sf(distance / self.standard_error, self.degrees_of_freedom))
 
 
-def centre(values: Sequence[float]) -> Centre:
+def trimmed_mean(values: Sequence[float]) -> TrimmedMean:
     """The trimmed mean of at least three round values."""
     ordered = np.sort(np.asarray(values, float))
-    cut = int(TRIM * len(ordered))
+    cut = int(TRIMMED_SHARE * len(ordered))
     kept = len(ordered) - 2 * cut
     clipped = np.clip(ordered, ordered[cut], ordered[-1 - cut])  # winsorized
     squares = float(((clipped - clipped.mean()) ** 2).sum())
-    return Centre(float(ordered[cut : len(ordered) - cut].mean()), math.sqrt(squares / (kept * (kept - 1))), kept - 1)
+    return TrimmedMean(
+        float(ordered[cut : len(ordered) - cut].mean()), math.sqrt(squares / (kept * (kept - 1))), kept - 1
+    )
 
 
-def lost_by_chance(reference: np.ndarray, candidate: np.ndarray) -> float:
+def mcnemar_p_value(reference: np.ndarray, candidate: np.ndarray) -> float:
     """How likely a loss of accuracy this large is where both are as good: McNemar's exact test, one-sided.
 
     Args:
@@ -210,7 +212,7 @@ def lost_by_chance(reference: np.ndarray, candidate: np.ndarray) -> float:
     return float(scipy_stats.binomtest(lost, lost + won, 0.5, alternative="greater").pvalue) if lost + won else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_adjust(p_values: Sequence[float]) -> list[float]:
     """The same tests' p-values where any of them may be the one that errs (Holm, Scand. J. Statist. 6, 1979)."""
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -219,7 +221,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def homogeneity(one: np.ndarray, other: np.ndarray) -> float:
+def homogeneity_p_value(one: np.ndarray, other: np.ndarray) -> float:
     """Probability of two rows of counts [bins] differing so if one distribution made both: Pearson's chi-square.
 
     Bins that neither has anything in do not count; 1.0 where one bin is left.

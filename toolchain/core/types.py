@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Mode = Literal["gray", "rgb"]
+ColourMode = Literal["gray", "rgb"]
 Precision = Literal["f32", "bf16", "int8"]
-Architecture = Literal["dense", "pruned"]
+NetworkName = Literal["dense", "pruned"]
 
 
 # --- what flows ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preprocess:
+class Preprocessing:
     """From a decoded picture to the network's input; carried unchanged into the manifest and the runner."""
 
     image_size: tuple[int, int]  # height, width
-    mode: Mode
+    mode: ColourMode
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -47,7 +47,7 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage:
+class IntegerCoverage:
     """What really ran in integers, as the runtime's own executed graph says."""
 
     integer: int

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolchain.config.dataset import Kind
+from toolchain.config.dataset import ImageKind
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 
 # what leaves a picture of its kind in its class, at the strength that a few dozen pictures a class need
-AUTO_BY_KIND: Mapping[Kind, AugmentSpec] = {
+AUTO_BY_KIND: Mapping[ImageKind, AugmentSpec] = {
     "photo": AugmentSpec(
         horizontal_flip=True, crop=0.35, rotate_degrees=15, brightness=0.15, saturation=0.2, mixup=0.1, erase=0.2
     ),
@@ -34,7 +34,7 @@ AUTO_BY_KIND: Mapping[Kind, AugmentSpec] = {
     "thermal": AugmentSpec(horizontal_flip=True, shift=0.05, scale=0.1, rotate_degrees=5, mixup=0.1, erase=0.1),
     "text": AugmentSpec(shift=0.08, scale=0.1, rotate_degrees=8, brightness=0.15),
 }
-FORBIDDEN_BY_KIND: Mapping[Kind, Mapping[str, str]] = {
+FORBIDDEN_BY_KIND: Mapping[ImageKind, Mapping[str, str]] = {
     "thermal": dict.fromkeys(("brightness", "saturation"), "a thermal picture's grey value is a temperature"),
     "text": dict.fromkeys(("horizontal_flip", "vertical_flip"), "a mirrored character is another one or none"),
 }
@@ -51,7 +51,7 @@ LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # what red, green and blue count in a gray
 MAX_LOG_ASPECT = math.log(4 / 3)  # reach of a crop's aspect ratio, as is usual for ImageNet
 
 
-def resolve(spec: AugmentSpec, kind: Kind, images_per_class: float) -> AugmentSpec:
+def resolve(spec: AugmentSpec, kind: ImageKind, images_per_class: float) -> AugmentSpec:
     """What the recipe asks for; with `auto`, what suits the kind of picture, weaker where there are many.
 
     Raises:

@@ -21,7 +21,7 @@ from toolchain.config.dataset import Domain
 from toolchain.core import files as records
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import image_folder
 from toolchain.data.image_folder import SPLITS, Split
 from toolchain.edge import run
@@ -62,7 +62,7 @@ class Dataset:
 
     classes: tuple[str, ...]
     splits: Mapping[Split, Images]
-    preprocess: Preprocess
+    preprocess: Preprocessing
     digest: str  # of files, splits and preprocessing size and mode
     calibration_rows: tuple[int, ...]  # indices into the training split
     calibration_digest: str  # over their pixels
@@ -79,12 +79,12 @@ class Dataset:
         return self.splits["train"].select(self.calibration_rows)
 
 
-def pixel_cache_key(files_digest: str, preprocess: Preprocess, on_corrupt: str) -> str:
+def pixel_cache_key(files_digest: str, preprocess: Preprocessing, on_corrupt: str) -> str:
     """Name of decoded pixels in the cache: the files, how they are decoded, and by what."""
     return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
 
 
-def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
+def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
     """Finds, splits and decodes a domain's images; decoded pixels are kept under `cache`.
 
     Raises:
@@ -92,7 +92,7 @@ def load(domain: Domain, preprocess: Preprocess, cache: Path) -> Dataset:
     """
     found = image_folder.find_images(domain, cache)
     key = pixel_cache_key(found.digest, preprocess, domain.on_corrupt)
-    with records.locked(cache / "pixels" / key, wait=True):
+    with records.lock_folder(cache / "pixels" / key, wait=True):
         splits, skipped = {}, []
         for split in SPLITS:
             path = cache / "pixels" / key / f"{split}.npy"
@@ -121,7 +121,7 @@ def decode_at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset
     preprocess = dataclasses.replace(data.preprocess, image_size=size)
     key = pixel_cache_key(data.digest, preprocess, "fail")
     splits = {}
-    with records.locked(cache / "pixels" / key, wait=True):
+    with records.lock_folder(cache / "pixels" / key, wait=True):
         for split, images in data.splits.items():
             pixels, _ = decode_files(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
             splits[split] = dataclasses.replace(images, pixels=torch.from_numpy(pixels))
@@ -135,7 +135,7 @@ def _drawn(train: Images, rows: Sequence[int]) -> str:
 
 
 def decode_files(
-    files: Sequence[Path], preprocess: Preprocess, path: Path, on_corrupt: Literal["fail", "skip"]
+    files: Sequence[Path], preprocess: Preprocessing, path: Path, on_corrupt: Literal["fail", "skip"]
 ) -> tuple[np.ndarray, set[int]]:
     """Pixels of the readable files, uint8 [files, height, width(, 3)], kept at `path`; and which ones are not readable.
 
@@ -146,7 +146,7 @@ def decode_files(
     if marks.exists():
         return np.load(path, mmap_mode="c"), set(records.read_json(marks))
     rows, bad = [], set()
-    with progress.bar(f"decode {path.stem}", len(files)) as bar:
+    with progress.show_bar(f"decode {path.stem}", len(files)) as bar:
         for index, file in enumerate(files):
             try:
                 rows.append(run.fit_size(run.read_picture(file, preprocess.mode), preprocess.image_size))
@@ -159,7 +159,7 @@ def decode_files(
             bar.step()
     if not rows:
         raise ToolchainError(f"none of the {len(files)} images for {path.stem} can be read")
-    with records.writing(path) as out:
+    with records.open_atomic(path) as out:
         np.save(out, np.stack(rows))
     records.write_json(marks, sorted(bad))
     return np.load(path, mmap_mode="c"), bad

@@ -93,7 +93,7 @@ def locate_root(domain: Domain, cache: Path) -> Path:
     """
     if domain.source != "folder":
         folder = cache / domain.source
-        with records.locked(folder, wait=True):
+        with records.lock_folder(folder, wait=True):
             room = importlib.import_module(f"toolchain.data.sources.{domain.source}")
             version, mark = records.sha256_file(Path(str(room.__file__))), folder / "COMPLETE"
             if not mark.exists() or mark.read_text() != version:

@@ -46,7 +46,7 @@ def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDat
     entries = _drawn([(path, labels[name]) for name in labels for path in found[name]], spec.images)
     content = hashlib.sha256("".join(records.sha256_file(path) for path, _ in entries).encode()).hexdigest()
     key = pixel_cache_key(content, data.preprocess, "skip")
-    with records.locked(cache / "pixels" / key, wait=True):
+    with records.lock_folder(cache / "pixels" / key, wait=True):
         files = [path for path, _ in entries]
         pixels, bad = decode_files(files, data.preprocess, cache / "pixels" / key / "joined.npy", "skip")
     good = [label for row, (_, label) in enumerate(entries) if row not in bad]
@@ -73,9 +73,9 @@ def map_labels(spec: JoinSpec, theirs: Sequence[str], ours: Sequence[str], where
     """
     for name, meaning in spec.labels.items():
         if name not in theirs:
-            raise ToolchainError(f"{where}: labels names {name!r}; {registry.nearest(name, list(theirs))}")
+            raise ToolchainError(f"{where}: labels names {name!r}; {registry.suggest(name, list(theirs))}")
         if meaning not in ours:
-            raise ToolchainError(f"{where}: labels.{name} = {meaning!r}; {registry.nearest(meaning, list(ours))}")
+            raise ToolchainError(f"{where}: labels.{name} = {meaning!r}; {registry.suggest(meaning, list(ours))}")
     meant = {name: spec.labels.get(name, name) for name in theirs}
     lacking = [name for name, meaning in meant.items() if meaning not in ours]
     if lacking and spec.others == "fail":

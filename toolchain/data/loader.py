@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolchain.config.recipe import AugmentSpec
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import augmentation as augmentation
 from toolchain.data.decoded_dataset import Dataset, Images
 
@@ -20,7 +20,7 @@ DEFAULT_THREADS = (
 )  # threads that make batches ahead; one keeps up with training on two cores
 
 
-def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+def normalise(pixels: Tensor, preprocess: Preprocessing) -> Tensor:
     """Pixels 0..255 to the network's float32 input [images, 3, height, width], as `runner.normalise` does it."""
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(-1).expand(-1, -1, -1, 3)
@@ -32,7 +32,7 @@ def normalise(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     return lines.view(images, height, width, 3).permute(0, 3, 1, 2)  # channels last in memory, as the kernels like it
 
 
-def ordered_batches(images: Images, preprocess: Preprocess, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def ordered_batches(images: Images, preprocess: Preprocessing, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """All images in order, in batches of (float32 images [batch, 3, height, width], labels [batch])."""
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

@@ -2,7 +2,7 @@
 
 from toolchain.config import reader
 from toolchain.config.job import Job
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset, joined_datasets
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.joined_datasets import JoinedDataset
@@ -16,6 +16,6 @@ def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
     """
     recipe, domain = job.recipe, job.domain
     size = recipe.image_size or domain.image_size
-    wanted = Preprocess(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
+    wanted = Preprocessing(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
     data = decoded_dataset.load(domain, wanted, job.images)
-    return data, [joined_datasets.load(one, reader.domain(one.domain), data, job.images) for one in recipe.join]
+    return data, [joined_datasets.load(one, reader.read_domain(one.domain), data, job.images) for one in recipe.join]

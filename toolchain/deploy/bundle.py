@@ -16,7 +16,7 @@ import numpy as np
 
 from toolchain.config.job import Job
 from toolchain.core import files as records
-from toolchain.core.types import Artefact, Preprocess
+from toolchain.core.types import Artefact, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.deploy import drift_reference, npz, packaged_forms, sbom, signing
@@ -83,16 +83,18 @@ def write(shipment: Shipment, forms: PackagedForms, out: Path) -> Path:
         _reference(predictions, data, making / watch.REFERENCE)
         for file in forms.files:
             shutil.copyfile(file, making / file.name)
-        facts = {**shipment.facts, "forms": records.plain(forms.forms)}
+        facts = {**shipment.facts, "forms": records.to_jsonable(forms.forms)}
         manifest = _manifest(variant, facts, data, golden)
         records.write_json(making / "manifest.json", manifest)
-        records.write_json(making / sbom.FILE_NAME, sbom.build(manifests.checked(records.plain(manifest), making)))
-        records.write_text(making / "surgery.json", json.dumps(records.plain(shipment.surgery), sort_keys=True) + "\n")
+        records.write_json(making / sbom.FILE_NAME, sbom.build(manifests.parse(records.to_jsonable(manifest), making)))
+        records.write_text(
+            making / "surgery.json", json.dumps(records.to_jsonable(shipment.surgery), sort_keys=True) + "\n"
+        )
         records.write_text(making / "labels.txt", "\n".join(data.classes) + "\n")
         records.write_text(making / "LICENCES.md", _licences(facts))
         shutil.copyfile(runner.__file__, making / "run.py")
         shutil.copyfile(watch.__file__, making / "watch.py")
-        archives.seal(making)
+        archives.write_checksums(making)
         archive = _packed(making, out / "bundle.tar")
         if final.exists():
             final.replace(old)  # never half gone under its own name
@@ -117,7 +119,7 @@ def _packed(folder: Path, archive: Path) -> Path:
     kept = signature.read_bytes() if signature.is_file() else b""
     signature.unlink(missing_ok=True)
     if archives.pack(folder, archive) and kept and records.sha256_file(archive) == before:
-        with records.writing(signature) as out:
+        with records.open_atomic(signature) as out:
             out.write(kept)
     return archive
 
@@ -140,7 +142,7 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
         "logits": answers.artefact[chosen],
         "labels": test.labels.numpy()[chosen],
     }
-    with records.writing(path) as out:
+    with records.open_atomic(path) as out:
         npz.save(out, golden)
     step = step_of(variant, answers)
     spread = 0.0
@@ -155,12 +157,12 @@ def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> N
         drift_reference.SplitPredictions(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())
         for split, own in ((data.splits[name], answers[name]) for name in sorted(answers))
     ]
-    with records.writing(path) as out:
+    with records.open_atomic(path) as out:
         npz.save(out, drift_reference.build_arrays(seen))
 
 
 def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden: Mapping[str, float]) -> dict[str, Any]:
-    preprocess: Preprocess = data.preprocess
+    preprocess: Preprocessing = data.preprocess
     files = variant.artefact.files
     return {
         "schema": manifests.SCHEMA,
@@ -176,7 +178,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
         "input": {"name": "input", "dtype": "float32", "layout": "NCHW", "shape": [1, 3, *preprocess.image_size]},
         "output": {"name": "logits", "dtype": "float32", "shape": [1, len(data.classes)]},
         "preprocess": {
-            **records.plain(preprocess),
+            **records.to_jsonable(preprocess),
             "resize": "stretch, bilinear with antialiasing",
             "scale": "pixels / 255",
         },

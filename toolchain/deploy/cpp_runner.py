@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.core.registry import PACKAGE
+from toolchain.core.registry import PACKAGE_FOLDER
 from toolchain.edge import archive
 
 ARCHIVE_NAME = "runner.tar"
@@ -19,7 +19,7 @@ def find_sources() -> Path:
     Raises:
         ToolchainError: neither in the package nor beside it.
     """
-    for place in (PACKAGE / "runner_sources", PACKAGE.parent / ARCHIVE_FOLDER):
+    for place in (PACKAGE_FOLDER / "runner_sources", PACKAGE_FOLDER.parent / ARCHIVE_FOLDER):
         if (place / "CMakeLists.txt").is_file():
             return place
     raise ToolchainError("the C++ runner's sources are missing from this installation; install it again")
@@ -35,10 +35,10 @@ def hash_sources() -> str:
 
 def pack(path: Path) -> Path:
     """A tar of them with fixed order, owner, mode and time."""
-    with files.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with files.open_atomic(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, file in _files():
             with file.open("rb") as body:
-                tar.addfile(archive.member(name, file.stat().st_size), body)
+                tar.addfile(archive.make_member(name, file.stat().st_size), body)
     return path
 
 

@@ -105,7 +105,7 @@ def _window(
 ) -> Window:  # fmt: skip
     moved = []
     for name, row in counts.items():
-        p = statistics.homogeneity(row, whole[name])
+        p = statistics.homogeneity_p_value(row, whole[name])
         moved.append(ReadingShift(reading=name, p=p, called=p < level, share=_position(row, whole[name])))
     return Window(
         source=source, number=number, pictures=int(counts["class"].sum()),
@@ -148,7 +148,7 @@ def estimate_false_alarms(
         chosen = window[:pictures]
         for name in watch.READINGS:
             rows = [np.bincount(reference.bin_indices[name][part], minlength=sizes[name]) for part in (chosen, rest)]
-            if statistics.homogeneity(*rows) < level:
+            if statistics.homogeneity_p_value(*rows) < level:
                 called[draw] = True
                 break
     return statistics.accuracy(called)

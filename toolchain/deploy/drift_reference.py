@@ -82,13 +82,13 @@ def load_bundle(path: Path) -> WatchedBundle:
         if not path.is_file():
             raise ToolchainError(f"{path} is not there; a bundle's folder or .tar is wanted")
         with tempfile.TemporaryDirectory() as scratch:
-            return load_bundle(archive.unpacked(path, Path(scratch) / "bundle"))
-    made = manifest.checked(archive.manifest(path), path)
-    if made.watch not in archive.listed(path):
+            return load_bundle(archive.unpack(path, Path(scratch) / "bundle"))
+    made = manifest.parse(archive.read_verified_manifest(path), path)
+    if made.watch not in archive.list_checksummed_files(path):
         raise ToolchainError(f"{path} carries nothing to watch by; it was built by an older toolchain, export it again")
     return WatchedBundle(
         name=f"{made.recipe} for {made.target}, release {made.release}", classes=made.classes,
-        identity=files.sha256_file(path / archive.SUMS), reference=read(path / made.watch),
+        identity=files.sha256_file(path / archive.CHECKSUM_FILE), reference=read(path / made.watch),
     )  # fmt: skip
 
 

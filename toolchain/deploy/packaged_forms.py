@@ -14,16 +14,16 @@ import numpy as np
 
 from toolchain.config import reader
 from toolchain.config.job import Job
-from toolchain.config.packaging import C_ARRAY, FRAMES, Packed
+from toolchain.config.packaging import C_ARRAY_FORM, CAMERA_FRAMES_FORM, ConvertedModel
 from toolchain.config.target import Target
 from toolchain.core import files as records
 from toolchain.core import progress, stage_cache
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Artefact, Preprocess
+from toolchain.core.types import Artefact, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import c_array, cpp_runner, npz
 from toolchain.edge import run as runner
-from toolchain.edge.manifest import Form, Tensor
+from toolchain.edge.manifest import PackagedForm, TensorSpec
 from toolchain.export.export_variants import Variant
 from toolchain.export.passes import camera_input
 from toolchain.export.runtime import load_runtime
@@ -41,7 +41,7 @@ MIN_AGREEMENT = 0.95  # share of the pictures that a form must put into the cano
 class PackagedForms:
     """All further forms, and the files that they consist of."""
 
-    forms: tuple[Form, ...] = ()
+    forms: tuple[PackagedForm, ...] = ()
     files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
@@ -55,23 +55,23 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
         ToolchainError: a form cannot be made, or answers otherwise than the canonical model.
     """
     target = job.target
-    if not target.package.wanted:
+    if not target.package.is_requested:
         return PackagedForms()
     key = records.digest(
-        VERSION, variant.artefact.sha256, variant.precision, records.plain(target.package), data.preprocess, data.digest,
+        VERSION, variant.artefact.sha256, variant.precision, records.to_jsonable(target.package), data.preprocess, data.digest,
         load_runtime(target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
         cpp_runner.hash_sources() if target.package.sources else "",
     )  # fmt: skip
-    with stage_cache.stage(job.work, "package", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(job.work, "package", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             forms = list(_made(variant, answers, target, data, stage.folder))
             if target.package.sources:
                 cpp_runner.pack(stage.folder / cpp_runner.ARCHIVE_NAME)
             stage = stage_cache.finish(stage, started, {"forms": forms})
         found = (
-            tuple(reader.validated(Form, one, str(stage.folder)) for one in stage.figures["forms"])
-            if stage.figures
+            tuple(reader.to_dataclass(PackagedForm, one, str(stage.folder)) for one in stage.record["forms"])
+            if stage.record
             else ()
         )
         files = [stage.folder / name for form in found for name in form.files]
@@ -80,37 +80,37 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
         return PackagedForms(forms=found, files=(*files, *golden, *sources))
 
 
-def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[Form]:
+def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[PackagedForm]:
     """One form after the other, written to `folder` under the names that they ship by."""
     asked, runtime = target.package, load_runtime(target.runtime)
     judge = _Judge(variant, answers, target, data)
     source, stem = variant.artefact, "model"
     if asked.input == "uint8":
         size = asked.frame or data.preprocess.image_size
-        progress.say(f"package: a form that takes frames of {size[0]}x{size[1]}")
-        source, stem = _framed(variant, runtime, data.preprocess, size, folder), FRAMES
+        progress.log(f"package: a form that takes frames of {size[0]}x{size[1]}")
+        source, stem = _framed(variant, runtime, data.preprocess, size, folder), CAMERA_FRAMES_FORM
         judge.look(size, folder / GOLDEN_FRAMES_FILE)
-        yield judge.form(FRAMES, Packed(files=source.files, deterministic=True))
-    packed = Packed(files=source.files, deterministic=True)
-    for form in [name for name in asked.forms if name != C_ARRAY]:
-        progress.say(f"package: {form}")
+        yield judge.form(CAMERA_FRAMES_FORM, ConvertedModel(files=source.files, deterministic=True))
+    packed = ConvertedModel(files=source.files, deterministic=True)
+    for form in [name for name in asked.forms if name != C_ARRAY_FORM]:
+        progress.log(f"package: {form}")
         packed = runtime.pack(
             source.path, folder / stem, threads=target.threads, precision=variant.precision,
             native=machine.kind() == target.isa,
         )  # fmt: skip
         yield judge.form(form, packed)
-    if C_ARRAY in asked.forms:  # of the last form made: what a static build would link
-        progress.say(f"package: {packed.files[0].name} as a C array")
+    if C_ARRAY_FORM in asked.forms:  # of the last form made: what a static build would link
+        progress.log(f"package: {packed.files[0].name} as a C array")
         written = c_array.write(packed.files[0], folder)
-        alike = Packed(files=written, deterministic=packed.deterministic, bound_to=packed.bound_to)
-        yield judge.form(C_ARRAY, alike, opened=packed.files[0])
+        alike = ConvertedModel(files=written, deterministic=packed.deterministic, bound_to=packed.bound_to)
+        yield judge.form(C_ARRAY_FORM, alike, opened=packed.files[0])
 
 
-def _framed(variant: Variant, runtime: Any, preprocess: Preprocess, size: tuple[int, int], folder: Path) -> Artefact:
+def _framed(variant: Variant, runtime: Any, preprocess: Preprocessing, size: tuple[int, int], folder: Path) -> Artefact:
     """The model with resizing and normalising inside, under its own name."""
-    camera_input.fold_preprocessing(variant.onnx, preprocess, size, folder / "folded" / "folded.onnx")
+    camera_input.fold_preprocessing(variant.onnx_path, preprocess, size, folder / "folded" / "folded.onnx")
     made = runtime.compile(folder / "folded" / "folded.onnx", folder / "folded")
-    return records.artefact(*(file.replace(folder / f"{FRAMES}{file.suffix}") for file in made.files))
+    return records.make_artefact(*(file.replace(folder / f"{CAMERA_FRAMES_FORM}{file.suffix}") for file in made.files))
 
 
 class _Judge:
@@ -122,7 +122,7 @@ class _Judge:
         self.variant, self.target, self.data = variant, target, data
         self.step, self.wanted = step_of(variant, answers), answers.artefact[self.chosen]
         self.inputs = runner.normalise(test.pixels.numpy()[self.chosen], data.preprocess.mean, data.preprocess.std)
-        self.tensor: Tensor | None = None  # the input where it is a frame
+        self.tensor: TensorSpec | None = None  # the input where it is a frame
 
     def look(self, size: tuple[int, int], golden: Path) -> None:
         """From now on pictures come as a camera's frames would; some of them are written for the self-test."""
@@ -133,14 +133,14 @@ class _Judge:
         small = [runner.fit_size(shot, sees.image_size) for shot in shots]
         self.wanted = np.concatenate([session.run(shown(one, sees.mean, sees.std)[None]) for one in small])
         self.inputs = shots.reshape(*shots.shape[:3], -1)
-        self.tensor = Tensor(
+        self.tensor = TensorSpec(
             name=camera_input.INPUT_NAME, dtype="uint8", layout="NHWC", shape=(1, *self.inputs.shape[1:])
         )
         kept = slice(0, None, max(1, len(shots) // GOLDEN_FRAMES))
-        with records.writing(golden) as out:
+        with records.open_atomic(golden) as out:
             npz.save(out, {"frames": self.inputs[kept], "logits": self.wanted[kept]})
 
-    def form(self, name: str, packed: Packed, opened: Path | None = None) -> Form:
+    def form(self, name: str, packed: ConvertedModel, opened: Path | None = None) -> PackagedForm:
         """What the manifest says of a form.
 
         Args:
@@ -159,7 +159,7 @@ class _Judge:
                 f"{path.name}, the form {name!r}, names the canonical model's class for {agreement:.0%} of "
                 f"{len(given)} test pictures only; leave it out of [package] forms, and report this"
             )
-        return Form(
+        return PackagedForm(
             form=name, files=tuple(file.name for file in packed.files), deterministic=packed.deterministic,
             sha256={file.name: records.sha256_file(file) for file in packed.files}, bound_to=packed.bound_to,
             input=self.tensor, images=len(given), top1_agreement=agreement,

@@ -46,7 +46,7 @@ def sign(archive: Path, body: bytes, key: Path) -> Path:
         ToolchainError: a file is missing, or the key is none that is accepted.
     """
     secret = _private(key)
-    with files.writing(signature_path(archive)) as out:
+    with files.open_atomic(signature_path(archive)) as out:
         out.write(_signature(secret, body))
     return signature_path(archive)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import ToolchainError
-from toolchain.core.registry import PACKAGE, nearest
+from toolchain.core.registry import PACKAGE_FOLDER, suggest
 from toolchain.deploy import verify_bundle
 from toolchain.edge.manifest import Manifest
 
-TEMPLATES_FOLDER = PACKAGE / "deploy" / "templates"
+TEMPLATES_FOLDER = PACKAGE_FOLDER / "deploy" / "templates"
 ARCHIVE_NAME = "bundle.tar"
 INSTALL_SCRIPT = "install.sh"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
@@ -58,7 +58,7 @@ class UpdatePackage:
 def _filled(path: Path, words: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in words:
-            raise ToolchainError(f"{path}: @{match[1]}@ is no word; {nearest(match[1], sorted(words))}")
+            raise ToolchainError(f"{path}: @{match[1]}@ is no word; {suggest(match[1], sorted(words))}")
         return words[match[1]]
 
     try:
@@ -109,7 +109,7 @@ def _folders(system: str, given: str) -> tuple[Path, ...]:
                 )
             return (place, *own)
     raise ToolchainError(
-        f"--templates {given}: no such folder; {nearest(given, sorted(p.name for p in TEMPLATES_FOLDER.iterdir() if p.is_dir()))}"
+        f"--templates {given}: no such folder; {suggest(given, sorted(p.name for p in TEMPLATES_FOLDER.iterdir() if p.is_dir()))}"
     )
 
 

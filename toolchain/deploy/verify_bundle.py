@@ -44,18 +44,20 @@ def check(bundle: Path, key: Path | None, least_release: int) -> VerifiedBundle:
     body = _read(bundle)  # once: what is checked is what is unpacked
     signer = signing.verify(body, signing.signature_path(bundle), key) if key else ""
     with tempfile.TemporaryDirectory() as scratch:
-        return _found(archives.unpacked(bundle, Path(scratch) / "bundle", body), bundle, signer, least_release)
+        return _found(archives.unpack(bundle, Path(scratch) / "bundle", body), bundle, signer, least_release)
 
 
 def _found(folder: Path, named: Path, signer: str, least_release: int) -> VerifiedBundle:
     """Checks a bundle's folder, in messages called as the user did."""
-    manifest = manifests.checked(archives.manifest(folder), named)
+    manifest = manifests.parse(archives.read_verified_manifest(folder), named)
     if manifest.release < least_release:
         raise ToolchainError(
             f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "
             f"the least that is wanted; build it with --release {least_release} or more"
         )
-    return VerifiedBundle(manifest=manifest, file_count=len(archives.listed(folder)), key_fingerprint=signer)
+    return VerifiedBundle(
+        manifest=manifest, file_count=len(archives.list_checksummed_files(folder)), key_fingerprint=signer
+    )
 
 
 def read_archive(archive: Path) -> tuple[bytes, Manifest]:
@@ -68,7 +70,7 @@ def read_archive(archive: Path) -> tuple[bytes, Manifest]:
         raise ToolchainError(f"{archive} is a folder; the archive is what leaves the house: {archive}.tar")
     body = _read(archive)
     with tempfile.TemporaryDirectory() as scratch:
-        return body, _found(archives.unpacked(archive, Path(scratch) / "bundle", body), archive, "", 0).manifest
+        return body, _found(archives.unpack(archive, Path(scratch) / "bundle", body), archive, "", 0).manifest
 
 
 def sign(archive: Path, key: Path) -> Path:
@@ -83,9 +85,9 @@ def sign(archive: Path, key: Path) -> Path:
 def _read(archive: Path) -> bytes:
     try:
         with archive.open("rb") as file:
-            body = file.read(archives.MOST_BYTES + 1)
+            body = file.read(archives.MAX_BYTES + 1)
     except OSError as reason:
         raise ToolchainError(f"cannot read {archive}: {reason.strerror}; a bundle's .tar is wanted") from reason
-    if len(body) > archives.MOST_BYTES:
+    if len(body) > archives.MAX_BYTES:
         raise ToolchainError(f"{archive} is larger than any bundle; refused")
     return body

@@ -19,18 +19,18 @@ from toolchain.core.errors import ToolchainError
 from toolchain.edge import manifest as manifests
 from toolchain.edge import run
 
-MOST_FILES = 64
-MOST_BYTES = 4 << 30
-INSIDE = "bundle/"
-SUMS = "SHA256SUMS"
-LAST_MOMENT = 8**11  # that the tar format can hold
+MAX_FILES = 64
+MAX_BYTES = 4 << 30
+ARCHIVE_FOLDER = "bundle/"
+CHECKSUM_FILE = "SHA256SUMS"
+MAX_TIMESTAMP = 8**11  # that the tar format can hold
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Writes SHA256SUMS over all that lies in a bundle's folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != SUMS)
+    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUM_FILE)
     lines = [f"{files.sha256_file(folder / name)}  {name}" for name in names]
-    files.write_text(folder / SUMS, "\n".join(lines) + "\n")
+    files.write_text(folder / CHECKSUM_FILE, "\n".join(lines) + "\n")
 
 
 def pack(folder: Path, path: Path) -> Path:
@@ -39,33 +39,33 @@ def pack(folder: Path, path: Path) -> Path:
     Raises:
         ToolchainError: SOURCE_DATE_EPOCH is no time; or the archive cannot be written.
     """
-    with files.writing(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with files.open_atomic(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for file in sorted(folder.iterdir()):
             with file.open("rb") as body:
-                tar.addfile(member(f"{INSIDE}{file.name}", file.stat().st_size), body)
+                tar.addfile(make_member(f"{ARCHIVE_FOLDER}{file.name}", file.stat().st_size), body)
     return path
 
 
-def member(name: str, size: int) -> tarfile.TarInfo:
+def make_member(name: str, size: int) -> tarfile.TarInfo:
     """A file of an archive that leaves the house: owner, mode and time are always the same."""
     found = tarfile.TarInfo(name)
-    found.size, found.mtime, found.mode = size, moment(), 0o644
+    found.size, found.mtime, found.mode = size, read_timestamp(), 0o644
     return found
 
 
-def moment() -> int:
+def read_timestamp() -> int:
     """Of every file that leaves the house, in seconds since 1970: SOURCE_DATE_EPOCH, else 0.
 
     Raises:
         ToolchainError: it is no time.
     """
     text = os.environ.get("SOURCE_DATE_EPOCH", "0")
-    if not text.isdecimal() or int(text) >= LAST_MOMENT:
+    if not text.isdecimal() or int(text) >= MAX_TIMESTAMP:
         raise ToolchainError(f"SOURCE_DATE_EPOCH = {text!r}: seconds since 1970 are wanted, a whole number")
     return int(text)
 
 
-def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
+def unpack(archive: Path, folder: Path, body: bytes | None = None) -> Path:
     """Unpacks an archive to `folder`, checked; one that stands there already is checked again.
 
     Args:
@@ -78,14 +78,14 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
         ToolchainError: it is no bundle, or not as it was when it was built.
     """
     if folder.exists():
-        manifest(folder)
+        read_verified_manifest(folder)
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
             _unpack(archive, making, body)
-            manifest(making)
-            if more := {path.name for path in making.iterdir()} - listed(making) - {SUMS}:
+            read_verified_manifest(making)
+            if more := {path.name for path in making.iterdir()} - list_checksummed_files(making) - {CHECKSUM_FILE}:
                 raise ToolchainError(f"{archive}: SHA256SUMS does not vouch for {', '.join(sorted(more))}; refused")
             making.rename(folder)
         except (tarfile.TarError, ValueError, RecursionError, EOFError, OverflowError) as reason:  # of broken headers
@@ -100,18 +100,18 @@ def unpacked(archive: Path, folder: Path, body: bytes | None = None) -> Path:
 
 
 def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
-    most = min(MOST_BYTES, archive.stat().st_size if body is None else len(body))  # nothing in it is compressed
+    most = min(MAX_BYTES, archive.stat().st_size if body is None else len(body))  # nothing in it is compressed
     with tarfile.open(archive, "r:", fileobj=None if body is None else io.BytesIO(body)) as tar:
         total, seen = 0, set[str]()
         while (one := tar.next()) is not None:
-            name = one.name.removeprefix(INSIDE)
+            name = one.name.removeprefix(ARCHIVE_FOLDER)
             total += one.size
-            plain = one.name.startswith(INSIDE) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
+            plain = one.name.startswith(ARCHIVE_FOLDER) and name not in {"", ".", ".."} and not set(name) & set("/\\\0")
             # neither links nor devices, nor what tells sizes and names in another header
             bare = one.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not one.pax_headers
             if not bare or not plain or name in seen:
                 raise ToolchainError(f"{archive} is not a bundle's archive: {one.name!r} does not belong in one")
-            if len(seen) >= MOST_FILES or one.size < 0 or total > MOST_BYTES:
+            if len(seen) >= MAX_FILES or one.size < 0 or total > MAX_BYTES:
                 raise ToolchainError(f"{archive} is larger than any bundle; refused")
             if total > most:
                 raise ToolchainError(f"{archive} is cut short: {one.name} is not whole; fetch it again")
@@ -122,7 +122,7 @@ def _unpack(archive: Path, folder: Path, body: bytes | None) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def manifest(folder: Path) -> Mapping[str, Any]:
+def read_verified_manifest(folder: Path) -> Mapping[str, Any]:
     """The manifest of a bundle whose every file is as it was when it was built.
 
     Raises:
@@ -133,11 +133,11 @@ def manifest(folder: Path) -> Mapping[str, Any]:
     except run.Refused as reason:
         raise ToolchainError(f"{folder}: {reason}") from reason
     found: Mapping[str, Any] = files.read_json(folder / "manifest.json")
-    manifests.of_schema(found, folder)
+    manifests.check_schema(found, folder)
     return found
 
 
-def listed(folder: Path) -> set[str]:
+def list_checksummed_files(folder: Path) -> set[str]:
     """Names of the files that a bundle's sums vouch for, all directly in its folder."""
-    lines = (folder / SUMS).read_text().splitlines()
+    lines = (folder / CHECKSUM_FILE).read_text().splitlines()
     return {name for name in (line.partition("  ")[2] for line in lines) if name == Path(name).name}

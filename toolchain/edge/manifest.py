@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from toolchain.config import reader
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Coverage, Interval, Precision, Preprocess
+from toolchain.core.types import IntegerCoverage, Interval, Precision, Preprocessing
 
 SCHEMA = 1
 STRICT = ConfigDict(extra="forbid")
@@ -33,7 +33,7 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tensor:
+class TensorSpec:
     """An input or output. Shapes are static; layouts are NCHW or NHWC."""
 
     __pydantic_config__ = STRICT
@@ -44,7 +44,7 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared(Preprocess):
+class ManifestPreprocessing(Preprocessing):
     """From a decoded picture to the input, in words for those who write it in another language."""
 
     __pydantic_config__ = STRICT
@@ -53,7 +53,7 @@ class Prepared(Preprocess):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Golden:
+class GoldenOutputs:
     """Inputs with the answers that a board must give again."""
 
     __pydantic_config__ = STRICT
@@ -63,7 +63,7 @@ class Golden:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class PackagedForm:
     """The model once more in another form, and how far its answers are from the canonical one's."""
 
     __pydantic_config__ = STRICT
@@ -72,7 +72,7 @@ class Form:
     sha256: Mapping[str, str]
     deterministic: bool  # whether another build gives the same bytes
     bound_to: Mapping[str, str] = field(default_factory=dict)  # runtime version and instructions that it needs exactly
-    input: Tensor | None = None  # where it is not the canonical one
+    input: TensorSpec | None = None  # where it is not the canonical one
     images: int  # that both were asked
     top1_agreement: float
     max_steps: float
@@ -115,33 +115,35 @@ class Manifest:
     isa: str  # vector instructions of the machine that built it
     target_isa: str
     model: ModelFiles
-    input: Tensor
-    output: Tensor
-    preprocess: Prepared
+    input: TensorSpec
+    output: TensorSpec
+    preprocess: ManifestPreprocessing
     classes: tuple[str, ...]
     scheme: QuantScheme | None
     placement: Mapping[str, Any]
-    coverage: Coverage | None  # None: nobody has run it on a machine of its kind
+    coverage: IntegerCoverage | None  # None: nobody has run it on a machine of its kind
     accuracy: Mapping[str, Interval | str | None]  # "accuracy", "balanced", and the "split" they were measured on
     accuracy_drop: Mapping[str, Any]
-    golden: Golden
-    forms: tuple[Form, ...] = ()
+    golden: GoldenOutputs
+    forms: tuple[PackagedForm, ...] = ()
     watch: str = ""  # file with what `run.py --watch` compares to
     provenance: Provenance
 
 
-def checked(content: Any, where: Path) -> Manifest:
+def parse(content: Any, where: Path) -> Manifest:
     """A manifest as it was read from JSON.
 
     Raises:
         ToolchainError: of another schema, or not as this one is.
     """
-    of_schema(content, where)
-    found: Manifest = reader.validated(Manifest, content, f"{where}: the manifest is not one that this toolchain wrote")
+    check_schema(content, where)
+    found: Manifest = reader.to_dataclass(
+        Manifest, content, f"{where}: the manifest is not one that this toolchain wrote"
+    )
     return found
 
 
-def of_schema(content: Any, where: Path) -> None:
+def check_schema(content: Any, where: Path) -> None:
     """Makes sure that a manifest is of the schema that this version reads.
 
     Raises:

@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 ISA_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp")
-VNNI = {"avx512_vnni", "avx_vnni"}
+VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 
 
 def describe() -> dict[str, str | int]:

@@ -25,29 +25,29 @@ from toolchain.edge import processor
 
 WARMUP_RUNS = 10
 WARMUP_SECONDS = 0.05  # at least, for kernels so short that ten runs do not wake the core
-BLOCKS = 25
-RUNS_A_BLOCK = 5
+BLOCKS_PER_ROUND = 25
+RUNS_PER_BLOCK = 5
 ROUND_SECONDS = 4.0  # slow models get fewer blocks rather than longer rounds
-FEWEST_BLOCKS = 5
-LEAST_BLOCKS = 3  # of models so slow that a round must be cut short
-SILENT_SECONDS = 60  # after which a process on a board takes it that nobody waits for it any more
+MIN_BLOCKS = 5
+MIN_BLOCKS_OF_SLOW_MODELS = 3  # of models so slow that a round must be cut short
+WATCHDOG_SECONDS = 60  # after which a process on a board takes it that nobody waits for it any more
 
-Call = Callable[[], object]
+InferenceCall = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effort:
+class TimingEffort:
     """How long a round takes: exact enough to report, or short, to choose among many candidates."""
 
     seconds: float = ROUND_SECONDS  # of inferences, after warming up
     warmup_runs: int = WARMUP_RUNS
     warmup_seconds: float = WARMUP_SECONDS
-    fewest_blocks: int = FEWEST_BLOCKS
+    fewest_blocks: int = MIN_BLOCKS
     most_seconds: float = math.inf  # of a round: beyond it blocks are single inferences, and fewer still
     slow_seconds: float = math.inf  # of an inference: one that takes longer is warm after two
 
 
-def files(runtimes: Sequence[str]) -> list[str]:
+def list_required_files(runtimes: Sequence[str]) -> list[str]:
     """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
     rooms = (
         "__init__",
@@ -67,14 +67,18 @@ def files(runtimes: Sequence[str]) -> list[str]:
     return [f"{name}.py" for name in (*rooms, *(f"export/runtimes/{name}" for name in runtimes))]
 
 
-def beside(path: Path) -> list[Path]:
+def find_weight_files(path: Path) -> list[Path]:
     """Further files that a model consists of: the weights of an OpenVINO IR."""
     weights = path.with_suffix(".bin")
     return [weights] if path.suffix == ".xml" and weights.is_file() else []
 
 
-def blocks(
-    names: Sequence[str], once: float, effort: Effort, order: random.Random, block: Callable[[str, int], list[float]]
+def time_blocks(
+    names: Sequence[str],
+    once: float,
+    effort: TimingEffort,
+    order: random.Random,
+    block: Callable[[str, int], list[float]],
 ) -> dict[str, list[list[float]]]:
     """A round's blocks: in each every side has its turn, in random order.
 
@@ -85,7 +89,7 @@ def blocks(
     Returns:
         milliseconds by side, [blocks][runs of a block].
     """
-    count, runs = extent(once, effort)
+    count, runs = plan_round(once, effort)
     samples: dict[str, list[list[float]]] = {name: [] for name in names}
     turn = list(names)
     for _ in range(count):
@@ -95,16 +99,16 @@ def blocks(
     return samples
 
 
-def extent(once: float, effort: Effort) -> tuple[int, int]:
+def plan_round(once: float, effort: TimingEffort) -> tuple[int, int]:
     """Blocks of a round and runs of a block, where one inference of every side takes `once` seconds together."""
-    count = int(max(effort.fewest_blocks, min(BLOCKS, effort.seconds / (once * RUNS_A_BLOCK))))
-    if count * (RUNS_A_BLOCK + 1) * once <= effort.most_seconds:
-        return count, RUNS_A_BLOCK
+    count = int(max(effort.fewest_blocks, min(BLOCKS_PER_ROUND, effort.seconds / (once * RUNS_PER_BLOCK))))
+    if count * (RUNS_PER_BLOCK + 1) * once <= effort.most_seconds:
+        return count, RUNS_PER_BLOCK
     # an inference that takes so long averages over the noise itself
-    return max(LEAST_BLOCKS, min(count, int(effort.most_seconds / (2 * once)))), 1
+    return max(MIN_BLOCKS_OF_SLOW_MODELS, min(count, int(effort.most_seconds / (2 * once)))), 1
 
 
-def _load(side: Mapping[str, Any]) -> Call:
+def _load(side: Mapping[str, Any]) -> InferenceCall:
     runtime = importlib.import_module(f"toolchain.export.runtimes.{side['runtime']}")
     session = runtime.open(Path(side["path"]), threads=side["threads"], precision=side["precision"])
     generator, dtype = np.random.default_rng(0), np.dtype(side["dtype"])
@@ -115,16 +119,16 @@ def _load(side: Mapping[str, Any]) -> Call:
     return lambda: session.run(image)
 
 
-def _loaded(request: Mapping[str, Any], order: random.Random) -> tuple[dict[str, Call], float]:
+def _loaded(request: Mapping[str, Any], order: random.Random) -> tuple[dict[str, InferenceCall], float]:
     """All sides of a request in random order, warm; and the seconds that one inference of each takes together."""
     sides = list(request["sides"])
     order.shuffle(sides)
     calls = {side["name"]: _load(side) for side in sides}
-    effort = Effort(**request["effort"])
+    effort = TimingEffort(**request["effort"])
     return calls, sum(_warm_up(call, effort) for call in calls.values())
 
 
-def _block(call: Call, runs: int) -> list[float]:
+def _block(call: InferenceCall, runs: int) -> list[float]:
     call()  # its data is cold after the other sides' turns; that is not the latency of a steady stream
     return [_milliseconds(call) for _ in range(runs)]
 
@@ -132,7 +136,9 @@ def _block(call: Call, runs: int) -> list[float]:
 def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     order = random.Random(request["seed"])
     calls, once = _loaded(request, order)
-    return blocks(list(calls), once, Effort(**request["effort"]), order, lambda name, runs: _block(calls[name], runs))
+    return time_blocks(
+        list(calls), once, TimingEffort(**request["effort"]), order, lambda name, runs: _block(calls[name], runs)
+    )
 
 
 def _run_turns(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
@@ -145,7 +151,7 @@ def _run_turns(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
     return {}
 
 
-def _warm_up(call: Call, effort: Effort) -> float:
+def _warm_up(call: InferenceCall, effort: TimingEffort) -> float:
     """Runs until warm; the median of the last runs in seconds."""
     began = time.perf_counter()
     taken: list[float] = []
@@ -156,7 +162,7 @@ def _warm_up(call: Call, effort: Effort) -> float:
     return float(np.median(taken[len(taken) // 2 :]))
 
 
-def _milliseconds(call: Call) -> float:
+def _milliseconds(call: InferenceCall) -> float:
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
@@ -199,7 +205,7 @@ def _leash() -> None:
 
     def watch() -> None:
         # not through sys.stdin, whose lock a waiting thread would hold when the process ends
-        while select.select([0], [], [], SILENT_SECONDS)[0] and os.read(0, 4096):
+        while select.select([0], [], [], WATCHDOG_SECONDS)[0] and os.read(0, 4096):
             pass
         os._exit(1)
 

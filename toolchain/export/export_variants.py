@@ -13,7 +13,7 @@ from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files as records
 from toolchain.core import progress, stage_cache
-from toolchain.core.types import Architecture, Artefact, Precision
+from toolchain.core.types import Artefact, NetworkName, Precision
 from toolchain.export.runtime import load_runtime
 from toolchain.export.to_onnx import export_file, read_output_step
 from toolchain.models.profile import measure_layers
@@ -26,12 +26,12 @@ class Variant:
     """One model as a runtime runs it: dense or pruned, in one precision."""
 
     name: str  # "dense-fp32", "pruned-int8", ...
-    family: Architecture
+    network: NetworkName
     precision: Precision
     method: Literal["", "ptq", "qat"]
     artefact: Artefact
-    onnx: Path
-    planned: tuple[str, ...]  # modules that are to run in integers
+    onnx_path: Path
+    planned_layers: tuple[str, ...]  # modules that are to run in integers
     image_size: tuple[int, int]  # of the input: height, width
     output_step: float | None  # quantization step of the logits; None: they are float
     macs: int
@@ -60,7 +60,7 @@ class ExportedVariant:
     torch_model: nn.Module
 
 
-def run(job: Job, networks: Mapping[Architecture, Network], precisions: Sequence[Precision]) -> list[ExportedVariant]:
+def run(job: Job, networks: Mapping[NetworkName, Network], precisions: Sequence[Precision]) -> list[ExportedVariant]:
     """Export every network in every precision.
 
     Args:
@@ -77,9 +77,10 @@ def run(job: Job, networks: Mapping[Architecture, Network], precisions: Sequence
             model, key = (quantized, quantized.trained.key) if quantized else (family.trained.model, family.trained.key)
             made = export_model(model, key, job.target, image, job.work)
             variant = Variant(
-                name=f"{family.name}-{PRECISION_NAMES[precision]}", family=family.name, precision=precision,
-                method=quantized.method if quantized else "", artefact=made.artefact, onnx=made.onnx_path,
-                image_size=family.dataset.preprocess.image_size, planned=quantized.planned_layers if quantized else (), output_step=made.output_step,
+                name=f"{family.name}-{PRECISION_NAMES[precision]}", network=family.name, precision=precision,
+                method=quantized.method if quantized else "", artefact=made.artefact, onnx_path=made.onnx_path,
+                image_size=family.dataset.preprocess.image_size,
+                planned_layers=quantized.planned_layers if quantized else (), output_step=made.output_step,
                 macs=sum(layer.macs for layer in sizes),
                 parameters=sum(parameter.numel() for parameter in family.trained.model.parameters()),
             )  # fmt: skip
@@ -102,17 +103,17 @@ def export_model(
     """
     runtime = load_runtime(target.runtime)
     key = records.digest(VERSION, key, target.runtime, runtime.fingerprint(), list(image.shape))
-    with stage_cache.stage(work, "export", key) as stage:
+    with stage_cache.open_stage(work, "export", key) as stage:
         path = stage.folder / ONNX_FILE
-        if stage.figures is None:
+        if stage.record is None:
             started = time.monotonic()
-            progress.say(f"export: to {target.runtime} ({key})")
+            progress.log(f"export: to {target.runtime} ({key})")
             module = pt2e.convert(model.graph, image) if isinstance(model, QuantizedModel) else copy.deepcopy(model)
             export_file(module, image, path)
             made = runtime.compile(path, stage.folder)
             stage = stage_cache.finish(
                 stage, started, {"files": [file.name for file in made.files], "step": read_output_step(path)}
             )
-        assert stage.figures is not None
-        files = [stage.folder / name for name in stage.figures["files"]]
-        return CompiledModel(records.artefact(*files), path, stage.figures["step"])
+        assert stage.record is not None
+        files = [stage.folder / name for name in stage.record["files"]]
+        return CompiledModel(records.make_artefact(*files), path, stage.record["step"])

@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from toolchain.config.packaging import Packed
+from toolchain.config.packaging import ConvertedModel
 from toolchain.core import registry
-from toolchain.core.types import Artefact, Coverage, Precision
+from toolchain.core.types import Artefact, IntegerCoverage, Precision
 
 
 class Session(Protocol):
@@ -71,11 +71,11 @@ class Runtime(Protocol):
         """Load a model."""
         ...
 
-    def pack(self, path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
+    def pack(self, path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> ConvertedModel:
         """Write a further form of a model to `stem` with the form's suffix."""
         ...
 
-    def coverage(self, path: Path, *, precision: Precision) -> Coverage:
+    def coverage(self, path: Path, *, precision: Precision) -> IntegerCoverage:
         """Count the layers that the runtime executes in int8, from its own executed graph."""
         ...
 
@@ -106,4 +106,4 @@ def load_runtime(name: str) -> Runtime:
     Raises:
         ToolchainError: there is none of that name.
     """
-    return cast(Runtime, registry.module("runtimes", name))
+    return cast(Runtime, registry.load_module("runtimes", name))

@@ -7,7 +7,7 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.export.passes import cleanup
 
 OPSET = 20  # the lowest that torch's exporter writes Q/DQ in without a conversion
@@ -38,7 +38,7 @@ def export_graph(module: nn.Module, image: Tensor) -> onnx_ir.Model:
                 input_names=["input"], output_names=["logits"],
             )  # fmt: skip
     except Exception as reason:  # the exporter's errors share no base class
-        raise ToolchainError(f"the model cannot be exported to ONNX: {brief(_root(reason))}") from reason
+        raise ToolchainError(f"the model cannot be exported to ONNX: {first_line(_root(reason))}") from reason
     assert program is not None
     return program.model
 

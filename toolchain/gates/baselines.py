@@ -70,7 +70,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         )
     where, digest = path_of(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = archives.manifest(archives.unpacked(archive, Path(scratch) / "bundle"))
+        manifest = archives.read_verified_manifest(archives.unpack(archive, Path(scratch) / "bundle"))
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
         raise ToolchainError(
             f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"
@@ -82,10 +82,10 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         )
     if scheme in REMOTE:
         uri = f"{uri.rstrip('/')}/{name}"
-        progress.say(f"upload {archive} to {uri}")
+        progress.log(f"upload {archive} to {uri}")
     else:
         kept = (Path(uri) if uri else where.parent) / name
-        with files.writing(kept) as out, archive.open("rb") as source:
+        with files.open_atomic(kept) as out, archive.open("rb") as source:
             shutil.copyfileobj(source, out)
         uri = str(kept.resolve()) if uri else name
     runtime = load_runtime(target.runtime)
@@ -93,7 +93,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
         size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
-        accepted_at=files.now(),
+        accepted_at=files.utc_now(),
     )  # fmt: skip
     files.write_json(where, baseline)
     return where, baseline
@@ -171,8 +171,8 @@ def _scheme(uri: str) -> str:
 
 
 def _download(record: Path, baseline: Baseline, archive: Path) -> None:
-    progress.say(f"fetching the reference from {baseline.uri}")
-    with files.writing(archive) as out:
+    progress.log(f"fetching the reference from {baseline.uri}")
+    with files.open_atomic(archive) as out:
         try:  # in here, so that a broken network is not taken for a full disk
             with urllib.request.urlopen(baseline.uri, timeout=TIMEOUT_SECONDS) as source:  # noqa: S310  http only
                 body = source.read(baseline.size_bytes + 1)

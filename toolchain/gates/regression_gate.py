@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.config.target import Allowance, Target
+from toolchain.config.target import GateLimits, Target
 from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
 from toolchain.edge import run as runner
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import sequential_test
 from toolchain.gates.gate_inputs import Pair, Pictures
@@ -28,7 +28,7 @@ from toolchain.measure.model_files import Subject
 from toolchain.measure.paired_timing import Round
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
-EFFORT = Effort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
+EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
 ACCURACY_CHANCE = 0.05  # that a loss which is called one is none
 FOOTPRINTS = 3  # processes a side; the least counts
 RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
@@ -98,7 +98,7 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
         latency=conducted, rounds=tuple(measured),
         accuracy=None if answers is None else statistics.accuracy(answers[0]),
-        p_accuracy=1.0 if answers is None else statistics.lost_by_chance(answers[1], answers[0]),
+        p_accuracy=1.0 if answers is None else statistics.mcnemar_p_value(answers[1], answers[0]),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _conducted(
 ) -> tuple[Conducted, list[Round]]:
     """Rounds until they decide, and all of them."""
     measured = list[Round]()
-    with progress.bar(f"gate {recipe}: paired rounds", sequential_test.FIRST) as bar:
+    with progress.show_bar(f"gate {recipe}: paired rounds", sequential_test.FIRST) as bar:
 
         def keep(one: Round) -> None:
             measured.append(one)
@@ -124,12 +124,12 @@ def _conducted(
 def sample(one: Round) -> Sample:
     """What a round says of both sides."""
     candidate, control = (
-        statistics.round_ratio(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL)
+        statistics.log_speedup(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL)
     )
     return Sample(candidate, control)
 
 
-def _slower(conducted: Conducted, allowed: Allowance) -> Verdict:
+def _slower(conducted: Conducted, allowed: GateLimits) -> Verdict:
     slower = conducted.candidate.slower
     why = (
         f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds; "
@@ -168,7 +168,7 @@ def _covered(pair: Pair) -> Verdict | None:
     )  # fmt: skip
 
 
-def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance) -> Verdict | None:
+def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: GateLimits) -> Verdict | None:
     """Fails where more is lost than allowed and losing as such is not chance; where it may be chance, it cannot be told."""
     if allowed.accuracy_drop is None:
         return None
@@ -179,10 +179,10 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
             why="there are no test pictures (name their folder with --data), or the reference runs in another environment",
         )  # fmt: skip
     candidate, reference = answers
-    drop, chance = statistics.drop(reference, candidate), statistics.lost_by_chance(reference, candidate)
+    drop, chance = statistics.accuracy_drop(reference, candidate), statistics.mcnemar_p_value(reference, candidate)
     within = drop.estimate <= limit
     outcome: Any = "pass" if within else "fail" if chance < ACCURACY_CHANCE else "cannot_tell"
-    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement(reference, candidate))
+    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement_share(reference, candidate))
     why = (
         f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
         f"{100 * drop.high:+.2f} points over {drop.samples} pictures, p = {chance:.2g} (McNemar, exact)"
@@ -197,7 +197,7 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: Allowance)
 def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
     """Which test pictures candidate and reference get right, bool [pictures] each."""
     sides = (pair.candidate, pair.reference)
-    with progress.bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
+    with progress.show_bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
         first, second = (_right(one, shown, bar.step) for one in sides)
     return first, second
 
@@ -219,8 +219,8 @@ def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.nd
 
 def holm(gated: Sequence[Gated]) -> list[Gated]:
     """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    slower = statistics.holm([one.latency.p_value for one in gated])
-    worse = statistics.holm([one.p_accuracy for one in gated])
+    slower = statistics.holm_adjust([one.latency.p_value for one in gated])
+    worse = statistics.holm_adjust([one.p_accuracy for one in gated])
     result = []
     for one, slow, bad in zip(gated, slower, worse, strict=True):
         doubted = {

@@ -82,7 +82,7 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
     every = [*first, *again]
     return Conducted(
         outcome=outcome, why=why, candidate=found(_candidates(every), threshold), control=found(_controls(every), threshold),
-        p_value=statistics.centre(_candidates(first)).p_above(0.0),
+        p_value=statistics.trimmed_mean(_candidates(first)).p_greater(0.0),
     )  # fmt: skip
 
 
@@ -96,29 +96,29 @@ def _candidates(samples: Sequence[Sample]) -> list[float]:
 
 def found(logs: Sequence[float], threshold: float) -> Found:
     """Reads round values; at least three."""
-    middle = statistics.centre(logs)
-    seen = max(middle.detectable(CHANCE, POWER), math.log1p(threshold / 2) + middle.reach(POWER))
+    middle = statistics.trimmed_mean(logs)
+    seen = max(middle.detectable_difference(CHANCE, POWER), math.log1p(threshold / 2) + middle.margin(POWER))
     return Found(slower=statistics.speedup(logs), detectable=math.expm1(seen), rounds=len(logs))
 
 
 def decide(logs: Sequence[float], threshold: float) -> Decision:
     """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold."""
-    middle = statistics.centre(logs)
-    if math.exp(middle.estimate) > 1 + threshold / 2 and middle.p_above(0.0) < CHANCE:
+    middle = statistics.trimmed_mean(logs)
+    if math.exp(middle.estimate) > 1 + threshold / 2 and middle.p_greater(0.0) < CHANCE:
         return "regression"
-    return "pass" if math.exp(middle.bound(1 - CHANCE / LOOKS)) < 1 + threshold else "undecided"
+    return "pass" if math.exp(middle.upper_bound(1 - CHANCE / LOOKS)) < 1 + threshold else "undecided"
 
 
 def confirmed(first: Sequence[float], again: Sequence[float], threshold: float) -> bool:
     """Whether rounds of their own say so too, and all together still are above half the threshold."""
-    both = statistics.centre([*first, *again]).estimate
-    return statistics.centre(again).p_above(0.0) < CHANCE and math.exp(both) > 1 + threshold / 2
+    both = statistics.trimmed_mean([*first, *again]).estimate
+    return statistics.trimmed_mean(again).p_greater(0.0) < CHANCE and math.exp(both) > 1 + threshold / 2
 
 
 def unfit(control: Sequence[float], threshold: float) -> str:
     """Why a machine cannot compare, from rounds of the reference against itself; empty where it can."""
-    middle, read = statistics.centre(control), found(control, threshold)
-    if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_apart(0.0) < CHANCE:
+    middle, read = statistics.trimmed_mean(control), found(control, threshold)
+    if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_two_sided(0.0) < CHANCE:
         return (
             f"the reference against itself came out {math.expm1(middle.estimate):+.1%}: this machine favours one of two "
             "equal models"

@@ -16,8 +16,8 @@ from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Interval, Precision
 from toolchain.export.export_variants import Variant
 from toolchain.gates.verdict import Verdict
-from toolchain.measure.accuracy import Accuracy, Parity, Verification
-from toolchain.measure.latency import Measurement
+from toolchain.measure.accuracy import Parity, VariantAccuracy, Verification
+from toolchain.measure.latency import LatencyMeasurement
 from toolchain.search.latency_search import LatencyFit
 from toolchain.search.plan import PruningPlan
 
@@ -57,7 +57,7 @@ def run(
     job: Job,
     variants: Sequence[Variant],
     verified: Verification,
-    measured: Mapping[str, Measurement],
+    measured: Mapping[str, LatencyMeasurement],
     plan: PruningPlan,
 ) -> Judged:
     """Decide what ships and give a verdict on every budget; a lock that the plan comes from says which form ships."""
@@ -68,8 +68,8 @@ def run(
 
 
 def decide(
-    variants: Sequence[Variant], validation: Mapping[str, Accuracy], test: Mapping[str, Accuracy],
-    measured: Mapping[str, Measurement], budget: Budget, fitted: LatencyFit | None = None, dense: Precision | None = None,
+    variants: Sequence[Variant], validation: Mapping[str, VariantAccuracy], test: Mapping[str, VariantAccuracy],
+    measured: Mapping[str, LatencyMeasurement], budget: Budget, fitted: LatencyFit | None = None, dense: Precision | None = None,
     ships: Precision | None = None,
 ) -> Judged:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
@@ -86,11 +86,11 @@ def decide(
     """
     baseline, usual = BASELINE, _usual(variants, validation, measured, budget)
     form = dense or (fitted.dense if fitted else None)
-    shipping = next((v for v in variants if v.family == "dense" and v.precision == form), None)
+    shipping = next((v for v in variants if v.network == "dense" and v.precision == form), None)
     limit = Limit(fitted.limit, shipping.name if shipping else "") if fitted else None
     most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
-    family = "pruned" if any(v.family == "pruned" for v in variants) else "dense"
-    able = [v for v in variants if v.family == family]
+    family = "pruned" if any(v.network == "pruned" for v in variants) else "dense"
+    able = [v for v in variants if v.network == family]
     pinned = [v for v in able if v.precision == ships]
     able = pinned or able
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
@@ -109,10 +109,10 @@ def decide(
 def _bytes(budget: Budget, dense: Variant) -> float | None:
     """What `budget.size` allows; None where it is not asked for."""
     size = float(dense.artefact.size_bytes)
-    return amounts.read("size", budget.size).share(size) * size if budget.size is not None else None
+    return amounts.parse("size", budget.size).as_share_of(size) * size if budget.size is not None else None
 
 
-def _rank(variant: Variant, measured: Mapping[str, Measurement], baseline: str) -> float:
+def _rank(variant: Variant, measured: Mapping[str, LatencyMeasurement], baseline: str) -> float:
     """The fastest first; where nothing could be timed, the smallest, which on such targets is the integer one."""
     return -faster(measured, variant.name, baseline).estimate if measured else float(variant.artefact.size_bytes)
 
@@ -121,7 +121,7 @@ def _failed(verdicts: Sequence[Verdict]) -> list[str]:
     return [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
 
 
-def faster(measured: Mapping[str, Measurement], name: str, baseline: str) -> Interval:
+def faster(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str) -> Interval:
     """How many times faster `name` is than `baseline`, from paired rounds; not a number where nothing was timed."""
     if not measured:
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, samples=0)
@@ -133,8 +133,8 @@ def faster(measured: Mapping[str, Measurement], name: str, baseline: str) -> Int
 def verdicts_of(
     variant: Variant,
     baseline: str,
-    accuracy: Mapping[str, Accuracy],
-    measured: Mapping[str, Measurement],
+    accuracy: Mapping[str, VariantAccuracy],
+    measured: Mapping[str, LatencyMeasurement],
     budget: Budget,
     limit: Limit | None = None,
     most_bytes: float | None = None,
@@ -186,7 +186,7 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
 
 def cannot_show(limit: float, images: int, disagreement: float) -> str:
     """What is to be said of an accuracy budget that is finer than the test set can show; nothing where it can."""
-    shown = statistics.smallest_difference(images, disagreement)
+    shown = statistics.minimum_detectable_difference(images, disagreement)
     if not 0 < limit < shown:
         return ""
     needed = statistics.images_needed(limit, disagreement)
@@ -204,7 +204,7 @@ def _exact(check: str, measured: float, limit: float, passed: bool, why: str) ->
     return Verdict(check=check, outcome="pass" if passed else "fail", measured=measured, limit=limit, why=why)
 
 
-def _promises(variant: Variant, own: Accuracy) -> list[Verdict]:
+def _promises(variant: Variant, own: VariantAccuracy) -> list[Verdict]:
     """What holds for every artefact, whatever the budget: it is the model that was trained, and it runs in integers."""
     parity = own.parity
     floor = BF16_TOP1_FLOOR if variant.precision == "bf16" else TOP1_FLOOR
@@ -248,7 +248,7 @@ def _notes(
     best: Variant,
     ranked: Sequence[Variant],
     verdicts: Mapping[str, Sequence[Verdict]],
-    measured: Mapping[str, Measurement],
+    measured: Mapping[str, LatencyMeasurement],
 ) -> list[str]:
     notes = []
     for other in ranked:
@@ -267,9 +267,12 @@ def _notes(
 
 
 def _usual(
-    variants: Sequence[Variant], accuracy: Mapping[str, Accuracy], measured: Mapping[str, Measurement], budget: Budget
+    variants: Sequence[Variant],
+    accuracy: Mapping[str, VariantAccuracy],
+    measured: Mapping[str, LatencyMeasurement],
+    budget: Budget,
 ) -> str:
     """The dense variant that would ship without pruning: the fastest that keeps the accuracy budget."""
     limit = math.inf if budget.accuracy_drop is None else budget.accuracy_drop
-    dense = [v for v in variants if v.family == "dense" and accuracy[v.name].drop.estimate <= limit]
+    dense = [v for v in variants if v.network == "dense" and accuracy[v.name].drop.estimate <= limit]
     return min(dense, key=lambda v: _rank(v, measured, BASELINE)).name

@@ -18,7 +18,7 @@ from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.run_report import BASELINE
-from toolchain.core.types import Architecture, Coverage, Interval, Preprocess
+from toolchain.core.types import IntegerCoverage, Interval, NetworkName, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.image_folder import Split
 from toolchain.edge import run as runner
@@ -42,7 +42,7 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
+class VariantAccuracy:
     """A variant's answers on the test split, from the original files through the bundle's own preprocessing."""
 
     accuracy: Interval
@@ -51,7 +51,7 @@ class Accuracy:
     balanced_drop: Interval
     disagreement: float  # share of images on which exactly one of this and dense-fp32 is right
     parity: Parity
-    coverage: Coverage | None  # None: this machine does not run the target's instructions
+    coverage: IntegerCoverage | None  # None: this machine does not run the target's instructions
 
 
 VERSION = 2
@@ -77,7 +77,7 @@ def served_pixels(data: Dataset, split: Split) -> np.ndarray:
     """
     images = data.splits[split]
     rows = []
-    with progress.bar(f"verify: read original files of {split}", len(images)) as bar:
+    with progress.show_bar(f"verify: read original files of {split}", len(images)) as bar:
         for file in images.files:
             rows.append(runner.fit_size(runner.read_picture(file, data.preprocess.mode), data.preprocess.image_size))
             bar.step()
@@ -95,11 +95,11 @@ class Verification:
     """Predictions and accuracy of every variant, by its name."""
 
     predictions: Mapping[str, Mapping[Split, Answers]]
-    validation: Mapping[str, Accuracy]  # to choose by
-    test: Mapping[str, Accuracy]  # to report, which no choice has seen
+    validation: Mapping[str, VariantAccuracy]  # to choose by
+    test: Mapping[str, VariantAccuracy]  # to report, which no choice has seen
 
 
-def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[Architecture, Network]) -> Verification:
+def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[NetworkName, Network]) -> Verification:
     """Run every variant and the torch model it came from on validation and on test.
 
     Raises:
@@ -112,7 +112,7 @@ def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[Archite
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
         for one in exported:
-            name, family = one.variant.name, one.variant.family
+            name, family = one.variant.name, one.variant.network
             predictions[name][split] = predict(one, job.target, datasets[family], split, pixels[family], job.work)
         labels = datasets["dense"].splits[split].labels
         variants = [one.variant for one in exported]
@@ -141,8 +141,8 @@ def predict(
         VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
         target.threads, machine.isa(), split,
     )  # fmt: skip
-    with stage_cache.stage(work, "verify", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "verify", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
             found = {"artefact": _run(session.run, served(split), data.preprocess, f"verify {variant.name} on {split}")}
@@ -152,16 +152,18 @@ def predict(
                 found["unoptimized"] = _run(
                     plain.run, served(split), data.preprocess, f"verify {variant.name} unoptimized on {split}"
                 )
-            with files.writing(stage.folder / LOGITS) as out:
+            with files.open_atomic(stage.folder / LOGITS) as out:
                 np.savez(out, allow_pickle=False, **found)
             stage_cache.finish(stage, started, {})
         kept = np.load(stage.folder / LOGITS, allow_pickle=False)
         return Answers(kept["artefact"], kept["torch"], kept.get("unoptimized"))
 
 
-def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocess, label: str) -> np.ndarray:
+def _run(
+    run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocessing, label: str
+) -> np.ndarray:
     rows = []
-    with progress.bar(label, len(pixels)) as bar:
+    with progress.show_bar(label, len(pixels)) as bar:
         for picture in pixels:
             rows.append(run(runner.normalise(picture, preprocess.mean, preprocess.std)[None])[0])
             bar.step()
@@ -170,7 +172,7 @@ def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess
 
 def compare(
     variants: Sequence[Variant], answers: Mapping[str, Answers], labels: torch.Tensor, target: Target
-) -> dict[str, Accuracy]:
+) -> dict[str, VariantAccuracy]:
     """Return the accuracy of every variant, paired with the baseline's."""
     truth = labels.numpy()
     reference = answers[BASELINE].artefact.argmax(1) == truth
@@ -178,12 +180,12 @@ def compare(
     for variant in variants:
         answer = answers[variant.name]
         correct = answer.artefact.argmax(1) == truth
-        result[variant.name] = Accuracy(
+        result[variant.name] = VariantAccuracy(
             accuracy=statistics.accuracy(correct),
             balanced=statistics.balanced_accuracy(correct, truth),
-            drop=statistics.drop(reference, correct),
+            drop=statistics.accuracy_drop(reference, correct),
             balanced_drop=statistics.balanced_drop(reference, correct, truth),
-            disagreement=statistics.disagreement(reference, correct),
+            disagreement=statistics.disagreement_share(reference, correct),
             parity=parity(variant, answer, truth),
             coverage=covered(variant, target),
         )
@@ -212,11 +214,11 @@ def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
 
 
 @functools.cache
-def covered(variant: Variant, target: Target) -> Coverage | None:
+def covered(variant: Variant, target: Target) -> IntegerCoverage | None:
     """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
     if not machine.same_family(target.isa):
         return None
     runtime = load_runtime(target.runtime)
-    found: Coverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
-    planned = len(variant.planned) if variant.precision == "int8" else 0
-    return Coverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)
+    found: IntegerCoverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
+    planned = len(variant.planned_layers) if variant.precision == "int8" else 0
+    return IntegerCoverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)

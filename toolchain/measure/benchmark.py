@@ -54,17 +54,17 @@ def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, An
         swept = _swept(subjects, sides, asked, folder)
     return {
         "schema": SCHEMA,
-        "measured_at": files.now(),
+        "measured_at": files.utc_now(),
         "device": sides[0].device,
         "machine": dict(machine.describe(sides[0].device)),
         "versions": {side.runtime: dict(paired_timing.versions(side)) for side in sides},
-        "warnings": files.plain(found),
+        "warnings": files.to_jsonable(found),
         "subjects": [
             _row(one, side, measured, alone[side.name], peaks, [row for row in swept if row["name"] == side.name])
             for one, side in zip(subjects, sides, strict=True)
         ],
         "ratios": _ratios(measured, names),
-        "rounds": files.plain(measured),
+        "rounds": files.to_jsonable(measured),
     }
 
 
@@ -89,7 +89,7 @@ def _row(
         "size_bytes": subject.artefact.size_bytes,
         "macs": macs,
         "peak_share": macs / (p50.estimate * 1e-3) / most if macs and most else None,
-        "latency_ms": {f"p{which}": files.plain(percentile(measured, side.name, which)) for which in PERCENTILES},
+        "latency_ms": {f"p{which}": files.to_jsonable(percentile(measured, side.name, which)) for which in PERCENTILES},
         "load_ms": _middle([one.load_ms for one in alone]),
         "first_ms": _middle([one.first_ms for one in alone]),
         "peak_rss_bytes": int(_middle([one.peak_rss_bytes for one in alone])),
@@ -130,7 +130,11 @@ def percentile(measured: Sequence[Round], side: str, which: int) -> Interval | N
 def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, Any]]:
     """How many times faster each is than each other."""
     return [
-        {"name": other, "than": base, **files.plain(statistics.speedup(paired_rounds.logs(measured, base, other)))}
+        {
+            "name": other,
+            "than": base,
+            **files.to_jsonable(statistics.speedup(paired_rounds.logs(measured, base, other))),
+        }
         for base in names
         for other in names
         if base != other

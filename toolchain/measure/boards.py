@@ -43,7 +43,7 @@ print(json.dumps([folder, list(sys.version_info[:2])]), flush=True)
 try:
     import numpy
     print("ready", flush=True)
-    while select.select([0], [], [], {timing_process.SILENT_SECONDS})[0] and os.read(0, 4096):
+    while select.select([0], [], [], {timing_process.WATCHDOG_SECONDS})[0] and os.read(0, 4096):
         pass
 finally:
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,10 +83,10 @@ def address(device: str) -> Address:
 
 def kit(folder: Path, runtimes: Sequence[str]) -> None:
     """The few files of this package that time models, as a package of their own in `folder`."""
-    for name in timing_process.files(runtimes):
+    for name in timing_process.list_required_files(runtimes):
         copy = folder / "toolchain" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(registry.PACKAGE / name, copy)
+        shutil.copyfile(registry.PACKAGE_FOLDER / name, copy)
 
 
 @functools.cache
@@ -137,7 +137,7 @@ class Board:
             raise self._unreachable(last_line(_text(errors), "no answer"), 1)
         self._end.enter_context(_beating(self._keeper))
         with tempfile.TemporaryDirectory() as packed:
-            kit(Path(packed), registry.modules("runtimes"))
+            kit(Path(packed), registry.list_modules("runtimes"))
             self._send([Path(packed) / "toolchain"], self.folder)
 
     def _unreachable(self, said: str, status: int) -> ToolchainError:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir
 
 from toolchain.config.target import QuantScheme, Target
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.core.types import Artefact, Precision
 from toolchain.export import insert_qdq
 from toolchain.export.passes import cleanup
@@ -90,7 +90,7 @@ def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -
     except ToolchainError:
         raise
     except Exception as reason:  # the runtimes' own kinds
-        raise ToolchainError(f"{asked['runtime']} does not run it as {precision}: {brief(reason)}") from reason
+        raise ToolchainError(f"{asked['runtime']} does not run it as {precision}: {first_line(reason)}") from reason
     path = artefact.path
     # a board compiles for itself
     compiled = session.save_compiled(path.with_name(f"{path.stem}-{precision}")) if asked["here"] else None

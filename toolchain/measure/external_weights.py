@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.edge import timing_process
 
 
@@ -20,7 +20,7 @@ def companions(model: Path) -> list[Path]:
     Raises:
         ToolchainError: as `files` does.
     """
-    return [*timing_process.beside(model), *files(model)]
+    return [*timing_process.find_weight_files(model), *files(model)]
 
 
 def files(model: Path) -> tuple[Path, ...]:
@@ -36,7 +36,7 @@ def files(model: Path) -> tuple[Path, ...]:
     try:
         content = onnx.load(model, load_external_data=False)
     except Exception as reason:  # protobuf's own kinds
-        raise ToolchainError(f"{model} is not a readable ONNX file: {brief(reason)}") from reason
+        raise ToolchainError(f"{model} is not a readable ONNX file: {first_line(reason)}") from reason
     names = {name for tensor in _tensors(content) for name in _locations(tensor)}
     return tuple(_beside(model, name) for name in sorted(names))
 

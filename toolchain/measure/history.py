@@ -37,7 +37,7 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
                 if file.read(1) != b"\n":
                     file.write(b"\n")
             for entry in entries:
-                file.write(json.dumps(files.plain(entry), sort_keys=True).encode() + b"\n")
+                file.write(json.dumps(files.to_jsonable(entry), sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as reason:
@@ -118,4 +118,4 @@ def of_gate(report: Mapping[str, Any], runtime: str) -> list[Entry]:
 
 def _common(kind: str, machine: Mapping[str, Any], version: str | None) -> dict[str, Any]:
     where = f"{machine['cpu']}, {machine['cores']} cores"
-    return {"schema": SCHEMA, "at": files.now(), "kind": kind, "machine": where, "version": version}
+    return {"schema": SCHEMA, "at": files.utc_now(), "kind": kind, "machine": where, "version": version}

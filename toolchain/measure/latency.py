@@ -16,7 +16,7 @@ from toolchain.measure import machine, paired_rounds, paired_timing, peak_throug
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class LatencyMeasurement:
     """A variant's latency from paired rounds, and its footprint from a process of its own."""
 
     latencies_ms: tuple[float, ...]  # every sample of every round
@@ -32,7 +32,7 @@ VERSION = 5
 ROUNDS = 10
 
 
-def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, Measurement], list[str]]:
+def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasurement], list[str]]:
     """Times all variants against one another.
 
     Args:
@@ -55,20 +55,20 @@ def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, Measurement], 
     key = files.digest(
         VERSION, hashes, target.threads, machine.runtime(target), machine.describe(target.device), shapes, ROUNDS
     )
-    with stage_cache.stage(job.work, "bench", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(job.work, "bench", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             load = 0.0 if target.device else _foreign_load()
             measured = paired_rounds.run(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
             peaks = peak_throughput.reached(
                 target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants}, target.device
             )
-            prints = {side.name: files.plain(paired_timing.footprint(side)) for side in sides}
+            prints = {side.name: files.to_jsonable(paired_timing.footprint(side)) for side in sides}
             stage = stage_cache.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
         else:
             measured = paired_rounds.read(stage.folder / "rounds.json")
-        assert stage.figures is not None
-        figures = stage.figures
+        assert stage.record is not None
+        figures = stage.record
     result = {v.name: _measurement(v, variants, measured, figures) for v in variants}
     return result, _warnings(result, figures["load"])
 
@@ -85,13 +85,13 @@ def _measurement(
     variants: Sequence[Variant],
     measured: Sequence[paired_timing.Round],
     figures: Mapping[str, object],
-) -> Measurement:
+) -> LatencyMeasurement:
     half = paired_rounds.p50(measured, variant.name)
     footprints, peaks = figures["footprints"], figures["peaks"]
     assert isinstance(footprints, Mapping)
     assert isinstance(peaks, Mapping)
     most = peaks.get(variant.precision)
-    return Measurement(
+    return LatencyMeasurement(
         latencies_ms=tuple(paired_rounds.samples(measured, variant.name)),
         p50_ms=half,
         round_logs={
@@ -111,11 +111,11 @@ def _foreign_load() -> float:
     return float(psutil.cpu_percent(interval=0.5)) / 100 * (psutil.cpu_count() or 1)
 
 
-def _warnings(result: Mapping[str, Measurement], load: float) -> list[str]:
+def _warnings(result: Mapping[str, LatencyMeasurement], load: float) -> list[str]:
     found = []
     if load > timing_conditions.BUSY:
         found.append(f"other work kept {load:.1f} cores busy when timing began; ratios hold, milliseconds are too high")
-    noisy = max((statistics.spread(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
+    noisy = max((statistics.timing_noise(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
     if noisy > timing_conditions.NOISE:
         found.append(f"rounds differ by {noisy:.0%} (standard deviation); this machine is noisy, trust the intervals")
     return found

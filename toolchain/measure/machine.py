@@ -43,7 +43,7 @@ def kind(device: str = "") -> Isa:
         raise ToolchainError(
             f"{device or 'this machine'} is {architecture}; there are targets for x86-64 and arm64 only"
         )
-    return "x86-64-vnni" if processor.VNNI & set(isa(device).split()) else "x86-64-avx2"
+    return "x86-64-vnni" if processor.VNNI_FLAGS & set(isa(device).split()) else "x86-64-avx2"
 
 
 def same_family(wanted: Isa) -> bool:
@@ -64,7 +64,7 @@ def available_precisions(target: Target) -> list[Precision]:
     available_here = [precision for precision in target.precisions if available(target, precision)]
     for precision in target.precisions:
         if precision not in available_here:
-            progress.say(f"export: {target.device or 'this machine'} has no {precision}; left out")
+            progress.log(f"export: {target.device or 'this machine'} has no {precision}; left out")
     return available_here
 
 

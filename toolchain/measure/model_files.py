@@ -91,13 +91,13 @@ def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, prec
     if not path.is_file():
         raise ToolchainError(f"{path} is not there; a bundle's folder or .tar, an .onnx or an OpenVINO .xml is wanted")
     if path.suffix == ".tar":
-        return _bundle(archive.unpacked(path, _fresh(scratch)), threads).named(path.stem)
+        return _bundle(archive.unpack(path, _fresh(scratch)), threads).named(path.stem)
     return _bare(path, runtime, threads or 1, precision)
 
 
 def _bundle(folder: Path, threads: int) -> Subject:
-    found, listed = archive.manifest(folder), archive.listed(folder)
-    known = registry.modules("runtimes")
+    found, listed = archive.read_verified_manifest(folder), archive.list_checksummed_files(folder)
+    known = registry.list_modules("runtimes")
     try:
         names, size = found["model"]["files"], tuple(found["input"]["shape"])
         runtime, precision = found["runtime"], found["precision"]
@@ -107,7 +107,7 @@ def _bundle(folder: Path, threads: int) -> Subject:
             f"{folder}: the manifest lacks {reason}; it is not one that this toolchain wrote"
         ) from reason
     if runtime not in known:
-        raise ToolchainError(f"{folder} is for {runtime!r}; {registry.nearest(str(runtime), known)}")
+        raise ToolchainError(f"{folder} is for {runtime!r}; {registry.suggest(str(runtime), known)}")
     if not names or not set(names) <= listed:  # the sums vouch for plain names only
         raise ToolchainError(
             f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
@@ -121,7 +121,7 @@ def _bundle(folder: Path, threads: int) -> Subject:
     side = Side(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip
-    return Subject(side=side, artefact=records.artefact(*files), manifest=found, folder=folder)
+    return Subject(side=side, artefact=records.make_artefact(*files), manifest=found, folder=folder)
 
 
 def _fresh(scratch: Path) -> Path:
@@ -133,7 +133,7 @@ def _fresh(scratch: Path) -> Path:
 
 
 def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
-    kinds = {str(Path(load_runtime(n).FILE_NAMES[0]).suffix): n for n in registry.modules("runtimes")}
+    kinds = {str(Path(load_runtime(n).FILE_NAMES[0]).suffix): n for n in registry.list_modules("runtimes")}
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
@@ -148,7 +148,7 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip
     return Subject(
-        side=side, artefact=records.artefact(path, *companions), manifest=None, folder=None,
+        side=side, artefact=records.make_artefact(path, *companions), manifest=None, folder=None,
         open_batch=given_shape[0] is None,
     )  # fmt: skip
 

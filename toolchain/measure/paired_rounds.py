@@ -8,7 +8,7 @@ import numpy as np
 
 from toolchain.core import files, progress, statistics
 from toolchain.core.types import Interval
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.measure import paired_timing
 from toolchain.measure.paired_timing import Round, Side
 
@@ -20,11 +20,11 @@ def read(path: Path) -> list[Round]:
 
 
 def run(
-    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: Effort = paired_timing.REPORTED
+    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: TimingEffort = paired_timing.REPORTED
 ) -> list[Round]:
     """Measures what is missing of `count` rounds; each is written to `path` at once."""
     measured = read(path)
-    with progress.bar(label, count - len(measured)) as bar:
+    with progress.show_bar(label, count - len(measured)) as bar:
 
         def keep(one: Round) -> None:
             measured.append(one)
@@ -50,4 +50,4 @@ def p50(measured: Sequence[Round], side: str) -> Interval:
 
 def logs(measured: Sequence[Round], base: str, other: str) -> list[float]:
     """By round, the logarithm of how many times faster `other` is than `base`."""
-    return [statistics.round_ratio(one.blocks[base], one.blocks[other]) for one in measured]
+    return [statistics.log_speedup(one.blocks[base], one.blocks[other]) for one in measured]

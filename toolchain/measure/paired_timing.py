@@ -23,12 +23,12 @@ from typing import Any
 from toolchain.core.errors import ToolchainError, last_line
 from toolchain.core.types import Precision
 from toolchain.edge import timing_process
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import boards, worker_processes
 
 PROCESS = "a timing process"
-REPORTED = Effort()
+REPORTED = TimingEffort()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ def rounds(
     keep: Callable[[Round], None],
     *,
     skip: int = 0,
-    effort: Effort = REPORTED,
+    effort: TimingEffort = REPORTED,
 ) -> None:
     """Times all sides against one another, each round in a fresh process.
 
@@ -107,18 +107,18 @@ def versions(side: Side) -> Mapping[str, str]:
     return found
 
 
-def _request(sides: Sequence[Side], seed: int, effort: Effort) -> dict[str, Any]:
+def _request(sides: Sequence[Side], seed: int, effort: TimingEffort) -> dict[str, Any]:
     rows = [dataclasses.asdict(side) for side in sides]
     return {"sides": rows, "seed": seed, "effort": dataclasses.asdict(effort)}
 
 
-def _round(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any]:
+def _round(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
     """Blocks of sides that share a process."""
     found: Mapping[str, Any] = _answer("round", _request(sides, seed, effort), sides)
     return found
 
 
-def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any]:
+def _turns(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
     """Blocks of sides that have a process each; only one of them computes at a time.
 
     Sides of one interpreter could share a process, but then what two processes differ in would look like a difference of
@@ -132,7 +132,7 @@ def _turns(sides: Sequence[Side], seed: int, effort: Effort) -> Mapping[str, Any
         for side in loading:
             process = owner[side.name] = stack.enter_context(_started("turns", [side]))
             once += process.ask(_request([side], seed, effort))
-        return timing_process.blocks(
+        return timing_process.time_blocks(
             [side.name for side in sides], once, effort, order,
             lambda name, runs: owner[name].ask({"name": name, "runs": runs}),
         )  # fmt: skip

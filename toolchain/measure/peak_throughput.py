@@ -30,7 +30,7 @@ def reached(
     sides = []
     for precision in sorted(precisions):
         path = folder / f"peak-{precision}.onnx"
-        with files.writing(path) as out:
+        with files.open_atomic(path) as out:
             out.write(_graph(precision == "int8").SerializeToString(deterministic=True))
         try:
             compiled = room.compile(path, folder / f"peak-{precision}")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core import files
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.measure import paired_timing
 
-SHORT = Effort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
+SHORT = TimingEffort(seconds=2.5, warmup_runs=4, fewest_blocks=7, most_seconds=10.0, slow_seconds=0.1)
 FILE = "batches.json"
 
 

@@ -121,10 +121,12 @@ def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Conditio
                 found.append(
                     Condition("drift", f"{name} took {change:+.0%} longer in the last rounds than in the first", change)
                 )
-        if (count := len(paired_rounds.samples(measured, name))) < statistics.FEWEST_SAMPLES[99]:
-            text = f"{count} samples of {name} do not carry a 99th percentile; {statistics.FEWEST_SAMPLES[99]} would"
+        if (count := len(paired_rounds.samples(measured, name))) < statistics.MIN_SAMPLES_BY_PERCENTILE[99]:
+            text = f"{count} samples of {name} do not carry a 99th percentile; {statistics.MIN_SAMPLES_BY_PERCENTILE[99]} would"
             found.append(Condition("few samples", text, count))
-    noise = max((statistics.spread(paired_rounds.logs(measured, names[0], name)) for name in names[1:]), default=0.0)
+    noise = max(
+        (statistics.timing_noise(paired_rounds.logs(measured, names[0], name)) for name in names[1:]), default=0.0
+    )
     if noise > NOISE:
         found.append(
             Condition("noise", f"ratios of rounds vary by {noise:.0%} (standard deviation); trust the intervals", noise)

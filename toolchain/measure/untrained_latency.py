@@ -18,7 +18,7 @@ from toolchain.config.target import QuantScheme, Target
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval, Precision
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.export import to_onnx
 from toolchain.measure import compile_process, machine, paired_rounds, paired_timing, worker_processes
 from toolchain.models import profile
@@ -27,7 +27,7 @@ VERSION = 3
 GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
 ROUNDS = 3
 # candidates differ by far; and with so many of them the first ones wake the core for all
-BRIEF = Effort(
+BRIEF = TimingEffort(
     seconds=1.0, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
 )  # fmt: skip
 GRAPH = "graph.onnx"
@@ -73,8 +73,8 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
         VERSION, keys, target.runtime, target.threads, target.scheme, target.precisions, machine.runtime(target),
         machine.describe(target.device), ROUNDS,
     )  # fmt: skip
-    with stage_cache.stage(work, "clock", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "clock", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             first = {key: name for name, key in reversed(keys.items())}  # of those that are built alike one is timed
             found, failed = _timed(networks, {name: graphs[name] for name in first.values()}, target, stage.folder)
@@ -89,26 +89,26 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
                 isinstance(reason, worker_processes.Ended) for reason in failed.values()
             ):  # another run may have more luck
                 (stage.folder / SAMPLES).unlink(missing_ok=True)
-                stage = dataclasses.replace(stage, figures=files.plain(figures))
+                stage = dataclasses.replace(stage, record=files.to_jsonable(figures))
             else:
                 stage = stage_cache.finish(stage, started, figures)
-        assert stage.figures is not None
-        rows, refused = stage.figures["clocked"], refused | stage.figures["refused"]
+        assert stage.record is not None
+        rows, refused = stage.record["clocked"], refused | stage.record["refused"]
     return {name: _read(row) for name, row in rows.items()}, refused
 
 
 def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
     key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
-    with stage_cache.stage(work, "graph", key) as stage:
+    with stage_cache.open_stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH
-        if stage.figures is None:
+        if stage.record is None:
             from toolchain.quantization import pt2e  # torchao takes two seconds, of which another target needs none
 
             started = time.monotonic()
-            progress.say(f"clock: {name} is exported")
+            progress.log(f"clock: {name} is exported")
             graph, _ = pt2e.prepare(network.model, network.image, None, scheme)
-            with files.writing(path) as out:
+            with files.open_atomic(path) as out:
                 out.write(onnx_ir.to_proto(to_onnx.export_graph(graph, network.image)).SerializeToString())
             stage_cache.finish(stage, started, {})
     return key, path
@@ -122,7 +122,7 @@ def _timed(
         name: compile_process.question(path, target, tuple(networks[name].image.shape), folder)
         for name, path in graphs.items()
     }
-    with progress.bar("clock: compiled", len(graphs)) as bar:
+    with progress.show_bar("clock: compiled", len(graphs)) as bar:
         for name, answered in worker_processes.shared("measure.compile_process", asked, "a compiling process"):
             try:
                 made[name] = compile_process.answer(answered)

@@ -109,7 +109,7 @@ def check_freeze_before_fresh(model: nn.Module, head: str, *, freeze: str, fresh
 def _index(model: nn.Module, blocks: Sequence[Block], name: str) -> int:
     names = [block.name for block in blocks]
     if name not in names:
-        said = registry.nearest(name, names) if names else f"this {type(model).__name__} is no chain of blocks"
+        said = registry.suggest(name, names) if names else f"this {type(model).__name__} is no chain of blocks"
         raise ToolchainError(f"[reuse] there is no block {name!r}; {said}")
     return names.index(name)
 

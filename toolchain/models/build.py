@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from toolchain.config.recipe import ModelSpec, Reuse
+from toolchain.config.recipe import ModelSpec, ReuseSpec
 from toolchain.core import registry
-from toolchain.core.errors import ToolchainError, brief
-from toolchain.core.types import Preprocess
+from toolchain.core.errors import ToolchainError, first_line
+from toolchain.core.types import Preprocessing
 from toolchain.models import blocks
 from toolchain.models.padding import _padded
 from toolchain.models.sources import timm_hub
@@ -18,11 +18,11 @@ from toolchain.models.sources.torchvision_import import import_torchvision
 from toolchain.models.weights import LoadedWeights, _load, _read
 
 MIN_MATCHED_SHARE = 0.5  # share of the backbone's values that a checkpoint must bring
-WHOLE_NETWORK = Reuse()
+WHOLE_NETWORK = ReuseSpec()
 
 
 def build_with_new_head(
-    spec: ModelSpec, classes: int, *, seed: int, reuse: Reuse = WHOLE_NETWORK
+    spec: ModelSpec, classes: int, *, seed: int, reuse: ReuseSpec = WHOLE_NETWORK
 ) -> tuple[nn.Module, str, LoadedWeights]:
     """A model with a new head for `classes`, the head's module name, and what was loaded.
 
@@ -33,7 +33,7 @@ def build_with_new_head(
 
 
 def _built_from(
-    spec: ModelSpec, classes: int, seed: int, reuse: Reuse
+    spec: ModelSpec, classes: int, seed: int, reuse: ReuseSpec
 ) -> tuple[nn.Module, str, LoadedWeights, Mapping[str, Tensor]]:
     """As `build`, with the checkpoint's tensors last."""
     torch.manual_seed(seed)
@@ -75,11 +75,11 @@ def build_with_pretrained_head(
     return whole, find_head(whole, len(own)), loaded, True
 
 
-def _only_architecture(model: nn.Module, head: str, reuse: Reuse) -> bool:
+def _only_architecture(model: nn.Module, head: str, reuse: ReuseSpec) -> bool:
     return bool(reuse.fresh) and reuse.fresh == blocks.find(model, head)[0].name
 
 
-def build_untrained(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE_NETWORK) -> nn.Module:
+def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETWORK) -> nn.Module:
     """The untrained model, cut where `reuse` says.
 
     Raises:
@@ -102,7 +102,7 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: Reuse = WHOLE_NETWORK)
 
 
 def build_for_image_size(
-    spec: ModelSpec, classes: int, image: Tensor, reuse: Reuse | Literal["auto"] = WHOLE_NETWORK
+    spec: ModelSpec, classes: int, image: Tensor, reuse: ReuseSpec | Literal["auto"] = WHOLE_NETWORK
 ) -> nn.Module:
     """The untrained model, after it took a picture of the job's size.
 
@@ -119,7 +119,9 @@ def build_for_image_size(
             model(image)
     except Exception as reason:  # networks' own asserts among them
         height, width = image.shape[2:]
-        raise ToolchainError(f"{spec.name} does not take pictures of {height}x{width}: {brief(reason)}") from reason
+        raise ToolchainError(
+            f"{spec.name} does not take pictures of {height}x{width}: {first_line(reason)}"
+        ) from reason
     return model
 
 
@@ -129,7 +131,7 @@ def _built(spec: ModelSpec, classes: int) -> nn.Module:
     library = import_torchvision().models
     if spec.name not in list_models():
         raise ToolchainError(
-            f"there is no model {spec.name!r} in torchvision; {registry.nearest(spec.name, list_models())}"
+            f"there is no model {spec.name!r} in torchvision; {registry.suggest(spec.name, list_models())}"
         )
     try:
         model = library.get_model(spec.name, weights=None, num_classes=classes, **spec.arguments)
@@ -139,7 +141,7 @@ def _built(spec: ModelSpec, classes: int) -> nn.Module:
     return model
 
 
-def renormalize_input(model: nn.Module, preprocess: Preprocess, spec: ModelSpec) -> nn.Module:
+def renormalize_input(model: nn.Module, preprocess: Preprocessing, spec: ModelSpec) -> nn.Module:
     """Lets a teacher see pixels normalised for its student: they are scaled to what its own weights expect."""
     if (preprocess.mean, preprocess.std) == (spec.mean, spec.std):
         return model

@@ -153,7 +153,7 @@ def _see(model: nn.Module, head: str, pictures: np.ndarray, spec: ModelSpec) -> 
         model.get_submodule(head).register_forward_pre_hook(lambda _, given: features.append(_pooled(given[0])))
     )
     try:
-        with torch.inference_mode(), progress.bar("measure distance", len(pictures)) as bar:
+        with torch.inference_mode(), progress.show_bar("measure distance", len(pictures)) as bar:
             for start in range(0, len(pictures), BATCH_SIZE):
                 part = pictures[start : start + BATCH_SIZE]
                 model(torch.from_numpy(runner.normalise(part, spec.mean, spec.std)))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import files, registry
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.sources import timm_hub
 from toolchain.models.sources.torchvision_hub import _published
 
@@ -45,10 +45,10 @@ def weights_digest(spec: ModelSpec) -> str:
 def _local(weights: str) -> Path | None:
     """The file that `weights` means; None for random and for torchvision's own."""
     if weights.startswith("zoo:"):
-        path = registry.PACKAGE / "models" / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
+        path = registry.PACKAGE_FOLDER / "models" / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
         if not path.exists():
             raise ToolchainError(
-                f"weights = {weights!r}; {registry.nearest(weights, [f'zoo:{p.stem}' for p in path.parent.glob('*.safetensors')])}"
+                f"weights = {weights!r}; {registry.suggest(weights, [f'zoo:{p.stem}' for p in path.parent.glob('*.safetensors')])}"
             )
         return path
     return Path(weights) if "." in weights or "/" in weights else None
@@ -72,7 +72,7 @@ def _read(spec: ModelSpec) -> tuple[Mapping[str, Tensor], str, str]:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as reason:
-        raise ToolchainError(f"{path} is not a readable checkpoint: {brief(reason)}") from reason
+        raise ToolchainError(f"{path} is not a readable checkpoint: {first_line(reason)}") from reason
     except Exception as reason:
         if "weights_only" in str(reason).lower() or "Unpickl" in type(reason).__name__:
             raise ToolchainError(

@@ -36,13 +36,13 @@ def prepare_criterion(adapted: FinetunedModel, spec: PruneSpec, work: Path) -> C
     Args:
         adapted: the model that is ranked, by its key, and its images.
     """
-    room = registry.module("criteria", spec.criterion)
+    room = registry.load_module("criteria", spec.criterion)
     return ChannelCriterion(room.score, _collected(adapted, work) if room.NEEDS else None)
 
 
 def cache_key_parts(adapted: FinetunedModel, spec: PruneSpec) -> tuple[str, str]:
     """What the ranking of channels depends on beside the weights: the criterion's code, and the images it looks at."""
-    room = registry.module("criteria", spec.criterion)
+    room = registry.load_module("criteria", spec.criterion)
     seen = adapted.dataset.calibration_digest if room.NEEDS else ""
     return files.sha256_file(Path(str(room.__file__))), seen  # an edited criterion ranks anew
 
@@ -50,15 +50,15 @@ def cache_key_parts(adapted: FinetunedModel, spec: PruneSpec) -> tuple[str, str]
 def _collected(adapted: FinetunedModel, work: Path) -> Mapping[str, GradientMoments]:
     data = adapted.dataset
     key = files.digest(VERSION, adapted.trained.key, data.calibration_digest, data.preprocess)
-    with stage_cache.stage(work, "gradients", key) as stage:
+    with stage_cache.open_stage(work, "gradients", key) as stage:
         path = stage.folder / GRADIENTS_FILE
-        if stage.figures is None:
+        if stage.record is None:
             started = time.monotonic()
             batches = loader.ordered_batches(data.calibration_images, data.preprocess, LOADER_BATCH_SIZE)
             found = gradients.collect(adapted.trained.model, list(batches))
             tensors = {f"mean.{name}": one.mean.contiguous() for name, one in found.items()}
             tensors |= {f"square.{name}": one.mean_square.contiguous() for name, one in found.items()}
-            with files.writing(path) as out:
+            with files.open_atomic(path) as out:
                 out.write(save(tensors))
             stage_cache.finish(stage, started, {"images": len(data.calibration_rows)})
         read = load_file(path)

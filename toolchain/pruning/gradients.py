@@ -45,7 +45,7 @@ def collect(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Mappi
     parameters = list(dict.fromkeys(names.values()))  # once each, where modules share one
     sums = [torch.zeros_like(parameter.detach()) for parameter in parameters]
     squares = [torch.zeros_like(parameter.detach()) for parameter in parameters]
-    with progress.bar("gradients", count) as bar, torch.enable_grad():
+    with progress.show_bar("gradients", count) as bar, torch.enable_grad():
         for images, labels in batches:
             for image, label in zip(images, labels, strict=True):
                 loss = F.cross_entropy(model(image[None]), label[None])

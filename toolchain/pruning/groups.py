@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.core import progress
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.profile import is_depthwise
 from toolchain.pruning import traceable_parts
 from toolchain.pruning.gradients import GradientMoments
@@ -143,7 +143,7 @@ def find(
             "set [prune] ratio = 0 to go on without pruning"
         ) from first
     if refused:
-        progress.say(f"pruning: traced in parts, whose outer channels stay ({brief(refused[0])})")
+        progress.log(f"pruning: traced in parts, whose outer channels stay ({first_line(refused[0])})")
     return tuple(found)
 
 

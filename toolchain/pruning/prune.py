@@ -89,15 +89,15 @@ class _Way:
 
     def go(self, number: int, before: PrunedModel) -> PrunedModel:
         """One round: cut, then train; after the last cut, and where nothing was cut, there is no training here."""
-        with stage_cache.stage(self.work, "prune", self._key(number, before)) as stage:
+        with stage_cache.open_stage(self.work, "prune", self._key(number, before)) as stage:
             started = time.monotonic()
             cut = self._cut(number, before, stage.folder / CUT_FILE)
             model, done = surgery.apply(before.model, cut), surgery.compose(before.surgery, cut)
             if number == self.recipe.prune.rounds or cut == Surgery():
-                if stage.figures is None:
+                if stage.record is None:
                     stage_cache.finish(stage, started, {"history": []})
                 return PrunedModel(model, done, stage.key, before.round_trainings)
-            if stage.figures is not None:
+            if stage.record is not None:
                 trained = trained_module.load_trained_model(stage, model)
             else:
                 trained = trained_module.save_trained_model(
@@ -136,6 +136,6 @@ class _Way:
             )  # fmt: skip
             choice = pruning_rounds.choose_widths(found, self.whole, self.plan, before.surgery, number / spec.rounds)
             left = profile.total_macs(found.remaining_layers(choice)) / sum(layer.macs for layer in found.full_layers)
-            progress.say(f"prune: round {number} of {spec.rounds} leaves {left:.0%} of its multiply-accumulates")
+            progress.log(f"prune: round {number} of {spec.rounds} leaves {left:.0%} of its multiply-accumulates")
             files.write_json(path, surgery.build(before.model, found, choice))
         return surgery.read(path)

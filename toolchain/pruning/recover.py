@@ -38,8 +38,8 @@ def run(job: Job, pruned: PrunedModel, adapted: FinetunedModel) -> trained_model
     key = files.digest(
         VERSION, dense.key, pruned.surgery, spec, adapted.augment, recipe.balance, recipe.seed, *left
     )  # fmt: skip
-    with stage_cache.stage(job.work, "recover", key) as stage:
-        if stage.figures is not None:
+    with stage_cache.open_stage(job.work, "recover", key) as stage:
+        if stage.record is not None:
             return trained_model.load_trained_model(stage, pruned.model)
         started = time.monotonic()
         training_job = loop.TrainingJob(

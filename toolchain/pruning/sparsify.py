@@ -39,8 +39,8 @@ def run(job: Job, adapted: FinetunedModel) -> trained_model.TrainedModel:
         recipe.seed,
     )  # fmt: skip
     model = copy.deepcopy(dense.model)
-    with stage_cache.stage(job.work, "sparsify", key) as stage:
-        if stage.figures is not None:
+    with stage_cache.open_stage(job.work, "sparsify", key) as stage:
+        if stage.record is not None:
             return trained_model.load_trained_model(stage, model)
         started = time.monotonic()
         # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
@@ -55,7 +55,7 @@ def run(job: Job, adapted: FinetunedModel) -> trained_model.TrainedModel:
         )  # fmt: skip
         training = loop.train(model, training_job)
         weak = [sparsity_penalty.measure_weak_share(found, one) for one in (dense.model, model)]
-        progress.say(
+        progress.log(
             f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
         )
         return trained_model.save_trained_model(

@@ -89,7 +89,7 @@ def restrict_to_placement(model: GraphModule, chosen: Placement) -> GraphModule:
     """
     ops = list_operations(model)
     wanted = quantized_edges(ops, resolve(ops, chosen))
-    layers = {op.name for op in ops if op.kind == "layer" and chosen.covers(op.module)}
+    layers = {op.name for op in ops if op.kind == "layer" and chosen.quantizes(op.module)}
     copied = copy.deepcopy(model)
     for node in list(copied.graph.nodes):
         if not is_fake_quantize(copied, node):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Operation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
+PlaceableOperation = Literal["add", "multiply", "average", "concatenate", "activation"]  # beside the layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +22,15 @@ class Placement:
     """
 
     float_modules: tuple[str, ...] = ()
-    float_operations: tuple[Operation, ...] = ("activation", "multiply")
+    float_operations: tuple[PlaceableOperation, ...] = ("activation", "multiply")
     results: bool = True
 
-    def covers(self, module: str) -> bool:
+    def quantizes(self, module: str) -> bool:
         """Whether operations inside `module` are quantized."""
         return not any(name in {"", module} or module.startswith(name + ".") for name in self.float_modules)
 
 
-OperationKind = Operation | Literal["layer", "rectifier", "keep", "other"]
+OperationKind = PlaceableOperation | Literal["layer", "rectifier", "keep", "other"]
 ALL_FLOAT = Placement(float_modules=("",))  # all of a model
 FUSES_RECTIFIER: frozenset[OperationKind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
 
@@ -92,7 +92,7 @@ def resolve(ops: Sequence[GraphOperation], placement: Placement) -> dict[str, Op
 def _rounding(
     op: GraphOperation, placement: Placement, at_source: set[str], readers: Mapping[str, Sequence[GraphOperation]]
 ) -> OperationQuantization | None:
-    if op.kind in {"other", "rectifier"} or not placement.covers(op.module):
+    if op.kind in {"other", "rectifier"} or not placement.quantizes(op.module):
         return None
     if op.kind == "layer":
         return OperationQuantization(inputs=op.inputs[:1], output=placement.results)
@@ -109,7 +109,7 @@ def _read_by_layers(op: GraphOperation, readers: Mapping[str, Sequence[GraphOper
     """Whether a value is read by integer layers alone, perhaps through more reshaping: then it may be rounded early."""
     behind = readers.get(op.output, [])
     return bool(behind) and all(
-        placement.covers(reader.module)
+        placement.quantizes(reader.module)
         and (reader.kind == "layer" or (reader.kind == "keep" and _read_by_layers(reader, readers, placement)))
         for reader in behind
     )
@@ -137,7 +137,7 @@ def leave_in_float(one: Placement, modules: Sequence[str]) -> Placement:
 
 def quantized_layers(ops: Sequence[GraphOperation], placement: Placement) -> tuple[str, ...]:
     """Modules of the convolution and linear layers that are to run in integers."""
-    return tuple(op.module for op in ops if op.kind == "layer" and placement.covers(op.module))
+    return tuple(op.module for op in ops if op.kind == "layer" and placement.quantizes(op.module))
 
 
 def split_into_blocks(modules: Sequence[str], most: int) -> list[str]:

@@ -30,7 +30,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from toolchain.config.target import QuantScheme
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.quantization import fake_quantize, fx_graph, placement
 from toolchain.quantization.placement import Placement
 
@@ -201,7 +201,7 @@ def prepare(
             )
     except Exception as reason:  # torch.export has no common base class for what it refuses
         raise ToolchainError(
-            f"the model cannot be exported for quantization: {brief(reason)}{_line(reason)}; "
+            f"the model cannot be exported for quantization: {first_line(reason)}{_line(reason)}; "
             "models whose control flow depends on the data are not supported"
         ) from reason
     quantizer = PlacementQuantizer(chosen or placement.ALL_FLOAT, scheme)

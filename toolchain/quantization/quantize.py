@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from toolchain.config.job import Job
-from toolchain.config.recipe import Calibration, Correction, QuantizeSpec
+from toolchain.config.recipe import CalibrationMethod, CorrectionMethod, QuantizeSpec
 from toolchain.core import files, progress, stage_cache
-from toolchain.core.types import Architecture
+from toolchain.core.types import NetworkName
 from toolchain.data import loader
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.quantization import calibration_checks, pt2e, ranges
@@ -40,8 +40,8 @@ MAX_CORRECTION_PIXELS = 64 * 224 * 224  # of images whose activations are in mem
 class CalibrationTrial:
     """One way to calibrate, and how far it is from the float model on validation."""
 
-    method: Calibration
-    correction: Correction
+    method: CalibrationMethod
+    correction: CorrectionMethod
     divergence: float  # Kullback-Leibler, nats an image, from the float model's answers
     accuracy: float  # on the validation images that the choice is made by
 
@@ -67,13 +67,13 @@ class QuantizedModel:
 class Network:
     """The float and the quantized form of one architecture."""
 
-    name: Architecture
+    name: NetworkName
     trained: trained_module.TrainedModel
     quantized: QuantizedModel | None  # None where the target has no integers
     dataset: Dataset  # at the size that it takes its pictures
 
 
-def shipping(networks: Mapping[Architecture, Network]) -> Architecture:
+def shipping(networks: Mapping[NetworkName, Network]) -> NetworkName:
     """Return the architecture that is to ship: the pruned one where there is one."""
     return "pruned" if "pruned" in networks else "dense"
 
@@ -83,8 +83,8 @@ def run(
     dense: FinetunedModel,
     view: FinetunedModel,
     small: trained_module.TrainedModel,
-    placed: Mapping[Architecture, PlacementResult],
-) -> dict[Architecture, Network]:
+    placed: Mapping[NetworkName, PlacementResult],
+) -> dict[NetworkName, Network]:
     """Quantize what may ship with training; beside it the dense model by calibration alone, for comparison.
 
     Where a float form is faster than every int8 one, nothing is trained for int8.
@@ -101,7 +101,7 @@ def run(
     """
 
     def network(
-        name: Architecture, source: trained_module.TrainedModel, taught: FinetunedModel, *, ships: bool
+        name: NetworkName, source: trained_module.TrainedModel, taught: FinetunedModel, *, ships: bool
     ) -> Network:
         if "int8" not in job.target.precisions:
             return Network(name, source, None, taught.dataset)
@@ -146,8 +146,8 @@ def calibrate_and_train(
         recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.dataset.calibration_rows,
     )  # fmt: skip
     graph, planned = pt2e.prepare(source.model, image, placement, target.scheme)
-    with stage_cache.stage(job.work, "quantize", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(job.work, "quantize", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             starts, findings = calibrate(graph, adapted.dataset, recipe.quantize)
             training_job = loop.TrainingJob(
@@ -155,7 +155,7 @@ def calibrate_and_train(
                 folder=stage.folder, balance=recipe.balance, teacher=teacher, before_phase=_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, training_job, keep_start=True)
-            figures = {"planned": planned, "starts": files.plain(starts), "findings": files.plain(findings)}
+            figures = {"planned": planned, "starts": files.to_jsonable(starts), "findings": files.to_jsonable(findings)}
             trained = trained_module.save_trained_model(stage, started, graph, training, figures)
         else:
             trained = trained_module.load_trained_model(stage, graph)
@@ -184,13 +184,13 @@ def calibrate(
     seen = ranges.collect_histograms(graph, batches)
     wanted = loop.predict(graph, held, data.preprocess)
     few = torch.cat(batches)[: max(16, MAX_CORRECTION_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
-    methods = get_args(Calibration) if spec.calibration == "auto" else (spec.calibration,)
-    first, *others = get_args(Correction) if spec.correction == "auto" else (spec.correction,)
+    methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
+    first, *others = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
     tried: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
     before = copy.deepcopy(graph.state_dict())
-    with progress.bar("quantize: calibration", len(methods) + len(others)) as bar:
+    with progress.show_bar("quantize: calibration", len(methods) + len(others)) as bar:
 
-        def attempt(method: Calibration, correction: Correction) -> None:
+        def attempt(method: CalibrationMethod, correction: CorrectionMethod) -> None:
             graph.load_state_dict(before)
             ranges.calibrate(graph, seen, method)
             if correction != "none":
@@ -216,7 +216,7 @@ def _some(images: Images, most: int) -> Images:
 
 
 def _start(
-    method: Calibration, correction: Correction, given: Tensor, wanted: Tensor, held: Images
+    method: CalibrationMethod, correction: CorrectionMethod, given: Tensor, wanted: Tensor, held: Images
 ) -> CalibrationTrial:
     return CalibrationTrial(method, correction, kl_divergence(given, wanted), loop.score(given, held.labels).accuracy)
 
@@ -236,7 +236,7 @@ def _ranges_until(last: int) -> loop.PhaseHook:
     return switch
 
 
-def notes(networks: Mapping[Architecture, Network], placed: Mapping[Architecture, PlacementResult]) -> list[str]:
+def notes(networks: Mapping[NetworkName, Network], placed: Mapping[NetworkName, PlacementResult]) -> list[str]:
     """What a reader must know of how the integers came about."""
     found = []
     for family in networks.values():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument, map_arg
 
-from toolchain.config.recipe import Calibration
+from toolchain.config.recipe import CalibrationMethod
 from toolchain.quantization import fx_graph, pt2e
 
 HISTOGRAM_BINS = 2048
@@ -71,7 +71,7 @@ def collect_histograms(graph: GraphModule, batches: Iterable[Tensor]) -> dict[st
     return seen
 
 
-def calibrate(graph: GraphModule, seen: dict[str, Histogram], method: Calibration) -> None:
+def calibrate(graph: GraphModule, seen: dict[str, Histogram], method: CalibrationMethod) -> None:
     """Sets every activation's range from what was seen; "minmax" covers all of it."""
     ends = {"minmax": lambda one: (one.low, one.high), "percentile": percentile_range, "mse": mse_range}[method]
     points = pt2e.find_activation_quantizers(graph)

@@ -10,7 +10,7 @@ from toolchain.config.recipe import Recipe
 from toolchain.core import files
 from toolchain.core import statistics as stats
 from toolchain.core.run_report import BASELINE
-from toolchain.core.types import Architecture, Interval
+from toolchain.core.types import Interval, NetworkName
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import bundle
 from toolchain.export.export_variants import Variant
@@ -18,7 +18,7 @@ from toolchain.export.runtime import load_runtime
 from toolchain.gates import ship_decision
 from toolchain.measure import machine
 from toolchain.measure.accuracy import Verification
-from toolchain.measure.latency import Measurement
+from toolchain.measure.latency import LatencyMeasurement
 from toolchain.pruning.prune import PrunedModel
 from toolchain.quantization import quantize
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
@@ -46,13 +46,13 @@ class RunResults:
     ranked: TrainedModel  # the model whose channels were ranked: the dense one, or its sparsified form
     plan: PruningPlan
     sensitivity: Sensitivity | None
-    placements: Mapping[Architecture, PlacementResult]
+    placements: Mapping[NetworkName, PlacementResult]
     pruned: PrunedModel
-    networks: Mapping[Architecture, Network]
+    networks: Mapping[NetworkName, Network]
     control: AccuracyControlResult | None
     variants: Sequence[Variant]
     verified: Verification
-    measured: Mapping[str, Measurement]
+    measured: Mapping[str, LatencyMeasurement]
     decision: ship_decision.Judged
     warnings: Sequence[str]
     step_seconds: Mapping[str, float]
@@ -69,7 +69,7 @@ class RunResults:
             return None
         variant = next(v for v in self.variants if v.name == name)
         return bundle.Shipment(
-            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.family].dataset,
+            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.network].dataset,
             surgery=self.pruned.surgery, facts=manifest_facts(self),
         )  # fmt: skip
 
@@ -96,29 +96,29 @@ def report(found: RunResults) -> dict[str, Any]:
             {"variant": v.name, **_ratio(found, v.name, base.name)}
             for base in found.variants
             for v in found.variants
-            if v is not base and base.family == "dense"
+            if v is not base and base.network == "dense"
         ],
-        "accuracy_drop": {"baseline": baseline, **files.plain(accuracy.drop)},
-        "balanced_drop": {"baseline": baseline, **files.plain(accuracy.balanced_drop)},
+        "accuracy_drop": {"baseline": baseline, **files.to_jsonable(accuracy.drop)},
+        "balanced_drop": {"baseline": baseline, **files.to_jsonable(accuracy.balanced_drop)},
         "adapt": finetuning(found.job.recipe, found.dense),
         "pretrained": found.networks["dense"].trained.record["weights"],
         "selected": found.ranking,
-        "reuse": {"used": files.plain(found.job.recipe.reuse), "advice": files.plain(found.advice)},
+        "reuse": {"used": files.to_jsonable(found.job.recipe.reuse), "advice": files.to_jsonable(found.advice)},
         "layers": _layers(found.plan),
-        "fit": files.plain(found.plan.latency_fit),
-        "image_sizes": files.plain(found.plan.size_trials),
+        "fit": files.to_jsonable(found.plan.latency_fit),
+        "image_sizes": files.to_jsonable(found.plan.size_trials),
         "dropped": list(found.plan.surgery.dropped),
         "sensitivity": [sensitivity_curve(one, found.sensitivity.dense) for one in found.sensitivity.curves]
         if found.sensitivity
         else [],
         "training": _trainings(found),
         "seconds": dict(found.step_seconds),
-        "verdicts": files.plain(found.decision.verdicts),
+        "verdicts": files.to_jsonable(found.decision.verdicts),
         "placement": {name: _placed(one) for name, one in found.placements.items()},
         "calibration": {
             f.name: f.quantized.trained.record["starts"] for f in found.networks.values() if f.quantized is not None
         },
-        "control": files.plain(found.control),
+        "control": files.to_jsonable(found.control),
         "notes": [
             *found.decision.notes,
             *quantize.notes(found.networks, found.placements),
@@ -154,14 +154,14 @@ def finetuning(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
         "over_seeds": {"mean": statistics.mean(reached), "deviation": statistics.stdev(reached), "seeds": len(reached)}
         if len(reached) > 1
         else None,
-        "probe": files.plain(found.trained.record["probe"]),
+        "probe": files.to_jsonable(found.trained.record["probe"]),
         "teacher": recipe.teacher.name if recipe.teacher else None,
-        "joined": files.plain(found.join_trials),
+        "joined": files.to_jsonable(found.join_trials),
     }  # fmt: skip
 
 
 def _ratio(found: RunResults, name: str, baseline: str) -> dict[str, Any]:
-    return {"baseline": baseline, **files.plain(ship_decision.faster(found.measured, name, baseline))}
+    return {"baseline": baseline, **files.to_jsonable(ship_decision.faster(found.measured, name, baseline))}
 
 
 def _trainings(found: RunResults) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _licence(found: RunResults) -> list[str]:
 def _placed(placed: PlacementResult) -> dict[str, Any]:
     """What the search for the fastest placement tried and chose; `speedup` is over f32 in the same process."""
     return {
-        "chosen": files.plain(placed.placement),
+        "chosen": files.to_jsonable(placed.placement),
         "label": placed.fastest_int8.label if placed.fastest_int8 else None,
         "float_wins": placed.float_wins,
         "measured_for": placed.measured_for or None,
@@ -247,7 +247,7 @@ def sensitivity_curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any
         "accuracies": [one.estimate for one in every],
         "low": [one.low for one in every],
         "high": [one.high for one in every],
-        "drops": files.plain([nothing, *(point.drop for point in points)] if points else []),
+        "drops": files.to_jsonable([nothing, *(point.drop for point in points)] if points else []),
         "cut": found.cut,
         "why": found.why or None,
         "images": dense.samples,
@@ -266,8 +266,8 @@ def _variant(variant: Variant, found: RunResults) -> dict[str, Any]:
         **_bounds("accuracy", own.accuracy),
         **_bounds("balanced", own.balanced),
         "balanced_accuracy": own.balanced.estimate,
-        "drop": files.plain(own.drop),
-        "balanced_drop": files.plain(own.balanced_drop),
+        "drop": files.to_jsonable(own.drop),
+        "balanced_drop": files.to_jsonable(own.balanced_drop),
         "images": own.accuracy.samples,
         "split": "test",
         "latency_ms": timed and _latency(timed),
@@ -278,18 +278,18 @@ def _variant(variant: Variant, found: RunResults) -> dict[str, Any]:
         "first_ms": timed and timed.first_ms,
         "macs": variant.macs,
         "parameters": variant.parameters,
-        "integer_coverage": files.plain(own.coverage),
+        "integer_coverage": files.to_jsonable(own.coverage),
         "peak_share": timed and timed.peak_share,
-        "parity": files.plain(own.parity),
-        "export": variant.onnx.parent.name,  # the stage that `toolchain parity` looks the graph up in
+        "parity": files.to_jsonable(own.parity),
+        "export": variant.onnx_path.parent.name,  # the stage that `toolchain parity` looks the graph up in
     }
 
 
 def _placement(variant: Variant, found: RunResults) -> dict[str, Any]:
     """The placement of the integer form of a variant's architecture; nothing for a float one."""
-    family = found.networks[variant.family]
+    family = found.networks[variant.network]
     integer = family.quantized if variant.precision == "int8" else None
-    placement: dict[str, Any] = files.plain(integer.placement) if integer else {}
+    placement: dict[str, Any] = files.to_jsonable(integer.placement) if integer else {}
     return placement
 
 
@@ -297,7 +297,7 @@ def _bounds(name: str, value: Interval) -> dict[str, float]:
     return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
 
 
-def _latency(timed: Measurement) -> dict[str, Any]:
+def _latency(timed: LatencyMeasurement) -> dict[str, Any]:
     return {
         "p50": timed.p50_ms.estimate,
         "low": timed.p50_ms.low,
@@ -312,12 +312,12 @@ def measurements(found: RunResults) -> dict[str, Any]:
     """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
     return {
         "schema": SCHEMA,
-        "measured_at": files.now(),
+        "measured_at": files.utc_now(),
         "machine": dict(machine.describe(found.job.target.device)),
         "versions": machine.versions(found.job.target),
         "threads": found.job.target.threads,
         "seconds": dict(found.step_seconds),
-        "variants": {name: files.plain(one) for name, one in found.measured.items()},
+        "variants": {name: files.to_jsonable(one) for name, one in found.measured.items()},
     }
 
 
@@ -335,17 +335,21 @@ def manifest_facts(found: RunResults) -> dict[str, Any]:
         "runtime": found.job.target.runtime,
         "runtime_version": dict(load_runtime(found.job.target.runtime).fingerprint()),
         "threads": found.job.target.threads,
-        "scheme": files.plain(found.job.target.scheme) if variant.precision == "int8" else None,
-        "placement": {"planned": list(variant.planned), **_placement(variant, found)},
-        "coverage": files.plain(own.coverage),
-        "accuracy": {"accuracy": files.plain(own.accuracy), "balanced": files.plain(own.balanced), "split": "test"},
-        "accuracy_drop": {"baseline": BASELINE, **files.plain(own.drop)},
+        "scheme": files.to_jsonable(found.job.target.scheme) if variant.precision == "int8" else None,
+        "placement": {"planned": list(variant.planned_layers), **_placement(variant, found)},
+        "coverage": files.to_jsonable(own.coverage),
+        "accuracy": {
+            "accuracy": files.to_jsonable(own.accuracy),
+            "balanced": files.to_jsonable(own.balanced),
+            "split": "test",
+        },
+        "accuracy_drop": {"baseline": BASELINE, **files.to_jsonable(own.drop)},
         "isa": machine.isa(),
         "target_isa": found.job.target.isa,
         "provenance": {
             # the digest says which weights; where they lay is nobody's business and would differ between checkouts
-            "model": {**files.plain(found.job.recipe.model), "weights": weights["source"]},
-            "reuse": files.plain(found.job.recipe.reuse),
+            "model": {**files.to_jsonable(found.job.recipe.model), "weights": weights["source"]},
+            "reuse": files.to_jsonable(found.job.recipe.reuse),
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],
             "weights_licence": found.job.recipe.model.licence,

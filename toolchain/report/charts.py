@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format, svg, table
 from toolchain.report.sections import sensitivity as sensitive
 from toolchain.report.svg import COOL, FONT_SIZE, GLYPH_WIDTH, INK, MAIN, MUTED, RULE, WARM
@@ -24,7 +24,7 @@ SHARE_AXIS_LABEL = "share of the channels that is removed, the least important f
 # --- latency against accuracy -------------------------------------------------------------------------------
 
 
-def plot_trade_off(report: Report) -> str:
+def plot_trade_off(report: RunReport) -> str:
     """All variants that have both figures: median latency with a whisker to p90, accuracy with its interval."""
     points = [v for v in report.get("variants") or () if is_plottable(v)]
     if not points:
@@ -131,7 +131,7 @@ def _overlap(one: Box, other: Box) -> float:
 # --- widths of the layers -----------------------------------------------------------------------------------
 
 
-def plot_widths(report: Report) -> list[str]:
+def plot_widths(report: RunReport) -> list[str]:
     """Channels of every layer before and after pruning, in columns of at most ROWS layers with one scale."""
     layers = list(report.get("layers") or ())
     if not layers:
@@ -176,7 +176,7 @@ def _both_widths(layer: Mapping[str, Any]) -> str:
 # --- sensitivity --------------------------------------------------------------------------------------------
 
 
-def plot_sensitivity(report: Report) -> str:
+def plot_sensitivity(report: RunReport) -> str:
     """Accuracy against the pruned share of each group of channels, the most sensitive first, all on one scale."""
     curves = sensitive.read_curves(report, "channels")[: PANEL_GRID[0] * PANEL_GRID[1]]
     if not curves:
@@ -232,7 +232,7 @@ def _panel(axes: "Axes", curve: sensitive.PlottedCurve) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %" if value <= 1 else "")
 
 
-def plot_blocks(report: Report) -> str:
+def plot_blocks(report: RunReport) -> str:
     """Accuracy without each residual block, the most sensitive first, beside that of the whole network."""
     curves = sensitive.read_curves(report, "block")[:MAX_ROWS]
     if not curves:
@@ -261,7 +261,7 @@ def plot_blocks(report: Report) -> str:
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def plot_training(report: Report) -> str:
+def plot_training(report: RunReport) -> str:
     """Validation accuracy over the epochs of each training stage, side by side on one scale."""
     stages = {name: _curve(epochs) for name, epochs in (report.get("training") or {}).items()}
     names = [name for name in table.sort_steps(stages) if stages[name]]

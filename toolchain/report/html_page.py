@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import charts, key_results, number_format
 from toolchain.report.key_results import KeyResult
 from toolchain.report.sections import (
@@ -110,13 +110,13 @@ PAGE_TEMPLATE = """<!doctype html>
 """
 
 
-def render(report: Report) -> str:
+def render(report: RunReport) -> str:
     """The whole page."""
     body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
     return PAGE_TEMPLATE.format(title=escape(key_results.title(report)), css=CSS, body=body)
 
 
-def _head(report: Report) -> str:
+def _head(report: RunReport) -> str:
     """What ships and the four answers, then what is to be said about them."""
     kind = "ships" if run_report.shipped_name(report) else "fails"
     where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
@@ -141,7 +141,7 @@ def _said(sentences: Sequence[object], kind: str) -> str:
     return f'<div class="said{kind}">{lines}</div>' if lines else ""
 
 
-def _sections(report: Report) -> list[str]:
+def _sections(report: RunReport) -> list[str]:
     """Everything below the answers; a section without content is left out."""
     taught = _plot(charts.plot_training(report), "Accuracy on the validation split at the end of each epoch.")
     executed = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
@@ -222,7 +222,7 @@ def _plot(svg: str, caption: str) -> str:
     )
 
 
-def _searched(report: Report) -> str:
+def _searched(report: RunReport) -> str:
     """Says what the candidates are, where there were any."""
     return (
         f"Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
@@ -230,7 +230,7 @@ def _searched(report: Report) -> str:
     )
 
 
-def _plotted(report: Report) -> str:
+def _plotted(report: RunReport) -> str:
     """The plot's caption, naming what could not be drawn."""
     left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.is_plottable(v)]
     missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
@@ -238,14 +238,14 @@ def _plotted(report: Report) -> str:
     return f"Upper left is better.{ring}{missing}"
 
 
-def _widths(report: Report) -> tuple[str, ...]:
+def _widths(report: RunReport) -> tuple[str, ...]:
     plots = charts.plot_widths(report)
     columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
     colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
     return columns, _hint(f"Channels that each layer puts out. {colours} {pruning.describe_pruning(report)}.")
 
 
-def _ranked(report: Report) -> tuple[str, ...]:
+def _ranked(report: RunReport) -> tuple[str, ...]:
     """The candidates that the recipe left the choice among."""
     found = report.get("selected")
     if not found:
@@ -257,7 +257,7 @@ def _ranked(report: Report) -> tuple[str, ...]:
     )
 
 
-def _reused(report: Report) -> tuple[str, ...]:
+def _reused(report: RunReport) -> tuple[str, ...]:
     """The curves behind the advice, and what was done."""
     found = (report.get("reuse") or {}).get("advice")
     if not found:
@@ -267,7 +267,7 @@ def _reused(report: Report) -> tuple[str, ...]:
     return _plot(reuse.plot_depths(found), f"{reuse.describe(found)}."), render_table(reuse.tabulate(found))
 
 
-def _sensitivity(report: Report) -> tuple[str, ...]:
+def _sensitivity(report: RunReport) -> tuple[str, ...]:
     """Curves of the groups, dots of the blocks, and all of both as a table that opens."""
     content = render_table(sensitivity.tabulate(report))
     if not content:
@@ -308,7 +308,7 @@ def _side(column: int, prose: tuple[int, ...]) -> str:
     return ' class="prose"' if column in prose else ""
 
 
-def _verdicts(report: Report) -> str:
+def _verdicts(report: RunReport) -> str:
     """The table of verdicts with each outcome's sign and colour."""
     text = render_table(verdicts.tabulate_verdicts(report))
     for key, sign in OUTCOME_SIGNS.items():
@@ -319,7 +319,7 @@ def _verdicts(report: Report) -> str:
     return text
 
 
-def _facts(report: Report) -> str:
+def _facts(report: RunReport) -> str:
     """What was measured on what, as pairs in as many columns as the page has room for."""
     pairs = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
@@ -328,7 +328,7 @@ def _facts(report: Report) -> str:
     return f'<dl class="facts">{"".join(pairs)}</dl>'
 
 
-def _seconds(report: Report) -> str:
+def _seconds(report: RunReport) -> str:
     """Each stage's time with a bar for its share of the longest."""
     took = {
         name: 0 if number_format.is_missing(value) else value for name, value in (report.get("seconds") or {}).items()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolchain.core.run_report import BASELINE, Report, find_variant, humanize, reported_variant
+from toolchain.core.run_report import BASELINE, RunReport, find_variant, humanize, reported_variant
 from toolchain.report import number_format
 
 
@@ -20,17 +20,17 @@ class KeyResult:
     details: tuple[str, ...]
 
 
-def title(report: Report) -> str:
+def title(report: RunReport) -> str:
     """`solar on cpu`."""
     return f"{report.get('recipe') or 'report'} on {report.get('target') or number_format.MISSING}"
 
 
-def list_key_results(report: Report) -> tuple[KeyResult, ...]:
+def list_key_results(report: RunReport) -> tuple[KeyResult, ...]:
     """How accurate, how fast, how big, how sure."""
     return (_accurate(report), _fast(report), _big(report), _sure(report))
 
 
-def _accurate(report: Report) -> KeyResult:
+def _accurate(report: RunReport) -> KeyResult:
     found, drop, balanced = reported_variant(report), report.get("accuracy_drop"), report.get("balanced_drop")
     details = []
     if drop:
@@ -43,7 +43,7 @@ def _accurate(report: Report) -> KeyResult:
     return KeyResult(question="How accurate", value=number_format.accuracy(found), details=tuple(details))
 
 
-def _fast(report: Report) -> KeyResult:
+def _fast(report: RunReport) -> KeyResult:
     found, speedup, unpruned = (
         reported_variant(report),
         report.get("speedup") or {},
@@ -64,7 +64,7 @@ def _fast(report: Report) -> KeyResult:
     return KeyResult(question="How fast", value=number_format.speedup(speedup), details=tuple(details))
 
 
-def _big(report: Report) -> KeyResult:
+def _big(report: RunReport) -> KeyResult:
     found, dense = reported_variant(report), find_variant(report, BASELINE)
     before, after, details = dense.get("size_bytes"), found.get("size_bytes"), []
     if not found or found["name"] == BASELINE:
@@ -81,7 +81,7 @@ def _big(report: Report) -> KeyResult:
     )
 
 
-def _sure(report: Report) -> KeyResult:
+def _sure(report: RunReport) -> KeyResult:
     judged, found, details = report.get("verdicts") or (), reported_variant(report), []
     passed = sum(v["outcome"] == "pass" for v in judged)
     parity, coverage = found.get("parity"), found.get("integer_coverage")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolchain.config.job import Job
 from toolchain.core import files, run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import assemble, html_page, key_results
 from toolchain.report.sections import (
     provenance,
@@ -44,13 +44,13 @@ def run(job: Job, findings: assemble.RunResults) -> dict[str, Any]:
     return report
 
 
-def write_files(report: Report, folder: Path) -> None:
+def write_files(report: RunReport, folder: Path) -> None:
     """Writes report.json, report.md and report.html, each whole or not at all; equal reports give equal bytes.
 
     Raises:
         ToolchainError: the folder cannot be written.
     """
-    kept = _finite(files.plain(report))
+    kept = _finite(files.to_jsonable(report))
     files.write_json(folder / "report.json", kept)
     files.write_text(folder / "report.md", _encodable(render(kept)))
     files.write_text(folder / "report.html", _encodable(html_page.render(kept)))
@@ -73,7 +73,7 @@ def _encodable(text: str) -> str:
 # --- Markdown -----------------------------------------------------------------------------------------------
 
 
-def render(report: Report) -> str:
+def render(report: RunReport) -> str:
     """The report's answers and tables, for a merge request or a CI summary."""
     answers = tuple((a.question, a.value, "; ".join(a.details)) for a in key_results.list_key_results(report))
     said = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
@@ -140,7 +140,7 @@ def escape(text: object) -> str:
 # --- terminal -----------------------------------------------------------------------------------------------
 
 
-def print_report(report: Report, console: "Console | None" = None) -> None:
+def print_report(report: RunReport, console: "Console | None" = None) -> None:
     """Prints what ships, the four answers, the variants and the verdicts; without colours where nobody sees them."""
     from rich.console import Console
 
@@ -182,7 +182,7 @@ def _text(out: "Console", text: str, style: str = "") -> "Text":
     return Text(known.encode(out.encoding, "replace").decode(out.encoding), style=style)
 
 
-def _answers(out: "Console", report: Report) -> "Grid":
+def _answers(out: "Console", report: RunReport) -> "Grid":
     """Questions on the left, figures with their details on the right."""
     from rich.table import Table as Grid
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache
-from toolchain.core.types import Architecture
+from toolchain.core.types import NetworkName
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.quantization import fx_graph, placement, quantize
 from toolchain.quantization.placement import Placement
@@ -78,10 +78,10 @@ class _Judge:
 
 def run(
     job: Job,
-    networks: Mapping[Architecture, Network],
-    placed: Mapping[Architecture, PlacementResult],
+    networks: Mapping[NetworkName, Network],
+    placed: Mapping[NetworkName, PlacementResult],
     dense: FinetunedModel,
-) -> tuple[dict[Architecture, Network], AccuracyControlResult | None]:
+) -> tuple[dict[NetworkName, Network], AccuracyControlResult | None]:
     """Return harmful blocks to float where validation says that the accuracy budget is missed; else change nothing.
 
     Args:
@@ -103,13 +103,13 @@ def _one(
     if own is None or limit is None or placed.float_wins:
         return family, None
     key = files.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
-    with stage_cache.stage(job.work, "control", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(job.work, "control", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             found, chosen = _controlled(job, family, adapted, placed)
             stage = stage_cache.finish(stage, started, {"found": found, "placement": chosen})
-        assert stage.figures is not None
-    found, chosen = _read(stage.figures["found"]), place.read_placement(stage.figures["placement"])
+        assert stage.record is not None
+    found, chosen = _read(stage.record["found"]), place.read_placement(stage.record["placement"])
     if chosen == own.placement:
         return family, found
     graph = fx_graph.restrict_to_placement(own.graph, chosen)
@@ -137,10 +137,10 @@ def _controlled(
         return AccuracyControlResult(
             False, limit, before, before, (), "all of the placement keeps the budget"
         ), own.placement
-    progress.say(f"control: {100 * before:.1f} points lost on validation, {100 * limit:.1f} allowed; ranking layers")
+    progress.log(f"control: {100 * before:.1f} points lost on validation, {100 * limit:.1f} allowed; ranking layers")
     ranking = _ranked(own, judge, placed)
     chosen, names, after = own.placement, list[str](), before
-    with progress.bar("control: layers back to float", len(ranking)) as bar:
+    with progress.show_bar("control: layers back to float", len(ranking)) as bar:
         for one in ranking:
             trial = placement.leave_in_float(chosen, (one.block,))
             if not placement.quantized_layers(fx_graph.list_operations(own.graph), trial):
@@ -163,7 +163,7 @@ def _ranked(own: QuantizedModel, judge: _Judge, placed: PlacementResult) -> list
     blocks = placement.split_into_blocks(own.planned_layers, MAX_BLOCKS)
     base = judge.divergence(loop.predict(own.graph, judge.data.splits["val"], judge.data.preprocess))
     found = []
-    with progress.bar("control: sensitivity of each block", len(blocks)) as bar:
+    with progress.show_bar("control: sensitivity of each block", len(blocks)) as bar:
         for block in blocks:
             logits = judge.answers(own, placement.leave_in_float(own.placement, (block,)))
             accuracy = float((logits.argmax(1) == judge.data.splits["val"].labels).float().mean())

@@ -66,7 +66,7 @@ class ArchitectureTimer:
         other.form = form
         return other
 
-    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
         """Latency of each plan's architecture, as a share of the dense model's.
 
         Raises:
@@ -79,7 +79,7 @@ class ArchitectureTimer:
             for _ in range(rounds):
                 blocks = self.short_rounds.run(list({side.name: side for side in (self.dense_side, *sides)}.values()))
                 for side, own in zip(sides, logs, strict=True):
-                    own.append(statistics.round_ratio(blocks[self.dense_side.name], blocks[side.name]))
+                    own.append(statistics.log_speedup(blocks[self.dense_side.name], blocks[side.name]))
             found += [math.exp(-sum(own) / len(own)) for own in logs]
             bar.step(f"{min(found):.2f}x of the dense latency", len(sides))
         return found

@@ -39,7 +39,7 @@ class BudgetUnreachable(ToolchainError):
 class PlanTimer(Protocol):
     """What times plans."""
 
-    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.Bar, *, rounds: int = 1) -> list[float]:
+    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
         """Latency of each plan's architecture, as a share of the dense model's."""
 
 
@@ -86,7 +86,7 @@ def find_plan(job: LatencyProblem, timer: PlanTimer) -> TimedPlan:
     Raises:
         OutOfReach: no architecture is that fast; says which latency can be reached.
     """
-    with progress.bar("fit: architectures timed", 1 + RANDOM_ARCHITECTURES + MAX_ATTEMPTS) as bar:
+    with progress.show_bar("fit: architectures timed", 1 + RANDOM_ARCHITECTURES + MAX_ATTEMPTS) as bar:
         samples = [
             job.search_space.unpruned,
             *sample_architectures(job.search_space, RANDOM_ARCHITECTURES),
@@ -105,14 +105,16 @@ def refine_plan(job: LatencyProblem, timer: PlanTimer, found: TimedPlan) -> Time
     Raises:
         OutOfReach: as `search`.
     """
-    with progress.bar("fit: architectures timed in the pruned model's own form", 1 + MAX_ATTEMPTS) as bar:
+    with progress.show_bar("fit: architectures timed in the pruned model's own form", 1 + MAX_ATTEMPTS) as bar:
         measured = timer.measure_latencies([found.plan], bar, rounds=CONFIRMING_ROUNDS)[0]
         if _good(job, found.plan, measured):
             return replace(found, latency=measured, predicted=measured)
         return _met(job, timer, found.latency_model.scale(measured / found.latency), found.architectures_timed + 1, bar)
 
 
-def _met(job: LatencyProblem, timer: PlanTimer, model: LatencyModel, timed: int, bar: progress.Bar) -> TimedPlan:
+def _met(
+    job: LatencyProblem, timer: PlanTimer, model: LatencyModel, timed: int, bar: progress.ProgressBar
+) -> TimedPlan:
     """What the latency model finds, timed, with the model corrected for what was measured until that is the budget."""
     best: TimedPlan | None = None
     for attempt in range(1, MAX_ATTEMPTS + 1):

@@ -14,7 +14,7 @@ from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Architecture, Precision
+from toolchain.core.types import NetworkName, Precision
 from toolchain.measure import machine
 from toolchain.models.profile import Layer
 from toolchain.quantization.placement_result import PlacementResult
@@ -33,7 +33,7 @@ def record_plan(
     job: Job,
     plan: PruningPlan,
     start: TrainedModel,
-    placed: Mapping[Architecture, PlacementResult],
+    placed: Mapping[NetworkName, PlacementResult],
     size: tuple[int, int],
 ) -> None:
     """Writes down what was decided, so that the same architecture can be made without a search.
@@ -63,8 +63,10 @@ def file_name(recipe: Recipe, target: Target) -> str:
 def collect_settings(recipe: Recipe, budget: Budget) -> dict[str, Any]:
     """Settings and budgets that decide how much is cut, as a lock keeps them."""
     settings = {f"prune.{name}": getattr(recipe.prune, name) for name in PRUNE_SETTINGS}
-    wanted = {f"budget.{name}": text for name, text in amounts.given(budget).items()}
-    found: dict[str, Any] = files.plain({**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules})
+    wanted = {f"budget.{name}": text for name, text in amounts.collect_limits(budget).items()}
+    found: dict[str, Any] = files.to_jsonable(
+        {**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules}
+    )
     return found
 
 
@@ -94,7 +96,7 @@ def read(path: Path) -> Lock:
         raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
     if content["schema"] != SCHEMA:
         raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
-    lock: Lock = reader.validated(Lock, content, str(path))
+    lock: Lock = reader.to_dataclass(Lock, content, str(path))
     return lock
 
 
@@ -113,9 +115,9 @@ def find(job: Job) -> Lock | None:
     if other and named:
         raise ToolchainError(f"{path}: {other}; give the lock that belongs to it, or none to search again")
     if other:
-        progress.say(f"lock: {path.name} is left aside: {other}")
+        progress.log(f"lock: {path.name} is left aside: {other}")
         return None
-    progress.say(f"lock: {path.name} says what is cut and what runs in integers")
+    progress.log(f"lock: {path.name} says what is cut and what runs in integers")
     return lock
 
 
@@ -170,7 +172,7 @@ def match_model(lock: Lock | None, layers: Sequence[Layer], image_size: tuple[in
     except ToolchainError as reason:
         if named:
             raise
-        progress.say(f"lock: left aside: {str(reason).removesuffix(_AGAIN)}")
+        progress.log(f"lock: left aside: {str(reason).removesuffix(_AGAIN)}")
         return None
     return lock
 

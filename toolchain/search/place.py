@@ -17,7 +17,7 @@ from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Architecture
+from toolchain.core.types import NetworkName
 from toolchain.export import to_onnx
 from toolchain.measure import machine
 from toolchain.quantization import pt2e
@@ -29,8 +29,8 @@ VERSION = 7
 
 
 def run(
-    job: Job, models: Mapping[Architecture, tuple[nn.Module, Tensor]], fixed: Mapping[Architecture, Placement],
-) -> dict[Architecture, PlacementResult]:  # fmt: skip
+    job: Job, models: Mapping[NetworkName, tuple[nn.Module, Tensor]], fixed: Mapping[NetworkName, Placement],
+) -> dict[NetworkName, PlacementResult]:  # fmt: skip
     """The placement of each architecture, searched for where it is not `fixed`.
 
     Args:
@@ -42,13 +42,13 @@ def run(
     """
     target, work, quantize = job.target, job.work, job.recipe.quantize
     _check_names(models["dense"][0], quantize.float_modules)
-    found: dict[Architecture, PlacementResult] = {}
+    found: dict[NetworkName, PlacementResult] = {}
     for name, (model, image) in models.items():
         if name in fixed:
             found[name] = time_placement(model, image, target, fixed[name], work)
         else:
             found[name] = find_placement(model, image, target, quantize.float_modules, quantize.search_seconds, work)
-        progress.say(f"place: {name}: {describe(found[name])}")
+        progress.log(f"place: {name}: {describe(found[name])}")
     return found
 
 
@@ -69,7 +69,7 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
     known = [name for name, _ in model.named_modules() if name]
     for name in names:
         if name not in known:
-            raise ToolchainError(f"[quantize] float_modules names {name!r}; {registry.nearest(name, known)}")
+            raise ToolchainError(f"[quantize] float_modules names {name!r}; {registry.suggest(name, known)}")
 
 
 def _measurable(target: Target) -> Target | None:
@@ -77,7 +77,7 @@ def _measurable(target: Target) -> Target | None:
     kind = machine.kind(target.device)
     if kind == target.isa:
         return target
-    other = reader.target(target.fit_like) if target.fit_like else None
+    other = reader.read_target(target.fit_like) if target.fit_like else None
     if other is None or kind != other.isa or other.runtime != target.runtime:
         return None
     return replace(other, device=target.device)
@@ -103,8 +103,8 @@ def find_placement(
         return PlacementResult(Placement(float_modules=forced), "", (), 0.0)
     target = measurable
     key = _key(model, image, target, forced, seconds)
-    with stage_cache.stage(work, "place", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "place", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             search = _started(model, image, target, stage.folder, started + seconds)
             chosen = search.find_fastest(forced)
@@ -113,15 +113,15 @@ def find_placement(
         return _placed(stage, key, target if target is not wanted else None)
 
 
-def _placed(stage: stage_cache.Stage, key: str, lender: Target | None) -> PlacementResult:
+def _placed(stage: stage_cache.CachedStage, key: str, lender: Target | None) -> PlacementResult:
     """What a finished stage found; `lender` is the target that it was measured for, where not the own one."""
-    assert stage.figures is not None
+    assert stage.record is not None
     tried = tuple(
-        TimedPlacement(**{**row, "placement": read_placement(row["placement"])}) for row in stage.figures["tried"]
+        TimedPlacement(**{**row, "placement": read_placement(row["placement"])}) for row in stage.record["tried"]
     )
     borrowed = lender.name if lender else ""
     return PlacementResult(
-        read_placement(stage.figures["placement"]), key, tried, stage.seconds, stage.figures["best"], borrowed
+        read_placement(stage.record["placement"]), key, tried, stage.seconds, stage.record["best"], borrowed
     )
 
 
@@ -135,8 +135,8 @@ def time_placement(model: nn.Module, image: Tensor, target: Target, chosen: Plac
     if measurable is None:
         return PlacementResult(chosen, "", (), 0.0)
     key = _key(model, image, measurable, "replayed", chosen)
-    with stage_cache.stage(work, "place", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "place", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             search = _started(model, image, measurable, stage.folder, math.inf)
             search.time_placement(chosen)

@@ -8,10 +8,10 @@ from typing import get_args
 
 from toolchain.pruning import width_search
 from toolchain.quantization import placement
-from toolchain.quantization.placement import Operation, Placement
+from toolchain.quantization.placement import PlaceableOperation, Placement
 
 PlacementChange = Callable[[Placement], Placement]
-OPERATION_KINDS: tuple[Operation, ...] = get_args(Operation)
+OPERATION_KINDS: tuple[PlaceableOperation, ...] = get_args(PlaceableOperation)
 RANDOM_PAIRS = 400  # of single changes, drawn at random
 
 
@@ -20,7 +20,7 @@ def move_to_float(module: str) -> PlacementChange:
     return lambda one: placement.leave_in_float(one, (module,))
 
 
-def toggle_operation(kind: Operation) -> PlacementChange:
+def toggle_operation(kind: PlaceableOperation) -> PlacementChange:
     """One kind of operation the other way round."""
 
     def change(one: Placement) -> Placement:
@@ -52,7 +52,7 @@ def propose(
         blocks: names of parts of the model, as `placement.blocks`.
     """
     dice = random.Random(seed)
-    floating = {layer for layer in layers if not one.covers(layer)}
+    floating = {layer for layer in layers if not one.quantizes(layer)}
     singles: list[tuple[str, PlacementChange]] = []
     beside: list[tuple[str, PlacementChange]] = []
     for name in dict.fromkeys((*blocks, *layers)):

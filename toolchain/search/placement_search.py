@@ -67,7 +67,7 @@ class PlacementSearch:
         self.timings: dict[str, TimedPlacement] = {}
         self.compiled: dict[Placement, paired_timing.Side] = {}
         self.short_rounds, self.seconds_per_model = short_rounds.Batches(folder), 0.0
-        self.bar: progress.Bar | None = None
+        self.bar: progress.ProgressBar | None = None
 
     def find_fastest(self, forced: tuple[str, ...]) -> Placement:
         """The fastest placement found in time."""
@@ -79,7 +79,7 @@ class PlacementSearch:
             return Placement(float_modules=forced)
         blocks = placement.split_into_blocks(modules, MAX_BLOCKS)
         usual = len(starts) + 1 + len(OPERATION_KINDS) + len(blocks)
-        with progress.bar("place: candidates timed", usual + PATIENCE * (MODELS_PER_PROCESS - 2)) as self.bar:
+        with progress.show_bar("place: candidates timed", usual + PATIENCE * (MODELS_PER_PROCESS - 2)) as self.bar:
             best = self.find_best_start(starts)
             best = self.improve(
                 best, {f"{kind} the other way": placement_changes.toggle_operation(kind) for kind in OPERATION_KINDS}
@@ -107,7 +107,7 @@ class PlacementSearch:
 
     def time_placement(self, chosen: Placement) -> None:
         """Times one placement that was found elsewhere."""
-        with progress.bar("place: timing the placement", 1) as self.bar:
+        with progress.show_bar("place: timing the placement", 1) as self.bar:
             self.measure_gains({"as fitted": chosen}, must=True)
             self.confirm(chosen)
 
@@ -204,12 +204,12 @@ class PlacementSearch:
             if len(part) > 1:  # which one it was shows when each is alone
                 found = [self.time_in_one_process({label: chosen}, than) for label, chosen in part.items()]
                 return {label: gain for one in found for label, gain in one.items()}
-            progress.say(f"place: {next(iter(part))} does not run and is left out: {reason}")
+            progress.log(f"place: {next(iter(part))} does not run and is left out: {reason}")
             return {}
         gains = {}
         for label, side in sides.items():
             if side.name != known.name and side.precision == "int8":  # with nothing left in integers it is float's own
-                gains[label] = statistics.round_ratio(blocks[known.name], blocks[side.name])
+                gains[label] = statistics.log_speedup(blocks[known.name], blocks[side.name])
                 self.record_timing(label, part[label], side, blocks)
         return gains
 
@@ -223,7 +223,7 @@ class PlacementSearch:
             first = self.timings.get(name)
             self.timings[name] = TimedPlacement(
                 label=first.label if first else what, placement=first.placement if first else placed, precision=precision,
-                speedup=math.exp(statistics.round_ratio(blocks[base.name], blocks[name])),
+                speedup=math.exp(statistics.log_speedup(blocks[base.name], blocks[name])),
                 latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
             )  # fmt: skip
 

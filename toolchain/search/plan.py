@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from toolchain.core import files
-from toolchain.core.types import Architecture, Precision
+from toolchain.core.types import NetworkName, Precision
 from toolchain.models.profile import Layer
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement
@@ -29,7 +29,7 @@ class Lock:
     layers: tuple[Layer, ...]  # of the dense model
     weights: str  # key of the weights that ranked the channels
     surgery: Surgery
-    placements: Mapping[Architecture, Placement]
+    placements: Mapping[NetworkName, Placement]
     resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
     dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
     fitted: LatencyFit | None = None  # how a latency was met
@@ -84,7 +84,7 @@ class PruningPlan:
     )
 
     @property
-    def decided_placements(self) -> Mapping[Architecture, Placement]:
+    def decided_placements(self) -> Mapping[NetworkName, Placement]:
         """Placements that are decided already."""
         if self.lock:
             return self.lock.placements

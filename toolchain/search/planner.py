@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.config.amounts import Amount, Quantity
+from toolchain.config.amounts import BudgetLimit, Quantity
 from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress
@@ -82,14 +82,14 @@ class PruningPlanner:
         )  # fmt: skip
 
     def plan_for_budget(
-        self, limits: Mapping[Quantity, Amount], placed: PlacementResult | None, at: InputResizer | None
+        self, limits: Mapping[Quantity, BudgetLimit], placed: PlacementResult | None, at: InputResizer | None
     ) -> CandidatePlan:
         """A plan that meets every limit, with the pictures' size that loses the least where the recipe lets it choose."""
         latency, dense = limits.get("latency"), self.finetuned.trained.model
         form, dense_ms = (
             choose_shipped_form(placed, self.job.target, timed=latency is not None) if placed else (None, 0.0)
         )
-        share = latency.share(dense_ms) if latency else None
+        share = latency.as_share_of(dense_ms) if latency else None
         if share is not None and share >= 1 and len(limits) == 1:
             return CandidatePlan(Surgery())
         timer = ArchitectureTimer(dense, self.example_input, self.job.target, form, self.folder) if form else None
@@ -98,7 +98,7 @@ class PruningPlanner:
         sizes, found, refused = self._sizes(own, at), list[CandidatePlan](), None
         for size in (own, *sizes):
             if sizes:
-                progress.say(f"fit: pictures of {size[0]}x{size[1]}")
+                progress.log(f"fit: pictures of {size[0]}x{size[1]}")
             try:
                 planned = self._at(size, asked)
             except BudgetUnreachable as reason:
@@ -123,7 +123,7 @@ class PruningPlanner:
         asked = input_size.list_smaller_sizes(own, self.job.recipe.prune.resolution) if at else []
         sizes = [size for size in asked if _takes(self.finetuned.trained.model, size)]
         if asked and not sizes:
-            progress.say(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
+            progress.log(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
         return sizes
 
     def _at(self, size: tuple[int, int], asked: "_Asked") -> CandidatePlan:
@@ -189,7 +189,7 @@ class PruningPlanner:
             )
             latency = one.latency_fit.latency if one.latency_fit else None
             trials.append(ImageSizeTrial(size, latency, reached, len(view.dataset.splits["val"])))
-            progress.say(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
+            progress.log(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
         for leftover in self.folder.glob("trial-*"):
             shutil.rmtree(leftover)
         chosen = max(range(len(found)), key=lambda index: trials[index].reached)
@@ -212,7 +212,7 @@ def _takes(model: nn.Module, size: tuple[int, int]) -> bool:
 class _Asked:
     """The limits, in the dense model's terms."""
 
-    limits: Mapping[Quantity, Amount]
+    limits: Mapping[Quantity, BudgetLimit]
     share: float | None  # of the dense model's latency
     dense_ms: float
     whole: Sequence[Layer]  # of the dense model, with pictures of its own size
@@ -237,7 +237,7 @@ class _Asked:
             else:
                 cost = profile.total_macs if what == "macs" else profile.total_parameters
                 most = cost(self.whole)
-            limit = amount.share(most) * most
+            limit = amount.as_share_of(most) * most
             least = cost(options.remaining_layers(options.narrowest))
             limit *= AIMED_SIZE_SHARE if what == "size" else 1.0
             if least > limit:

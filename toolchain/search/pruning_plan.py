@@ -10,7 +10,7 @@ from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Architecture
+from toolchain.core.types import NetworkName
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.models import build, profile
 from toolchain.pruning import channel_ranking, prune, search_space, surgery
@@ -27,14 +27,14 @@ SURGERY_FILE = "surgery.json"
 SETTINGS_NOT_IN_PLAN = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
 
 
-def read_limits(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.Amount]:
+def read_limits(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.BudgetLimit]:
     """What the budget says of how far pruning goes, by what it bounds.
 
     Raises:
         ToolchainError: recipe and budget contradict each other.
     """
     spec = recipe.prune
-    limits = {what: amounts.read(what, text) for what, text in amounts.given(budget).items()}
+    limits = {what: amounts.parse(what, text) for what, text in amounts.collect_limits(budget).items()}
     if limits and spec.ratio:
         raise ToolchainError(
             f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
@@ -66,14 +66,14 @@ def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
 
 def untrained_networks(
     plan: PruningPlan, dense: FinetunedModel, ranked: TrainedModel, view: FinetunedModel
-) -> dict[Architecture, tuple[nn.Module, Tensor]]:
+) -> dict[NetworkName, tuple[nn.Module, Tensor]]:
     """Return the dense network and the planned one, if it is another, each with an example input.
 
     Args:
         ranked: the model that is cut.
         view: the dense model with images of the size that the pruned one takes.
     """
-    networks: dict[Architecture, tuple[nn.Module, Tensor]] = {
+    networks: dict[NetworkName, tuple[nn.Module, Tensor]] = {
         "dense": (dense.trained.model, dense.dataset.example_input)
     }
     if plan.differs_from_dense:
@@ -118,8 +118,8 @@ def run(job: Job, adapted: FinetunedModel, lock: Lock | None = None, at: InputRe
         lock and lock.key,
         *((recipe.recover, recipe.balance, recipe.seed, adapted.augment) if spec.resolution < 1 else ()),
     )
-    with stage_cache.stage(work, "fit", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "fit", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             search = PruningPlanner(
                 job, adapted, image, channel_ranking.prepare_criterion(adapted, spec, work), stage.folder
@@ -135,20 +135,20 @@ def run(job: Job, adapted: FinetunedModel, lock: Lock | None = None, at: InputRe
                 "fitted": found.latency_fit, "resized": found.reduced_image_size, "trials": found.size_trials, "dense": found.dense_precision
             }  # fmt: skip
             stage = stage_cache.finish(stage, started, figures)
-        assert stage.figures is not None
+        assert stage.record is not None
         # read back from its file, so that every run replays a plan and none carries one over in memory
         planned = surgery.read(stage.folder / SURGERY_FILE)
-        fitted, resized = read_latency_fit(stage.figures["fitted"]), stage.figures["resized"]
+        fitted, resized = read_latency_fit(stage.record["fitted"]), stage.record["resized"]
         resized = tuple(resized) if resized else None
-        trials = tuple(ImageSizeTrial(**{**row, "size": tuple(row["size"])}) for row in stage.figures["trials"])
+        trials = tuple(ImageSizeTrial(**{**row, "size": tuple(row["size"])}) for row in stage.record["trials"])
         before = profile.measure_layers(dense.model, image)
         seen = image if resized is None else torch.zeros(1, 3, *resized)
         after = profile.measure_layers(surgery.apply(dense.model, planned), seen)
     work_left = [profile.total_macs(sizes) for sizes in (before, after)]
-    progress.say(
+    progress.log(
         f"fit: {work_left[0] / 1e6:.1f} M multiply-accumulates -> {work_left[1] / 1e6:.1f} M "
         f"({work_left[1] / work_left[0]:.0%})"
         + (f", pictures of {resized[0]}x{resized[1]}" if resized else "")
         + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
     )
-    return PruningPlan(planned, key, before, after, fitted, lock, resized, trials, stage.figures["dense"])
+    return PruningPlan(planned, key, before, after, fitted, lock, resized, trials, stage.record["dense"])

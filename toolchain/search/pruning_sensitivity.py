@@ -103,15 +103,15 @@ def run(job: Job, adapted: FinetunedModel, plan: PruningPlan) -> Sensitivity | N
         return None
     # the plan's key covers model, images, criterion, its settings and the alignment
     key = files.digest(VERSION, plan.key, plan.surgery, MAX_IMAGES, MAX_SECONDS, PRUNED_SHARES, MIN_SHARE_GAP)
-    with stage_cache.stage(job.work, "sensitivity", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(job.work, "sensitivity", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             found = _Survey(job, adapted, plan.surgery).run(stage.folder / POINTS_FILE)
             stage = stage_cache.finish(stage, started, {"found": found})
             (stage.folder / POINTS_FILE).unlink(missing_ok=True)
-        assert stage.figures is not None
-    found = _read(stage.figures["found"])
-    progress.say(_summary(found, stage.seconds))
+        assert stage.record is not None
+    found = _read(stage.record["found"])
+    progress.log(_summary(found, stage.seconds))
     return found
 
 
@@ -188,7 +188,7 @@ class _Survey:
         """Measures what is not in the file at `path` yet; it is written after every model."""
         trials, known = _in_turn(self.trials), _Known(path)
         most = max(MAX_SECONDS, MAX_FINETUNE_TIME_SHARE * self.adapted.trained.seconds)
-        with progress.bar("sensitivity: parts cut alone", len(trials) + 1) as bar:
+        with progress.show_bar("sensitivity: parts cut alone", len(trials) + 1) as bar:
             whole = known.measure("", lambda: self._right(self.dense))
             bar.step()
             for trial in trials:
@@ -269,7 +269,9 @@ def _points(
     for trial in sorted(trials, key=lambda trial: trial.share):
         if answers.get(trial.name) is not None:
             right = np.array(answers[trial.name], bool)
-            found.append(SensitivityPoint(trial.share, statistics.accuracy(right), statistics.drop(whole, right)))
+            found.append(
+                SensitivityPoint(trial.share, statistics.accuracy(right), statistics.accuracy_drop(whole, right))
+            )
     if found:
         return tuple(found), ""
     if not trials:
@@ -309,7 +311,7 @@ def _blocks(dense: nn.Module, image: Tensor) -> tuple[str, ...]:
     try:
         return prune_graph.find_droppable_blocks(to_onnx.export_graph(copy.deepcopy(dense), image))
     except ToolchainError as reason:  # the same network is exported later, in a form that more of them take
-        progress.say(f"sensitivity: residual blocks are left out: {reason}")
+        progress.log(f"sensitivity: residual blocks are left out: {reason}")
         return ()
 
 

@@ -53,18 +53,18 @@ def _named(name: str) -> list[Candidate]:
     if kind == "zoo" and rest:
         return [_zoo(rest)]
     if kind == "recipe" and rest:
-        recipe = reader.recipe(rest)
+        recipe = reader.read_recipe(rest)
         reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE_NETWORK
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
     if kind == "timm" and rest:
         return [_timm(name)]
-    if name.endswith(".toml") or name in registry.names("shortlists"):
-        return list(reader.shortlist(name).candidates)
+    if name.endswith(".toml") or name in registry.list_names("shortlists"):
+        return list(reader.read_shortlist(name).candidates)
     known = torchvision_hub.list_models()
     if kind not in known:
         raise ToolchainError(
-            f"candidate {name!r} is no shortlist ({', '.join(registry.names('shortlists'))}), no file and no model of "
-            f"torchvision; {registry.nearest(kind, known)}"
+            f"candidate {name!r} is no shortlist ({', '.join(registry.list_names('shortlists'))}), no file and no model of "
+            f"torchvision; {registry.suggest(kind, known)}"
         )
     weights = rest or "DEFAULT_SHORTLIST"
     model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION_LICENCE)
@@ -86,8 +86,8 @@ def _licensed(one: Candidate) -> Candidate:
 def _zoo(name: str) -> Candidate:
     weights = f"zoo:{name}"
     weights_module.weights_digest(ModelSpec(name="", weights=weights))  # says which there are
-    card = files.read_json(registry.PACKAGE / "models" / "zoo" / f"{name}.json")
-    model = reader.validated(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
+    card = files.read_json(registry.PACKAGE_FOLDER / "models" / "zoo" / f"{name}.json")
+    model = reader.to_dataclass(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
     ships: MayShip = "yes"
     model = dataclasses.replace(model, licence=f"as the toolchain; pictures {card['licence_of_images']}")
     return Candidate(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import files, progress, stage_cache
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import ordered_batches
 from toolchain.models import blocks, build
@@ -84,16 +84,16 @@ def extract(name: str, spec: ModelSpec, data: Dataset, work: Path) -> ExtractedF
         weights_module.weights_digest(spec),
         MAX_IMAGES_PER_SPLIT,
     )
-    with stage_cache.stage(work, "look", key) as stage:
+    with stage_cache.open_stage(work, "look", key) as stage:
         path = stage.folder / FEATURES_FILE
-        if stage.figures is None:
+        if stage.record is None:
             started = time.monotonic()
             tensors, loaded, names = _look(name, spec, data)
-            with files.writing(path) as out:
+            with files.open_atomic(path) as out:
                 out.write(save(tensors))
             stage = stage_cache.finish(stage, started, {"weights": loaded, "blocks": names})
-        assert stage.figures is not None
-        return ExtractedFeatures(stage.figures["weights"], tuple(stage.figures["blocks"]), load_file(path), key)
+        assert stage.record is not None
+        return ExtractedFeatures(stage.record["weights"], tuple(stage.record["blocks"]), load_file(path), key)
 
 
 def _look(
@@ -109,7 +109,7 @@ def _look(
         if split != "test"
     }
     tensors: dict[str, Tensor] = {}
-    with progress.bar(f"look: {name}", sum(len(part) for part in parts.values())) as bar:
+    with progress.show_bar(f"look: {name}", sum(len(part) for part in parts.values())) as bar:
         for split, part in parts.items():
             features, answers = _features(model, head, ends, part, preprocess, bar)
             tensors |= {f"{split}.features.{block}": found for block, found in features.items()}
@@ -130,7 +130,12 @@ def sample_stratified(labels: np.ndarray, most: int) -> list[int]:
 
 
 def _features(
-    model: nn.Module, head: str, ends: Mapping[str, str], images: Images, preprocess: Preprocess, bar: progress.Bar
+    model: nn.Module,
+    head: str,
+    ends: Mapping[str, str],
+    images: Images,
+    preprocess: Preprocessing,
+    bar: progress.ProgressBar,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Pooled output of each block and input of the head, float32 [images, features] each; and the head's answers."""
     found: dict[str, list[Tensor]] = {name: [] for name in (*ends, HEAD_INPUT)}

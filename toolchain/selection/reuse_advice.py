@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from toolchain.config.job import Job
-from toolchain.config.recipe import ModelSpec, Reuse
+from toolchain.config.recipe import ModelSpec, ReuseSpec
 from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
@@ -53,7 +53,7 @@ class ReuseAdvice:
     """The proposal, with the curves that it follows from."""
 
     model: str
-    reuse: Reuse
+    reuse: ReuseSpec
     why: tuple[str, ...]  # a sentence for each part of the proposal
     depths: tuple[DepthAssessment, ...]
     speedup: (
@@ -95,12 +95,12 @@ def advise(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target
     bare = extract_features.extract(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
     check_scorable(trained.select("train"))
     key = files.digest(VERSION, trained.key, bare.key)
-    with stage_cache.stage(work, "advise", key) as stage:
-        if stage.figures is None:
+    with stage_cache.open_stage(work, "advise", key) as stage:
+        if stage.record is None:
             started = time.monotonic()
             stage = stage_cache.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
-        assert stage.figures is not None
-        depths = tuple(_read(row) for row in stage.figures["depths"])
+        assert stage.record is not None
+        depths = tuple(_read(row) for row in stage.record["depths"])
     reuse, why = choose_reuse(depths, _per_class(data), len(data.splits["val"]))
     return ReuseAdvice(
         model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
@@ -109,15 +109,15 @@ def advise(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target
 
 
 def _whole(name: str, data: Dataset, why: str) -> ReuseAdvice:
-    progress.say(f"advise: {name}: all of it is used: {why}")
-    return ReuseAdvice(model=name, reuse=Reuse(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
+    progress.log(f"advise: {name}: all of it is used: {why}")
+    return ReuseAdvice(model=name, reuse=ReuseSpec(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
 
 
 def _per_class(data: Dataset) -> float:
     return len(data.splits["train"]) / len(data.classes)
 
 
-def choose_reuse(depths: Sequence[DepthAssessment], per_class: float, held: int) -> tuple[Reuse, tuple[str, ...]]:
+def choose_reuse(depths: Sequence[DepthAssessment], per_class: float, held: int) -> tuple[ReuseSpec, tuple[str, ...]]:
     """Where to cut, what to start anew and what to freeze, each with its reason.
 
     Args:
@@ -149,19 +149,19 @@ def choose_reuse(depths: Sequence[DepthAssessment], per_class: float, held: int)
         freeze = kept[-2].block
         why.append(f"with {per_class:.0f} images a class, all up to {freeze} is left as it is")
     whole = keep is depths[-1]
-    return Reuse(keep="" if whole else keep.block, freeze=freeze, fresh=fresh), tuple(why)
+    return ReuseSpec(keep="" if whole else keep.block, freeze=freeze, fresh=fresh), tuple(why)
 
 
 def _depths(
     name: str, spec: ModelSpec, data: Dataset, trained: ExtractedFeatures, bare: ExtractedFeatures
 ) -> list[DepthAssessment]:
     right, plain, macs, told = [], [], list[int](), list[tuple[float, float]]()
-    with progress.bar(f"advise: {name}", len(trained.blocks)) as bar:
+    with progress.show_bar(f"advise: {name}", len(trained.blocks)) as bar:
         for block in trained.blocks:
             right.append(_right(trained, block))
             plain.append(_right(bare, block))
             told.append((_told(trained, block), _told(bare, block)))
-            cut = build.build_untrained(spec, len(data.classes), Reuse(keep=block))
+            cut = build.build_untrained(spec, len(data.classes), ReuseSpec(keep=block))
             macs.append(int(profile.total_macs(profile.measure_layers(cut.eval(), data.example_input))))
             bar.step(f"{block} {right[-1].mean():.3f}")
     return [
@@ -174,7 +174,7 @@ def _depths(
 
 
 def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
-    lost = statistics.drop(before, after)
+    lost = statistics.accuracy_drop(before, after)
     return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
 
 
@@ -189,12 +189,12 @@ def _right(found: ExtractedFeatures, block: str) -> np.ndarray:
     return right
 
 
-def _speedup(spec: ModelSpec, data: Dataset, reuse: Reuse, target: Target | None, work: Path) -> float | None:
+def _speedup(spec: ModelSpec, data: Dataset, reuse: ReuseSpec, target: Target | None, work: Path) -> float | None:
     if not reuse.keep or target is None:
         return None
     networks = {
         name: untrained_latency.Network(build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input)
-        for name, cut in (("whole", Reuse()), ("cut", reuse))
+        for name, cut in (("whole", ReuseSpec()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
              for name, found in untrained_latency.run(networks, target, work)[0].items()}  # fmt: skip

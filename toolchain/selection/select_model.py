@@ -15,12 +15,12 @@ import torch
 from toolchain.config import amounts
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
-from toolchain.config.recipe import Reuse
-from toolchain.config.shortlist import Candidate, left_open
+from toolchain.config.recipe import ReuseSpec
+from toolchain.config.shortlist import Candidate, is_auto
 from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.measure import machine, untrained_latency
@@ -47,16 +47,16 @@ def resolve_auto_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
         ToolchainError: as `run`; or no candidate may be shipped or keeps to the budget.
     """
     recipe, limit_text = job.recipe, job.budget.latency
-    if not left_open(recipe.model.name):
+    if not is_auto(recipe.model.name):
         return job, None
     _, given, names = recipe.model.name.partition(":")
     found = candidates.resolve([name.strip() for name in (names if given else candidates.DEFAULT_SHORTLIST).split(",")])
     written = rank_candidates(job.domain, job.target, found, recipe.image_size, job.out)
-    limit = amounts.read("latency", limit_text) if limit_text else None
+    limit = amounts.parse("latency", limit_text) if limit_text else None
     row, why = ranking.pick_within_latency(written, limit.value if limit and not limit.relative else None)
-    progress.say(f"select: {row['name']}: {why}")
+    progress.log(f"select: {row['name']}: {why}")
     taken = next(one for one in found if one.name == row["name"])
-    reuse = taken.reuse if recipe.reuse == Reuse() else recipe.reuse
+    reuse = taken.reuse if recipe.reuse == ReuseSpec() else recipe.reuse
     recipe = dataclasses.replace(recipe, model=taken.model, reuse=reuse)
     return dataclasses.replace(job, recipe=recipe), {**written, "chosen": row["name"], "why": why}
 
@@ -82,7 +82,7 @@ def rank_candidates(
         ToolchainError: the images are wrong or of one class, the runtime is missing, or no candidate is left.
     """
     torch.set_flush_denormal(True)
-    shown = Preprocess(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
+    shown = Preprocessing(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
     data, work = decoded_dataset.load(domain, shown, out / "data"), out / "work"
     _check(data)
     networks = dict[str, Network]()
@@ -105,7 +105,7 @@ def rank_candidates(
     }  # fmt: skip
     if layers:
         first = next(one for one in found if one.name == ranking.pick_best(written)[0]["name"])
-        written["advice"] = files.plain(reuse_advice.advise(first.name, first.model, data, work, target))
+        written["advice"] = files.to_jsonable(reuse_advice.advise(first.name, first.model, data, work, target))
     return written
 
 
@@ -128,7 +128,7 @@ def _check(data: Dataset) -> None:
 def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]) -> Row:
     """What is known of a candidate without timing it; what is to be timed is added to `networks`."""
     row: Row = {
-        "name": one.name, "model": files.plain(one.model), "reuse": files.plain(one.reuse), "licence": one.model.licence,
+        "name": one.name, "model": files.to_jsonable(one.model), "reuse": files.to_jsonable(one.reuse), "licence": one.model.licence,
         "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "bounds": {}, "latency_ms": {},
         "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
@@ -138,13 +138,13 @@ def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]
             build.build_for_image_size(one.model, len(data.classes), data.example_input, one.reuse), data.example_input
         )
         seen = extract_features.extract(one.name, one.model, data, work)
-        progress.say(f"score: {one.name}")
+        progress.log(f"score: {one.name}")
         weights = {name: seen.loaded_weights[name] for name in ("source", "sha256", "share")}
         scores = dict(transfer_scores.compute(seen, work, one.reuse.keep or HEAD_INPUT))
         networks[one.name] = network
         return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
     except ToolchainError as reason:
-        progress.say(f"select: {one.name} is left out: {reason}")
+        progress.log(f"select: {one.name} is left out: {reason}")
         return row | {"error": str(reason)}
 
 
@@ -154,12 +154,12 @@ def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
     if SCORE_WITH_INTERVAL not in scores:
         return {}
     right = np.arange(images) < round(scores[SCORE_WITH_INTERVAL] * images)
-    return {SCORE_WITH_INTERVAL: files.plain(statistics.accuracy(right))}
+    return {SCORE_WITH_INTERVAL: files.to_jsonable(statistics.accuracy(right))}
 
 
 def _costs(found: Clocked) -> Row:
     return {
-        "latency_ms": files.plain(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
+        "latency_ms": files.to_jsonable(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
         "macs": found.macs, "parameters": found.parameters,
     }  # fmt: skip
 

@@ -25,17 +25,17 @@ def compute(
     Raises:
         ToolchainError: there are too few images to tell, or the features are not finite.
     """
-    wanted = names or tuple(registry.modules("scores"))
-    code = {name: files.sha256_file(Path(str(registry.module("scores", name).__file__))) for name in wanted}
-    code |= {name: files.sha256_file(registry.PACKAGE / f"{name}.py") for name in SHARED_MODULES}
-    with stage_cache.stage(work, "score", files.digest(VERSION, look.key, block, code)) as stage:
-        if stage.figures is None:
+    wanted = names or tuple(registry.list_modules("scores"))
+    code = {name: files.sha256_file(Path(str(registry.load_module("scores", name).__file__))) for name in wanted}
+    code |= {name: files.sha256_file(registry.PACKAGE_FOLDER / f"{name}.py") for name in SHARED_MODULES}
+    with stage_cache.open_stage(work, "score", files.digest(VERSION, look.key, block, code)) as stage:
+        if stage.record is None:
             started = time.monotonic()
             train, held = look.select("train", block), look.select("val", block)
             frozen_features.check_scorable(train)
             found = {}
             for name in wanted:
-                room = registry.module("scores", name)
+                room = registry.load_module("scores", name)
                 if "source" in room.NEEDS and train.source_probabilities is None:
                     continue
                 try:
@@ -43,6 +43,6 @@ def compute(
                 except (ArithmeticError, ValueError) as reason:
                     raise ToolchainError(f"the score {name} cannot be computed on these features: {reason}") from reason
             stage = stage_cache.finish(stage, started, {"scores": found})
-        assert stage.figures is not None
-        scores: Mapping[str, float] = stage.figures["scores"]
+        assert stage.record is not None
+        scores: Mapping[str, float] = stage.record["scores"]
         return scores

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.config.job import Job
-from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
+from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, ReuseSpec, TrainSpec
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.types import Interval
 from toolchain.data import augmentation
@@ -80,12 +80,12 @@ def run(job: Job, data: Dataset, joins: Sequence[JoinedDataset] = ()) -> Finetun
     if recipe.model.weights:  # otherwise there is nothing that training could lose
         recipe = dataclasses.replace(recipe, adapt=_careful(recipe.adapt, per_class))
     if rare := _rare(data):
-        progress.say(f"adapt: hardly anything to learn from: {rare}")
+        progress.log(f"adapt: hardly anything to learn from: {rare}")
     changes = augmentation.resolve(recipe.augment, job.domain.kind, per_class)
     best = _repeated(recipe, changes, data, work)
     trials = []
     for joined in joins:
-        progress.say(f"adapt: once more with {len(joined.images)} images of {joined.name}")
+        progress.log(f"adapt: once more with {len(joined.images)} images of {joined.name}")
         other = _repeated(recipe, changes, add_to_training(best.dataset, joined), work)
         trial = _compared(best, other, joined, recipe.balance)
         trials.append(trial)
@@ -106,7 +106,7 @@ def _long_enough(spec: TrainSpec, images: int) -> TrainSpec:
     least = math.ceil(spec.least_steps / math.ceil(images / spec.batch_size))
     if not 0 < spec.epochs < least:
         return spec
-    progress.say(
+    progress.log(
         f"adapt: {least} epochs instead of {spec.epochs}, so that {images} images give {spec.least_steps} steps"
     )
     return dataclasses.replace(spec, epochs=least)
@@ -120,7 +120,7 @@ def _careful(spec: TrainSpec, per_class: float) -> TrainSpec:
     """
     if per_class >= FEW_IMAGES_PER_CLASS or spec.epochs == 0:
         return spec
-    progress.say(
+    progress.log(
         f"adapt: {per_class:.0f} images a class: a linear probe first, then small steps with batch norm frozen"
     )
     rate = spec.learning_rate * FEW_IMAGES_RATE_FACTOR
@@ -147,14 +147,14 @@ def validation_objective(figures: Mapping[str, Any], balance: float) -> float:
 def _teacher(recipe: Recipe, changes: AugmentSpec, data: Dataset, work: Path) -> trained_module.TrainedModel | None:
     if recipe.teacher is None:
         return None
-    progress.say(f"adapt: the teacher, {recipe.teacher.name}, first")
+    progress.log(f"adapt: the teacher, {recipe.teacher.name}, first")
     alone = dataclasses.replace(recipe, adapt=dataclasses.replace(recipe.adapt, distill=0.0))
     return _trained(alone, recipe.teacher, changes, data, None, work)[0]
 
 
 def _trained(
     recipe: Recipe, spec: ModelSpec, changes: AugmentSpec, data: Dataset, teacher: trained_module.TrainedModel | None, work: Path,
-    reuse: Reuse | Literal["auto"] = build.WHOLE_NETWORK,
+    reuse: ReuseSpec | Literal["auto"] = build.WHOLE_NETWORK,
 ) -> tuple[trained_module.TrainedModel, str]:  # fmt: skip
     """One training of one model, or what an earlier run left of it; and the name of its head."""
     assert reuse != "auto", "settled before training"
@@ -162,8 +162,8 @@ def _trained(
         VERSION, data.digest, data.preprocess, dataclasses.replace(spec, weights=""), weights.weights_digest(spec),
         recipe.adapt, changes, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != build.WHOLE_NETWORK else ()),
     )  # fmt: skip
-    with stage_cache.stage(work, "adapt", key) as stage:
-        if stage.figures is not None:
+    with stage_cache.open_stage(work, "adapt", key) as stage:
+        if stage.record is not None:
             model = build.renormalize_input(
                 build.build_untrained(spec, len(data.classes), reuse), data.preprocess, spec
             )
@@ -171,7 +171,7 @@ def _trained(
         started = time.monotonic()
         model, head, loaded = build.build_with_new_head(spec, len(data.classes), seed=recipe.seed, reuse=reuse)
         build.renormalize_input(model, data.preprocess, spec)
-        progress.say(f"adapt: {loaded}")
+        progress.log(f"adapt: {loaded}")
         first = _probed(model, head, recipe, data, changes)
         frozen = blocks.modules_between(model, head, last=reuse.freeze) if reuse.freeze else ()
         job = loop.TrainingJob(
@@ -198,8 +198,8 @@ def _balanced(
     )
     key = files.digest(VERSION, plain.key, spec, recipe.balance)
     model = copy.deepcopy(plain.model)
-    with stage_cache.stage(work, "adapt", key) as stage:
-        if stage.figures is not None:
+    with stage_cache.open_stage(work, "adapt", key) as stage:
+        if stage.record is not None:
             return trained_module.load_trained_model(stage, model)
         started = time.monotonic()
         job = loop.TrainingJob(
@@ -235,7 +235,7 @@ def _probed(model: nn.Module, head: str, recipe: Recipe, data: Dataset, changes:
     mirrors += [(1, 2)] if len(mirrors) == 2 else []
     found = linear_probe.fit(model, head, data, mirrors=mirrors if recipe.adapt.freeze_norm else ())
     linear_probe.install(found, model, head)
-    progress.say(f"adapt: a linear probe reaches {found.validation_score.accuracy:.4f} on validation")
+    progress.log(f"adapt: a linear probe reaches {found.validation_score.accuracy:.4f} on validation")
     return found.validation_score
 
 
@@ -247,10 +247,10 @@ def _compared(before: FinetunedModel, after: FinetunedModel, joined: JoinedDatas
         return loop.predict(adapted.trained.model, held, before.dataset.preprocess).argmax(1) == held.labels
 
     old, new, labels = right(before).numpy(), right(after).numpy(), held.labels.numpy()
-    gain, balanced = statistics.drop(new, old), statistics.balanced_drop(new, old, labels)
+    gain, balanced = statistics.accuracy_drop(new, old), statistics.balanced_drop(new, old, labels)
     kept = (1 - balance) * gain.estimate + balance * balanced.estimate > 0
     verdict = "stays" if kept else "is dropped"
-    progress.say(
+    progress.log(
         f"adapt: {joined.name} brings {100 * gain.estimate:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] "
         f"on {len(held)} validation images and {verdict}"
     )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import ordered_batches
 from toolchain.models.frozen_features import FrozenFeatures
@@ -32,7 +32,7 @@ class LinearProbe:
     l2_strength: float
 
 
-def extract_features(model: nn.Module, head: str, images: Images, preprocess: Preprocess) -> Tensor:
+def extract_features(model: nn.Module, head: str, images: Images, preprocess: Preprocessing) -> Tensor:
     """What the layer `head` is given for each image, a map averaged over its places: float32 [images, features]."""
     seen: list[Tensor] = []
 

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from toolchain.config.recipe import AugmentSpec, TrainSpec
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.data.loader import TrainingBatch, ordered_batches, training_batches
 from toolchain.training.training_state import EpochMetrics, Score, TrainingState
@@ -66,7 +66,7 @@ def set_mode(model: nn.Module, *, training: bool) -> nn.Module:
 
 
 def predict(
-    model: nn.Module, images: Images, preprocess: Preprocess, batch_size: int = EVALUATION_BATCH_SIZE
+    model: nn.Module, images: Images, preprocess: Preprocessing, batch_size: int = EVALUATION_BATCH_SIZE
 ) -> Tensor:
     """Logits [images, classes] of a whole split, in order."""
     set_mode(model, training=False)
@@ -74,7 +74,7 @@ def predict(
         return torch.cat([model(batch) for batch, _ in ordered_batches(images, preprocess, batch_size)])
 
 
-def evaluate(model: nn.Module, images: Images, preprocess: Preprocess, balance: float = 0.0) -> Score:
+def evaluate(model: nn.Module, images: Images, preprocess: Preprocessing, balance: float = 0.0) -> Score:
     """How well a split is classified; `balance` says what is aimed at, as in `Recipe`."""
     return score(predict(model, images, preprocess), images.labels, balance)
 
@@ -105,12 +105,12 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
     state = TrainingState(model, job.spec, job.spec.epochs * steps, job.folder / CHECKPOINT_FILE)
     state.resume()
     if state.epoch:
-        progress.say(f"{job.label}: continuing after epoch {state.epoch}")
+        progress.log(f"{job.label}: continuing after epoch {state.epoch}")
     if keep_start and state.epoch == 0 and state.best_weights is None:
         start = evaluate(model, validation, job.dataset.preprocess, job.balance)
         state.keep_best(-1, dataclasses.replace(start, aim=start.aim + margin), model)
     prior = _prior(images, len(job.dataset.classes)) if job.balance else None
-    with progress.bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
+    with progress.show_bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
         while state.epoch < job.spec.epochs and not state.is_out_of_patience():
             epoch = state.epoch
             job.before_phase(model, epoch, True)
@@ -122,7 +122,7 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
                 )
                 if state.best_weights is None:
                     raise ToolchainError(f"{why} in the recipe and run again")
-                progress.say(f"{why}; what was best before is kept")
+                progress.log(f"{why}; what was best before is kept")
                 break
             candidate = state.averaged_model or model
             job.before_phase(candidate, epoch, False)
@@ -132,7 +132,7 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
             state.keep_best(epoch, found, candidate, latest=job.penalty is not None)
             state.epoch += 1
             state.save()
-            progress.say(
+            progress.log(
                 f"{job.label}: epoch {state.epoch}/{job.spec.epochs} loss {loss:.3f} validation {found.accuracy:.4f}"
             )
     if state.best_weights is not None:
@@ -141,7 +141,7 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
 
 
 def train_epoch(
-    model: nn.Module, job: TrainingJob, state: TrainingState, prior: Tensor | None, bar: progress.Bar
+    model: nn.Module, job: TrainingJob, state: TrainingState, prior: Tensor | None, bar: progress.ProgressBar
 ) -> float:
     """One epoch over the training images; returns the mean loss.
 

@@ -24,27 +24,31 @@ class TrainedModel:
 
 
 def save_trained_model(
-    stage: stage_cache.Stage, started: float, model: nn.Module, training: TrainingResult, figures: Mapping[str, Any]
+    stage: stage_cache.CachedStage,
+    started: float,
+    model: nn.Module,
+    training: TrainingResult,
+    figures: Mapping[str, Any],
 ) -> TrainedModel:
     """Writes a trained stage's weights, then its record, and drops the checkpoint that is no longer needed."""
     save_weights(model, stage.folder / WEIGHTS_FILE)
-    done = stage_cache.finish(stage, started, {**figures, **files.plain(training)})
+    done = stage_cache.finish(stage, started, {**figures, **files.to_jsonable(training)})
     (stage.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    assert done.figures is not None
-    return TrainedModel(set_mode(model, training=False), stage.key, done.figures, done.seconds)
+    assert done.record is not None
+    return TrainedModel(set_mode(model, training=False), stage.key, done.record, done.seconds)
 
 
-def load_trained_model(stage: stage_cache.Stage, model: nn.Module) -> TrainedModel:
+def load_trained_model(stage: stage_cache.CachedStage, model: nn.Module) -> TrainedModel:
     """The result of a stage that was done before, its weights put into `model`."""
-    assert stage.figures is not None
+    assert stage.record is not None
     model.load_state_dict(load_file(stage.folder / WEIGHTS_FILE))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress.say(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
-    return TrainedModel(set_mode(model, training=False), stage.key, stage.figures, stage.seconds)
+    progress.log(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
+    return TrainedModel(set_mode(model, training=False), stage.key, stage.record, stage.seconds)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a state dict as safetensors, atomically."""
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
-    with files.writing(path) as out:
+    with files.open_atomic(path) as out:
         out.write(save(tensors))

@@ -107,11 +107,11 @@ class TrainingState:
         for index, slot in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slot.items()}
         numbers = {
-            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": files.plain(self.best_score),
-            "history": files.plain(self.history),
+            "epoch": self.epoch, "step": self.step, "best_epoch": self.best_epoch, "best": files.to_jsonable(self.best_score),
+            "history": files.to_jsonable(self.history),
         }  # fmt: skip
         clean = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-        with files.writing(self.checkpoint) as out:
+        with files.open_atomic(self.checkpoint) as out:
             out.write(save(clean, metadata={"state": json.dumps(numbers)}))
 
     def resume(self) -> None:

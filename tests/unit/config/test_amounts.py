@@ -14,7 +14,7 @@ from toolchain.core.errors import ToolchainError
     ],
 )  # fmt: skip
 def test_an_amount_is_a_share_of_the_whole(what: amounts.Quantity, text: str, whole: float, share: float) -> None:
-    assert amounts.read(what, text).share(whole) == pytest.approx(share)
+    assert amounts.parse(what, text).as_share_of(whole) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0x", "2x", "-1 ms", "0.5", "1 MB", "0.5 x x", "1e3 ms"])
@@ -22,4 +22,4 @@ def test_what_is_no_latency_is_refused_with_what_is_one(text: str) -> None:
     with pytest.raises(
         ToolchainError, match=r'budget\.latency = .*"0\.5x" of the dense model as it would ship, or "1\.2 ms"'
     ):
-        amounts.read("latency", text)
+        amounts.parse("latency", text)

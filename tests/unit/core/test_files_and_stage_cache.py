@@ -17,7 +17,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     files.write_text(tmp_path / "x", "old")
     with (
         pytest.raises(ToolchainError, match="cannot write.*No space left.*free some room"),
-        files.writing(tmp_path / "x") as out,
+        files.open_atomic(tmp_path / "x") as out,
     ):
         out.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -46,24 +46,24 @@ def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path) -> 
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ToolchainError, match="another run is writing"), files.locked(tmp_path, wait=False):
+        with pytest.raises(ToolchainError, match="another run is writing"), files.lock_folder(tmp_path, wait=False):
             pass
         other.kill()
         other.wait()
-    with files.locked(tmp_path, wait=False):
+    with files.lock_folder(tmp_path, wait=False):
         pass
 
 
 def test_a_stage_is_done_only_when_its_record_stands(tmp_path: Path) -> None:
-    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
-        assert stage.figures is None
+    with stage_cache.open_stage(tmp_path, "adapt", "k") as stage:
+        assert stage.record is None
         (stage.folder / ".half.tmp").write_text("left by a kill")
-    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
-        assert stage.figures is None
+    with stage_cache.open_stage(tmp_path, "adapt", "k") as stage:
+        assert stage.record is None
         assert not (stage.folder / ".half.tmp").exists()
         stage_cache.finish(stage, time.monotonic(), {"accuracy": 0.5})
-    with stage_cache.stage(tmp_path, "adapt", "k") as stage:
-        assert stage.figures == {"accuracy": 0.5}
+    with stage_cache.open_stage(tmp_path, "adapt", "k") as stage:
+        assert stage.record == {"accuracy": 0.5}
 
 
 def test_digests_see_every_difference_and_no_order() -> None:

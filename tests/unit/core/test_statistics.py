@@ -31,14 +31,14 @@ def test_paired_drop_intervals_hold_the_truth(images: int) -> None:
         reference = random.random(images) < 0.85
         candidate = np.where(random.random(images) < 0.05, ~reference, reference)
         truth = 0.05 * (0.85 - 0.15)
-        found = statistics.drop(reference, candidate)
+        found = statistics.accuracy_drop(reference, candidate)
         hits += found.low <= truth <= found.high
     assert 0.92 <= hits / 400 <= 0.985
 
 
 def test_no_difference_on_few_images_is_not_certainty() -> None:
     same = np.ones(50, bool)
-    found = statistics.drop(same, same)
+    found = statistics.accuracy_drop(same, same)
     assert found.estimate == 0
     assert found.low < -0.01
     assert found.high > 0.01
@@ -62,7 +62,7 @@ def test_a_scaled_side_is_found_to_be_scaled(factor: float, seed: int) -> None:
     random = np.random.default_rng(seed)
     base = random.lognormal(0, 0.3, (7, 5)).tolist()
     other = [[sample / factor for sample in block] for block in base]
-    assert math.exp(statistics.round_ratio(base, other)) == pytest.approx(factor)
+    assert math.exp(statistics.log_speedup(base, other)) == pytest.approx(factor)
 
 
 def test_speedup_survives_one_disturbed_round() -> None:
@@ -74,12 +74,14 @@ def test_speedup_survives_one_disturbed_round() -> None:
 
 def test_a_test_set_shows_the_difference_it_promises_four_times_in_five() -> None:
     random, images, disagreement = np.random.default_rng(0), 500, 0.06
-    difference = statistics.smallest_difference(images, disagreement)
+    difference = statistics.minimum_detectable_difference(images, disagreement)
     lost, won = (disagreement + difference) / 2, (disagreement - difference) / 2
     found = 0
     for _ in range(1500):
         sides = random.choice(3, images, p=[lost, won, 1 - lost - won])
-        interval = statistics.drop(sides != 1, sides != 0)  # 0: only the reference is right, 1: only the candidate
+        interval = statistics.accuracy_drop(
+            sides != 1, sides != 0
+        )  # 0: only the reference is right, 1: only the candidate
         found += interval.low > 0
     assert found / 1500 == pytest.approx(statistics.POWER, abs=0.05)
 
@@ -87,7 +89,7 @@ def test_a_test_set_shows_the_difference_it_promises_four_times_in_five() -> Non
 @pytest.mark.parametrize("difference", [0.005, 0.01, 0.05, 0.2])
 def test_images_needed_is_the_inverse(difference: float) -> None:
     needed = statistics.images_needed(difference, 0.08)
-    assert statistics.smallest_difference(needed, 0.08) == pytest.approx(difference, rel=0.02)
+    assert statistics.minimum_detectable_difference(needed, 0.08) == pytest.approx(difference, rel=0.02)
     assert statistics.images_needed(difference / 2, 0.08) > 2 * needed
 
 
@@ -97,20 +99,20 @@ def test_means_over_repeats_hold_the_truth() -> None:
     for _ in range(400):
         hard = random.beta(4, 1, 200)
         seeds = [random.random(200) < np.clip(hard + random.normal(0, 0.03), 0, 1) for _ in range(4)]
-        found = statistics.repeated(np.stack(seeds))
+        found = statistics.mean_over_repeats(np.stack(seeds))
         hits += found.low <= 0.8 <= found.high
     assert hits / 400 > 0.9
     labels = np.array([0] * 90 + [1] * 10)
-    assert statistics.repeated(np.stack([labels == 0]), labels).estimate == 0.5
+    assert statistics.mean_over_repeats(np.stack([labels == 0]), labels).estimate == 0.5
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 4, 5])
 def test_a_handful_of_images_shows_next_to_nothing(images: int) -> None:
-    assert 0.9 < statistics.smallest_difference(images) <= 1.0
+    assert 0.9 < statistics.minimum_detectable_difference(images) <= 1.0
 
 
 def test_repeats_that_all_agree_are_not_without_doubt() -> None:
-    found = statistics.repeated(np.ones((3, 6), bool))
+    found = statistics.mean_over_repeats(np.ones((3, 6), bool))
     assert found.estimate == found.high == 1.0
     assert found.low < 0.85
-    assert statistics.repeated(np.array([[1.0] + [0.0] * 7])).low == 0.0
+    assert statistics.mean_over_repeats(np.array([[1.0] + [0.0] * 7])).low == 0.0

@@ -12,15 +12,15 @@ from PIL import Image
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset as data
 from toolchain.data import image_folder, loader
 from toolchain.edge import run
 
-PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
+PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
 
 
-def load(domain: Domain, tmp_path: Path, preprocess: Preprocess = PREPROCESS) -> data.Dataset:
+def load(domain: Domain, tmp_path: Path, preprocess: Preprocessing = PREPROCESS) -> data.Dataset:
     return data.load(domain, preprocess, tmp_path / "cache")
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec, TrainSpec
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset, joined_datasets
 from toolchain.training import finetune
 
-PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def packed(folder: Path, **changed: Any) -> Path:
     files.write_json(made / "manifest.json", manifest(**changed))
     (made / "model.onnx").write_bytes(b"model")
     (made / "golden.npz").write_bytes(b"golden")
-    archives.seal(made)
+    archives.write_checksums(made)
     return archives.pack(made, folder / "bundle.tar")
 
 
@@ -110,7 +110,7 @@ def test_any_altered_byte_or_lost_end_is_refused_unread(tmp_path: Path, monkeypa
     archive = packed(tmp_path)
     verify_bundle.sign(archive, private)
     whole = archive.read_bytes()
-    monkeypatch.setattr(archives, "unpacked", lambda *_: pytest.fail("it was opened"))
+    monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("it was opened"))
     for body in (whole[:-512], whole[:100], b"", whole[:700] + bytes([whole[700] ^ 1]) + whole[701:], whole + b"\0"):
         archive.write_bytes(body)
         with pytest.raises(ToolchainError, match="altered or cut"):
@@ -201,15 +201,15 @@ def test_a_newer_schema_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_manifest_is_checked_key_by_key(tmp_path: Path) -> None:
-    manifests.checked(manifest(), tmp_path)
+    manifests.parse(manifest(), tmp_path)
     with pytest.raises(ToolchainError, match="golden"):
-        manifests.checked({k: v for k, v in manifest().items() if k != "golden"}, tmp_path)
+        manifests.parse({k: v for k, v in manifest().items() if k != "golden"}, tmp_path)
     with pytest.raises(ToolchainError, match="speed"):
-        manifests.checked(manifest(speed=1), tmp_path)
+        manifests.parse(manifest(speed=1), tmp_path)
 
 
 def test_the_bill_of_materials_is_valid_and_has_no_day(tmp_path: Path) -> None:
-    bill = sbom.build(manifests.checked(manifest(), tmp_path))
+    bill = sbom.build(manifests.parse(manifest(), tmp_path))
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(bill)) is None
     assert not {"serialNumber", "timestamp"} & {*bill, *bill["metadata"]}
     named = {part["name"]: part for part in bill["components"]}
@@ -259,6 +259,6 @@ def test_a_signature_stays_only_over_the_same_bytes(tmp_path: Path) -> None:
     bundle._packed(tmp_path / "bundle", archive)
     verify_bundle.check(archive, public, 0)
     (tmp_path / "bundle" / "labels.txt").write_text("ant\nbee\n")
-    archives.seal(tmp_path / "bundle")
+    archives.write_checksums(tmp_path / "bundle")
     bundle._packed(tmp_path / "bundle", archive)
     assert not signing.signature_path(archive).exists()

@@ -307,9 +307,9 @@ def test_the_two_sample_test_agrees_with_scipy() -> None:
         rows = order.integers(0, 30, (2, 8))
         rows[:, 3] = 0
         used = rows[:, rows.sum(0) > 0]
-        assert statistics.homogeneity(*rows) == pytest.approx(chi2_contingency(used, correction=False).pvalue)
-    assert statistics.homogeneity(np.array([5, 0]), np.array([9, 0])) == 1.0
-    assert statistics.homogeneity(np.array([0, 0]), np.array([9, 1])) == 1.0
+        assert statistics.homogeneity_p_value(*rows) == pytest.approx(chi2_contingency(used, correction=False).pvalue)
+    assert statistics.homogeneity_p_value(np.array([5, 0]), np.array([9, 0])) == 1.0
+    assert statistics.homogeneity_p_value(np.array([0, 0]), np.array([9, 1])) == 1.0
 
 
 def test_the_page_and_the_json_are_written(tmp_path: Path, reference: drift_reference.DriftReference) -> None:

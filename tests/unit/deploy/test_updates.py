@@ -44,7 +44,7 @@ def bundled(folder: Path, **changed: object) -> Path:
     (made / "model.onnx").write_bytes(b"model")
     (made / "golden.npz").write_bytes(random.Random(1).randbytes(30_000))
     records.write_json(made / "manifest.json", manifest(**changed))
-    archive.seal(made)
+    archive.write_checksums(made)
     return archive.pack(made, folder / f"{made.name}.tar")
 
 
@@ -206,7 +206,7 @@ class Board:
         """What runs, if it is whole."""
         if not (self.kept / "current").exists():
             return None
-        archive.manifest(self.kept / "current")
+        archive.read_verified_manifest(self.kept / "current")
         found: int = records.read_json(self.kept / "current" / "manifest.json")["release"]
         return found
 

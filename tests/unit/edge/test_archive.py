@@ -43,10 +43,10 @@ def everything(folder: Path) -> set[Path]:
 
 
 def test_a_bundle_comes_out_as_it_went_in(tmp_path: Path) -> None:
-    found = archives.unpacked(packed(tmp_path / "b.tar"), tmp_path / "out" / "b")
+    found = archives.unpack(packed(tmp_path / "b.tar"), tmp_path / "out" / "b")
     assert {file.name: file.read_bytes() for file in found.iterdir() if file.name in BODIES} == BODIES
-    assert archives.listed(found) == set(BODIES)
-    assert archives.unpacked(tmp_path / "b.tar", tmp_path / "out" / "b") == found  # it stands there already
+    assert archives.list_checksummed_files(found) == set(BODIES)
+    assert archives.unpack(tmp_path / "b.tar", tmp_path / "out" / "b") == found  # it stands there already
 
 
 @pytest.mark.parametrize(
@@ -72,18 +72,18 @@ def test_what_does_not_belong_in_a_bundle_is_refused(odd: tuple[tarfile.TarInfo,
     archive = packed(tmp_path / "b.tar", odd)
     before = everything(tmp_path)
     with pytest.raises(ToolchainError, match="does not belong in one"):
-        archives.unpacked(archive, tmp_path / "out" / "b")
+        archives.unpack(archive, tmp_path / "out" / "b")
     assert everything(tmp_path) - before <= {Path("out")}
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_archive_of_too_many_or_too_large_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = packed(tmp_path / "b.tar", *(entry(f"bundle/{i}") for i in range(archives.MOST_FILES)))
+    many = packed(tmp_path / "b.tar", *(entry(f"bundle/{i}") for i in range(archives.MAX_FILES)))
     with pytest.raises(ToolchainError, match="larger than any bundle"):
-        archives.unpacked(many, tmp_path / "out" / "b")
-    monkeypatch.setattr(archives, "MOST_BYTES", 10)
+        archives.unpack(many, tmp_path / "out" / "b")
+    monkeypatch.setattr(archives, "MAX_BYTES", 10)
     with pytest.raises(ToolchainError, match="larger than any bundle"):
-        archives.unpacked(many, tmp_path / "out" / "b")
+        archives.unpack(many, tmp_path / "out" / "b")
 
 
 @pytest.mark.parametrize("keep", [0, 100, 700, 2000])
@@ -91,14 +91,14 @@ def test_what_is_no_archive_or_only_the_beginning_of_one_is_refused(keep: int, t
     archive = packed(tmp_path / "b.tar")
     archive.write_bytes(archive.read_bytes()[:keep])
     with pytest.raises(ToolchainError):
-        archives.unpacked(archive, tmp_path / "out" / "b")
+        archives.unpack(archive, tmp_path / "out" / "b")
 
 
 def test_a_file_that_changed_after_it_was_unpacked_is_named(tmp_path: Path) -> None:
-    found = archives.unpacked(packed(tmp_path / "b.tar"), tmp_path / "out" / "b")
+    found = archives.unpack(packed(tmp_path / "b.tar"), tmp_path / "out" / "b")
     (found / "model.onnx").write_bytes(b"Model")
     with pytest.raises(ToolchainError, match=r"model\.onnx is missing or was changed"):
-        archives.unpacked(tmp_path / "b.tar", tmp_path / "out" / "b")
+        archives.unpack(tmp_path / "b.tar", tmp_path / "out" / "b")
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -107,4 +107,4 @@ def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in BODIES)
     (folder / "SHA256SUMS").write_text(sums)
     with pytest.raises(ToolchainError, match="manifest schema 2; this version reads 1"):
-        archives.manifest(folder)
+        archives.read_verified_manifest(folder)

@@ -70,7 +70,7 @@ HARM: dict[str, Callable[[random.Random], bytes]] = {
     "twice": lambda order: member(f"bundle/{order.choice(['model.onnx', 'manifest.json', 'SHA256SUMS'])}"),
     "bomb": lambda order: member("bundle/big", b"x", size=order.randint(1 << 32, 1 << 40)),
     "sparse": lambda order: member("bundle/holes", kind=tarfile.GNUTYPE_SPARSE, size=0),
-    "many": lambda order: b"".join(member(f"bundle/{number}") for number in range(archive.MOST_FILES + 1)),
+    "many": lambda order: b"".join(member(f"bundle/{number}") for number in range(archive.MAX_FILES + 1)),
     "long name": lambda order: member("bundle/" + "n" * order.randint(120, 5000)),
     "unknown kind": lambda order: member("bundle/odd", kind=b"Z"),
     "pax path": lambda order: member("bundle/x", pax_headers={"path": "/tmp/evil"}),
@@ -97,7 +97,7 @@ def test_a_hostile_member_is_refused_wherever_it_stands(kind: str, seed: int, tm
     path.write_bytes(b"".join(parts) + b"\0" * 1024)
     before = everything(tmp_path)
     for check in (
-        lambda: archive.unpacked(path, tmp_path / "out" / "b"),
+        lambda: archive.unpack(path, tmp_path / "out" / "b"),
         lambda: model_files.read(path, tmp_path / "scratch"),
         lambda: verify_bundle.check(path, None, 0),
     ):
@@ -114,10 +114,10 @@ def test_headers_before_a_member_and_sizes_beyond_the_archive_are_refused_as_suc
     path = tmp_path / "bundle.tar"
     path.write_bytes(member("bundle/x", pax_headers={"comment": "harmless"}) + whole + b"\0" * 1024)
     with pytest.raises(ToolchainError, match="'bundle/x' does not belong in one"):
-        archive.unpacked(path, tmp_path / "out" / "b")
+        archive.unpack(path, tmp_path / "out" / "b")
     path.write_bytes(whole + member("bundle/x", size=1 << 30) + b"\0" * 1024)  # less than the most, more than there is
     with pytest.raises(ToolchainError, match="is cut short: bundle/x is not whole"):
-        archive.unpacked(path, tmp_path / "out" / "b")
+        archive.unpack(path, tmp_path / "out" / "b")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -131,11 +131,11 @@ def test_noise_in_an_archive_never_gets_through(seed: int, tmp_path: Path) -> No
     path = tmp_path / "bundle.tar"
     path.write_bytes(noisy[: order.randint(1, len(noisy))] if seed % 3 == 0 else noisy)
     try:
-        found = archive.unpacked(path, tmp_path / "out" / "b")
+        found = archive.unpack(path, tmp_path / "out" / "b")
     except ToolchainError:
         return
     # what is let through is what was sealed: the noise fell into padding or into fields that decide nothing
-    assert {name: (found / name).read_bytes() for name in archive.listed(found)} == bodies
+    assert {name: (found / name).read_bytes() for name in archive.list_checksummed_files(found)} == bodies
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_other_formats_are_no_archives(wrap: Callable[[bytes], bytes], tmp_path:
     path = tmp_path / "bundle.tar"
     path.write_bytes(wrap(member("bundle/model.onnx") + b"\0" * 1024))
     with pytest.raises(ToolchainError):
-        archive.unpacked(path, tmp_path / "out" / "b")
+        archive.unpack(path, tmp_path / "out" / "b")
 
 
 # --- models -------------------------------------------------------------------------------------------------

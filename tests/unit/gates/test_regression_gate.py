@@ -33,7 +33,7 @@ from toolchain.report.pages import gate as gate_report
 SIZE = (12, 10)
 CLASSES = ("ant", "bee", "cat")
 RECIPE = Recipe(name="digits", domain="tiny", model=ModelSpec(name="m"))
-TARGET = reader.target("cpu")
+TARGET = reader.read_target("cpu")
 VERBS = CliRunner()
 
 
@@ -296,7 +296,7 @@ def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
     found: list[Round] = []
     paired_timing.rounds(sides, 1, 3, found.append)
     assert {name: np.shape(blocks) for name, blocks in found[0].blocks.items()} == {own.name: (25, 5), "other": (25, 5)}
-    assert statistics.round_ratio(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
+    assert statistics.log_speedup(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
     assert paired_timing.versions(sides[1]) == paired_timing.versions(sides[0])
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from toolchain.config.job import merge_budgets
 from toolchain.config.recipe import Budget
-from toolchain.core.types import Artefact, Coverage, Interval
+from toolchain.core.types import Artefact, IntegerCoverage, Interval
 from toolchain.export.export_variants import Variant
 from toolchain.gates import ship_decision
-from toolchain.measure.accuracy import Accuracy, Parity
-from toolchain.measure.latency import Measurement
+from toolchain.measure.accuracy import Parity, VariantAccuracy
+from toolchain.measure.latency import LatencyMeasurement
 from toolchain.search.latency_search import LatencyFit
 
 
@@ -23,9 +23,9 @@ def interval(estimate: float, reach: float = 0.001) -> Interval:
 def variant(name: str, *, size: int = 100) -> Variant:
     family, precision = name.split("-")
     return Variant(
-        name=name, family=family, precision={"fp32": "f32"}.get(precision, precision), method="", macs=1, parameters=1,
-        artefact=Artefact(path=Path("m"), files=(Path("m"),), sha256="", size_bytes=size), onnx=Path("m"),
-        planned=("a", "b"), image_size=(8, 8), output_step=None,
+        name=name, network=family, precision={"fp32": "f32"}.get(precision, precision), method="", macs=1, parameters=1,
+        artefact=Artefact(path=Path("m"), files=(Path("m"),), sha256="", size_bytes=size), onnx_path=Path("m"),
+        planned_layers=("a", "b"), image_size=(8, 8), output_step=None,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
@@ -37,19 +37,19 @@ def accuracy(
     own: float | None = None,
     images: int = 1000,
     differ: float = 0.01,
-) -> Accuracy:
+) -> VariantAccuracy:
     parity = Parity(top1_agreement=agree, max_steps=1, step=1, images=images, accuracy_gap=0.0, runtime_agreement=own)
-    cover = Coverage(integer=integer, planned=2, total=2, float_ops=("b",) if integer < 2 else ())
-    return Accuracy(
+    cover = IntegerCoverage(integer=integer, planned=2, total=2, float_ops=("b",) if integer < 2 else ())
+    return VariantAccuracy(
         accuracy=interval(0.9 - drop), balanced=interval(0.9), drop=interval(drop, 0.004), balanced_drop=interval(drop),
         disagreement=differ,
         parity=parity, coverage=cover,
     )  # fmt: skip
 
 
-def timed(logs: dict[str, float]) -> Measurement:
+def timed(logs: dict[str, float]) -> LatencyMeasurement:
     rounds = {name: [log - 0.01, log, log + 0.01, log, log] for name, log in logs.items()}
-    return Measurement(
+    return LatencyMeasurement(
         latencies_ms=(1.0,),
         p50_ms=interval(1.0),
         round_logs=rounds,
@@ -71,7 +71,7 @@ FAST = {
 GOOD = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
 
 
-def decide(budget: Budget, **changed: Accuracy) -> ship_decision.Judged:
+def decide(budget: Budget, **changed: VariantAccuracy) -> ship_decision.Judged:
     found = GOOD | {name.replace("_", "-"): value for name, value in changed.items()}
     return ship_decision.decide(VARIANTS, found, found, FAST, budget)
 
@@ -126,7 +126,7 @@ def test_an_interval_across_the_limit_passes_but_is_flagged() -> None:
         (accuracy(0.0, integer=1), "integer_coverage"),
     ],
 )
-def test_a_broken_promise_keeps_a_variant_from_shipping(worse: Accuracy, check: str) -> None:
+def test_a_broken_promise_keeps_a_variant_from_shipping(worse: VariantAccuracy, check: str) -> None:
     judged = decide(Budget(), pruned_int8=worse)
     assert judged.shipped == "pruned-fp32"
     assert check in judged.notes[0]

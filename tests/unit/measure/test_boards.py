@@ -25,7 +25,7 @@ from toolchain.config import reader
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import processor
-from toolchain.edge.timing_process import Effort
+from toolchain.edge.timing_process import TimingEffort
 from toolchain.measure import boards, latency, machine, model_files, paired_timing
 from toolchain.measure.boards import Address
 
@@ -113,7 +113,7 @@ def side(tmp_path: Path) -> paired_timing.Side:
     return model_files.read(bundled(tmp_path / "bundle"), tmp_path).named("bundle").side
 
 
-def request(*sides: paired_timing.Side, effort: Effort = Effort()) -> dict[str, object]:  # noqa: B008  frozen
+def request(*sides: paired_timing.Side, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
     return paired_timing._request(sides, 1, effort)
 
 
@@ -147,7 +147,7 @@ def test_models_are_compared_on_one_device_only(side: paired_timing.Side) -> Non
 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
-    target = dataclasses.replace(reader.target("cpu"), device="ssh:board")
+    target = dataclasses.replace(reader.read_target("cpu"), device="ssh:board")
     assert latency._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 
@@ -185,7 +185,7 @@ def test_a_model_that_does_not_load_there_is_told(
 def test_a_board_that_goes_away_is_said_and_left_clean(
     how: str, board: boards.Board, side: paired_timing.Side, loopback: Loopback
 ) -> None:
-    long = Effort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
+    long = TimingEffort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
 
     def cut() -> None:
         assert soon(lambda: any(sum(p.cpu_times()[:2]) > 1.5 for p in computing()))  # well in its round, all read

@@ -41,10 +41,10 @@ def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
     assert [one.seed for one in found] == [7, 8]
     for one in found:
         assert {name: np.shape(blocks) for name, blocks in one.blocks.items()} == {
-            "small": (timing_process.BLOCKS, timing_process.RUNS_A_BLOCK),
-            "large": (timing_process.BLOCKS, timing_process.RUNS_A_BLOCK),
+            "small": (timing_process.BLOCKS_PER_ROUND, timing_process.RUNS_PER_BLOCK),
+            "large": (timing_process.BLOCKS_PER_ROUND, timing_process.RUNS_PER_BLOCK),
         }
-        assert statistics.round_ratio(one.blocks["large"], one.blocks["small"]) > 0.5
+        assert statistics.log_speedup(one.blocks["large"], one.blocks["small"]) > 0.5
 
 
 @pytest.mark.parametrize("python", ["", sys.executable])
@@ -72,8 +72,8 @@ def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(timing_process, "_load", lambda s: lambda: order.append(s["name"]))
     request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(paired_timing.REPORTED)}
     timing_process._run_round(request)
-    turn = timing_process.RUNS_A_BLOCK + 1  # one run that warms the side up again, and those that count
-    counted = order[-2 * timing_process.BLOCKS * turn :]  # what comes before is warm-up
+    turn = timing_process.RUNS_PER_BLOCK + 1  # one run that warms the side up again, and those that count
+    counted = order[-2 * timing_process.BLOCKS_PER_ROUND * turn :]  # what comes before is warm-up
     turns = ["".join(counted[i : i + turn]) for i in range(0, len(counted), turn)]
     assert set(turns) == {"aaaaaa", "bbbbbb"}
     assert {turns[i] + turns[i + 1] for i in range(0, len(turns), 2)} == {"aaaaaabbbbbb", "bbbbbbaaaaaa"}
@@ -99,25 +99,25 @@ def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("once", "effort", "wanted"),
     [
-        (0.001, timing_process.Effort(), (25, 5)),
-        (0.1, timing_process.Effort(), (8, 5)),
-        (3.0, timing_process.Effort(), (5, 5)),  # what is reported is never cut short
-        (0.1, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
-        (0.5, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
-        (1.0, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
-        (4.0, timing_process.Effort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
+        (0.001, timing_process.TimingEffort(), (25, 5)),
+        (0.1, timing_process.TimingEffort(), (8, 5)),
+        (3.0, timing_process.TimingEffort(), (5, 5)),  # what is reported is never cut short
+        (0.1, timing_process.TimingEffort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 5)),
+        (0.5, timing_process.TimingEffort(seconds=2.5, fewest_blocks=7, most_seconds=10), (7, 1)),
+        (1.0, timing_process.TimingEffort(seconds=2.5, fewest_blocks=7, most_seconds=10), (5, 1)),
+        (4.0, timing_process.TimingEffort(seconds=2.5, fewest_blocks=7, most_seconds=10), (3, 1)),
     ],
 )
 def test_a_search_spends_little_on_slow_models(
-    once: float, effort: timing_process.Effort, wanted: tuple[int, int]
+    once: float, effort: timing_process.TimingEffort, wanted: tuple[int, int]
 ) -> None:
-    assert timing_process.extent(once, effort) == wanted
+    assert timing_process.plan_round(once, effort) == wanted
 
 
 def test_what_another_interpreter_gets_needs_nothing_more_of_the_package() -> None:
-    given = timing_process.files(registry.modules("runtimes"))
+    given = timing_process.list_required_files(registry.list_modules("runtimes"))
     for name in given:
-        tree = ast.parse((registry.PACKAGE / name).read_text())
+        tree = ast.parse((registry.PACKAGE_FOLDER / name).read_text())
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         for node in top:  # what a function imports is for exporting, which happens here
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]

@@ -25,7 +25,7 @@ from toolchain.quantization.placement import Placement
 from toolchain.report.pages import parity as agreement
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-RUNTIMES = registry.modules("runtimes")
+RUNTIMES = registry.list_modules("runtimes")
 SIDES = [side.name for side in runtime_outputs.sides()]
 
 
@@ -103,7 +103,7 @@ def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto
 def test_the_layer_that_computes_something_else_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], runtime: str, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = registry.module("runtimes", runtime)
+    room: ModuleType = registry.load_module("runtimes", runtime)
     compiled = room.compile
 
     def compile_damaged(path: Path, folder: Path) -> object:
@@ -128,7 +128,7 @@ def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> Non
 def test_a_layer_that_falls_back_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = registry.module("runtimes", RUNTIMES[0])
+    room: ModuleType = registry.load_module("runtimes", RUNTIMES[0])
     honest = room.coverage
 
     def without_back(path: Path, **given: str) -> object:
@@ -166,13 +166,13 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
     def absent() -> None:
         raise ToolchainError("needs something, which is not installed; run: pip install it")
 
-    monkeypatch.setattr(registry.module("runtimes", RUNTIMES[0]), "library", absent)
+    monkeypatch.setattr(registry.load_module("runtimes", RUNTIMES[0]), "library", absent)
     found = compare.compare(sound[0], pictures(), 1.5).figures
     table = agreement.tabulate_layers({"name": "dense-int8", **found})
     gone = [1 + i for i, side in enumerate(runtime_outputs.sides()) if side.runtime == RUNTIMES[0]]
     assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:
-        monkeypatch.setattr(registry.module("runtimes", name), "library", absent)
+        monkeypatch.setattr(registry.load_module("runtimes", name), "library", absent)
     with pytest.raises(ToolchainError, match="nothing to compare with.*not installed"):
         compare.compare(sound[0], pictures(), 1.5)
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from toolchain.config.recipe import ModelSpec, PruneSpec, Reuse
+from toolchain.config.recipe import ModelSpec, PruneSpec, ReuseSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.models import blocks, build, profile
 from toolchain.pruning import search_space, surgery
@@ -64,12 +64,12 @@ def test_networks_that_are_no_chain_have_no_blocks(name: str) -> None:
 
 def test_a_block_that_is_not_there_is_named_with_the_nearest() -> None:
     with pytest.raises(ToolchainError, match=r"no block 'layer2.5'; did you mean 'layer2.\d'\?"):
-        build.build_untrained(ModelSpec(name="resnet18"), 3, Reuse(keep="layer2.5"))
+        build.build_untrained(ModelSpec(name="resnet18"), 3, ReuseSpec(keep="layer2.5"))
 
 
 def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: Path) -> None:
     whole, spec = saved(tmp_path)
-    model, head, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(keep="features.6"))
+    model, head, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=ReuseSpec(keep="features.6"))
     assert loaded.share == 1.0
     assert str(loaded) == "w.safetensors: 100% of the backbone loaded"
     assert isinstance(model.get_submodule("features.12"), nn.Identity)
@@ -79,7 +79,7 @@ def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_re
 
 def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
     whole, spec = saved(tmp_path)
-    model, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(fresh="features.9"))
+    model, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=ReuseSpec(fresh="features.9"))
     assert loaded.share == 1.0
     torch.testing.assert_close(model.features[7].squeeze.weight, whole.features[7].squeeze.weight)
     for name in ("9", "12"):
@@ -87,13 +87,13 @@ def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
             model.get_submodule(f"features.{name}.squeeze").weight,
             whole.get_submodule(f"features.{name}.squeeze").weight,
         )
-    bare, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=Reuse(fresh="features.0"))
+    bare, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=ReuseSpec(fresh="features.0"))
     assert loaded.share == 0.0
     assert not torch.equal(bare.features[0].weight, whole.features[0].weight)
 
 
 def test_a_cut_network_can_be_pruned() -> None:
-    model = build.build_untrained(ModelSpec(name="mobilenet_v2"), 5, Reuse(keep="features.10")).eval()
+    model = build.build_untrained(ModelSpec(name="mobilenet_v2"), 5, ReuseSpec(keep="features.10")).eval()
     image = torch.zeros(1, 3, 64, 64)
     plan = search_space.plan_for_ratio(
         model, image, head=build.find_head(model, 5), spec=PruneSpec(ratio=0.4), alignment=8, criterion=magnitude.score
@@ -115,8 +115,8 @@ def test_random_weights_are_not_left_as_they_are() -> None:
     spec = ModelSpec(name="squeezenet1_1")
     for freeze in ("features.9", "features.12"):
         with pytest.raises(ToolchainError, match=f"freeze = '{freeze}' reaches into what starts anew .*'features.9'"):
-            build.build_untrained(spec, 3, Reuse(freeze=freeze, fresh="features.9"))
-    build.build_untrained(spec, 3, Reuse(freeze="features.7", fresh="features.9"))
+            build.build_untrained(spec, 3, ReuseSpec(freeze=freeze, fresh="features.9"))
+    build.build_untrained(spec, 3, ReuseSpec(freeze="features.7", fresh="features.9"))
 
 
 @pytest.mark.parametrize(("name", "side"), [("squeezenet1_1", 8), ("vit_b_16", 96)])

@@ -47,7 +47,7 @@ def net() -> nn.Module:
     model = Net()
     with torch.no_grad():
         model.train()(torch.randn(16, 3, 32, 24))
-    criterion = registry.module("criteria", "magnitude").score
+    criterion = registry.load_module("criteria", "magnitude").score
     plan = search_space.plan_for_ratio(
         model.eval(), IMAGE, head="head", spec=PruneSpec(ratio=0.3), alignment=16, criterion=criterion
     )
@@ -74,7 +74,7 @@ def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precis
     assert kinds["Pad"] == 0
     wanted = model(x).detach().numpy()
     for runtime in ("onnxruntime", "openvino"):
-        room = registry.module("runtimes", runtime)
+        room = registry.load_module("runtimes", runtime)
         made = room.compile(tmp_path / "m.onnx", tmp_path / runtime)
         session = room.open(made.path, threads=1, precision=precision)
         given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(len(x))])

@@ -225,9 +225,9 @@ def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(found
         assert not torch.isclose(score(bare), score(found["inner"])).any()
 
 
-@pytest.mark.parametrize("name", registry.modules("criteria"))
+@pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, found: dict[str, PruningGroup]) -> None:
-    score = registry.module("criteria", name).score
+    score = registry.load_module("criteria", name).score
     for group in found.values():
         given = score(group)
         assert given.shape == (group.channels,)
@@ -237,9 +237,9 @@ def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, fo
         assert torch.equal(given, score(group))
 
 
-@pytest.mark.parametrize("name", registry.modules("criteria"))
+@pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, found: dict[str, PruningGroup]) -> None:
-    score = registry.module("criteria", name).score
+    score = registry.load_module("criteria", name).score
     group = found["inner"]
     renamed = tuple(
         dataclasses.replace(member, module_name=f"other.{member.module_name}") for member in group.coupled_layers
@@ -259,20 +259,22 @@ def test_random_importance_does_not_see_weights_nor_torchs_seed(found: dict[str,
     assert torch.equal(random.score(dataclasses.replace(group, coupled_layers=members)), first)
 
 
-@pytest.mark.parametrize("name", [n for n in registry.modules("criteria") if registry.module("criteria", n).NEEDS])
+@pytest.mark.parametrize(
+    "name", [n for n in registry.list_modules("criteria") if registry.load_module("criteria", n).NEEDS]
+)
 def test_a_criterion_that_needs_gradients_says_so_where_there_are_none(name: str, net: nn.Module) -> None:
-    criterion = registry.module("criteria", name).score
+    criterion = registry.load_module("criteria", name).score
     spec = PruneSpec(ratio=0.1)
     with pytest.raises(ToolchainError, match="reads gradients, and none were collected"):
         search_space.plan_for_ratio(net, IMAGE, head="head", spec=spec, alignment=1, criterion=criterion)
 
 
-@pytest.mark.parametrize("name", registry.modules("criteria"))
+@pytest.mark.parametrize("name", registry.list_modules("criteria"))
 @pytest.mark.parametrize("ranking", ["global", "isomorphic"])
 def test_every_criterion_and_ranking_plans_a_network_that_runs(
     name: str, ranking: str, net: nn.Module, collected: Mapping[str, GradientMoments]
 ) -> None:
-    spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.module("criteria", name).score
+    spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.load_module("criteria", name).score
     planned = search_space.plan_for_ratio(
         net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected
     )

@@ -13,7 +13,7 @@ from toolchain.config import reader
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
 from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, surgery, width_search
@@ -28,7 +28,7 @@ from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
 
 
 class Block(nn.Module):
@@ -75,7 +75,7 @@ def adapted() -> FinetunedModel:
         return Images(pixels[picked], labels[picked], tuple(Path(str(i)) for i in picked), torch.ones(len(picked)))
 
     splits = {"train": images(range(32)), "val": images(range(32, 48))}
-    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    preprocess = Preprocessing(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 32, 2)), "drawn", ())  # type: ignore[arg-type]
     return FinetunedModel(
         trained_module.TrainedModel(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
@@ -190,7 +190,7 @@ def test_what_a_second_plan_drops_takes_the_first_ones_cuts_with_it() -> None:
 def test_nothing_before_or_behind_a_plan_changes_nothing() -> None:
     plan = cut(Net().eval(), lambda channels: channels - 4)
     for both in (surgery.compose(plan, Surgery()), surgery.compose(Surgery(), plan)):
-        assert files.plain(both) == files.plain(plan)
+        assert files.to_jsonable(both) == files.to_jsonable(plan)
 
 
 # --- how far each round goes --------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_killed_run_does_no_finished_round_again(
     again = pruned(adapted, asked, tmp_path / "cut")
     assert [job.label for job in trained] == ["prune: round 2"]
     assert len(ranked) == 3  # the round that was killed had been ranked
-    assert files.plain(again.surgery) == files.plain(whole.surgery)
+    assert files.to_jsonable(again.surgery) == files.to_jsonable(whole.surgery)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
     trained.clear()

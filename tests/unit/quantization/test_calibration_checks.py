@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from toolchain.config.recipe import Calibration
+from toolchain.config.recipe import CalibrationMethod
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.quantization import calibration_checks, pt2e, ranges
@@ -38,14 +38,14 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def calibrated(model: nn.Module, calibration: Tensor, method: Calibration = "minmax") -> GraphModule:
+def calibrated(model: nn.Module, calibration: Tensor, method: CalibrationMethod = "minmax") -> GraphModule:
     graph, _ = pt2e.prepare(model, calibration[:1], Placement(), QuantScheme())
     ranges.calibrate(graph, ranges.collect_histograms(graph, calibration.split(64)), method)
     return graph
 
 
 def found(
-    model: nn.Module, calibration: Tensor, validation: Tensor, method: Calibration = "minmax"
+    model: nn.Module, calibration: Tensor, validation: Tensor, method: CalibrationMethod = "minmax"
 ) -> tuple[Finding, ...]:
     graph = calibrated(model, calibration, method)
     return calibration_checks.check(graph, calibration.split(64), validation.split(64))
@@ -62,7 +62,7 @@ def zeroed(layer: nn.Module, channels: slice) -> None:
 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
-def test_a_sound_model_on_ordinary_images_gives_no_findings(model: nn.Module, method: Calibration) -> None:
+def test_a_sound_model_on_ordinary_images_gives_no_findings(model: nn.Module, method: CalibrationMethod) -> None:
     assert found(model, images(256, 1), images(200, 2), method) == ()
 
 

@@ -95,7 +95,7 @@ def test_preparing_leaves_the_float_model_alone(model: nn.Module) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_all_planned_layers_run_in_integers(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model)
     room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
@@ -104,7 +104,7 @@ def test_all_planned_layers_run_in_integers(model: nn.Module, runtime: str, tmp_
     assert (found.integer, found.float_ops) == (len(planned), ())
 
 
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model, Placement(float_modules=("inner",)))
     room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
@@ -115,7 +115,7 @@ def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str
     assert found.float_ops == ("inner.0",)
 
 
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, _ = calibrated(model)
     x = torch.randn(20, 3, 8, 8)
@@ -143,7 +143,7 @@ class Hard(nn.Module):
         return self.head((x * self.gate(x)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 @pytest.mark.parametrize("chosen", [Placement(float_modules=("",)), Placement(), Placement(float_operations=())])
 def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     runtime: str, chosen: Placement, tmp_path: Path
@@ -177,7 +177,7 @@ class Rows(nn.Module):
         return self.head((x + y.permute(0, 3, 1, 2)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("runtime", registry.modules("runtimes"))
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 @pytest.mark.parametrize("results", [True, False])
 def test_products_over_the_last_of_four_dimensions_run_in_integers(runtime: str, results: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)

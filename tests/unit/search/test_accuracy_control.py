@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, Recipe
 from toolchain.config.target import QuantScheme, Target
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.quantization import pt2e, ranges
 from toolchain.quantization.placement import Placement
@@ -46,7 +46,7 @@ def data() -> Dataset:
     with torch.no_grad():
         labels = model()(pixels.permute(0, 3, 1, 2) / 255).argmax(1)
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(120)), torch.ones(120))
-    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocess = Preprocessing(image_size=(8, 8), mode="rgb", mean=(0.0,) * 3, std=(1.0,) * 3)
     return Dataset(
         ("a", "b", "c", "d"), dict.fromkeys(("train", "val", "test"), images), preprocess, "k", (0, 1), "d", ()
     )

@@ -13,7 +13,7 @@ from toolchain.config import reader
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
 from toolchain.pruning import search_space, surgery
@@ -29,7 +29,7 @@ from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 OUT = Path("out")
-TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
 OWN = Placement(float_modules=("0",), float_operations=())
 
@@ -45,7 +45,7 @@ def net(seed: int = 0, classes: int = 2, width: int = 16) -> nn.Sequential:
 def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
     pixels = torch.zeros((4, 8, 8, 3), dtype=torch.uint8)
     train = Images(pixels, torch.tensor([0, 1, 0, 1]), tuple(Path(str(i)) for i in range(4)), torch.ones(4))
-    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    preprocess = Preprocessing(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": train}, preprocess, "data", (0, 1), "drawn", ())
     return FinetunedModel(trained_model.TrainedModel(model, key, {}, 0.0), "6", data, AugmentSpec(), (), ())
 
@@ -143,7 +143,7 @@ def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path)
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        locks.find(job_of(RECIPE, reader.target("openvino"), out=OUT, lock_file=written))
+        locks.find(job_of(RECIPE, reader.read_target("openvino"), out=OUT, lock_file=written))
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
 
 
 def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
-    found = sorted((registry.PACKAGE / "recipes").glob("*.lock.json"))
+    found = sorted((registry.PACKAGE_FOLDER / "recipes").glob("*.lock.json"))
     assert found
     for path in found:
-        recipe, target = reader.recipe(path.name.split(".")[0]), reader.target(path.name.split(".")[1])
+        recipe, target = reader.read_recipe(path.name.split(".")[0]), reader.read_target(path.name.split(".")[1])
         assert locks.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None

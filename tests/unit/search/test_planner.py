@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toolchain.config import reader
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.export import prune_graph
 from toolchain.models import build, profile
@@ -27,7 +27,7 @@ from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
 
 
 def net(pooled: bool = True) -> nn.Module:
@@ -43,7 +43,7 @@ def net(pooled: bool = True) -> nn.Module:
 def adapted(model: nn.Module) -> FinetunedModel:
     pixels, labels = torch.randint(0, 255, (20, 32, 32, 3), dtype=torch.uint8), torch.arange(20) % 2
     images = Images(pixels, labels, tuple(Path(str(i)) for i in range(20)), torch.ones(20))
-    preprocess = Preprocess(image_size=(32, 32), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    preprocess = Preprocessing(image_size=(32, 32), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), {"train": images, "val": images}, preprocess, "data", (0, 1), "drawn", ())
     return FinetunedModel(
         trained_module.TrainedModel(model, "dense", {}, 0.0), str(len(list(model)) - 1), data, AugmentSpec(), (), ()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from toolchain.config import reader
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, registry
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import loader
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
@@ -29,7 +29,7 @@ from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(reader.target("cpu"), alignment=4)
+TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion="magnitude"))
 
 
@@ -65,7 +65,7 @@ def made(block: nn.Module) -> FinetunedModel:
             norm.bias.normal_()
             norm.running_mean.normal_()
     pixels = torch.randint(0, 255, (90, 8, 8, 3), dtype=torch.uint8)
-    preprocess = Preprocess(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
+    preprocess = Preprocessing(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     with torch.no_grad():
         logits = net(loader.normalise(pixels, preprocess))
         net.head.bias -= logits.median(0).values  # both classes are answered
@@ -197,7 +197,7 @@ def test_the_plans_own_share_is_on_every_curve_that_it_cuts(adapted: FinetunedMo
         assert all(round(point.share * curve.channels) % 4 == 0 for point in curve.points)
 
 
-@pytest.mark.parametrize("name", registry.modules("criteria"))
+@pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_channels_go_in_the_order_in_which_the_plan_took_them(
     name: str, adapted: FinetunedModel, tmp_path: Path
 ) -> None:
@@ -316,7 +316,7 @@ def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: Finetu
 def test_asking_for_it_does_not_plan_anew(adapted: FinetunedModel, tmp_path: Path) -> None:
     silent = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, sensitivity=False))
     assert planned(adapted, tmp_path, silent).key == planned(adapted, tmp_path).key
-    assert files.plain(silent.prune)["sensitivity"] is False
+    assert files.to_jsonable(silent.prune)["sensitivity"] is False
 
 
 def test_a_part_of_validation_keeps_the_classes_shares() -> None:

@@ -8,9 +8,9 @@ import torch
 from conftest import Run, job_of
 
 from toolchain.config.dataset import Domain
-from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, Reuse, TrainSpec
-from toolchain.core.files import plain
-from toolchain.core.types import Interval, Preprocess
+from toolchain.config.recipe import AugmentSpec, ModelSpec, Recipe, ReuseSpec, TrainSpec
+from toolchain.core.files import to_jsonable
+from toolchain.core.types import Interval, Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.data.augmentation import resolve
 from toolchain.models import blocks, build
@@ -21,7 +21,7 @@ from toolchain.selection.reuse_advice import DepthAssessment
 from toolchain.training import finetune, loop
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
-SHOWN = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+SHOWN = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
 TRAIN = TrainSpec(epochs=2, batch_size=8, learning_rate=1e-3)
 
 
@@ -42,17 +42,17 @@ def depths(levels: list[float], gains: list[float]) -> list[DepthAssessment]:
 @pytest.mark.parametrize(
     ("levels", "gains", "per_class", "wanted"),
     [
-        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 100, Reuse()),  # the last one tells most: all of it
-        ([0.1, 0.3, 0.2], [0.1, 0.1, 0.1], 100, Reuse(keep="b1")),
-        ([0.1, 0.2985, 0.3, 0.2], [0.1] * 4, 100, Reuse(keep="b1")),  # as much as the best
-        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.1], 100, Reuse(fresh="b2")),
-        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.001], 100, Reuse()),  # no worse than random is no reason to give it up
-        ([0.1, 0.2, 0.3], [0.1, -0.1, 0.1], 100, Reuse()),  # what is above needs what is below
-        ([0.1, 0.3, 0.2], [-0.1, -0.1, 0.1], 100, Reuse(keep="b1", fresh="b0")),  # the architecture only
-        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 5, Reuse(freeze="b1")),  # few images
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 100, ReuseSpec()),  # the last one tells most: all of it
+        ([0.1, 0.3, 0.2], [0.1, 0.1, 0.1], 100, ReuseSpec(keep="b1")),
+        ([0.1, 0.2985, 0.3, 0.2], [0.1] * 4, 100, ReuseSpec(keep="b1")),  # as much as the best
+        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.1], 100, ReuseSpec(fresh="b2")),
+        ([0.1, 0.2, 0.3], [0.1, 0.1, -0.001], 100, ReuseSpec()),  # no worse than random is no reason to give it up
+        ([0.1, 0.2, 0.3], [0.1, -0.1, 0.1], 100, ReuseSpec()),  # what is above needs what is below
+        ([0.1, 0.3, 0.2], [-0.1, -0.1, 0.1], 100, ReuseSpec(keep="b1", fresh="b0")),  # the architecture only
+        ([0.1, 0.2, 0.3], [0.1, 0.1, 0.1], 5, ReuseSpec(freeze="b1")),  # few images
     ],
 )
-def test_what_is_proposed(levels: list[float], gains: list[float], per_class: float, wanted: Reuse) -> None:
+def test_what_is_proposed(levels: list[float], gains: list[float], per_class: float, wanted: ReuseSpec) -> None:
     found, why = reuse_advice.choose_reuse(depths(levels, gains), per_class, 500)
     assert found == wanted
     assert len(why) == 1 + bool(wanted.fresh) + bool(wanted.freeze)
@@ -60,15 +60,15 @@ def test_what_is_proposed(levels: list[float], gains: list[float], per_class: fl
 
 def test_nothing_is_cut_where_nobody_could_tell_what_it_costs() -> None:
     found, why = reuse_advice.choose_reuse(depths([0.3, 0.3, 0.3], [0.1] * 3), 100, 15)
-    assert found == Reuse()
+    assert found == ReuseSpec()
     assert why[0].startswith("15 validation images are too few")
 
 
 def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) -> None:
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
-    assert (found.reuse, found.depths) == (Reuse(), ())
-    assert reuse_report.describe(plain(found)).startswith("bare: all of it is used: it has random weights")
+    assert (found.reuse, found.depths) == (ReuseSpec(), ())
+    assert reuse_report.describe(to_jsonable(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
@@ -84,12 +84,12 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
         assert depth.levels == transfer_scores.compute(trained, tmp_path / "work", depth.block)["levels"]
         assert depth.untrained_levels == transfer_scores.compute(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
-    shown = reuse_report.tabulate(plain(found))
+    shown = reuse_report.tabulate(to_jsonable(found))
     assert len(shown.rows) == len(found.depths)
-    assert "glyphs: " in reuse_report.describe(plain(found))
-    cut = dataclasses.replace(found, reuse=Reuse(keep="features.4"))
-    assert ">cut behind<" in reuse_report.plot_depths(plain(cut))
-    assert "cut behind" not in reuse_report.plot_depths(plain(dataclasses.replace(found, reuse=Reuse())))
+    assert "glyphs: " in reuse_report.describe(to_jsonable(found))
+    cut = dataclasses.replace(found, reuse=ReuseSpec(keep="features.4"))
+    assert ">cut behind<" in reuse_report.plot_depths(to_jsonable(cut))
+    assert "cut behind" not in reuse_report.plot_depths(to_jsonable(dataclasses.replace(found, reuse=ReuseSpec())))
 
 
 def test_a_network_that_is_no_chain_is_used_whole(
@@ -99,10 +99,10 @@ def test_a_network_that_is_no_chain_is_used_whole(
     monkeypatch.setattr(blocks, "find", lambda model, head: ())
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse="auto")
     settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
-    assert settled.recipe == dataclasses.replace(recipe, reuse=Reuse())
+    assert settled.recipe == dataclasses.replace(recipe, reuse=ReuseSpec())
     assert found is not None
-    assert "it is no chain of blocks" in reuse_report.describe(plain(found))
-    assert reuse_report.plot_depths(plain(found)) == ""
+    assert "it is no chain of blocks" in reuse_report.describe(to_jsonable(found))
+    assert reuse_report.plot_depths(to_jsonable(found)) == ""
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
@@ -111,14 +111,14 @@ def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: P
     settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert found is not None
     assert settled.recipe.reuse == found.reuse
-    asked = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
+    asked = dataclasses.replace(recipe, reuse=ReuseSpec(keep="features.7"))
     job = job_of(asked, out=tmp_path)
     assert reuse_advice.resolve_auto_reuse(job, data, timed=False) == (job, None)
 
 
 def test_training_follows_what_is_reused(domain: Domain, tmp_path: Path) -> None:
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
-    reuse = Reuse(keep="features.7", freeze="features.4", fresh="features.7")
+    reuse = ReuseSpec(keep="features.7", freeze="features.4", fresh="features.7")
     recipe = Recipe(name="r", domain="tiny", model=GLYPHS, reuse=reuse, adapt=TRAIN)
     before, _, _ = build.build_with_new_head(GLYPHS, 3, seed=0)
     found = finetune.run(job_of(recipe, out=tmp_path / "work"), data).trained.model
@@ -150,16 +150,16 @@ def test_frozen_blocks_keep_their_statistics(domain: Domain, tmp_path: Path) -> 
 
 def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
     found = reuse_advice.ReuseAdvice(
-        model="net", reuse=Reuse(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
+        model="net", reuse=ReuseSpec(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip
     assert reuse_report.TITLE not in write.render(run.report)
-    written = {**run.report, "reuse": {"used": plain(found.reuse), "advice": plain(found)}}
+    written = {**run.report, "reuse": {"used": to_jsonable(found.reuse), "advice": to_jsonable(found)}}
     assert f"## {reuse_report.TITLE}" in write.render(written)
     shown = html_page.render(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
     assert shown.count("<svg") == html_page.render(run.report).count("<svg") + 1
-    untold = dataclasses.replace(found, depths=(), reuse=Reuse(), why=("nobody can tell",))
-    bare = html_page.render({**run.report, "reuse": {"used": plain(untold.reuse), "advice": plain(untold)}})
+    untold = dataclasses.replace(found, depths=(), reuse=ReuseSpec(), why=("nobody can tell",))
+    bare = html_page.render({**run.report, "reuse": {"used": to_jsonable(untold.reuse), "advice": to_jsonable(untold)}})
     assert "net: all of it is used" in bare
     assert "nobody can tell." in bare

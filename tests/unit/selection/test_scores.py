@@ -81,9 +81,9 @@ def test_hscore_does_not_grow_with_features_of_noise() -> None:
     assert hscore.score(padded, padded) < 1.3 * hscore.score(seen, seen)
 
 
-@pytest.mark.parametrize("name", registry.modules("scores"))
+@pytest.mark.parametrize("name", registry.list_modules("scores"))
 def test_every_score_prefers_features_that_tell_the_classes_apart(name: str) -> None:
-    room = registry.module("scores", name)
+    room = registry.load_module("scores", name)
     good, shuffled = drawn(0, 300, 20, 4, 20), drawn(0, 300, 20, 4, 20)
     mixed = np.random.default_rng(0).permutation(300)
     bad = FrozenFeatures(
@@ -116,7 +116,7 @@ def test_what_no_score_can_tell_is_said(labels: list[int], features: np.ndarray,
 
 def test_what_scores_call_decides_whether_they_are_computed_anew() -> None:
     called = set[str]()
-    for path in (registry.PACKAGE / "selection" / "scores").glob("*.py"):
+    for path in (registry.PACKAGE_FOLDER / "selection" / "scores").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("toolchain."):
                 names = {f"{node.module}.{alias.name}" for alias in node.names}

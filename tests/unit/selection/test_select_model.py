@@ -16,12 +16,12 @@ from conftest import Run, draw, job_of
 from toolchain.cli.main import main
 from toolchain.config import reader
 from toolchain.config.dataset import Domain
-from toolchain.config.recipe import Budget, ModelSpec, Recipe, Reuse
+from toolchain.config.recipe import Budget, ModelSpec, Recipe, ReuseSpec
 from toolchain.config.shortlist import Candidate
 from toolchain.config.target import Target
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Interval, Preprocess
+from toolchain.core.types import Interval, Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.measure import untrained_latency
 from toolchain.measure.untrained_latency import Clocked, Network
@@ -34,8 +34,8 @@ from toolchain.selection import candidates as nominated
 from toolchain.selection import extract_features, ranking, select_model, transfer_scores
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
-SHOWN = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
-CPU = reader.target("cpu")
+SHOWN = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+CPU = reader.read_target("cpu")
 
 
 def milliseconds(value: float) -> Interval:
@@ -62,7 +62,7 @@ def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None
 def candidates() -> list[Candidate]:
     return [
         Candidate(name="glyphs", model=GLYPHS, may_ship="yes", trained_on="glyphs"),
-        Candidate(name="glyphs to 4", model=GLYPHS, reuse=Reuse(keep="features.4"), may_ship="yes"),
+        Candidate(name="glyphs to 4", model=GLYPHS, reuse=ReuseSpec(keep="features.4"), may_ship="yes"),
         Candidate(name="random", model=dataclasses.replace(GLYPHS, weights=""), may_ship="yes"),
     ]
 
@@ -84,7 +84,7 @@ def test_candidates_are_named_in_many_ways(tmp_path: Path) -> None:
     )
     assert [one.name for one in found] == ["mine", "squeezenet1_1_glyphs", "resnet18, random", "resnet18:IMAGENET1K_V1"]
     assert found[0].model.weights == str(tmp_path / "own.safetensors")  # beside the shortlist
-    assert (found[0].reuse, found[0].may_ship) == (Reuse(keep="layer2.1"), "no")
+    assert (found[0].reuse, found[0].may_ship) == (ReuseSpec(keep="layer2.1"), "no")
     assert (found[1].may_ship, found[1].model.mean) == ("yes", (0.5, 0.5, 0.5))
     assert (found[2].model.weights, found[2].may_ship) == ("", "yes")
     assert (found[3].model.weights, found[3].may_ship) == ("IMAGENET1K_V1", "unknown")
@@ -140,7 +140,7 @@ def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
 def test_a_wrong_shortlist_is_refused(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(f"schema = 1\n{content}")
     with pytest.raises(ToolchainError, match=said):
-        reader.shortlist(str(tmp_path / "own.toml"))
+        reader.read_shortlist(str(tmp_path / "own.toml"))
 
 
 def test_a_look_is_taken_once_and_serves_every_depth(
@@ -188,7 +188,7 @@ def test_levels_are_those_up_to_the_cut_and_what_the_head_is_given_counts_once(d
 def test_what_a_cut_network_hands_to_its_head_is_what_was_seen(domain: Domain, tmp_path: Path) -> None:
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
-    model, head, _ = build.build_with_new_head(GLYPHS, 3, seed=0, reuse=Reuse(keep="features.6"))
+    model, head, _ = build.build_with_new_head(GLYPHS, 3, seed=0, reuse=ReuseSpec(keep="features.6"))
     given: list[torch.Tensor] = []
     model.eval().get_submodule(head).register_forward_pre_hook(lambda _, seen: given.append(seen[0].flatten(1)))
     pixels = data.splits["val"].pixels[:4].float() / 255
@@ -210,7 +210,7 @@ def test_images_are_drawn_class_by_class() -> None:
 def test_scores_that_need_a_head_are_left_out_without_one(domain: Domain, tmp_path: Path) -> None:
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     whole = extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work")
-    assert set(transfer_scores.compute(whole, tmp_path / "work")) == set(registry.modules("scores"))
+    assert set(transfer_scores.compute(whole, tmp_path / "work")) == set(registry.list_modules("scores"))
     assert "leep" not in transfer_scores.compute(whole, tmp_path / "work", "features.4")
     bare = extract_features.extract("random", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert "leep" not in transfer_scores.compute(bare, tmp_path / "work")
@@ -222,7 +222,7 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     monkeypatch.setattr(untrained_latency, "run", pretend({}, {"random": "cannot be exported"}))
     square = Candidate(name="square", model=ModelSpec(name="vit_b_16"), may_ship="yes")
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
-    nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=Reuse(keep="features.99"), may_ship="yes")
+    nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=ReuseSpec(keep="features.99"), may_ship="yes")
     found = select_model.rank_candidates(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
     assert "gone.safetensors is not there" in rows["gone"]["error"]
@@ -386,12 +386,12 @@ def test_auto_takes_the_best_that_the_budget_allows(
     job, ranked = select_model.resolve_auto_model(
         job_of(recipe, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms"))
     )
-    assert (job.recipe.model, job.recipe.reuse) == (GLYPHS, Reuse(keep="features.4"))
+    assert (job.recipe.model, job.recipe.reuse) == (GLYPHS, ReuseSpec(keep="features.4"))
     assert ranked is not None
     assert (ranked["chosen"], "within 2 ms" in ranked["why"]) == ("glyphs to 4", True)
-    own = dataclasses.replace(recipe, reuse=Reuse(keep="features.7"))
+    own = dataclasses.replace(recipe, reuse=ReuseSpec(keep="features.7"))
     job, _ = select_model.resolve_auto_model(job_of(own, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms")))
-    assert job.recipe.reuse == Reuse(keep="features.7")
+    assert job.recipe.reuse == ReuseSpec(keep="features.7")
     named = dataclasses.replace(recipe, model=GLYPHS)
     job = job_of(named, CPU, domain, out=tmp_path)
     assert select_model.resolve_auto_model(job) == (job, None)

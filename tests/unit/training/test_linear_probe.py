@@ -10,12 +10,12 @@ from torch import nn
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec, Recipe, TrainSpec
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.models import build, padding
 from toolchain.training import finetune, linear_probe, loop
 
-PREPROCESS = Preprocess(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture

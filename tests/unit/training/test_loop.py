@@ -11,14 +11,14 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec, TrainSpec
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset as data
 from toolchain.data.image_folder import Split
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 from toolchain.training import loop, training_state
 
-PREPROCESS = Preprocess(image_size=(12, 10), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
+PREPROCESS = Preprocessing(image_size=(12, 10), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
 SPEC = TrainSpec(epochs=4, batch_size=16, learning_rate=3e-3, average=0.9)
 
 

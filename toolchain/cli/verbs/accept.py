@@ -23,7 +23,7 @@ def accept(
     from toolchain.config import reader
     from toolchain.gates import baselines
 
-    chosen, name = reader.target(target), reader.recipe(recipe).name
+    chosen, name = reader.read_target(target), reader.read_recipe(recipe).name
     archive = bundle or out / name / chosen.name / "bundle.tar"
     record, kept = baselines.accept(archive, chosen, name, uri)
     typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")

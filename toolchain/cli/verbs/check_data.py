@@ -43,7 +43,7 @@ def check_data(
     chosen, images = overrides.read_recipe(recipe, flags)
     from toolchain.report.pages import data_checks_text
 
-    checkup, shift, folder = _examine(chosen, images, reader.domain(source) if source else None, out)
+    checkup, shift, folder = _examine(chosen, images, reader.read_domain(source) if source else None, out)
     data_checks_text.print_results(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if checkup.has_severe_finding:
@@ -64,7 +64,7 @@ def _examine(
 
     folder = out / "check-data" / domain.name
     size = recipe.image_size or domain.image_size
-    with files.locked(folder, wait=False):
+    with files.lock_folder(folder, wait=False):
         checkup = run_checks.check_dataset(domain, out / "data", budget=recipe.budget, image_size=size)
         shift = _measure_shift(recipe, domain, source, size, out)
         files.write_json(folder / "report.json", {"schema": SCHEMA, "checkup": checkup, "shift": shift})
@@ -84,5 +84,5 @@ def _measure_shift(
     except ToolchainError as reason:
         if source:  # asked for by name: not to be passed over
             raise
-        progress.say(f"distance to what the model knows: not measured ({reason})")
+        progress.log(f"distance to what the model knows: not measured ({reason})")
         return None

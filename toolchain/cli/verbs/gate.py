@@ -48,7 +48,7 @@ def gate(
     from toolchain.report import write
     from toolchain.report.pages import gate as gate_report
 
-    chosen, recipes = reader.target(target), recipe or ["digits"]
+    chosen, recipes = reader.read_target(target), recipe or ["digits"]
     device = device or chosen.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")

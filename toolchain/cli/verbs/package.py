@@ -35,7 +35,7 @@ def package(
     from toolchain.deploy import update_package
     from toolchain.deploy.signing import Signer
 
-    room = registry.module("updates", system)
+    room = registry.load_module("updates", system)
     if certificate and not key:
         raise ToolchainError("--certificate without --key: the private key signs, the certificate says whose it is")
     load = update_package.prepare(bundle, system, device_type, folder, templates)

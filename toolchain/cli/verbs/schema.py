@@ -19,7 +19,7 @@ def schema(
     from toolchain.core import registry
     from toolchain.edge import manifest
 
-    shapes: dict[str, type] = {**{str(k): v for k, v in reader.SHAPES.items()}, "manifest": manifest.Manifest}
+    shapes: dict[str, type] = {**{str(k): v for k, v in reader.CLASS_BY_KIND.items()}, "manifest": manifest.Manifest}
     if kind not in shapes:
-        raise ToolchainError(f"there is no kind {kind!r}; {registry.nearest(kind, list(shapes))}")
+        raise ToolchainError(f"there is no kind {kind!r}; {registry.suggest(kind, list(shapes))}")
     typer.echo(json.dumps(reader.json_schema(shapes[kind]), indent=1))

@@ -96,7 +96,7 @@ def _untested(counts: Sequence[ClassCount]) -> list[Finding]:
 def minimum_detectable_difference(counts: Sequence[ClassCount]) -> float | None:
     """Smallest difference of accuracy that the test split shows four times in five; None without one."""
     images = sum(c.pictures.get("test", 0) for c in counts)
-    return statistics.smallest_difference(images) if images else None
+    return statistics.minimum_detectable_difference(images) if images else None
 
 
 def _power(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
@@ -107,12 +107,12 @@ def _power(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]
     images = sum(c.pictures.get("test", 0) for c in counts)
     shows = (
         f"{pluralize(images, 'test picture')} can show a difference of {100 * smallest:.2g} points in accuracy (paired, 95 % "
-        f"interval, 80 % power, where two models disagree on {statistics.DISAGREEMENT:.0%} of them)"
+        f"interval, 80 % power, where two models disagree on {statistics.DEFAULT_DISAGREEMENT:.0%} of them)"
     )
     limit = budget.accuracy_drop if budget else None
     if not limit or limit >= smallest:
         return [Finding(severity="note", kind="test size", text=f"{shows}; smaller ones go unseen.")]
-    needed = statistics.images_needed(limit, statistics.DISAGREEMENT)
+    needed = statistics.images_needed(limit, statistics.DEFAULT_DISAGREEMENT)
     text = (
         f"{shows}. The budget allows a drop of {100 * limit:.2g} points, which this test set cannot show: it needs "
         f"about {needed:,} test pictures, or a budget of {100 * smallest:.2g} points."

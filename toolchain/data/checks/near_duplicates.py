@@ -127,7 +127,7 @@ def _unit(rows: np.ndarray, *, centred: bool = False) -> np.ndarray:
 def _candidates(views: Sequence[np.ndarray]) -> _Pairs:
     """Pairs alike enough to be looked at; each once, the earlier picture upright."""
     upright, parts, count = views[0], [_Pairs(*(np.zeros(0, kind) for kind in (int, int, int, np.float32)))], 0
-    with progress.bar("compare pictures", len(upright)) as bar:
+    with progress.show_bar("compare pictures", len(upright)) as bar:
         for start in range(0, len(upright), BLOCK_ROWS):
             block = upright[start : start + BLOCK_ROWS]
             for mirror, view in enumerate(views):

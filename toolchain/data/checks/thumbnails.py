@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toolchain.core import progress
-from toolchain.core.errors import brief
-from toolchain.core.types import Mode
+from toolchain.core.errors import first_line
+from toolchain.core.types import ColourMode
 from toolchain.data.checks.folder_contents import ImageFile
 from toolchain.edge import run
 
@@ -45,13 +45,13 @@ class ImageInfo:
     tint_thumbnail: np.ndarray | None = None  # float16 [8, 8, 3], colour minus its own gray; None in a gray domain
 
 
-def inspect_files(entries: Sequence[ImageFile], mode: Mode) -> list[ImageInfo]:
+def inspect_files(entries: Sequence[ImageFile], mode: ColourMode) -> list[ImageInfo]:
     """Looks at every file, in order. Threads suffice: Pillow decodes and hashlib hashes outside Python's lock."""
     looks = []
     workers = ThreadPoolExecutor(os.cpu_count())
     try:
         # what Pillow warns of (odd EXIF, large pictures) is either harmless or found below
-        with progress.bar("look at pictures", len(entries)) as bar, warnings.catch_warnings():
+        with progress.show_bar("look at pictures", len(entries)) as bar, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for found in workers.map(lambda entry: inspect_file(entry, mode), entries):
                 looks.append(found)
@@ -61,7 +61,7 @@ def inspect_files(entries: Sequence[ImageFile], mode: Mode) -> list[ImageInfo]:
     return looks
 
 
-def inspect_file(entry: ImageFile, mode: Mode) -> ImageInfo:
+def inspect_file(entry: ImageFile, mode: ColourMode) -> ImageInfo:
     """Reads a file; never raises for what is in it."""
     try:
         with Image.open(entry.path) as picture:
@@ -109,7 +109,7 @@ def _said(reason: BaseException, entry: ImageFile) -> str:
     """What Pillow complains about, without the path, which the finding names."""
     if isinstance(reason, UnidentifiedImageError):
         return "is no picture" if entry.path.stat().st_size else "is empty"
-    return brief(reason).encode(errors="backslashreplace").decode()
+    return first_line(reason).encode(errors="backslashreplace").decode()
 
 
 def make_thumbnails(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -53,7 +53,7 @@ def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str
         members["manifest.sig"] = base64.b64encode(_signature(manifest, signer))
     members |= {"header.tar.gz": header, "data/0000.tar.gz": _packed(payload)}
     artifact, module = out / f"{cargo.name}.mender", out / UPDATE_MODULE
-    with records.writing(artifact) as file:
+    with records.open_atomic(artifact) as file:
         file.write(_tar(members))
     records.write_text(module, cargo.fill_template(UPDATE_MODULE).decode())
     module.chmod(0o755)
@@ -92,5 +92,5 @@ def _tar(files: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, body in files.items():
-            tar.addfile(archive.member(name, len(body)), io.BytesIO(body))
+            tar.addfile(archive.make_member(name, len(body)), io.BytesIO(body))
     return out.getvalue()

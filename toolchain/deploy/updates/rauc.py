@@ -36,18 +36,18 @@ def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str
     if INSTALL_SCRIPT.encode() in manifest:
         files[INSTALL_SCRIPT] = cargo.fill_template(INSTALL_SCRIPT)
     for name, body in files.items():
-        with records.writing(folder / name) as file:
+        with records.open_atomic(folder / name) as file:
             file.write(body)
     if INSTALL_SCRIPT in files:
         (folder / INSTALL_SCRIPT).chmod(0o755)
     if signer is None:
         words = shlex.join(_command(folder, package, "certificate.pem", "private.pem"))
-        progress.say(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
+        progress.log(f"rauc: a bundle is always signed, with --key and --certificate, or by: {words}")
         return {"input of `rauc bundle`": folder}
     certificate, key = str(signer.certificate), str(signer.key)
     if shutil.which("rauc") is None:
         words = shlex.join(_command(folder, package, certificate, key))
-        progress.say(f"rauc is not installed here; where it is: {words}")
+        progress.log(f"rauc is not installed here; where it is: {words}")
         return {"input of `rauc bundle`": folder}
     made = package.with_name(f".{package.name}")  # what stood there stays until this one is whole
     made.unlink(missing_ok=True)

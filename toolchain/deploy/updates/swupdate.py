@@ -41,14 +41,14 @@ def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str
             else signing.sign_detached(described, signer.key, {"RSA"})
         )
     package = out / f"{cargo.name}.swu"
-    with records.writing(package) as file:
+    with records.open_atomic(package) as file:
         file.write(_cpio({**files, ARCHIVE_NAME: cargo.archive, INSTALL_SCRIPT: install}))
     return {"package": package}
 
 
 def _cpio(files: dict[str, bytes]) -> bytes:
     """Files in their order, in the portable format "070702" of cpio(5)."""
-    moment = archive.moment()
+    moment = archive.read_timestamp()
     entries = [
         _entry(name, body, number, REGULAR_FILE_MODE, moment, sum(body) & 0xFFFFFFFF)
         for number, (name, body) in enumerate(files.items(), 1)

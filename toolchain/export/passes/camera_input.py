@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.core.types import Preprocess
+from toolchain.core.types import Preprocessing
 
 INPUT_NAME = "frame"
 
 
-def fold_preprocessing(source: Path, preprocess: Preprocess, frame: tuple[int, int], path: Path) -> None:
+def fold_preprocessing(source: Path, preprocess: Preprocessing, frame: tuple[int, int], path: Path) -> None:
     """Writes a copy of an ONNX model that takes uint8 [1, height, width, 3], or [1, height, width, 1] for gray.
 
     Args:

@@ -35,7 +35,7 @@ def clean(model: ir.Model) -> ir.Model:
 def save(model: ir.Model, path: Path) -> None:
     """Writes one self-contained file, atomically."""
     proto = ir.serde.serialize_model(model)
-    with files.writing(path) as out:
+    with files.open_atomic(path) as out:
         out.write(proto.SerializeToString(deterministic=True))
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolchain.config.packaging import Packed
-from toolchain.core.errors import ToolchainError, brief
-from toolchain.core.files import artefact, write_text
-from toolchain.core.types import Artefact, Coverage, Precision
+from toolchain.config.packaging import ConvertedModel
+from toolchain.core.errors import ToolchainError, first_line
+from toolchain.core.files import make_artefact, write_text
+from toolchain.core.types import Artefact, IntegerCoverage, Precision
 
 if TYPE_CHECKING:
     from toolchain.export.runtime import Runtime
@@ -82,7 +82,7 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
     cleanup.quantize_biases(model.graph)
     cleanup.remove_dead_nodes(model.graph)
     cleanup.save(model, path)
-    return artefact(path)
+    return make_artefact(path)
 
 
 def _options(threads: int, optimized: bool) -> Any:
@@ -113,11 +113,11 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
     try:
         session = _session(path, _options(threads, optimized))
     except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"ONNX Runtime does not load {path}: {brief(reason)}") from reason
+        raise ToolchainError(f"ONNX Runtime does not load {path}: {first_line(reason)}") from reason
     return OrtSession(session)
 
 
-def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
+def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> ConvertedModel:
     """A model as `.ort`, with the operators and types that a minimal build of the runtime has to have.
 
     Args:
@@ -143,14 +143,14 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
             create_config_from_models([made], needs, enable_type_reduction=True)
             gc.collect()
     except Exception as reason:
-        raise ToolchainError(f"ONNX Runtime does not write {path} as {made.name}: {brief(reason)}") from reason
+        raise ToolchainError(f"ONNX Runtime does not write {path} as {made.name}: {first_line(reason)}") from reason
     # no clock and no folder: the tool writes where the model lay into a comment
     lines = [line for line in needs.read_text().splitlines() if not line.startswith("#")]
     write_text(needs, "\n".join(lines) + "\n")
-    return Packed(files=(made, needs), deterministic=False, bound_to=fingerprint())
+    return ConvertedModel(files=(made, needs), deterministic=False, bound_to=fingerprint())
 
 
-def coverage(path: Path, *, precision: Precision) -> Coverage:
+def coverage(path: Path, *, precision: Precision) -> IntegerCoverage:
     """Counts integer and float kernels in the graph that ONNX Runtime executes after its own optimization."""
     import onnx
 
@@ -164,13 +164,13 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
             _session(path, options)
             nodes = onnx.load(options.optimized_model_filepath).graph.node
         except Exception as reason:
-            raise ToolchainError(f"ONNX Runtime cannot optimize {path} in {scratch}: {brief(reason)}") from reason
+            raise ToolchainError(f"ONNX Runtime cannot optimize {path} in {scratch}: {first_line(reason)}") from reason
     named = {
         node.input[1]: node.name for node in onnx.load(path).graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}
     }
     integer = [node for node in nodes if node.op_type in INTEGER_KERNELS]
     in_float = tuple(named.get(node.input[1], node.name) for node in nodes if node.op_type in FLOAT_KERNELS)
-    return Coverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
+    return IntegerCoverage(integer=len(integer), planned=0, total=len(integer) + len(in_float), float_ops=in_float)
 
 
 def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
@@ -184,7 +184,7 @@ def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
     try:
         graph = onnx.load(path, load_external_data=False).graph
     except Exception as reason:  # protobuf's and the file system's
-        raise ToolchainError(f"{path} is not a readable ONNX file: {brief(reason)}") from reason
+        raise ToolchainError(f"{path} is not a readable ONNX file: {first_line(reason)}") from reason
     weights = {one.name for one in graph.initializer}
     inputs = [one for one in graph.input if one.name not in weights]
     if len(inputs) != 1:

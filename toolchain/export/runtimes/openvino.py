@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toolchain.config.packaging import Packed
-from toolchain.core.errors import ToolchainError, brief
-from toolchain.core.files import artefact, writing
-from toolchain.core.types import Artefact, Coverage, Precision
+from toolchain.config.packaging import ConvertedModel
+from toolchain.core.errors import ToolchainError, first_line
+from toolchain.core.files import make_artefact, open_atomic
+from toolchain.core.types import Artefact, IntegerCoverage, Precision
 from toolchain.edge import processor
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class OpenVinoSession:
     def save_compiled(self, path: Path) -> Path:
         """Write the model as it was compiled, which this machine opens several times faster than the IR."""
         blob = path.with_suffix(".blob")
-        with writing(blob) as out:
+        with open_atomic(blob) as out:
             out.write(self.compiled.export_model().getvalue())
         return blob
 
@@ -125,14 +125,14 @@ def compile(onnx_path: Path, folder: Path) -> Artefact:
             cleanup.save(graph, adapted)
             model = ov.convert_model(str(adapted))
         except Exception as reason:  # its exceptions share no base class
-            raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {brief(reason)}") from reason
+            raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {first_line(reason)}") from reason
         try:
             ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
         except Exception as reason:
             raise ToolchainError(
-                f"OpenVINO cannot write to {folder}: {brief(reason)}; is there room on the disk?"
+                f"OpenVINO cannot write to {folder}: {first_line(reason)}; is there room on the disk?"
             ) from reason
-    return artefact(*(folder / name for name in FILE_NAMES))
+    return make_artefact(*(folder / name for name in FILE_NAMES))
 
 
 def _properties(threads: int, precision: Precision) -> dict[str, Any]:
@@ -157,11 +157,11 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
         else:
             compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
     except Exception as reason:  # its exceptions share no base class
-        raise ToolchainError(f"OpenVINO does not load {path}: {brief(reason)}") from reason
+        raise ToolchainError(f"OpenVINO does not load {path}: {first_line(reason)}") from reason
     return OpenVinoSession(compiled)
 
 
-def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> Packed:
+def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> ConvertedModel:
     """A model as OpenVINO's compiled blob, which needs this very version and these instructions.
 
     Raises:
@@ -179,14 +179,14 @@ def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: 
     if ended.returncode or not ended.stdout:
         reason = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
         raise ToolchainError(f"OpenVINO does not write {path} as {made.name}: {reason}")
-    with writing(made) as out:
+    with open_atomic(made) as out:
         out.write(ended.stdout)
-    return Packed(
+    return ConvertedModel(
         files=(made,), deterministic=True, bound_to={**fingerprint(), "isa": str(processor.describe()["isa"])}
     )
 
 
-def coverage(path: Path, *, precision: Precision) -> Coverage:
+def coverage(path: Path, *, precision: Precision) -> IntegerCoverage:
     """Counts convolutions and linear layers by the precision OpenVINO says it executes them in."""
     session = open(path, threads=1, precision=precision)
     integer, in_float = 0, []
@@ -199,7 +199,7 @@ def coverage(path: Path, *, precision: Precision) -> Coverage:
         else:
             name = _text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name()
             in_float.append(name.removesuffix("/WithoutBiases"))
-    return Coverage(integer=integer, planned=0, total=integer + len(in_float), float_ops=tuple(in_float))
+    return IntegerCoverage(integer=integer, planned=0, total=integer + len(in_float), float_ops=tuple(in_float))
 
 
 def _text(info: Any, key: str) -> str:
@@ -217,7 +217,7 @@ def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
     try:
         model = ov.Core().read_model(str(path))
     except Exception as reason:
-        raise ToolchainError(f"{path} is not a readable OpenVINO model: {brief(reason)}") from reason
+        raise ToolchainError(f"{path} is not a readable OpenVINO model: {first_line(reason)}") from reason
     if len(model.inputs) != 1:
         raise ToolchainError(f"{path} has {len(model.inputs)} inputs; a model of pictures has one")
     source = model.input()

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from toolchain.core import files, progress, run_report
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.edge import run as runner
 from toolchain.export import quantized_tensors
 from toolchain.export.export_variants import ONNX_FILE
@@ -125,7 +125,7 @@ def _goldens(folder: Path, count: int) -> Goldens:
         with np.load(bundle / "golden.npz", allow_pickle=False) as kept:
             pixels, logits = kept["pixels"], kept["logits"]
     except (OSError, ValueError, KeyError) as reason:
-        raise ToolchainError(f"cannot read {bundle / 'golden.npz'}: {brief(reason)}; export again") from reason
+        raise ToolchainError(f"cannot read {bundle / 'golden.npz'}: {first_line(reason)}; export again") from reason
     if not 1 <= count <= len(pixels):
         raise ToolchainError(
             f"images = {count}: the bundle has {len(pixels)} golden inputs, so 1 to {len(pixels)} can be"
@@ -196,7 +196,7 @@ def _read(
     """What each side computed, and why the others could not."""
     read, missing = dict[Side, Reading](), dict[str, str]()
     every = runtime_outputs.sides()
-    with progress.bar(label, len(every)) as bar:
+    with progress.show_bar(label, len(every)) as bar:
         for side in every:
             try:
                 read[side] = runtime_outputs.read(side, graph, found, images, step)

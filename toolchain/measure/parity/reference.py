@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch.nn import functional as F
 
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 
 
 class Conv(OpRun):
@@ -68,5 +68,7 @@ def outputs(model: ModelProto, images: np.ndarray) -> Mapping[str, np.ndarray]:
         with torch.no_grad():
             rows: Sequence[Any] = [evaluator.run(None, {model.graph.input[0].name: image[None]}) for image in images]
     except Exception as reason:  # whatever an operation raises
-        raise ToolchainError(f"the exported graph cannot be evaluated outside a runtime: {brief(reason)}") from reason
+        raise ToolchainError(
+            f"the exported graph cannot be evaluated outside a runtime: {first_line(reason)}"
+        ) from reason
     return {name: np.concatenate([np.asarray(row[i]) for row in rows]) for i, name in enumerate(names)}

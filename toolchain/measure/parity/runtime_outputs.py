@@ -17,7 +17,7 @@ import onnx
 
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Coverage
+from toolchain.core.types import IntegerCoverage
 from toolchain.export import quantized_tensors
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.export.runtime import load_runtime
@@ -41,13 +41,13 @@ class Reading:
     logits: np.ndarray  # [images, classes]
     values: Mapping[str, np.ndarray]  # dequantized results by their names in the graph, [images, ...]
     fused: tuple[str, ...]  # layers whose rounded result cannot be read without changing the answers
-    coverage: Coverage
+    coverage: IntegerCoverage
 
 
 def sides() -> tuple[Side, ...]:
     """Every runtime, first as the graph is written where it can do that, then optimized."""
     found = list[Side]()
-    for name in registry.modules("runtimes"):
+    for name in registry.list_modules("runtimes"):
         if load_runtime(name).HAS_UNOPTIMIZED:
             found.append(Side(name=f"{name} unoptimized", runtime=name, optimized=False))
         found.append(Side(name=name, runtime=name, optimized=True))
@@ -91,7 +91,7 @@ def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: 
 
 def _outputs(
     side: Side, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
-) -> tuple[dict[str, np.ndarray], Coverage]:
+) -> tuple[dict[str, np.ndarray], IntegerCoverage]:
     """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
     runtime: Any = load_runtime(side.runtime)
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +105,7 @@ def _outputs(
         made = runtime.compile(path, Path(scratch) / "compiled")
         session = runtime.open(made.path, threads=1, precision="int8", optimized=side.optimized)
         rows = [session.outputs(image[None]) for image in images]
-        covered: Coverage = runtime.coverage(made.path, precision="int8")
+        covered: IntegerCoverage = runtime.coverage(made.path, precision="int8")
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, covered
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from toolchain.core import registry
-from toolchain.core.errors import ToolchainError, brief
+from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 PREFIX = "timm:"
@@ -63,11 +63,13 @@ def build_untrained(name: str, classes: int, arguments: Mapping[str, Any]) -> nn
     bare, known = _bare(name), import_timm().list_models()
     if bare.partition(".")[0] not in known:
         close = get_close_matches(bare, known, n=8, cutoff=0.5)  # of more than a thousand
-        raise ToolchainError(f"there is no model {bare!r} in timm; {registry.nearest(bare, close)}")
+        raise ToolchainError(f"there is no model {bare!r} in timm; {registry.suggest(bare, close)}")
     try:
         model = import_timm().create_model(bare.partition(".")[0], pretrained=False, num_classes=classes, **arguments)
     except (TypeError, ValueError, RuntimeError) as reason:
-        raise ToolchainError(f"[model] arguments {dict(arguments)} do not suit {name}: {brief(reason)}") from reason
+        raise ToolchainError(
+            f"[model] arguments {dict(arguments)} do not suit {name}: {first_line(reason)}"
+        ) from reason
     assert isinstance(model, nn.Module)
     return model
 
@@ -82,7 +84,7 @@ def download_weights(name: str) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = import_timm().create_model(_bare(name), pretrained=True).state_dict()
     except Exception as reason:  # its hub's errors share no base class
         raise ToolchainError(
-            f"the weights of {name} cannot be had ({brief(reason)}); download them elsewhere and pass the file"
+            f"the weights of {name} cannot be had ({first_line(reason)}); download them elsewhere and pass the file"
         ) from reason
     return state
 

@@ -28,7 +28,7 @@ def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
     if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":
         raise ToolchainError(
             f"weights = {spec.weights!r} is neither a file nor known for {spec.name}; "
-            f"{registry.nearest(spec.weights, list(dict.fromkeys(['DEFAULT', *enum.__members__])))}"
+            f"{registry.suggest(spec.weights, list(dict.fromkeys(['DEFAULT', *enum.__members__])))}"
         )
     try:
         state: Mapping[str, Tensor] = enum[spec.weights].get_state_dict(progress=True, check_hash=True)

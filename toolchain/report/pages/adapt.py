@@ -64,17 +64,17 @@ def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.nd
         "adapt": assemble.finetuning(recipe, found),
         "weights": found.trained.record["weights"],
         "test": [{"seed": one.record["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
-        "mean_accuracy": statistics.repeated(np.stack(correct)),
-        "mean_balanced": statistics.repeated(np.stack(correct), labels),
+        "mean_accuracy": statistics.mean_over_repeats(np.stack(correct)),
+        "mean_balanced": statistics.mean_over_repeats(np.stack(correct), labels),
         "linear_probe": both(frozen),
-        "gain_over_probe": statistics.drop(correct[chosen], frozen),
+        "gain_over_probe": statistics.accuracy_drop(correct[chosen], frozen),
         "balanced_gain_over_probe": statistics.balanced_drop(correct[chosen], frozen, labels),
-        "smallest_difference": statistics.smallest_difference(len(labels)),
+        "smallest_difference": statistics.minimum_detectable_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    said = ship_decision.cannot_show(limit, len(labels), statistics.DISAGREEMENT) if limit else ""
+    said = ship_decision.cannot_show(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
     written["notes"] = [f"budget accuracy_drop = {limit}{said}"] if said else []
-    plain: dict[str, Any] = files.plain(written)
+    plain: dict[str, Any] = files.to_jsonable(written)
     return plain
 
 

@@ -66,7 +66,7 @@ def _words(window: Window) -> str:
 
 def write(found: DriftResult, own: WatchedBundle, folder: Path) -> None:
     """`drift.json` and `drift.html`."""
-    files.write_json(folder / "drift.json", {"schema": 1, **files.plain(found)})
+    files.write_json(folder / "drift.json", {"schema": 1, **files.to_jsonable(found)})
     hint = (
         "Grey: the pictures that the model was tested on. Coloured: the window that moved the most, else the latest. "
         "A bin holds a tenth of the grey pictures where their values allow it."

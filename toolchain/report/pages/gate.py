@@ -45,7 +45,7 @@ def build_result(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
             for name, one in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
         },
         "threads": target.threads,
-        "allowed": files.plain(target.gate),
+        "allowed": files.to_jsonable(target.gate),
         "gates": [_row(one) for one in gated],
     }
     return found
@@ -61,11 +61,11 @@ def _row(one: Gated) -> dict[str, Any]:
         "recipe": one.pair.recipe,
         **identities,
         "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.status([one])],
-        "accuracy": files.plain(one.accuracy),
-        "verdicts": files.plain(one.verdicts),
-        "latency": files.plain(one.latency),
-        "p50_ms": {name: files.plain(paired_rounds.p50(one.rounds, name)) for name in sides},
-        "rounds": files.plain(one.rounds),
+        "accuracy": files.to_jsonable(one.accuracy),
+        "verdicts": files.to_jsonable(one.verdicts),
+        "latency": files.to_jsonable(one.latency),
+        "p50_ms": {name: files.to_jsonable(paired_rounds.p50(one.rounds, name)) for name in sides},
+        "rounds": files.to_jsonable(one.rounds),
     }
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table, _list, _text, sort_steps
 
 
-def tabulate_step_times(report: Report) -> Table:
+def tabulate_step_times(report: RunReport) -> Table:
     """Time of each stage that took any, and all together."""
     took = report.get("seconds") or {}
     rows = [(name, number_format.duration(took[name])) for name in sort_steps(took) if took[name] != 0]
@@ -18,7 +18,7 @@ def tabulate_step_times(report: Report) -> Table:
     return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
 
 
-def tabulate_provenance(report: Report) -> Table:
+def tabulate_provenance(report: RunReport) -> Table:
     """On what, with what and how often it was measured."""
     data, found = report.get("data") or {}, run_report.reported_variant(report)
     facts: dict[str, Any] = {
@@ -42,7 +42,7 @@ def tabulate_provenance(report: Report) -> Table:
     return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), text_columns=(0, 1))
 
 
-def _adapted(report: Report) -> dict[str, Any]:
+def _adapted(report: RunReport) -> dict[str, Any]:
     """How the dense model was trained, as far as the report says."""
     found = report.get("adapt") or {}
     changes = ", ".join(f"{run_report.humanize(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())

@@ -1,12 +1,12 @@
 """Pruning: carried out of a larger module; to be described."""
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import key_results, number_format
 from toolchain.report.table import Table
 
 
-def tabulate_image_sizes(report: Report) -> Table:
+def tabulate_image_sizes(report: RunReport) -> Table:
     """Sizes of the pictures that a short training was to choose among."""
     rows = tuple(
         (
@@ -23,7 +23,7 @@ def tabulate_image_sizes(report: Report) -> Table:
     return Table(columns=columns, rows=rows, shipping_row=marked)
 
 
-def tabulate_layers(report: Report) -> Table:
+def tabulate_layers(report: RunReport) -> Table:
     """Widths and multiply-accumulates of every layer before and after pruning."""
     rows = tuple(
         (
@@ -38,7 +38,7 @@ def tabulate_layers(report: Report) -> Table:
     return Table(columns=("Layer", "Channels before", "After", "MACs before", "After"), rows=rows)
 
 
-def describe_pruning(report: Report) -> str:
+def describe_pruning(report: RunReport) -> str:
     """One sentence on what pruning took."""
     found = report.get("layers") or ()
     fewer = sum(n["after"] < n["before"] for n in found)

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
-def tabulate_coverage(report: Report) -> Table:
+def tabulate_coverage(report: RunReport) -> Table:
     """How much of each integer variant ran in integers, with every convolution and linear layer that did not."""
     every = ((v["name"], v.get("integer_coverage") or {}) for v in report.get("variants") or ())
     found = [(name, c) for name, c in every if c.get("planned") or c.get("integer")]
@@ -30,7 +30,7 @@ MAX_INT8_PLACEMENTS = 12  # of the placements that were timed, the fastest
 CORRECTION_TEXT: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
 
 
-def tabulate_placements(report: Report) -> Table:
+def tabulate_placements(report: RunReport) -> Table:
     """The fastest of the placements that were timed before training, for each architecture, and the float forms."""
     rows = []
     for name, found in (report.get("placement") or {}).items():
@@ -56,7 +56,7 @@ def _chosen(found: Mapping[str, Any], one: Mapping[str, Any]) -> bool:
     return not found.get("float_wins") and one["label"] == found.get("label")
 
 
-def describe_search(report: Report) -> str:
+def describe_search(report: RunReport) -> str:
     """How many placements were timed, for which target, and for how long."""
     parts = []
     for name, found in (report.get("placement") or {}).items():
@@ -68,7 +68,7 @@ def describe_search(report: Report) -> str:
     return "; ".join(parts)
 
 
-def tabulate_calibration(report: Report) -> Table:
+def tabulate_calibration(report: RunReport) -> Table:
     """Ways of drawing ranges from the calibration images, the one that was kept first."""
     rows = tuple(
         (
@@ -86,7 +86,7 @@ def tabulate_calibration(report: Report) -> Table:
     return Table(columns=columns, rows=rows, text_columns=(0, 1, 2, 5))
 
 
-def tabulate_accuracy_control(report: Report) -> Table:
+def tabulate_accuracy_control(report: RunReport) -> Table:
     """Blocks by what leaving each in float brings for what it costs; only where an accuracy budget called for it."""
     rows = tuple(
         (

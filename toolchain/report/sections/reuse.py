@@ -54,7 +54,7 @@ def describe(found: JsonObject) -> str:
 def announce(advice: "ReuseAdvice | None") -> None:
     """The same on the way; where nobody looked behind the blocks, that has been said."""
     if advice and advice.depths:
-        progress.say(f"advise: {describe(files.plain(advice))}")
+        progress.log(f"advise: {describe(files.to_jsonable(advice))}")
 
 
 def plot_depths(found: JsonObject) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table
 
@@ -44,7 +44,7 @@ class PlottedCurve:
         )
 
 
-def read_curves(report: Report, kind: Literal["channels", "block"]) -> list[PlottedCurve]:
+def read_curves(report: RunReport, kind: Literal["channels", "block"]) -> list[PlottedCurve]:
     """What was measured, the most sensitive first; points without all of their figures are left out."""
     found = []
     for one in report.get("sensitivity") or ():
@@ -61,7 +61,7 @@ def _points(one: Mapping[str, Any]) -> list[tuple[float, ...]]:
     return [row for row in rows if not any(map(number_format.is_missing, row))]
 
 
-def tabulate(report: Report, *, short: bool = False) -> Table:
+def tabulate(report: RunReport, *, short: bool = False) -> Table:
     """Every group and block, the most sensitive first; the short one has the most and the least sensitive alone."""
     found = list(report.get("sensitivity") or ())
     if short:
@@ -105,7 +105,7 @@ def _near(points: Sequence[tuple[float, ...]], wanted: float) -> str:
     return text if abs(share - wanted) < EQUAL_SHARE_DISTANCE else f"{text} at {number_format.whole_percent(share)}"
 
 
-def make_caption(report: Report, shown: int) -> str:
+def make_caption(report: RunReport, shown: int) -> str:
     """What the plot shows, on how many images, how sure, and what is not in it."""
     found = report.get("sensitivity") or ()
     known = read_curves(report, "channels")

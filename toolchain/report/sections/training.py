@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table, _list, sort_steps
 
 
-def tabulate_training(report: Report) -> Table:
+def tabulate_training(report: RunReport) -> Table:
     """Epochs, losses and validation accuracy of every training stage."""
     stages, rows = report.get("training") or {}, []
     for name in sort_steps(stages):
@@ -20,7 +20,7 @@ def tabulate_training(report: Report) -> Table:
     return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
 
 
-def tabulate_joined(report: Report) -> Table:
+def tabulate_joined(report: RunReport) -> Table:
     """What further sets brought on the domain's own validation images."""
     rows = tuple(
         (
@@ -46,7 +46,7 @@ def _beside(one: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "nothing"
 
 
-def tabulate_seeds(report: Report) -> Table:
+def tabulate_seeds(report: RunReport) -> Table:
     """Every repeat of the fine-tuning, where there was more than one."""
     found = (report.get("adapt") or {}).get("seeds") or ()
     rows = tuple(

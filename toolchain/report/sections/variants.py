@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
-def tabulate_variants(report: Report) -> Table:
+def tabulate_variants(report: RunReport) -> Table:
     """Accuracy, latency and size of all variants, with what each gains and loses against the dense float model."""
     columns = ("Variant", "Accuracy", "Change", "Balanced", "p50", "p90", "p99", "Speed-up", "Size")
     rows = tuple(
@@ -28,7 +28,7 @@ def tabulate_variants(report: Report) -> Table:
     return Table(columns=columns, rows=rows, optional_columns=(6, 3, 2, 5, 7), shipping_row=_marked(report))
 
 
-def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
+def _speedup(report: RunReport, name: str) -> Mapping[str, Any] | None:
     """A variant's speed-up over the dense float model, where it was paired with it."""
     pairs = report.get("ratios") or ()
     found = (p for p in pairs if p.get("variant") == name and p.get("baseline") == run_report.BASELINE)
@@ -36,7 +36,7 @@ def _speedup(report: Report, name: str) -> Mapping[str, Any] | None:
     return next(found, own)
 
 
-def tabulate_costs(report: Report) -> Table:
+def tabulate_costs(report: RunReport) -> Table:
     """What the variants need besides time, and how far each follows the model it came from."""
     footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
     columns = ("Variant", "Method", "Pictures", "MACs", "Parameters", *footprint)
@@ -59,7 +59,7 @@ def tabulate_costs(report: Report) -> Table:
     return Table(columns=columns, rows=rows, text_columns=(0, 1), shipping_row=_marked(report))
 
 
-def _marked(report: Report) -> int | None:
+def _marked(report: RunReport) -> int | None:
     names = [v["name"] for v in report.get("variants") or ()]
     name = run_report.shipped_name(report)
     return names.index(name) if name in names else None

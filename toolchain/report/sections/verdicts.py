@@ -1,12 +1,12 @@
 """Verdicts: carried out of a larger module; to be described."""
 
 from toolchain.core import run_report
-from toolchain.core.run_report import Report
+from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table
 
 
-def tabulate_verdicts(report: Report) -> Table:
+def tabulate_verdicts(report: RunReport) -> Table:
     """Every check with what was measured, the limit and why."""
     rows = tuple(
         (
