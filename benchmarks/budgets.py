@@ -28,7 +28,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
@@ -114,7 +114,7 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
-    target = reader.read_target(placement.TARGETS[runtime])
+    target = toml_files.read_target(placement.TARGETS[runtime])
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     data: Any = SimpleNamespace(example=image)

@@ -17,7 +17,7 @@ import quantization
 import torch
 import typer
 
-from toolchain.config import overrides, reader
+from toolchain.config import overrides, toml_files
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
@@ -76,7 +76,7 @@ def main(
 def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained_model.TrainedModel:
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
-    job = make_job(recipe, reader.read_target("cpu"), Domain(name=recipe.domain), out)
+    job = make_job(recipe, toml_files.read_target("cpu"), Domain(name=recipe.domain), out)
     plan = pruning_plan.run(job, adapted)
     return recover.run(job, prune.apply_plan(adapted.trained, plan.surgery), adapted)
 

@@ -23,7 +23,7 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.core import files, progress, statistics
 from toolchain.gates import gate_inputs, regression_gate, sequential_test
 from toolchain.gates.sequential_test import Sample
@@ -64,7 +64,7 @@ def main(
 def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dict[str, Any]:
     """One gate on this machine, as `toolchain gate` runs it."""
     reference, candidate = (model_files.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
-    target, started = reader.read_target(TARGETS[runtime]), time.monotonic()
+    target, started = toml_files.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
         found = regression_gate.run(
             gate_inputs.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed
@@ -134,7 +134,7 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     pool = [Sample(**sample) for one in found for sample in one["samples"]]
     slower = statistics.speedup([sample.candidate for sample in pool])
     order = random.Random(0)
-    threshold = reader.read_target("cpu").gate.regression_threshold
+    threshold = toml_files.read_target("cpu").gate.regression_threshold
     drawn = Counter(
         sequential_test.conduct(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
     )

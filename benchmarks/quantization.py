@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from toolchain.config import overrides, reader
+from toolchain.config import overrides, toml_files
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
@@ -70,7 +70,7 @@ def main(
         print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
         for name in targets.split(","):
             for method in ("ptq", "qat"):
-                answered = quantized(adapted, method, one, reader.read_target(name), served, out)
+                answered = quantized(adapted, method, one, toml_files.read_target(name), served, out)
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
@@ -82,9 +82,11 @@ def dense_models(
     """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
     chosen, domain = overrides.read_recipe(name, flags)
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, reader.read_target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, toml_files.read_target("cpu"), domain, out))
     each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
-    return whole, ((one, finetune.run(make_job(one, reader.read_target("cpu"), domain, out), whole)) for one in each)
+    return whole, (
+        (one, finetune.run(make_job(one, toml_files.read_target("cpu"), domain, out), whole)) for one in each
+    )
 
 
 def trained_longer(adapted: FinetunedModel, recipe: Recipe, work: Path) -> trained_model.TrainedModel:
@@ -145,7 +147,8 @@ def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Ans
     right = np.stack([one.runtime == labels for one in each]).astype(float)
     lost = np.stack([answer == labels for answer in floats]).astype(float) - right
     cells = (
-        name, method, share(statistics.mean_over_repeats(right)), share(statistics.mean_over_repeats(right, labels)), points(statistics.mean_over_repeats(lost)),
+        name, method, share(statistics.mean_over_repeats(right)), share(statistics.mean_over_repeats(right, labels)), 
+        points(statistics.mean_over_repeats(lost)),
         points(statistics.mean_over_repeats(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
         _gap([(one.runtime, one.converted) for one in each], labels),
     )  # fmt: skip

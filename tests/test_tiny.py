@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from toolchain import pipeline
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, ModelSpec
 from toolchain.core import files as records
@@ -153,7 +153,9 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
-    other = dataclasses.replace(reader.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget)
+    other = dataclasses.replace(
+        toml_files.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget
+    )
     written = pipeline.export(make_job(run.recipe, other, run.domain, run.out))
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
     own = next(one for one in written["variants"] if one["name"] == "pruned-int8")

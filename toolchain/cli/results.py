@@ -30,13 +30,13 @@ def print_files(kind: "ConfigKind", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from toolchain.config import reader
+    from toolchain.config import toml_files
     from toolchain.core import registry
 
     readers: dict[str, Any] = {
-        "targets": reader.read_target,
-        "recipes": reader.read_recipe,
-        "calibration": reader.read_domain,
+        "targets": toml_files.read_target,
+        "recipes": toml_files.read_recipe,
+        "calibration": toml_files.read_domain,
     }
     table = Table(title, "what for", "file", box=None, header_style="bold")
     for name in registry.list_names(kind):

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.config import reader, validation
+from toolchain.config import toml_files, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import ModelSpec, Recipe
@@ -44,7 +44,7 @@ def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_f
     Raises:
         ToolchainError: as `reader`; or a flag's value makes no sense.
     """
-    target = reader.read_target(target_name)
+    target = toml_files.read_target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = read_recipe(recipe_name, flags)
     beside = registry.find_file("recipes", recipe_name).parent
@@ -61,8 +61,8 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         raise ToolchainError(
             f"--ratio {flags.ratio:g} and --latency {flags.latency} both say how far to prune; give one of them"
         )
-    recipe = reader.read_recipe(recipe_name)
-    domain = reader.read_domain(flags.domain or recipe.domain)
+    recipe = toml_files.read_recipe(recipe_name)
+    domain = toml_files.read_domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
     if flags.image_size:
         recipe = dataclasses.replace(recipe, image_size=parse_image_size(flags.image_size))
@@ -86,7 +86,7 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _epochs(recipe, flags.epochs)
-    checked: Recipe = reader.validate("recipes", files.to_jsonable(recipe), "command line")
+    checked: Recipe = toml_files.validate("recipes", files.to_jsonable(recipe), "command line")
     return checked, override_images(domain, flags.data, flags.on_corrupt)
 
 
@@ -99,7 +99,9 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
     if data:
         domain = dataclasses.replace(domain, source="folder", path=data)
     if on_corrupt:
-        domain = reader.validate("calibration", {**files.to_jsonable(domain), "on_corrupt": on_corrupt}, "--on-corrupt")
+        domain = toml_files.validate(
+            "calibration", {**files.to_jsonable(domain), "on_corrupt": on_corrupt}, "--on-corrupt"
+        )
     return domain
 
 

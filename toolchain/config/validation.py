@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.config import amounts
+from toolchain.config import budget_limits
 from toolchain.config.dataset import Domain
 from toolchain.config.packaging import C_ARRAY_FORM, PackageSpec
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
@@ -162,13 +162,13 @@ def _budget_rules(value: Budget) -> Rules:
             for name, limit in given.items()
             if not isinstance(limit, str)
         ),
-        *(_amount_rule(name, given[name]) for name in amounts.UNITS if name in given),
+        *(_amount_rule(name, given[name]) for name in budget_limits.UNITS if name in given),
     ]
 
 
-def _amount_rule(name: amounts.Quantity, text: str) -> tuple[bool, str]:
+def _amount_rule(name: budget_limits.Quantity, text: str) -> tuple[bool, str]:
     try:
-        amounts.parse(name, text)
+        budget_limits.parse(name, text)
     except ToolchainError as reason:
         return False, str(reason)
     return True, ""

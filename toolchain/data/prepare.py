@@ -1,6 +1,6 @@
 """prepare: recipe, domain -> decoded images, and the further sets that may be joined to them."""
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.job import Job
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset, joined_datasets
@@ -18,4 +18,6 @@ def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
     size = recipe.image_size or domain.image_size
     wanted = Preprocessing(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
     data = decoded_dataset.load(domain, wanted, job.images)
-    return data, [joined_datasets.load(one, reader.read_domain(one.domain), data, job.images) for one in recipe.join]
+    return data, [
+        joined_datasets.load(one, toml_files.read_domain(one.domain), data, job.images) for one in recipe.join
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.job import Job
 from toolchain.config.packaging import C_ARRAY_FORM, CAMERA_FRAMES_FORM, ConvertedModel
 from toolchain.config.target import Target
@@ -70,7 +70,7 @@ def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> Packaged
                 cpp_runner.pack(stage.folder / cpp_runner.ARCHIVE_NAME)
             stage = stage_cache.finish(stage, started, {"forms": forms})
         found = (
-            tuple(reader.to_dataclass(PackagedForm, one, str(stage.folder)) for one in stage.record["forms"])
+            tuple(toml_files.to_dataclass(PackagedForm, one, str(stage.folder)) for one in stage.record["forms"])
             if stage.record
             else ()
         )

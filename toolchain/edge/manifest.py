@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import IntegerCoverage, Interval, Precision, Preprocessing
@@ -137,7 +137,7 @@ def parse(content: Any, where: Path) -> Manifest:
         ToolchainError: of another schema, or not as this one is.
     """
     check_schema(content, where)
-    found: Manifest = reader.to_dataclass(
+    found: Manifest = toml_files.to_dataclass(
         Manifest, content, f"{where}: the manifest is not one that this toolchain wrote"
     )
     return found

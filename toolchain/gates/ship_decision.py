@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from toolchain.config import amounts
+from toolchain.config import budget_limits
 from toolchain.config.job import Job
 from toolchain.config.recipe import Budget
 from toolchain.core import statistics
@@ -109,7 +109,7 @@ def decide(
 def _bytes(budget: Budget, dense: Variant) -> float | None:
     """What `budget.size` allows; None where it is not asked for."""
     size = float(dense.artefact.size_bytes)
-    return amounts.parse("size", budget.size).as_share_of(size) * size if budget.size is not None else None
+    return budget_limits.parse("size", budget.size).as_share_of(size) * size if budget.size is not None else None
 
 
 def _rank(variant: Variant, measured: Mapping[str, LatencyMeasurement], baseline: str) -> float:

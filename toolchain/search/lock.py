@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolchain.config import amounts, reader
+from toolchain.config import budget_limits, toml_files
 from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
@@ -63,7 +63,7 @@ def file_name(recipe: Recipe, target: Target) -> str:
 def collect_settings(recipe: Recipe, budget: Budget) -> dict[str, Any]:
     """Settings and budgets that decide how much is cut, as a lock keeps them."""
     settings = {f"prune.{name}": getattr(recipe.prune, name) for name in PRUNE_SETTINGS}
-    wanted = {f"budget.{name}": text for name, text in amounts.collect_limits(budget).items()}
+    wanted = {f"budget.{name}": text for name, text in budget_limits.collect_limits(budget).items()}
     found: dict[str, Any] = files.to_jsonable(
         {**settings, **wanted, "quantize.float_modules": recipe.quantize.float_modules}
     )
@@ -96,7 +96,7 @@ def read(path: Path) -> Lock:
         raise ToolchainError(f"{path} is no lock; `toolchain export` writes them beside its report")
     if content["schema"] != SCHEMA:
         raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
-    lock: Lock = reader.to_dataclass(Lock, content, str(path))
+    lock: Lock = toml_files.to_dataclass(Lock, content, str(path))
     return lock
 
 

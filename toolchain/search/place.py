@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache
@@ -77,7 +77,7 @@ def _measurable(target: Target) -> Target | None:
     kind = machine.kind(target.device)
     if kind == target.isa:
         return target
-    other = reader.read_target(target.fit_like) if target.fit_like else None
+    other = toml_files.read_target(target.fit_like) if target.fit_like else None
     if other is None or kind != other.isa or other.runtime != target.runtime:
         return None
     return replace(other, device=target.device)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from toolchain.config.amounts import BudgetLimit, Quantity
+from toolchain.config.budget_limits import BudgetLimit, Quantity
 from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress

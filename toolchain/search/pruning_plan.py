@@ -5,7 +5,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from toolchain.config import amounts
+from toolchain.config import budget_limits
 from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import files, progress, stage_cache
@@ -27,14 +27,16 @@ SURGERY_FILE = "surgery.json"
 SETTINGS_NOT_IN_PLAN = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
 
 
-def read_limits(recipe: Recipe, budget: Budget, *, locked: bool) -> dict[amounts.Quantity, amounts.BudgetLimit]:
+def read_limits(
+    recipe: Recipe, budget: Budget, *, locked: bool
+) -> dict[budget_limits.Quantity, budget_limits.BudgetLimit]:
     """What the budget says of how far pruning goes, by what it bounds.
 
     Raises:
         ToolchainError: recipe and budget contradict each other.
     """
     spec = recipe.prune
-    limits = {what: amounts.parse(what, text) for what, text in amounts.collect_limits(budget).items()}
+    limits = {what: budget_limits.parse(what, text) for what, text in budget_limits.collect_limits(budget).items()}
     if limits and spec.ratio:
         raise ToolchainError(
             f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"

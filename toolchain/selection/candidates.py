@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import ModelSpec
 from toolchain.config.shortlist import Candidate, MayShip
 from toolchain.core import files, registry
@@ -53,13 +53,13 @@ def _named(name: str) -> list[Candidate]:
     if kind == "zoo" and rest:
         return [_zoo(rest)]
     if kind == "recipe" and rest:
-        recipe = reader.read_recipe(rest)
+        recipe = toml_files.read_recipe(rest)
         reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE_NETWORK
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
     if kind == "timm" and rest:
         return [_timm(name)]
     if name.endswith(".toml") or name in registry.list_names("shortlists"):
-        return list(reader.read_shortlist(name).candidates)
+        return list(toml_files.read_shortlist(name).candidates)
     known = torchvision_hub.list_models()
     if kind not in known:
         raise ToolchainError(
@@ -87,7 +87,7 @@ def _zoo(name: str) -> Candidate:
     weights = f"zoo:{name}"
     weights_module.weights_digest(ModelSpec(name="", weights=weights))  # says which there are
     card = files.read_json(registry.PACKAGE_FOLDER / "models" / "zoo" / f"{name}.json")
-    model = reader.to_dataclass(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
+    model = toml_files.to_dataclass(ModelSpec, {**card["model"], "weights": weights}, f"{name}.json")
     ships: MayShip = "yes"
     model = dataclasses.replace(model, licence=f"as the toolchain; pictures {card['licence_of_images']}")
     return Candidate(

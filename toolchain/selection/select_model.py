@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolchain.config import amounts
+from toolchain.config import budget_limits
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
 from toolchain.config.recipe import ReuseSpec
@@ -52,7 +52,7 @@ def resolve_auto_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
     _, given, names = recipe.model.name.partition(":")
     found = candidates.resolve([name.strip() for name in (names if given else candidates.DEFAULT_SHORTLIST).split(",")])
     written = rank_candidates(job.domain, job.target, found, recipe.image_size, job.out)
-    limit = amounts.parse("latency", limit_text) if limit_text else None
+    limit = budget_limits.parse("latency", limit_text) if limit_text else None
     row, why = ranking.pick_within_latency(written, limit.value if limit and not limit.relative else None)
     progress.log(f"select: {row['name']}: {why}")
     taken = next(one for one in found if one.name == row["name"])

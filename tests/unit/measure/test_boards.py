@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from unit.gates.test_regression_gate import bundled
 
 from toolchain.cli import main
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import processor
@@ -147,7 +147,7 @@ def test_models_are_compared_on_one_device_only(side: paired_timing.Side) -> Non
 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
-    target = dataclasses.replace(reader.read_target("cpu"), device="ssh:board")
+    target = dataclasses.replace(toml_files.read_target("cpu"), device="ssh:board")
     assert latency._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.measure import machine, paired_rounds, paired_timing, untrained_latency, worker_processes
 from toolchain.measure.untrained_latency import Network
 
@@ -33,7 +33,7 @@ def net(width: int) -> nn.Module:
 def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = {"small": Network(net(8), IMAGE), "odd": Network(Odd(), IMAGE), "large": Network(net(128), IMAGE)}
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
-    found, refused = untrained_latency.run(networks, reader.read_target("cpu"), tmp_path)
+    found, refused = untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)
     assert set(refused) == {"odd"}
     assert set(found) == {"small", "large"}
     assert found["small"].latencies["f32"].estimate < found["large"].latencies["f32"].estimate
@@ -43,7 +43,7 @@ def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, mon
     assert found["large"].fastest in {"f32", "int8"}
     assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
     monkeypatch.setattr(untrained_latency, "_timed", None)
-    assert untrained_latency.run(networks, reader.read_target("cpu"), tmp_path)[0] == found
+    assert untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)[0] == found
 
 
 @pytest.mark.parametrize("device", ["", "ssh:board"])
@@ -60,7 +60,7 @@ def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
     monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
     monkeypatch.setattr(machine, "runtime", lambda target: {})
     monkeypatch.setattr(machine, "describe", lambda device="": {})
-    target = dataclasses.replace(reader.read_target("openvino"), device=device)
+    target = dataclasses.replace(toml_files.read_target("openvino"), device=device)
     found, _ = untrained_latency.run({"small": Network(net(8), IMAGE)}, target, tmp_path)
     assert {side.precision: Path(side.path).suffix for side in timed} == dict.fromkeys(
         target.precisions, ".xml" if device else ".blob"
@@ -72,7 +72,10 @@ def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
 
 
 def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks, target = {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)}, reader.read_target("cpu")
+    networks, target = (
+        {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)},
+        toml_files.read_target("cpu"),
+    )
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
     _, path = untrained_latency._graph("broken", networks["broken"], target.scheme, tmp_path)
     graph = onnx.load(path)
@@ -87,7 +90,10 @@ def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkey
 def test_one_whose_process_ended_is_tried_again_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks, target = {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)}, reader.read_target("cpu")
+    networks, target = (
+        {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)},
+        toml_files.read_target("cpu"),
+    )
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
     real = worker_processes.shared
 
@@ -108,7 +114,7 @@ def test_of_networks_that_are_built_alike_one_is_timed(tmp_path: Path, monkeypat
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
     networks = {name: Network(net(width), IMAGE) for name, width in {"one": 8, "other": 16, "twin": 8}.items()}
-    found, _ = untrained_latency.run(networks, reader.read_target("cpu"), tmp_path)
+    found, _ = untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)
     assert found["one"] == found["twin"] != found["other"]
     rounds = json.loads(next(tmp_path.glob("clock/*/rounds.json")).read_text())
     assert {name.split()[0] for name in rounds[0]["blocks"]} == {"one", "other"}

@@ -9,7 +9,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
@@ -28,7 +28,7 @@ from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from conftest import job_of
 from torch import nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
@@ -29,7 +29,7 @@ from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 OUT = Path("out")
-TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
 OWN = Placement(float_modules=("0",), float_operations=())
 
@@ -143,7 +143,7 @@ def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path)
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        locks.find(job_of(RECIPE, reader.read_target("openvino"), out=OUT, lock_file=written))
+        locks.find(job_of(RECIPE, toml_files.read_target("openvino"), out=OUT, lock_file=written))
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,8 @@ def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
     found = sorted((registry.PACKAGE_FOLDER / "recipes").glob("*.lock.json"))
     assert found
     for path in found:
-        recipe, target = reader.read_recipe(path.name.split(".")[0]), reader.read_target(path.name.split(".")[1])
+        recipe, target = (
+            toml_files.read_recipe(path.name.split(".")[0]),
+            toml_files.read_target(path.name.split(".")[1]),
+        )
         assert locks.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None

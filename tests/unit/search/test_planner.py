@@ -8,7 +8,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
@@ -27,7 +27,7 @@ from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
 
 
 def net(pooled: bool = True) -> nn.Module:

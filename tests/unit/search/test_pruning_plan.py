@@ -8,7 +8,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.types import Preprocessing
@@ -20,7 +20,7 @@ from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
 
 
 @pytest.fixture

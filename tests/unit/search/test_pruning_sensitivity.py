@@ -11,7 +11,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import reader
+from toolchain.config import toml_files
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, registry
 from toolchain.core.types import Preprocessing
@@ -29,7 +29,7 @@ from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(reader.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion="magnitude"))
 
 

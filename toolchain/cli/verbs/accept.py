@@ -20,10 +20,10 @@ def accept(
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("out"),
 ) -> None:
     """Make a bundle the reference that `gate` compares with from now on; commit the file that this writes."""
-    from toolchain.config import reader
+    from toolchain.config import toml_files
     from toolchain.gates import baselines
 
-    chosen, name = reader.read_target(target), reader.read_recipe(recipe).name
+    chosen, name = toml_files.read_target(target), toml_files.read_recipe(recipe).name
     archive = bundle or out / name / chosen.name / "bundle.tar"
     record, kept = baselines.accept(archive, chosen, name, uri)
     typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")

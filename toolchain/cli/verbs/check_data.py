@@ -37,13 +37,13 @@ def check_data(
 
     Exit status: 0 nothing severe, 1 something that should be put right before training, 2 wrong input.
     """
-    from toolchain.config import overrides, reader
+    from toolchain.config import overrides, toml_files
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
     chosen, images = overrides.read_recipe(recipe, flags)
     from toolchain.report.pages import data_checks_text
 
-    checkup, shift, folder = _examine(chosen, images, reader.read_domain(source) if source else None, out)
+    checkup, shift, folder = _examine(chosen, images, toml_files.read_domain(source) if source else None, out)
     data_checks_text.print_results(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if checkup.has_severe_finding:

@@ -42,13 +42,13 @@ def gate(
 
     Exit status: 0 pass, 1 regression, 3 cannot tell (the machine is too noisy, the pictures too few), 2 wrong input.
     """
-    from toolchain.config import overrides, reader
+    from toolchain.config import overrides, toml_files
     from toolchain.gates import gate_inputs, regression_gate
     from toolchain.measure import history
     from toolchain.report import write
     from toolchain.report.pages import gate as gate_report
 
-    chosen, recipes = reader.read_target(target), recipe or ["digits"]
+    chosen, recipes = toml_files.read_target(target), recipe or ["digits"]
     device = device or chosen.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")

@@ -15,11 +15,14 @@ def schema(
     """Print the JSON schema of one kind of file, for editors."""
     import json
 
-    from toolchain.config import reader
+    from toolchain.config import toml_files
     from toolchain.core import registry
     from toolchain.edge import manifest
 
-    shapes: dict[str, type] = {**{str(k): v for k, v in reader.CLASS_BY_KIND.items()}, "manifest": manifest.Manifest}
+    shapes: dict[str, type] = {
+        **{str(k): v for k, v in toml_files.CLASS_BY_KIND.items()},
+        "manifest": manifest.Manifest,
+    }
     if kind not in shapes:
         raise ToolchainError(f"there is no kind {kind!r}; {registry.suggest(kind, list(shapes))}")
-    typer.echo(json.dumps(reader.json_schema(shapes[kind]), indent=1))
+    typer.echo(json.dumps(toml_files.json_schema(shapes[kind]), indent=1))

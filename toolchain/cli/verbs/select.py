@@ -34,7 +34,7 @@ def select(
     """
     import dataclasses
 
-    from toolchain.config import overrides, reader
+    from toolchain.config import overrides, toml_files
     from toolchain.report import write
     from toolchain.report.pages import select as select_report
     from toolchain.report.sections import reuse
@@ -42,11 +42,11 @@ def select(
     from toolchain.selection import candidates as nominated
     from toolchain.selection import select_model
 
-    chosen = reader.read_domain(domain)
+    chosen = toml_files.read_domain(domain)
     chosen = overrides.override_images(chosen, data, on_corrupt)
     found = nominated.resolve([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.parse_image_size(image_size) if image_size else None
-    on = reader.read_target(target)
+    on = toml_files.read_target(target)
     on = dataclasses.replace(on, device=device or on.device)
     written = select_model.rank_candidates(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
