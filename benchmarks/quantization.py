@@ -147,7 +147,7 @@ def row(name: str, method: str, floats: Sequence[np.ndarray], each: Sequence[Ans
     right = np.stack([one.runtime == labels for one in each]).astype(float)
     lost = np.stack([answer == labels for answer in floats]).astype(float) - right
     cells = (
-        name, method, share(statistics.mean_over_repeats(right)), share(statistics.mean_over_repeats(right, labels)), 
+        name, method, share(statistics.mean_over_repeats(right)), share(statistics.mean_over_repeats(right, labels)),
         points(statistics.mean_over_repeats(lost)),
         points(statistics.mean_over_repeats(lost, labels)), _gap([(one.converted, one.fake) for one in each], labels),
         _gap([(one.runtime, one.converted) for one in each], labels),
