@@ -1,7 +1,10 @@
-"""The house stands as DESIGN draws it: imports run downward, rooms stay small, and nothing names this machine."""
+"""The packages stand as docs/architecture.md draws them: imports run one way, files stay small, nothing names this machine."""
 
 import ast
+import re
 import subprocess
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -9,27 +12,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "toolchain"
 ORDER = (
-    "core",
-    "config",
-    "edge",
-    "data",
-    "models",
-    "tasks",
-    "training",
-    "pruning",
-    "quantization",
-    "export",
-    "measure",
-    "search",
-    "selection",
-    "deploy",
-    "gates",
-    "report",
-    "pipeline",
-    "cli",
-    "__main__",
-)  # a package imports what stands before it
-FENCED = {
+    "core", "config", "edge", "data", "models", "training", "pruning", "quantization", "export", "measure", "search",
+    "selection", "deploy", "gates", "report", "pipeline", "cli", "__main__",
+)  # fmt: skip  # a package imports what stands before it
+FENCED = {  # third-party libraries, and the packages that may import them
     "torch_pruning": {"pruning"},
     "torchao": {"quantization"},
     "onnxruntime": {"export", "edge"},
@@ -38,51 +24,106 @@ FENCED = {
     "sklearn": {"data", "selection"},
     "matplotlib": {"report", "data"},
 }
+DROP_INS = ("pruning/criteria", "export/runtimes", "selection/scores", "deploy/updates", "cli/verbs")
+AT_THE_TOP = {"__init__", "__main__", "pipeline", "sweep", "api"}
+LONGEST_FILE = 380
+LONGEST_PIPELINE = 60
 FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in FILES}
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def rank(name: str) -> int:
-    return ORDER.index(name)
+def statements(path: Path, *, type_checking: bool) -> Iterator[ast.AST]:
+    """All nodes of a file; those under `if TYPE_CHECKING` only where asked for."""
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not type_checking:
+            continue
+        yield node
+        nodes.extend(ast.iter_child_nodes(node))
 
 
-def imported(path: Path) -> set[str]:
+def imported(path: Path, *, type_checking: bool = True) -> set[str]:
     """Full dotted names that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    names = set()
+    for node in statements(path, type_checking=type_checking):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_run_downward(path: Path) -> None:
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way_and_libraries_stay_inside_their_fence(path: Path) -> None:
     if path.name == "__init__.py":
         assert path.read_text() == ""
         return
+    package = package_of(path)
     for name in imported(path):
         parts = name.split(".")
-        if parts[0] == "toolchain" and len(parts) > 1 and parts[1] != room(path):
-            assert rank(parts[1]) <= rank(room(path)), f"{path.name} imports {name}, which stands above it"
+        if parts[0] == "toolchain" and len(parts) > 1:
+            assert ORDER.index(parts[1]) <= ORDER.index(package), f"{path.name} imports {name}, which stands above it"
         if parts[0] in FENCED:
-            assert room(path) in FENCED[parts[0]], f"{path.name} imports {parts[0]}; only {FENCED[parts[0]]} may"
+            assert package in FENCED[parts[0]], f"{path.name} imports {parts[0]}; only {FENCED[parts[0]]} may"
 
 
-def test_drop_in_rooms_do_not_know_each_other() -> None:
-    for folder in ("pruning/criteria", "export/runtimes", "selection/scores"):
+def test_every_package_is_in_the_order() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert packages - set(ORDER) <= {"recipes"}  # data that is found by name
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    graph = {
+        name: {
+            ".".join(part) for n in imported(path, type_checking=False) for part in (n.split("."), n.split(".")[:-1])
+        }
+        & MODULES.keys() - {name}
+        for name, path in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as reason:
+        pytest.fail(f"these modules import each other: {' -> '.join(reason.args[1])}")
+
+
+def test_drop_ins_do_not_know_each_other() -> None:
+    for folder in DROP_INS:
         for path in (PACKAGE / folder).glob("*.py"):
-            assert not [
-                name for name in imported(path) if name.startswith(f"toolchain.{folder.replace(chr(47), chr(46))}")
-            ]
+            prefix = f"toolchain.{folder.replace('/', '.')}."
+            assert not [name for name in imported(path, type_checking=False) if name.startswith(prefix)], path
+
+
+def test_little_lies_outside_of_the_packages() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= AT_THE_TOP
+
+
+def test_the_pipeline_fits_on_one_screen() -> None:
+    tree = ast.parse((PACKAGE / "pipeline.py").read_text())
+    export = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "export")
+    assert export.end_lineno is not None
+    assert export.end_lineno - export.body[1].lineno < LONGEST_PIPELINE
+    assert not [
+        node for node in ast.walk(export) if isinstance(node, ast.FunctionDef | ast.Lambda) and node is not export
+    ]
+    assert not re.findall(r"\[-?\d+\]", ast.unparse(export)), "nothing is found by its position"
+
+
+def test_run_names_the_entry_points_of_steps_alone() -> None:
+    called = set(re.findall(r"\b(\w+)\.run\(", (PACKAGE / "pipeline.py").read_text()))
+    for name, path in MODULES.items():
+        functions = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+        assert "run" not in functions or name.rpartition(".")[2] in called, (
+            f"{name}.run needs a name that says what it does"
+        )
 
 
 def test_files_stay_small_enough_to_read() -> None:
-    long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > 380}
+    long = {path.name: n for path in FILES if (n := len(path.read_text().splitlines())) > LONGEST_FILE}
     assert long == {}
 
 
@@ -91,6 +132,50 @@ def test_every_module_says_what_it_is_for() -> None:
         path.name for path in FILES if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+def defined(path: Path) -> set[str]:
+    """Names that a module defines itself, without those that it imports."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return names
+
+
+def patched(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Module, name and line of everything that a test patches in one of ours."""
+    tree = ast.parse(path.read_text())
+    modules = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("toolchain")
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr"):
+            continue
+        if len(node.args) < 2:
+            continue
+        where, name = node.args[0], node.args[1]
+        root = where
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        if isinstance(where, ast.Constant) and str(where.value).startswith("toolchain."):
+            yield *str(where.value).rpartition(".")[::2], node.lineno
+        elif isinstance(root, ast.Name) and modules.get(root.id) in MODULES and isinstance(name, ast.Constant):
+            through = ast.unparse(where).partition(".")[2]
+            yield modules[root.id], f"{through}.{name.value}" if through else str(name.value), node.lineno
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_tests_patch_names_where_they_are_defined(path: Path) -> None:
+    for module, name, line in patched(path):
+        first = name.partition(".")[0]
+        assert first in defined(MODULES[module]), f"line {line} patches {name} in {module}, which does not define it"
 
 
 def test_nothing_committed_names_this_machine() -> None:

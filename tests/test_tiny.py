@@ -527,7 +527,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     assert "bee" in answered.stdout
     assert "24×24" in (folder / "report.md").read_text()
     lock = folder / "tiny.cpu.lock.json"
-    monkeypatch.setattr(planner.PruningPlanner, "budget", None)
+    monkeypatch.setattr(planner.PruningPlanner, "plan_for_budget", None)
     again = pipeline.export(make_job(recipe, target, run.domain, tmp_path / "again", lock_file=lock))
     assert again["variants"][-1]["image_size"] == [24, 24]
     assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

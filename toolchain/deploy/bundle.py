@@ -57,7 +57,7 @@ def run(job: Job, shipment: Shipment | None) -> None:
     if shipment is None:
         remove(job.folder)
         return
-    forms = packaged_forms.run(job, shipment.variant, shipment.predictions["test"], shipment.data)
+    forms = packaged_forms.make_forms(job, shipment.variant, shipment.predictions["test"], shipment.data)
     write(shipment, forms, job.folder)
     lock.record_shipped_precision(job.folder / lock.file_name(job.recipe, job.target), shipment.variant.precision)
 

@@ -45,7 +45,7 @@ class PackagedForms:
     files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
-def run(job: Job, variant: Variant, answers: Answers, data: Dataset) -> PackagedForms:
+def make_forms(job: Job, variant: Variant, answers: Answers, data: Dataset) -> PackagedForms:
     """Makes the forms that the target asks for.
 
     Args:
