@@ -2,7 +2,7 @@
 # make select DOMAIN=solar    pretrained models ranked for the pictures and the target, before any training
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
 # make gate TARGET=cpu        candidate against the accepted reference;  make accept TARGET=cpu: the candidate becomes it
-# make test                   all tests;  make check: format, lint, types, fast tests
+# make test                   all tests, with the share of lines that they run;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
 RECIPE ?= digits
@@ -55,7 +55,8 @@ check: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
+	@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines of toolchain/ (coverage report lists them by file)"
 
 pretrain: $(READY)
 	$(BIN)/python scripts/pretrain_zoo.py --out "$(OUT)"

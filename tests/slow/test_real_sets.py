@@ -90,12 +90,12 @@ def test_torchvision_models_run_in_integers_after_pruning(name: str, runtime: st
 
 @pytest.mark.slow
 def test_the_zoo_is_what_its_card_says() -> None:
-    from toolchain.core import files as records
+    from toolchain.core import files
 
     for card in (registry.PACKAGE_FOLDER / "models" / "zoo").glob("*.json"):
-        said = records.read_json(card)
+        said = files.read_json(card)
         weights = card.with_suffix(".safetensors")
-        assert records.sha256_file(weights) == said["sha256"]
+        assert files.sha256_file(weights) == said["sha256"]
         assert weights.stat().st_size == said["size_bytes"] <= 4_000_000
         recipe = toml_files.read_recipe(said["recipe"])
         model = build.build_untrained(recipe.model, len(said["classes"]))

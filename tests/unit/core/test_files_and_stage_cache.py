@@ -41,8 +41,8 @@ def test_numpys_short_write_is_taken_for_a_full_disk() -> None:
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path) -> None:
-    hold = "import sys,time\nfrom pathlib import Path\nfrom toolchain.core import files as records\n"
-    hold += "with records.locked(Path(sys.argv[1]), wait=False):\n print('held', flush=True)\n time.sleep(60)"
+    hold = "import sys,time\nfrom pathlib import Path\nfrom toolchain.core import files\n"
+    hold += "with files.lock_folder(Path(sys.argv[1]), wait=False):\n print('held', flush=True)\n time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
