@@ -19,7 +19,6 @@ from toolchain.models import profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization import placement_result
 from toolchain.quantization.placement import Placement
-from toolchain.search import lock as lock_module
 from toolchain.search import lock as locks
 from toolchain.search import plan as plan_module
 from toolchain.search import pruning_plan
@@ -53,13 +52,14 @@ def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     whole = adapted(net())
-    plan = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), whole)
+    job = job_of(RECIPE, TARGET, out=tmp_path)
+    plan = pruning_plan.run(job, whole)
     placed = {
         "dense": placement_result.PlacementResult(OWN, "", (), 0.0),
         "pruned": placement_result.PlacementResult(Placement(), "", (), 0.0),
     }
-    lock_module.lock(plan, whole.trained, placed, RECIPE, TARGET, Budget(), IMAGE, tmp_path)
-    return tmp_path / "r.cpu.lock.json"
+    locks.record_plan(job, plan, whole.trained, placed, (8, 8))
+    return job.folder / "r.cpu.lock.json"
 
 
 def replay(path: Path, model: FinetunedModel, work: Path) -> plan_module.PruningPlan:

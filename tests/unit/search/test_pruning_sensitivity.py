@@ -117,7 +117,7 @@ def masked(net: nn.Module, group: PruningGroup, gone: list[int]) -> nn.Module:
 
 
 def test_cutting_answers_as_silencing_the_same_channels_does(adapted: FinetunedModel, tmp_path: Path) -> None:
-    survey = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path)
+    survey = pruning_sensitivity._Survey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery())
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     apart = 0
     for index, group in enumerate(survey.options.groups):
@@ -203,7 +203,7 @@ def test_channels_go_in_the_order_in_which_the_plan_took_them(
 ) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
-    options = pruning_sensitivity._Survey(adapted, plan, recipe, TARGET, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(job_of(recipe, TARGET, out=tmp_path), adapted, plan).options
     for group, ranked in zip(options.groups, options.channel_order, strict=True):
         gone = round(pruning_sensitivity.compute_pruned_share(group, plan) * group.channels)
         kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
@@ -212,7 +212,7 @@ def test_channels_go_in_the_order_in_which_the_plan_took_them(
 
 def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: FinetunedModel, tmp_path: Path) -> None:
     fine = dataclasses.replace(TARGET, alignment=1)
-    options = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, fine, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(job_of(RECIPE, fine, out=tmp_path), adapted, Surgery()).options
     kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
     plan = PruningPlan(
         surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept)), "fine", (), (), None
@@ -291,7 +291,7 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
 
 def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not(tmp_path: Path) -> None:
     adapted = made(Block())
-    options = pruning_sensitivity._Survey(adapted, Surgery(), RECIPE, TARGET, IMAGE, tmp_path).options
+    options = pruning_sensitivity._Survey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery()).options
     stream = next(g for g in options.groups if any(m.module_name == "stem" for m in g.coupled_layers))
     inside = dataclasses.replace(
         stream, coupled_layers=tuple(m for m in stream.coupled_layers if m.module_name == "block.body")

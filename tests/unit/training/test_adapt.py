@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import job_of, tiny_recipe
 
+from toolchain import pipeline
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec, ModelSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.data import prepare
-from toolchain.report.pages import adapt as dense
+from toolchain.report.pages import adapt
 from toolchain.training import finetune, loop
 
 
@@ -20,7 +21,7 @@ def recipe(**more: object) -> Recipe:
 
 
 def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domain, tmp_path: Path) -> None:
-    written = dense.run(recipe(seeds=2), domain, tmp_path)
+    written = pipeline.adapt(job_of(recipe(seeds=2), domain=domain, out=tmp_path))
     assert written == files.read_json(tmp_path / "tiny" / "adapt.json")
     assert [one["seed"] for one in written["test"]] == [0, 1]
     mean = sum(one["accuracy"]["estimate"] for one in written["test"]) / 2
@@ -29,7 +30,7 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
     best = max(seeds, key=lambda one: one["validation"])
     assert best["chosen"]
     assert sum(one["chosen"] for one in seeds) == 1
-    shown = dense.tabulate(written)
+    shown = adapt.tabulate(written)
     assert [row[0] for row in shown[0].rows] == [
         "seed 0", "seed 1", "mean of 2 seeds", "linear probe", "gain over the probe, paired",
     ]  # fmt: skip
@@ -37,8 +38,8 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
 
 
 def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path / "data"))
-    finetune.run(job_of(recipe(), out=tmp_path / "work"), data)
+    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path))
+    finetune.run(job_of(recipe(), out=tmp_path), data)
     trained: list[tuple[int, float]] = []
     train = loop.train
 
@@ -47,22 +48,22 @@ def test_a_balance_shares_the_long_training(domain: Domain, tmp_path: Path, monk
         return train(model, job, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "train", counted)
-    found = finetune.run(job_of(recipe(balance=0.5), out=tmp_path / "work"), data)
+    found = finetune.run(job_of(recipe(balance=0.5), out=tmp_path), data)
     assert trained == [(1, 0.5)]
-    finetune.run(job_of(recipe(balance=0.5), out=tmp_path / "work"), data)
+    finetune.run(job_of(recipe(balance=0.5), out=tmp_path), data)
     assert len(trained) == 1
     assert [epoch["epoch"] for epoch in found.trained.record["history"]] == [1, 2, 3, 4, 5]
     assert 0 <= found.trained.record["best_epoch"] <= 4
 
 
 def test_a_teacher_is_fine_tuned_first_and_changes_the_student(domain: Domain, tmp_path: Path) -> None:
-    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path / "data"))
-    alone = finetune.run(job_of(recipe(), out=tmp_path / "work"), data)
+    data, _ = prepare.run(job_of(recipe(), domain=domain, out=tmp_path))
+    alone = finetune.run(job_of(recipe(), out=tmp_path), data)
     teacher = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.4,) * 3, std=(0.6,) * 3)
     learning = dataclasses.replace(recipe(teacher=teacher), adapt=dataclasses.replace(recipe().adapt, distill=0.5))
-    taught = finetune.run(job_of(learning, out=tmp_path / "work"), data)
+    taught = finetune.run(job_of(learning, out=tmp_path), data)
     assert taught.trained.key != alone.trained.key
-    again = finetune.run(job_of(learning, out=tmp_path / "work"), data)
+    again = finetune.run(job_of(learning, out=tmp_path), data)
     assert again.trained.key == taught.trained.key
     assert len(list((tmp_path / "work" / "adapt").iterdir())) == 3  # alone, the teacher, the student
 
@@ -78,12 +79,12 @@ def test_a_budget_that_the_test_set_cannot_show_is_said_before_anything_is_compr
     domain: Domain, tmp_path: Path
 ) -> None:
     hard = dataclasses.replace(recipe(), budget=dataclasses.replace(recipe().budget, accuracy_drop=0.01))
-    (note,) = dense.run(hard, domain, tmp_path)["notes"]
+    (note,) = pipeline.adapt(job_of(hard, domain=domain, out=tmp_path))["notes"]
     assert "this test set cannot show 1 pt: 24 images" in note
     assert "need about 3923" in note
 
 
 def test_further_sets_are_read_by_the_name_of_their_domain(domain: Domain, tmp_path: Path) -> None:
     joined = JoinSpec(domain="image-folder", path=domain.path)
-    _, joins = prepare.run(job_of(recipe(join=(joined,)), domain=domain, out=tmp_path / "data"))
+    _, joins = prepare.run(job_of(recipe(join=(joined,)), domain=domain, out=tmp_path))
     assert joins[0].leaked_images == 15 + 24  # all of its own validation and test

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from toolchain.config import overrides, toml_files
+from toolchain.config.recipe import Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.search import pruning_plan
@@ -253,7 +254,7 @@ def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
 
 
 def test_schemas_name_every_key() -> None:
-    assert "prune" in toml_files.json_schema(toml_files.Recipe)["properties"]
+    assert "prune" in toml_files.json_schema(Recipe)["properties"]
 
 
 def test_what_the_readme_shows_is_accepted() -> None:
