@@ -66,7 +66,7 @@ def _named(name: str) -> list[Candidate]:
             f"candidate {name!r} is no shortlist ({', '.join(registry.list_names('shortlists'))}), no file and no model of "
             f"torchvision; {registry.suggest(kind, known)}"
         )
-    weights = rest or "DEFAULT_SHORTLIST"
+    weights = rest or "DEFAULT"
     model = ModelSpec(name=kind, weights=weights, licence=TORCHVISION_LICENCE)
     return [Candidate(name=name, model=model, trained_on="ImageNet-1k")]
 
@@ -97,7 +97,7 @@ def _zoo(name: str) -> Candidate:
 
 def _timm(name: str) -> Candidate:
     if not timm_hub.is_installed():  # which its row says
-        return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT_SHORTLIST"))
+        return Candidate(name=name, model=ModelSpec(name=name, weights="DEFAULT"))
     card = timm_hub.read_card(name)
     ships: MayShip = (
         "yes"
@@ -106,5 +106,5 @@ def _timm(name: str) -> Candidate:
         if "nc" in card.licence.split("-")
         else "unknown"
     )
-    model = ModelSpec(name=name, weights="DEFAULT_SHORTLIST", mean=card.mean, std=card.std, licence=card.licence)
+    model = ModelSpec(name=name, weights="DEFAULT", mean=card.mean, std=card.std, licence=card.licence)
     return Candidate(name=name, model=model, trained_on=card.training_tag, may_ship=ships)
