@@ -66,13 +66,13 @@ def compare(name: str, folder: Path) -> None:
     to_onnx.export_file(pt2e.convert(graph, image), image, folder / "ours.onnx")
     runtime = load_runtime("onnxruntime")
     sides = [
-        paired_timing.Side(
+        paired_timing.TimedModel(
             name=n, runtime="onnxruntime", path=str(folder / f"{n}.onnx"), precision="int8", threads=1, shape=SHAPE
         )
         for n in ("float", "peer", "ours")
     ]
     rounds: list[paired_timing.Round] = []
-    paired_timing.rounds(sides, latency.ROUNDS, 0, rounds.append)
+    paired_timing.time_rounds(sides, latency.ROUNDS, 0, rounds.append)
     p50 = {
         n: np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("float", "peer", "ours")
     }

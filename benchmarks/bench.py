@@ -63,7 +63,7 @@ def main(
             to_onnx.export_file(peers.network(name), torch.zeros(peers.SHAPE), path)
         for runtime, other, call in (("onnxruntime", "bare loop", bare), ("openvino", "benchmark_app", app)):
             made = load_runtime(runtime).compile(path, out / f"{name}-{runtime}").path
-            subject = model_files.read(made, out)
+            subject = model_files.open_model(made, out)
             pairs = []
             for turn in range(turns):
                 found = in_turns(subject, call, made, turn, out / "rounds")
@@ -80,7 +80,7 @@ def main(
 
 
 def in_turns(
-    subject: model_files.Subject, call: Callable[[Path], float], made: Path, turn: int, folder: Path
+    subject: model_files.ModelFile, call: Callable[[Path], float], made: Path, turn: int, folder: Path
 ) -> tuple[float, float]:
     """What `bench` and the other say, whose turn is first every second time."""
     if turn % 2:
@@ -90,11 +90,11 @@ def in_turns(
     return ours, call(made)
 
 
-def own(subject: model_files.Subject, folder: Path, seed: int) -> float:
+def own(subject: model_files.ModelFile, folder: Path, seed: int) -> float:
     """p50 as `bench` measures it, from three rounds."""
     path = folder / f"{subject.name}-{seed}.json"
     path.unlink(missing_ok=True)
-    return paired_rounds.p50(paired_rounds.run([subject.side], 3, seed, path, "bench"), subject.name).estimate
+    return paired_rounds.p50(paired_rounds.measure([subject.timed], 3, seed, path, "bench"), subject.name).estimate
 
 
 def bare(path: Path) -> float:
@@ -119,13 +119,13 @@ def app(path: Path) -> float:
 
 def spread(name: str, repeats: int, out: Path) -> None:
     """How far one artefact's p50 strays, beside a reference of the same file."""
-    subject = model_files.read(out / f"{name}-onnxruntime" / "model.onnx", out)
+    subject = model_files.open_model(out / f"{name}-onnxruntime" / "model.onnx", out)
     ratios, alone = [], []
     for repeat in range(repeats):
         path = out / "rounds" / f"spread-{repeat}.json"
         path.unlink(missing_ok=True)
-        sides = [subject.named("it").side, subject.named("reference").side]
-        measured = paired_rounds.run(sides, 10, 100 * repeat, path, f"spread {repeat + 1}")
+        sides = [subject.renamed("it").timed, subject.renamed("reference").timed]
+        measured = paired_rounds.measure(sides, 10, 100 * repeat, path, f"spread {repeat + 1}")
         halves = [paired_rounds.p50(measured, side).estimate for side in ("it", "reference")]
         ratios.append(halves[0] / halves[1])
         alone.append(halves[0])

@@ -35,7 +35,7 @@ from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, progress, stage_cache, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.export import to_onnx
-from toolchain.measure.paired_timing import Side
+from toolchain.measure.paired_timing import TimedModel
 from toolchain.models import build, profile
 from toolchain.pruning import surgery
 from toolchain.search import place, pruning_plan
@@ -124,7 +124,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     assert plan.latency_fit is not None
     pruned = surgery.apply(dense, plan.surgery)
     placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.decided_placements)
-    sides: list[Side] = []
+    sides: list[TimedModel] = []
     for family, model, folder in (("dense", dense, "dense"), ("pruned", pruned, f"pruned-{plan.key}")):
         timing_job = placement.Job(
             model=name, target=target, seconds=0, rounds=rounds, folder=out / name / runtime / folder, image=image

@@ -63,14 +63,14 @@ def main(
 
 def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dict[str, Any]:
     """One gate on this machine, as `toolchain gate` runs it."""
-    reference, candidate = (model_files.read(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
+    reference, candidate = (model_files.open_model(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
     target, started = toml_files.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
-        found = regression_gate.run(
-            gate_inputs.Pair(recipe=name, candidate=candidate, reference=reference), target, None, seed
+        found = regression_gate.compare_pair(
+            gate_inputs.GatePair(recipe=name, candidate=candidate, reference=reference), target, None, seed
         )
     verdict = next(v for v in found.verdicts if v.check == "latency_growth")
-    samples = [regression_gate.sample(one) for one in found.rounds]
+    samples = [regression_gate.read_sample(one) for one in found.rounds]
     return {
         "busy": busy, "outcome": verdict.outcome, "why": verdict.why, "seconds": time.monotonic() - started,
         "samples": files.to_jsonable(samples),
@@ -136,7 +136,7 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     order = random.Random(0)
     threshold = toml_files.read_target("cpu").gate.regression_threshold
     drawn = Counter(
-        sequential_test.conduct(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
+        sequential_test.run_test(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
     )
     seconds = [one["seconds"] for one in found]
     spread = statistics.timing_noise([sample.candidate for sample in pool])

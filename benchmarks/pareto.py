@@ -37,7 +37,7 @@ from toolchain.edge import run
 from toolchain.export import to_onnx
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import latency
-from toolchain.measure.paired_timing import Side, rounds
+from toolchain.measure.paired_timing import TimedModel, time_rounds
 from toolchain.training import finetune, loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -111,11 +111,11 @@ def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float],
             )
             compiled(f"{name}-int8", "int8", ratio, folder / f"{name}-static" / "model.onnx")
     sides = [
-        Side(name=name, runtime=target.runtime, path=str(path), precision=precision, threads=1, shape=tuple(image.shape))
+        TimedModel(name=name, runtime=target.runtime, path=str(path), precision=precision, threads=1, shape=tuple(image.shape))
         for name, (path, precision, _) in made.items()
     ]  # fmt: skip
     measured: list[Any] = []
-    rounds(sides, latency.ROUNDS, job.seed, measured.append)
+    time_rounds(sides, latency.ROUNDS, job.seed, measured.append)
     found = []
     for name, (path, precision, ratio) in made.items():
         if name == "dense":

@@ -131,7 +131,7 @@ def compared(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -> tuple[paired_timing.Side, str]:
+def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -> tuple[paired_timing.TimedModel, str]:
     """Our artefact and what it is: the placement that was found, or the float form that beats it."""
     best, floating = placed.fastest_int8, placed.fastest_float
     if best is None or floating is None:
@@ -157,7 +157,7 @@ def ours(model: nn.Module, placed: placement_result.PlacementResult, job: Job) -
     return _side("ours", folder / runtime.FILE_NAMES[0], precision, job), label
 
 
-def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str]]:
+def rivals(job: Job) -> tuple[list[paired_timing.TimedModel], dict[str, str], list[str]]:
     """The peers that load, why others do not, and which are not installed."""
     name = job.target.runtime
     runtime = load_runtime(name)
@@ -179,7 +179,7 @@ def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str
         if "bf16" in in_float:  # the hint decides what the layers outside of the integers run in
             made.append(_side(f"{peer}, rest in bf16", folder / file, "bf16", job))
         try:
-            paired_timing.footprint(made[0])
+            paired_timing.measure_footprint(made[0])
         except ToolchainError as reason:
             fails[peer] = str(reason)
         else:
@@ -187,8 +187,8 @@ def rivals(job: Job) -> tuple[list[paired_timing.Side], dict[str, str], list[str
     return sides, fails, missing
 
 
-def _side(name: str, path: Path, precision: Precision, job: Job) -> paired_timing.Side:
-    return paired_timing.Side(
+def _side(name: str, path: Path, precision: Precision, job: Job) -> paired_timing.TimedModel:
+    return paired_timing.TimedModel(
         name=name,
         runtime=job.target.runtime,
         path=str(path),
@@ -209,7 +209,7 @@ def once(folder: Path, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def timed(sides: Sequence[paired_timing.Side], job: Job) -> list[dict[str, Any]]:
+def timed(sides: Sequence[paired_timing.TimedModel], job: Job) -> list[dict[str, Any]]:
     """The rounds of all sides; those that an earlier run measured with the same files are not repeated."""
     path = job.folder / "rounds" / f"{job.target.runtime}.json"
     asked = files.digest([(side, files.sha256_file(Path(side.path))) for side in sides])
@@ -221,7 +221,7 @@ def timed(sides: Sequence[paired_timing.Side], job: Job) -> list[dict[str, Any]]
         files.write_json(path, {"asked": asked, "rounds": rounds})
         progress.log(f"{job.model}: round {len(rounds)} of {job.rounds}")
 
-    paired_timing.rounds(sides, job.rounds, 0, keep, skip=len(rounds))
+    paired_timing.time_rounds(sides, job.rounds, 0, keep, skip=len(rounds))
     return rounds[: job.rounds]
 
 

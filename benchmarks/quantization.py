@@ -61,7 +61,7 @@ def main(
     """Prints accuracy lost by calibration alone and by training, for every target, as a mean over the seeds."""
     whole, models = dense_models(recipe, overrides.Flags(data=data, weights=weights, ratio=0.0), seeds, out)
     labels = whole.splits["test"].labels.numpy()
-    served = cache(lambda split: accuracy.served_pixels(whole, split))
+    served = cache(lambda split: accuracy.read_served_pixels(whole, split))
     floats, found = list[np.ndarray](), defaultdict[tuple[str, str], list[Answered]](list)
     for one, adapted in models:
         longer = trained_longer(adapted, one, out / "work")

@@ -20,13 +20,13 @@ def main(path: Path) -> None:
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     shape = tuple(d.dim_value for d in dims)
     sides = [
-        paired_timing.Side(name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape)
+        paired_timing.TimedModel(name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape)
         for name in ("first", "second")
     ]
     ratios = []
     for repeat in range(REPEATS):
         rounds: list[paired_timing.Round] = []
-        paired_timing.rounds(sides, latency.ROUNDS, 1000 * repeat, rounds.append)
+        paired_timing.time_rounds(sides, latency.ROUNDS, 1000 * repeat, rounds.append)
         logs = [statistics.log_speedup(one.blocks["first"], one.blocks["second"]) for one in rounds]
         medians = [
             np.median([s for one in rounds for block in one.blocks[n] for s in block]) for n in ("first", "second")

@@ -58,7 +58,7 @@ def main(
     flags = overrides.Flags(data=data, weights=weights, ratio=0.0)
     whole, models = quantization.dense_models(recipe, flags, seeds, out)
     labels = whole.splits["test"].labels.numpy()
-    served = cache(lambda split: accuracy.served_pixels(whole, split))
+    served = cache(lambda split: accuracy.read_served_pixels(whole, split))
     right = defaultdict[tuple[str, str, str], list[np.ndarray]](list)
     for one, adapted in models:
         for method in methods.split(","):

@@ -90,7 +90,7 @@ def test_raw_samples_stay_beside_the_archive_and_not_inside(run: Run) -> None:
 def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = (run.folder / "bundle.tar").read_bytes()
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr(paired_timing, "rounds", lambda *_, **__: pytest.fail("timed again"))
+    monkeypatch.setattr(paired_timing, "time_rounds", lambda *_, **__: pytest.fail("timed again"))
     monkeypatch.setattr(latency, "ROUNDS", 3)
     pipeline.export(make_job(run.recipe, run.target, run.domain, run.out))
     assert (run.folder / "bundle.tar").read_bytes() == archive
@@ -152,7 +152,7 @@ def test_a_second_target_shares_data_training_and_widths(run: Run, monkeypatch: 
 def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_latency(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
+    monkeypatch.setattr(machine, "integer_isa", lambda device="": "x86-64-vnni")
     other = dataclasses.replace(
         toml_files.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget
     )

@@ -119,7 +119,7 @@ def check_environment(job: Job) -> Lock | None:
     decided = lock.find(job)
     pruning_plan.read_limits(job.recipe, job.budget, locked=decided is not None)
     load_runtime(job.target.runtime).fingerprint()
-    machine.runtime(job.target)
+    machine.runtime_version(job.target)
     return decided
 
 

@@ -27,7 +27,7 @@ from toolchain.edge import run as runner
 from toolchain.edge import watch
 from toolchain.export.export_variants import Variant
 from toolchain.export.runtime import load_runtime
-from toolchain.measure.accuracy import Answers, step_of
+from toolchain.measure.accuracy import Predictions, quantization_step
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import lock
 
@@ -40,7 +40,7 @@ class Shipment:
     """What a bundle is made of."""
 
     variant: Variant
-    predictions: Mapping[Split, Answers]  # its logits on test, the golden outputs among them, and on validation
+    predictions: Mapping[Split, Predictions]  # its logits on test, the golden outputs among them, and on validation
     data: Dataset  # at the size that the variant takes its images
     surgery: Surgery  # that made the architecture
     facts: Mapping[str, Any]  # runtime, accuracy, coverage, provenance: plain data for the manifest
@@ -133,7 +133,7 @@ def _shipped_name(file: Path) -> str:
     return f"model{file.suffix}"
 
 
-def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> dict[str, float]:
+def _goldens(variant: Variant, answers: Predictions, data: Dataset, path: Path) -> dict[str, float]:
     """Test pictures whose answers the device must give again, spread over the classes."""
     test = data.splits["test"]
     chosen = np.linspace(0, len(test) - 1, min(GOLDEN_IMAGES, len(test))).astype(int)
@@ -144,14 +144,14 @@ def _goldens(variant: Variant, answers: Answers, data: Dataset, path: Path) -> d
     }
     with records.open_atomic(path) as out:
         npz.save(out, golden)
-    step = step_of(variant, answers)
+    step = quantization_step(variant, answers)
     spread = 0.0
     if answers.unoptimized is not None:
         spread = float(np.abs(answers.artefact[chosen] - answers.unoptimized[chosen]).max() / step)
     return {"step": step, "tolerance_steps": max(MIN_TOLERANCE_STEPS, math.ceil(2 * spread))}
 
 
-def _reference(answers: Mapping[Split, Answers], data: Dataset, path: Path) -> None:
+def _reference(answers: Mapping[Split, Predictions], data: Dataset, path: Path) -> None:
     """Readings of the pictures that the model was tested on, for `run.py --watch` and `toolchain drift`."""
     seen = [
         drift_reference.SplitPredictions(pixels=split.pixels.numpy(), logits=own.artefact, labels=split.labels.numpy())

@@ -28,7 +28,7 @@ from toolchain.export.export_variants import Variant
 from toolchain.export.passes import camera_input
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
-from toolchain.measure.accuracy import Answers, step_of
+from toolchain.measure.accuracy import Predictions, quantization_step
 
 VERSION = 1
 COMPARED_IMAGES = 64  # of test, that every form is asked
@@ -45,7 +45,7 @@ class PackagedForms:
     files: tuple[Path, ...] = ()  # and whatever else was asked for
 
 
-def make_forms(job: Job, variant: Variant, answers: Answers, data: Dataset) -> PackagedForms:
+def make_forms(job: Job, variant: Variant, answers: Predictions, data: Dataset) -> PackagedForms:
     """Makes the forms that the target asks for.
 
     Args:
@@ -80,7 +80,7 @@ def make_forms(job: Job, variant: Variant, answers: Answers, data: Dataset) -> P
         return PackagedForms(forms=found, files=(*files, *golden, *sources))
 
 
-def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, folder: Path) -> Iterator[PackagedForm]:
+def _made(variant: Variant, answers: Predictions, target: Target, data: Dataset, folder: Path) -> Iterator[PackagedForm]:
     """One form after the other, written to `folder` under the names that they ship by."""
     asked, runtime = target.package, load_runtime(target.runtime)
     judge = _Judge(variant, answers, target, data)
@@ -96,7 +96,7 @@ def _made(variant: Variant, answers: Answers, target: Target, data: Dataset, fol
         progress.log(f"package: {form}")
         packed = runtime.pack(
             source.path, folder / stem, threads=target.threads, precision=variant.precision,
-            native=machine.kind() == target.isa,
+            native=machine.integer_isa() == target.isa,
         )  # fmt: skip
         yield judge.form(form, packed)
     if C_ARRAY_FORM in asked.forms:  # of the last form made: what a static build would link
@@ -116,11 +116,11 @@ def _framed(variant: Variant, runtime: Any, preprocess: Preprocessing, size: tup
 class _Judge:
     """Asks forms the same pictures as the canonical model."""
 
-    def __init__(self, variant: Variant, answers: Answers, target: Target, data: Dataset) -> None:
+    def __init__(self, variant: Variant, answers: Predictions, target: Target, data: Dataset) -> None:
         test = data.splits["test"]
         self.chosen = np.linspace(0, len(test) - 1, min(COMPARED_IMAGES, len(test))).astype(int)
         self.variant, self.target, self.data = variant, target, data
-        self.step, self.wanted = step_of(variant, answers), answers.artefact[self.chosen]
+        self.step, self.wanted = quantization_step(variant, answers), answers.artefact[self.chosen]
         self.inputs = runner.normalise(test.pixels.numpy()[self.chosen], data.preprocess.mean, data.preprocess.std)
         self.tensor: TensorSpec | None = None  # the input where it is a frame
 

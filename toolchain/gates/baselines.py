@@ -24,7 +24,7 @@ from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
 
 SCHEMA = 1
-REMOTE = {"http", "https"}
+REMOTE_SCHEMES = {"http", "https"}
 TIMEOUT_SECONDS = 60
 
 
@@ -45,7 +45,7 @@ class Baseline:
     manifest: Mapping[str, Any]
 
 
-def path_of(target: str, recipe: str) -> Path:
+def record_path(target: str, recipe: str) -> Path:
     """Where the reference of a recipe on a target is kept: in the user's own repository."""
     return Path("targets") / "baselines" / target / f"{recipe}.json"
 
@@ -68,7 +68,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         raise ToolchainError(
             f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"
         )
-    where, digest = path_of(target.name, recipe), files.sha256_file(archive)
+    where, digest = record_path(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = archives.read_verified_manifest(archives.unpack(archive, Path(scratch) / "bundle"))
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
@@ -76,11 +76,11 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
             f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"
         )
     name, scheme = f"{recipe}-{digest[:16]}.tar", _scheme(uri)
-    if scheme not in {"", *REMOTE}:
+    if scheme not in {"", *REMOTE_SCHEMES}:
         raise ToolchainError(
             f"--uri {uri!r}: a folder or an http address is wanted; what {scheme} stores, serve by http"
         )
-    if scheme in REMOTE:
+    if scheme in REMOTE_SCHEMES:
         uri = f"{uri.rstrip('/')}/{name}"
         progress.log(f"upload {archive} to {uri}")
     else:
@@ -99,13 +99,13 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
     return where, baseline
 
 
-def read(target: Target, recipe: str) -> tuple[Path, Baseline]:
+def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
     """The accepted reference.
 
     Raises:
         ToolchainError: there is none, or it is damaged, of another version, target or class of machine.
     """
-    path = path_of(target.name, recipe)
+    path = record_path(target.name, recipe)
     if not path.is_file():
         raise ToolchainError(
             f"there is no accepted reference for {recipe} on {target.name} ({path}); record the present bundle with "
@@ -135,13 +135,13 @@ def _unreadable(path: Path) -> ToolchainError:
     )
 
 
-def fetched(record: Path, baseline: Baseline, cache: Path) -> Path:
+def fetch_archive(record: Path, baseline: Baseline, cache: Path) -> Path:
     """The reference's archive, its hash checked; what comes over the network is kept in `cache`.
 
     Raises:
         ToolchainError: it is not where the record says, or is not what was accepted.
     """
-    if _scheme(baseline.uri) in REMOTE:
+    if _scheme(baseline.uri) in REMOTE_SCHEMES:
         archive = cache / f"{baseline.sha256}.tar"
         if not archive.exists() or files.sha256_file(archive) != baseline.sha256:
             _download(record, baseline, archive)

@@ -11,29 +11,29 @@ from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.gates import baselines
 from toolchain.measure import model_files
-from toolchain.measure.model_files import Subject
+from toolchain.measure.model_files import ModelFile
 
-NEEDED = ("target", "classes", "preprocess", "placement")  # of a manifest
+REQUIRED_MANIFEST_KEYS = ("target", "classes", "preprocess", "placement")  # of a manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
+class GatePair:
     """What is compared with what."""
 
     recipe: str
-    candidate: Subject
-    reference: Subject
+    candidate: ModelFile
+    reference: ModelFile
 
 
 @dataclass(frozen=True)
-class Pictures:
+class GateImages:
     """Test pictures and their classes by name."""
 
     files: tuple[Path, ...]
     labels: tuple[str, ...]
 
 
-def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
+def list_images(domain: Domain, cache: Path, compared: GatePair) -> GateImages:
     """The domain's test pictures.
 
     Raises:
@@ -47,10 +47,10 @@ def pictures(domain: Domain, cache: Path, compared: Pair) -> Pictures:
             raise ToolchainError(
                 f"{one.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
             )
-    return Pictures(tuple(found.files["test"]), labels)
+    return GateImages(tuple(found.files["test"]), labels)
 
 
-def pair(
+def load_pair(
     recipe: Recipe,
     target: Target,
     out: Path,
@@ -59,7 +59,7 @@ def pair(
     reference: Path | None,
     python: str,
     device: str = "",
-) -> Pair:
+) -> GatePair:
     """Finds what is to be compared.
 
     Args:
@@ -77,29 +77,31 @@ def pair(
             f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
             "or name a bundle with --candidate"
         )
-    tested = model_files.read(own, scratch, threads=target.threads)
+    tested = model_files.open_model(own, scratch, threads=target.threads)
     if reference is None and python:
         other = tested
     else:
-        other = model_files.read(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
+        other = model_files.open_model(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
     for one in (tested, other):
         if one.manifest is None:
-            raise ToolchainError(f"{one.side.path} is a bare model file; a gate compares bundles (folder or .tar)")
-        if lacking := [name for name in NEEDED if name not in one.manifest]:
+            raise ToolchainError(f"{one.timed.path} is a bare model file; a gate compares bundles (folder or .tar)")
+        if lacking := [name for name in REQUIRED_MANIFEST_KEYS if name not in one.manifest]:
             raise ToolchainError(
                 f"{one.folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
             )
         if one.manifest["target"] != target.name:
             raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
-    return Pair(recipe=recipe.name, candidate=tested.on(device), reference=other.on(device).run_by(python))
+    return GatePair(
+        recipe=recipe.name, candidate=tested.on_board(device), reference=other.on_board(device).run_by(python)
+    )
 
 
 def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
-    record, baseline = baselines.read(target, recipe.name)
-    return baselines.fetched(record, baseline, cache)
+    record, baseline = baselines.read_record(target, recipe.name)
+    return baselines.fetch_archive(record, baseline, cache)
 
 
-def interpreter(environment: Path) -> str:
+def find_interpreter(environment: Path) -> str:
     """The Python of a virtual environment, or the file itself.
 
     Raises:

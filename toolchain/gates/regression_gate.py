@@ -20,47 +20,49 @@ from toolchain.edge import run as runner
 from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import sequential_test
-from toolchain.gates.gate_inputs import Pair, Pictures
-from toolchain.gates.sequential_test import Conducted, Sample
+from toolchain.gates.gate_inputs import GateImages, GatePair
+from toolchain.gates.sequential_test import LatencyTest, Sample
 from toolchain.gates.verdict import Verdict
 from toolchain.measure import machine, paired_timing
-from toolchain.measure.model_files import Subject
+from toolchain.measure.model_files import ModelFile
 from toolchain.measure.paired_timing import Round
 
 CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
-EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
-ACCURACY_CHANCE = 0.05  # that a loss which is called one is none
-FOOTPRINTS = 3  # processes a side; the least counts
-RANKS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
+ROUND_EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
+MAX_ACCURACY_P_VALUE = 0.05  # that a loss which is called one is none
+FOOTPRINT_PROCESSES = 3  # processes a side; the least counts
+EXIT_STATUS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gated:
+class GateResult:
     """What came out for one recipe."""
 
-    pair: Pair
+    pair: GatePair
     verdicts: tuple[Verdict, ...]
-    latency: Conducted
+    latency: LatencyTest
     rounds: tuple[Round, ...]  # raw, those that confirm a regression at the end
     accuracy: Interval | None = None  # the candidate's on the test pictures
     p_accuracy: float = 1.0  # of answers like these where the candidate is as good
 
 
-def check(target: Target, device: str) -> None:
+def check_environment(target: Target, device: str) -> None:
     """Refuses where this machine's, or the board's, times say nothing of the target.
 
     Raises:
         ToolchainError: it lacks the target's instructions, or the runtime; or the board is not there.
     """
     load_runtime(target.runtime).fingerprint()
-    if (kind := machine.kind(device)) != target.isa:
+    if (kind := machine.integer_isa(device)) != target.isa:
         raise ToolchainError(
             f"{target.name} is {target.isa} and {device or 'this machine'} is {kind}: its times say nothing of that target; "
             "run the gate on such a machine, or name a board with --device"
         )
 
 
-def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attempts: int = 1) -> Gated:
+def compare_pair(
+    pair: GatePair, target: Target, pictures: GateImages | None, seed: int, attempts: int = 1
+) -> GateResult:
     """Compares one candidate with its reference.
 
     Args:
@@ -72,28 +74,28 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
         ToolchainError: one does not load.
     """
     sides = [
-        pair.reference.named(REFERENCE).side,
-        pair.candidate.named(CANDIDATE).side,
-        pair.reference.named(CONTROL).side,
+        pair.reference.renamed(REFERENCE).timed,
+        pair.candidate.renamed(CANDIDATE).timed,
+        pair.reference.renamed(CONTROL).timed,
     ]
     for attempt in range(attempts):
         conducted, measured = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe)
         if conducted.outcome != "cannot_tell":
             break
     footprints = {
-        name: min(paired_timing.footprint(side).peak_rss_bytes for _ in range(FOOTPRINTS))
+        name: min(paired_timing.measure_footprint(side).peak_rss_bytes for _ in range(FOOTPRINT_PROCESSES))
         for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
     }
-    answers = None if pictures is None or pair.reference.side.python else _answers(pair, pictures)
+    answers = None if pictures is None or pair.reference.timed.python else _answers(pair, pictures)
     exact = [
         _grown("size", pair.candidate.artefact.size_bytes, pair.reference.artefact.size_bytes, target.gate.size_growth, "model files"),
         _grown(
             "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
-            f"peak resident memory, the least of {FOOTPRINTS} processes each",
+            f"peak resident memory, the least of {FOOTPRINT_PROCESSES} processes each",
         ),
-        _covered(pair) if machine.same_family(target.isa) and not pair.reference.side.python else None,
+        _covered(pair) if machine.runs_same_kernels(target.isa) and not pair.reference.timed.python else None,
     ]  # fmt: skip
-    return Gated(
+    return GateResult(
         pair=pair,
         verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
         latency=conducted, rounds=tuple(measured),
@@ -103,25 +105,25 @@ def run(pair: Pair, target: Target, pictures: Pictures | None, seed: int, attemp
 
 
 def _conducted(
-    sides: Sequence[paired_timing.Side], threshold: float, seed: int, recipe: str
-) -> tuple[Conducted, list[Round]]:
+    sides: Sequence[paired_timing.TimedModel], threshold: float, seed: int, recipe: str
+) -> tuple[LatencyTest, list[Round]]:
     """Rounds until they decide, and all of them."""
     measured = list[Round]()
     with progress.show_bar(f"gate {recipe}: paired rounds", sequential_test.FIRST) as bar:
 
         def keep(one: Round) -> None:
             measured.append(one)
-            bar.step(f"{math.expm1(sample(one).candidate):+.1%}")
+            bar.step(f"{math.expm1(read_sample(one).candidate):+.1%}")
 
         def draw(count: int) -> list[Sample]:
             bar.total = max(bar.total, len(measured) + count)
-            paired_timing.rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=EFFORT)
-            return [sample(one) for one in measured[-count:]]
+            paired_timing.time_rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=ROUND_EFFORT)
+            return [read_sample(one) for one in measured[-count:]]
 
-        return sequential_test.conduct(draw, threshold), measured
+        return sequential_test.run_test(draw, threshold), measured
 
 
-def sample(one: Round) -> Sample:
+def read_sample(one: Round) -> Sample:
     """What a round says of both sides."""
     candidate, control = (
         statistics.log_speedup(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL)
@@ -129,7 +131,7 @@ def sample(one: Round) -> Sample:
     return Sample(candidate, control)
 
 
-def _slower(conducted: Conducted, allowed: GateLimits) -> Verdict:
+def _slower(conducted: LatencyTest, allowed: GateLimits) -> Verdict:
     slower = conducted.candidate.slower
     why = (
         f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds; "
@@ -151,14 +153,14 @@ def _grown(what: str, candidate: int, reference: int, allowed: float | None, whe
     )  # fmt: skip
 
 
-def _covered(pair: Pair) -> Verdict | None:
+def _covered(pair: GatePair) -> Verdict | None:
     """Whether as large a share of the layers that should runs in integers, by the runtime's own executed graph."""
     shares, said = [], []
     for one in (pair.candidate, pair.reference):
-        if one.manifest is None or one.side.precision != "int8":
+        if one.manifest is None or one.timed.precision != "int8":
             return None
-        room = load_runtime(one.side.runtime)
-        found = room.coverage(Path(one.side.path), precision=one.side.precision)
+        room = load_runtime(one.timed.runtime)
+        found = room.coverage(Path(one.timed.path), precision=one.timed.precision)
         planned = len(one.manifest["placement"]["planned"])
         shares.append(found.integer / max(planned, 1))
         said.append(f"{found.integer} of {planned}")
@@ -181,7 +183,7 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: GateLimits
     candidate, reference = answers
     drop, chance = statistics.accuracy_drop(reference, candidate), statistics.mcnemar_p_value(reference, candidate)
     within = drop.estimate <= limit
-    outcome: Any = "pass" if within else "fail" if chance < ACCURACY_CHANCE else "cannot_tell"
+    outcome: Any = "pass" if within else "fail" if chance < MAX_ACCURACY_P_VALUE else "cannot_tell"
     needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement_share(reference, candidate))
     why = (
         f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
@@ -194,7 +196,7 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: GateLimits
     return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
 
 
-def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
+def _answers(pair: GatePair, shown: GateImages) -> tuple[np.ndarray, np.ndarray]:
     """Which test pictures candidate and reference get right, bool [pictures] each."""
     sides = (pair.candidate, pair.reference)
     with progress.show_bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
@@ -202,9 +204,9 @@ def _answers(pair: Pair, shown: Pictures) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.ndarray:
+def _right(subject: ModelFile, shown: GateImages, step: Callable[[], None]) -> np.ndarray:
     assert subject.manifest is not None
-    side, classes = subject.side, subject.manifest["classes"]
+    side, classes = subject.timed, subject.manifest["classes"]
     session = load_runtime(side.runtime).open(Path(side.path), threads=side.threads, precision=side.precision)
     right = []
     for file, label in zip(shown.files, shown.labels, strict=True):
@@ -217,7 +219,7 @@ def _right(subject: Subject, shown: Pictures, step: Callable[[], None]) -> np.nd
     return np.array(right)
 
 
-def holm(gated: Sequence[Gated]) -> list[Gated]:
+def adjust_for_several_recipes(gated: Sequence[GateResult]) -> list[GateResult]:
     """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
     slower = statistics.holm_adjust([one.latency.p_value for one in gated])
     worse = statistics.holm_adjust([one.p_accuracy for one in gated])
@@ -226,8 +228,8 @@ def holm(gated: Sequence[Gated]) -> list[Gated]:
         doubted = {
             check: f"not certain among {len(gated)} models (Holm, p = {chance:.2g})"
             for check, chance, most in (
-                ("latency_growth", slow, sequential_test.CHANCE),
-                ("accuracy_drop", bad, ACCURACY_CHANCE),
+                ("latency_growth", slow, sequential_test.ERROR_LEVEL),
+                ("accuracy_drop", bad, MAX_ACCURACY_P_VALUE),
             )
             if chance >= most
         }
@@ -242,7 +244,7 @@ def holm(gated: Sequence[Gated]) -> list[Gated]:
     return result
 
 
-def status(gated: Sequence[Gated]) -> int:
+def exit_status(gated: Sequence[GateResult]) -> int:
     """Exit status: 1 where anything fails, else 3 where anything could not be told, else 0."""
     outcomes = {verdict.outcome for one in gated for verdict in one.verdicts}
-    return next((code for outcome, code in RANKS.items() if outcome in outcomes), 0)
+    return next((code for outcome, code in EXIT_STATUS.items() if outcome in outcomes), 0)

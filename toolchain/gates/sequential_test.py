@@ -17,8 +17,8 @@ from toolchain.gates.verdict import Outcome
 
 Decision = Literal["pass", "regression", "undecided"]
 FIRST, STEP, MOST = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
-CONFIRMING = 10  # further rounds before a regression is called one
-CHANCE = 0.005  # of each of the two errors, at most
+CONFIRMING_ROUNDS = 10  # further rounds before a regression is called one
+ERROR_LEVEL = 0.005  # of each of the two errors, at most
 LOOKS = 1 + (MOST - FIRST) // STEP  # how often rounds are read; each may pass by chance
 POWER = 0.99  # of finding the smallest slowdown that is named
 
@@ -32,7 +32,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SlowdownEstimate:
     """What a series of rounds says."""
 
     slower: Interval  # how many times longer
@@ -41,17 +41,17 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conducted:
+class LatencyTest:
     """A gate's rounds and its answer."""
 
     outcome: Outcome
     why: str
-    candidate: Found  # in all rounds
-    control: Found  # in all rounds
+    candidate: SlowdownEstimate  # in all rounds
+    control: SlowdownEstimate  # in all rounds
     p_value: float  # of the rounds that decided
 
 
-def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conducted:
+def run_test(draw: Callable[[int], Sequence[Sample]], threshold: float) -> LatencyTest:
     """Asks for rounds until they decide, and for further ones before a regression is called one.
 
     Args:
@@ -61,10 +61,10 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
     first = list(draw(FIRST))
     while (decision := decide(_candidates(first), threshold)) == "undecided" and len(first) < MOST:
         first += draw(STEP)
-    reason = unfit(_controls(first), threshold)
-    again = list(draw(CONFIRMING)) if decision == "regression" and not reason else []
+    reason = why_unfit(_controls(first), threshold)
+    again = list(draw(CONFIRMING_ROUNDS)) if decision == "regression" and not reason else []
     if again:
-        reason = unfit(_controls(again), threshold)
+        reason = why_unfit(_controls(again), threshold)
     outcome: Outcome = "cannot_tell"
     if reason:
         why = reason
@@ -72,7 +72,7 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
         why = f"undecided after {len(first)} rounds"
     elif decision == "pass":
         outcome, why = "pass", ""
-    elif confirmed(_candidates(first), _candidates(again), threshold):
+    elif is_confirmed(_candidates(first), _candidates(again), threshold):
         outcome, why = (
             "fail",
             f"slower by more than half the threshold, not by chance, confirmed by {len(again)} rounds",
@@ -80,8 +80,8 @@ def conduct(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Conduc
     else:
         why = f"seen in {len(first)} rounds, not in {len(again)} further ones"
     every = [*first, *again]
-    return Conducted(
-        outcome=outcome, why=why, candidate=found(_candidates(every), threshold), control=found(_controls(every), threshold),
+    return LatencyTest(
+        outcome=outcome, why=why, candidate=estimate_slowdown(_candidates(every), threshold), control=estimate_slowdown(_controls(every), threshold),
         p_value=statistics.trimmed_mean(_candidates(first)).p_greater(0.0),
     )  # fmt: skip
 
@@ -94,31 +94,31 @@ def _candidates(samples: Sequence[Sample]) -> list[float]:
     return [one.candidate for one in samples]
 
 
-def found(logs: Sequence[float], threshold: float) -> Found:
+def estimate_slowdown(logs: Sequence[float], threshold: float) -> SlowdownEstimate:
     """Reads round values; at least three."""
     middle = statistics.trimmed_mean(logs)
-    seen = max(middle.detectable_difference(CHANCE, POWER), math.log1p(threshold / 2) + middle.margin(POWER))
-    return Found(slower=statistics.speedup(logs), detectable=math.expm1(seen), rounds=len(logs))
+    seen = max(middle.detectable_difference(ERROR_LEVEL, POWER), math.log1p(threshold / 2) + middle.margin(POWER))
+    return SlowdownEstimate(slower=statistics.speedup(logs), detectable=math.expm1(seen), rounds=len(logs))
 
 
 def decide(logs: Sequence[float], threshold: float) -> Decision:
     """Regression: slower by more than half the threshold, and not by chance. Pass: certainly below the threshold."""
     middle = statistics.trimmed_mean(logs)
-    if math.exp(middle.estimate) > 1 + threshold / 2 and middle.p_greater(0.0) < CHANCE:
+    if math.exp(middle.estimate) > 1 + threshold / 2 and middle.p_greater(0.0) < ERROR_LEVEL:
         return "regression"
-    return "pass" if math.exp(middle.upper_bound(1 - CHANCE / LOOKS)) < 1 + threshold else "undecided"
+    return "pass" if math.exp(middle.upper_bound(1 - ERROR_LEVEL / LOOKS)) < 1 + threshold else "undecided"
 
 
-def confirmed(first: Sequence[float], again: Sequence[float], threshold: float) -> bool:
+def is_confirmed(first: Sequence[float], again: Sequence[float], threshold: float) -> bool:
     """Whether rounds of their own say so too, and all together still are above half the threshold."""
     both = statistics.trimmed_mean([*first, *again]).estimate
-    return statistics.trimmed_mean(again).p_greater(0.0) < CHANCE and math.exp(both) > 1 + threshold / 2
+    return statistics.trimmed_mean(again).p_greater(0.0) < ERROR_LEVEL and math.exp(both) > 1 + threshold / 2
 
 
-def unfit(control: Sequence[float], threshold: float) -> str:
+def why_unfit(control: Sequence[float], threshold: float) -> str:
     """Why a machine cannot compare, from rounds of the reference against itself; empty where it can."""
-    middle, read = statistics.trimmed_mean(control), found(control, threshold)
-    if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_two_sided(0.0) < CHANCE:
+    middle, read = statistics.trimmed_mean(control), estimate_slowdown(control, threshold)
+    if abs(math.expm1(middle.estimate)) > threshold / 2 and middle.p_two_sided(0.0) < ERROR_LEVEL:
         return (
             f"the reference against itself came out {math.expm1(middle.estimate):+.1%}: this machine favours one of two "
             "equal models"

@@ -22,7 +22,7 @@ from toolchain.search.latency_search import LatencyFit
 from toolchain.search.plan import PruningPlan
 
 # sign, factor, unit and format; all others are shares
-RATIOS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
+RATIO_FORMATS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
 # agreement of artefact and torch model; and at most the slack below the runtime's with itself, as far as the images tell
 TOP1_FLOOR = 0.985
 TOP1_SLACK = 0.003
@@ -30,27 +30,27 @@ TOP1_SLACK = 0.003
 # (2 % on a noisy real set, so 0.4 points on 2,000 images by chance alone), and the budgets hold what it costs
 BF16_TOP1_FLOOR = 0.96
 BF16_ACCURACY_GAP = 0.01
-ACCURACY_GAP = 0.003  # artefact against torch model
+MAX_ACCURACY_GAP = 0.003  # artefact against torch model
 SMALL_SET_IMAGES = 2  # on a small test set a few pictures may differ whatever their share
 
 
 @dataclass(frozen=True)
-class Judged:
+class ShipDecision:
     """The decision."""
 
     shipped: str | None
     candidate: str  # what the verdicts are about
-    usual: str  # the dense variant that would ship without pruning
+    unpruned: str  # the dense variant that would ship without pruning
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Limit:
+class LatencyLimit:
     """A latency budget, as a share of what a dense variant takes."""
 
     share: float
-    of: str  # its name; "" where it cannot run on this machine
+    reference: str  # its name; "" where it cannot run on this machine
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
     verified: Verification,
     measured: Mapping[str, LatencyMeasurement],
     plan: PruningPlan,
-) -> Judged:
+) -> ShipDecision:
     """Decide what ships and give a verdict on every budget; a lock that the plan comes from says which form ships."""
     pinned = plan.lock.ships if plan.lock else None
     return decide(
@@ -71,7 +71,7 @@ def decide(
     variants: Sequence[Variant], validation: Mapping[str, VariantAccuracy], test: Mapping[str, VariantAccuracy],
     measured: Mapping[str, LatencyMeasurement], budget: Budget, fitted: LatencyFit | None = None, dense: Precision | None = None,
     ships: Precision | None = None,
-) -> Judged:  # fmt: skip
+) -> ShipDecision:  # fmt: skip
     """Decides what ships: chosen on validation, judged on test, which no choice has seen.
 
     Args:
@@ -87,23 +87,23 @@ def decide(
     baseline, usual = BASELINE, _usual(variants, validation, measured, budget)
     form = dense or (fitted.dense if fitted else None)
     shipping = next((v for v in variants if v.network == "dense" and v.precision == form), None)
-    limit = Limit(fitted.limit, shipping.name if shipping else "") if fitted else None
+    limit = LatencyLimit(fitted.limit, shipping.name if shipping else "") if fitted else None
     most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
     family = "pruned" if any(v.network == "pruned" for v in variants) else "dense"
     able = [v for v in variants if v.network == family]
     pinned = [v for v in able if v.precision == ships]
     able = pinned or able
     ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
-    chosen_by = {v.name: verdicts_of(v, baseline, validation, measured, budget, limit, most) for v in ranked}
+    chosen_by = {v.name: give_verdicts(v, baseline, validation, measured, budget, limit, most) for v in ranked}
     passing = [v for v in ranked if not _failed(chosen_by[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
-    verdicts = verdicts_of(best, baseline, test, measured, budget, limit, most)
+    verdicts = give_verdicts(best, baseline, test, measured, budget, limit, most)
     notes = [*_notes(best, ranked, chosen_by, measured), *(["the lock says which form ships"] if pinned else [])]
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
     shipped = None if missed else best.name
-    return Judged(shipped, best.name, usual, tuple(verdicts), tuple(notes))
+    return ShipDecision(shipped, best.name, usual, tuple(verdicts), tuple(notes))
 
 
 def _bytes(budget: Budget, dense: Variant) -> float | None:
@@ -114,14 +114,14 @@ def _bytes(budget: Budget, dense: Variant) -> float | None:
 
 def _rank(variant: Variant, measured: Mapping[str, LatencyMeasurement], baseline: str) -> float:
     """The fastest first; where nothing could be timed, the smallest, which on such targets is the integer one."""
-    return -faster(measured, variant.name, baseline).estimate if measured else float(variant.artefact.size_bytes)
+    return -speedup_over(measured, variant.name, baseline).estimate if measured else float(variant.artefact.size_bytes)
 
 
 def _failed(verdicts: Sequence[Verdict]) -> list[str]:
     return [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
 
 
-def faster(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str) -> Interval:
+def speedup_over(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str) -> Interval:
     """How many times faster `name` is than `baseline`, from paired rounds; not a number where nothing was timed."""
     if not measured:
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, samples=0)
@@ -130,13 +130,13 @@ def faster(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str)
     return statistics.speedup(measured[name].round_logs[baseline])
 
 
-def verdicts_of(
+def give_verdicts(
     variant: Variant,
     baseline: str,
     accuracy: Mapping[str, VariantAccuracy],
     measured: Mapping[str, LatencyMeasurement],
     budget: Budget,
-    limit: Limit | None = None,
+    limit: LatencyLimit | None = None,
     most_bytes: float | None = None,
 ) -> list[Verdict]:
     """Every budget and promise for one variant."""
@@ -149,21 +149,21 @@ def verdicts_of(
         if most is not None:
             found.append(_below(check, drop, most))
             if check == "accuracy_drop":
-                found[-1] = replace(found[-1], why=found[-1].why + cannot_show(most, drop.samples, own.disagreement))
+                found[-1] = replace(found[-1], why=found[-1].why + why_not_shown(most, drop.samples, own.disagreement))
     if budget.speedup is not None and not measured:
         found.append(_unmeasured("speedup", budget.speedup, "latency was not measured on this machine"))
     elif budget.speedup is not None:
-        speed = faster(measured, variant.name, baseline)
+        speed = speedup_over(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
         found.append(_below("speedup", slower, -budget.speedup))
-    if limit is not None and not (measured and limit.of):
+    if limit is not None and not (measured and limit.reference):
         why = "the form that the dense model would ship in" if measured else "latency"
         found.append(_unmeasured("latency", limit.share, f"{why} was not measured on this machine"))
     elif limit is not None:
-        speed = faster(measured, variant.name, limit.of)
+        speed = speedup_over(measured, variant.name, limit.reference)
         share = Interval(estimate=1 / speed.estimate, low=1 / speed.high, high=1 / speed.low, samples=speed.samples)
         verdict = _below("latency", share, limit.share)
-        found.append(replace(verdict, why=f"of {limit.of}, as it would ship unpruned; {verdict.why}"))
+        found.append(replace(verdict, why=f"of {limit.reference}, as it would ship unpruned; {verdict.why}"))
     size = float(variant.artefact.size_bytes)
     for check, allowed in (("size_bytes", budget.size_bytes), ("size", most_bytes)):
         if allowed is not None:
@@ -175,7 +175,7 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
-    sign, factor, unit, form = RATIOS.get(check, (1, 100, " points", "+.2f"))
+    sign, factor, unit, form = RATIO_FORMATS.get(check, (1, 100, " points", "+.2f"))
     low, high = sorted((sign * factor * value.low, sign * factor * value.high))
     why = f"95 % interval {low:{form}} to {high:{form}}{unit}, {value.samples} samples"
     why += "; it crosses the limit, so this is not certain" if crossing else ""
@@ -184,7 +184,7 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     )
 
 
-def cannot_show(limit: float, images: int, disagreement: float) -> str:
+def why_not_shown(limit: float, images: int, disagreement: float) -> str:
     """What is to be said of an accuracy budget that is finer than the test set can show; nothing where it can."""
     shown = statistics.minimum_detectable_difference(images, disagreement)
     if not 0 < limit < shown:
@@ -214,7 +214,7 @@ def _promises(variant: Variant, own: VariantAccuracy) -> list[Verdict]:
         floor = max(floor, own_floor)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
     floor = min(floor, 1 - SMALL_SET_IMAGES / parity.images)
-    gap = BF16_ACCURACY_GAP if variant.precision == "bf16" else ACCURACY_GAP
+    gap = BF16_ACCURACY_GAP if variant.precision == "bf16" else MAX_ACCURACY_GAP
     gap = max(gap, SMALL_SET_IMAGES / parity.images)
     found = [
         _exact("top1_agreement", parity.top1_agreement, floor, parity.top1_agreement >= floor - 1e-9, why),
@@ -258,7 +258,7 @@ def _notes(
         notes.append(f"{other.name} is faster than {best.name} but misses {missed} on validation")
     integer = next((v for v in ranked if v.precision == "int8"), None)
     if measured and integer and best.precision != "int8" and not _failed(verdicts[integer.name]):
-        ratio = faster(measured, best.name, integer.name)
+        ratio = speedup_over(measured, best.name, integer.name)
         notes.append(
             f"{best.name} ships in {best.precision}: on this target it is {ratio.estimate:.2f}x as fast as {integer.name} "
             f"[{ratio.low:.2f}, {ratio.high:.2f}]"

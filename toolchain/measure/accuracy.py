@@ -55,13 +55,13 @@ class VariantAccuracy:
 
 
 VERSION = 2
-LOGITS = "logits.npz"
-LEAST_RANGE = 1e-6  # of answers that are all the same
+LOGITS_FILE = "logits.npz"
+MIN_LOGIT_RANGE = 1e-6  # of answers that are all the same
 RANGE_STEPS = 255  # a float output is judged in the steps it would have if it were quantized
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """Logits [images, classes] of one variant on one split."""
 
     artefact: np.ndarray
@@ -69,7 +69,7 @@ class Answers:
     unoptimized: np.ndarray | None  # the same artefact with the runtime's optimizations off
 
 
-def served_pixels(data: Dataset, split: Split) -> np.ndarray:
+def read_served_pixels(data: Dataset, split: Split) -> np.ndarray:
     """A split's pictures as the bundle's runner reads them: uint8 [images, height, width(, 3)].
 
     Raises:
@@ -94,7 +94,7 @@ def served_pixels(data: Dataset, split: Split) -> np.ndarray:
 class Verification:
     """Predictions and accuracy of every variant, by its name."""
 
-    predictions: Mapping[str, Mapping[Split, Answers]]
+    predictions: Mapping[str, Mapping[Split, Predictions]]
     validation: Mapping[str, VariantAccuracy]  # to choose by
     test: Mapping[str, VariantAccuracy]  # to report, which no choice has seen
 
@@ -106,8 +106,8 @@ def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[Network
         ToolchainError: an image changed since it was decoded.
     """
     datasets = {network.name: network.dataset for network in networks.values()}
-    pixels = {name: functools.cache(functools.partial(served_pixels, data)) for name, data in datasets.items()}
-    predictions: dict[str, dict[Split, Answers]] = {one.variant.name: {} for one in exported}
+    pixels = {name: functools.cache(functools.partial(read_served_pixels, data)) for name, data in datasets.items()}
+    predictions: dict[str, dict[Split, Predictions]] = {one.variant.name: {} for one in exported}
     accuracy = {}
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
@@ -127,7 +127,7 @@ def predict(
     split: Split,
     served: Callable[[Split], np.ndarray],
     work: Path,
-) -> Answers:
+) -> Predictions:
     """Runs a split through the artefact and through the torch model it came from.
 
     Args:
@@ -152,11 +152,11 @@ def predict(
                 found["unoptimized"] = _run(
                     plain.run, served(split), data.preprocess, f"verify {variant.name} unoptimized on {split}"
                 )
-            with files.open_atomic(stage.folder / LOGITS) as out:
+            with files.open_atomic(stage.folder / LOGITS_FILE) as out:
                 np.savez(out, allow_pickle=False, **found)
             stage_cache.finish(stage, started, {})
-        kept = np.load(stage.folder / LOGITS, allow_pickle=False)
-        return Answers(kept["artefact"], kept["torch"], kept.get("unoptimized"))
+        kept = np.load(stage.folder / LOGITS_FILE, allow_pickle=False)
+        return Predictions(kept["artefact"], kept["torch"], kept.get("unoptimized"))
 
 
 def _run(
@@ -171,7 +171,7 @@ def _run(
 
 
 def compare(
-    variants: Sequence[Variant], answers: Mapping[str, Answers], labels: torch.Tensor, target: Target
+    variants: Sequence[Variant], answers: Mapping[str, Predictions], labels: torch.Tensor, target: Target
 ) -> dict[str, VariantAccuracy]:
     """Return the accuracy of every variant, paired with the baseline's."""
     truth = labels.numpy()
@@ -186,21 +186,21 @@ def compare(
             drop=statistics.accuracy_drop(reference, correct),
             balanced_drop=statistics.balanced_drop(reference, correct, truth),
             disagreement=statistics.disagreement_share(reference, correct),
-            parity=parity(variant, answer, truth),
-            coverage=covered(variant, target),
+            parity=compare_with_torch(variant, answer, truth),
+            coverage=measure_coverage(variant, target),
         )
     return result
 
 
-def step_of(variant: Variant, answer: Answers) -> float:
+def quantization_step(variant: Variant, answer: Predictions) -> float:
     """The quantization step of the logits; of float ones the 255th part of their range."""
-    return variant.output_step or max(float(np.ptp(answer.torch)), LEAST_RANGE) / RANGE_STEPS
+    return variant.output_step or max(float(np.ptp(answer.torch)), MIN_LOGIT_RANGE) / RANGE_STEPS
 
 
-def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
+def compare_with_torch(variant: Variant, answer: Predictions, truth: np.ndarray) -> Parity:
     """How far the artefact's answers are from the torch model's."""
     served, trained = answer.artefact.argmax(1), answer.torch.argmax(1)
-    step = step_of(variant, answer)
+    step = quantization_step(variant, answer)
     return Parity(
         top1_agreement=float((served == trained).mean()),
         max_steps=float(np.abs(answer.artefact - answer.torch).max() / step),
@@ -214,9 +214,9 @@ def parity(variant: Variant, answer: Answers, truth: np.ndarray) -> Parity:
 
 
 @functools.cache
-def covered(variant: Variant, target: Target) -> IntegerCoverage | None:
+def measure_coverage(variant: Variant, target: Target) -> IntegerCoverage | None:
     """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
-    if not machine.same_family(target.isa):
+    if not machine.runs_same_kernels(target.isa):
         return None
     runtime = load_runtime(target.runtime)
     found: IntegerCoverage = runtime.coverage(variant.artefact.path, precision=variant.precision)

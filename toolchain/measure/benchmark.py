@@ -15,18 +15,18 @@ from toolchain.core import files, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
 from toolchain.measure import machine, paired_rounds, paired_timing, peak_throughput, timing_conditions
-from toolchain.measure.model_files import Subject
-from toolchain.measure.paired_timing import Round, Side
+from toolchain.measure.model_files import ModelFile
+from toolchain.measure.paired_timing import Round, TimedModel
 
 SCHEMA = 1
-FOOTPRINTS = 3  # processes that load one subject alone
-SWEPT_ROUNDS = 3  # of each further batch size and number of threads
-DRAWS = 1000  # of whole rounds, for the interval of a percentile
+FOOTPRINT_PROCESSES = 3  # processes that load one subject alone
+ROUNDS_PER_SETTING = 3  # of each further batch size and number of threads
+BOOTSTRAP_DRAWS = 1000  # of whole rounds, for the interval of a percentile
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class BenchmarkSettings:
     """How to measure."""
 
     rounds: int = 10
@@ -36,20 +36,24 @@ class Asked:
     cpus: tuple[int, ...] = ()  # cores to stay on; none: wherever the system puts it
 
 
-def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, Any]:
+def compare_models(subjects: Sequence[ModelFile], asked: BenchmarkSettings, folder: Path) -> dict[str, Any]:
     """Measures, and gives the report as plain data; raw rounds are written to `folder` as they come.
 
     Raises:
         ToolchainError: a subject does not load, or an input cannot be made for it.
     """
-    sides = [_static(one, folder).side for one in subjects]
+    sides = [_static(one, folder).timed for one in subjects]
     names = [side.name for side in sides]
-    with timing_conditions.pinned(asked.cpus) as refused:
-        watch = timing_conditions.Watch()
-        measured = paired_rounds.run(sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds")
-        alone = {side.name: [paired_timing.footprint(side) for _ in range(FOOTPRINTS)] for side in sides}
-        seen = [] if sides[0].device else watch.seen()  # counters are this machine's
-        found = [*refused, *seen, *timing_conditions.steadiness(measured, names)]
+    with timing_conditions.pin_to_cores(asked.cpus) as refused:
+        watch = timing_conditions.ConditionMonitor()
+        measured = paired_rounds.measure(
+            sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds"
+        )
+        alone = {
+            side.name: [paired_timing.measure_footprint(side) for _ in range(FOOTPRINT_PROCESSES)] for side in sides
+        }
+        seen = [] if sides[0].device else watch.conditions()  # counters are this machine's
+        found = [*refused, *seen, *timing_conditions.check_steadiness(measured, names)]
         peaks = _peaks(sides, asked.seed, folder)
         swept = _swept(subjects, sides, asked, folder)
     return {
@@ -68,13 +72,13 @@ def run(subjects: Sequence[Subject], asked: Asked, folder: Path) -> dict[str, An
     }
 
 
-def _static(subject: Subject, folder: Path) -> Subject:
+def _static(subject: ModelFile, folder: Path) -> ModelFile:
     """With one picture where a bare file leaves their number open: that is slower, and nothing ships like that."""
-    return subject.batch(1, folder) if subject.open_batch else subject
+    return subject.with_batch(1, folder) if subject.open_batch else subject
 
 
 def _row(
-    subject: Subject, side: Side, measured: Sequence[Round], alone: Sequence[paired_timing.Footprint],
+    subject: ModelFile, side: TimedModel, measured: Sequence[Round], alone: Sequence[paired_timing.Footprint],
     peaks: Mapping[tuple[str, str, int], float], swept: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:  # fmt: skip
     p50, most = paired_rounds.p50(measured, side.name), peaks.get((side.runtime, side.precision, side.threads))
@@ -121,7 +125,7 @@ def percentile(measured: Sequence[Round], side: str, which: int) -> Interval | N
     random = np.random.default_rng(0)
     drawn = [
         np.percentile(np.concatenate([own[i] for i in random.integers(0, len(own), len(own))]), which)
-        for _ in range(DRAWS)
+        for _ in range(BOOTSTRAP_DRAWS)
     ]
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(estimate=middle, low=min(float(low), middle), high=max(float(high), middle), samples=len(samples))
@@ -133,7 +137,7 @@ def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, A
         {
             "name": other,
             "than": base,
-            **files.to_jsonable(statistics.speedup(paired_rounds.logs(measured, base, other))),
+            **files.to_jsonable(statistics.speedup(paired_rounds.log_speedups(measured, base, other))),
         }
         for base in names
         for other in names
@@ -141,27 +145,29 @@ def _ratios(measured: Sequence[Round], names: Sequence[str]) -> list[dict[str, A
     ]
 
 
-def _peaks(sides: Sequence[Side], seed: int, folder: Path) -> dict[tuple[str, str, int], float]:
+def _peaks(sides: Sequence[TimedModel], seed: int, folder: Path) -> dict[tuple[str, str, int], float]:
     """What the core reaches, by runtime, precision and threads."""
     found = dict[tuple[str, str, int], float]()
     for runtime, threads in sorted({(side.runtime, side.threads) for side in sides}):
         asked = {side.precision for side in sides if (side.runtime, side.threads) == (runtime, threads)}
-        reached = peak_throughput.reached(
+        reached = peak_throughput.measure(
             runtime, threads, seed, folder / f"peak-{runtime}-{threads}", asked, sides[0].device
         )
         found |= {(runtime, precision, threads): value for precision, value in reached.items()}
     return found
 
 
-def _swept(subjects: Sequence[Subject], sides: Sequence[Side], asked: Asked, folder: Path) -> list[dict[str, Any]]:
+def _swept(
+    subjects: Sequence[ModelFile], sides: Sequence[TimedModel], asked: BenchmarkSettings, folder: Path
+) -> list[dict[str, Any]]:
     """Pictures a second for every batch size and number of threads that was asked for."""
     rows = []
     for batch in sorted({1, *asked.batches}) if asked.batches or asked.threads else ():
         for threads in sorted(set(asked.threads) or {0}):
-            own = list[Side]()
+            own = list[TimedModel]()
             for subject, side in zip(subjects, sides, strict=True):
                 try:
-                    other = side if batch == side.shape[0] else subject.batch(batch, folder).side
+                    other = side if batch == side.shape[0] else subject.with_batch(batch, folder).timed
                 except ToolchainError as reason:
                     rows.append(_unswept(side.name, batch, threads or side.threads, str(reason)))
                     continue
@@ -170,7 +176,7 @@ def _swept(subjects: Sequence[Subject], sides: Sequence[Side], asked: Asked, fol
                 continue
             label = f"bench: batch {batch}" + (f", {threads} threads" if threads else "")
             path = folder / f"rounds-batch{batch}-threads{threads}.json"
-            measured = paired_rounds.run(own, SWEPT_ROUNDS, asked.seed, path, label)
+            measured = paired_rounds.measure(own, ROUNDS_PER_SETTING, asked.seed, path, label)
             for side in own:
                 p50 = paired_rounds.p50(measured, side.name)
                 rows.append({

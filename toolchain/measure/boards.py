@@ -27,16 +27,16 @@ from toolchain.core.errors import ToolchainError, last_line
 from toolchain.edge import timing_process
 from toolchain.measure import external_weights
 
-WANTED = (3, 11)  # of Python on the board
+MIN_PYTHON = (3, 11)  # of Python on the board
 CONNECT_SECONDS = 15
 ANSWER_SECONDS = 600
-BEAT_SECONDS = 10.0
-MOST_KEPT = 8  # models that lie on the board at once: its disk may be memory
-OPTIONS = (
+HEARTBEAT_SECONDS = 10.0
+MAX_MODELS_ON_BOARD = 8  # models that lie on the board at once: its disk may be memory
+SSH_OPTIONS = (
     "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", "-o", "ServerAliveInterval=5",
     "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR",
 )  # fmt: skip
-KEEPER = f"""
+KEEPER_PROGRAM = f"""
 import json, os, select, shutil, sys, tempfile
 folder = tempfile.mkdtemp(prefix="toolchain.")
 print(json.dumps([folder, list(sys.version_info[:2])]), flush=True)
@@ -50,7 +50,7 @@ finally:
 """
 
 
-class Gone(ToolchainError):
+class BoardUnreachable(ToolchainError):
     """The board went away."""
 
 
@@ -63,7 +63,7 @@ class Address:
     python: str = "python3"
 
 
-def address(device: str) -> Address:
+def parse_address(device: str) -> Address:
     """Reads a device.
 
     Raises:
@@ -81,7 +81,7 @@ def address(device: str) -> Address:
     return Address(host, port, python or "python3")
 
 
-def kit(folder: Path, runtimes: Sequence[str]) -> None:
+def pack_timing_process(folder: Path, runtimes: Sequence[str]) -> None:
     """The few files of this package that time models, as a package of their own in `folder`."""
     for name in timing_process.list_required_files(runtimes):
         copy = folder / "toolchain" / name
@@ -90,13 +90,13 @@ def kit(folder: Path, runtimes: Sequence[str]) -> None:
 
 
 @functools.cache
-def board(device: str) -> "Board":
+def connect(device: str) -> "Board":
     """The board, connected to once and until this process ends.
 
     Raises:
         ToolchainError: it is not there, or lacks Python or numpy.
     """
-    found = Board(device, address(device))
+    found = Board(device, parse_address(device))
     atexit.register(found.close)
     return found
 
@@ -111,7 +111,7 @@ class Board:
         self._end = contextlib.ExitStack()
         try:
             self._connect()
-            self.machine: Mapping[str, str | int] = self.answer("machine", {})
+            self.machine: Mapping[str, str | int] = self.ask("machine", {})
         except BaseException:
             self.close()
             raise
@@ -119,7 +119,7 @@ class Board:
     def _connect(self) -> None:
         """Starts the keeper, over the connection that all others share, and sends it the kit."""
         errors = self._end.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115  it is one
-        command = self._ssh(f"exec {shlex.quote(self._at.python)} -c {shlex.quote(KEEPER)}", first=True)
+        command = self._ssh(f"exec {shlex.quote(self._at.python)} -c {shlex.quote(KEEPER_PROGRAM)}", first=True)
         self._keeper = _started(command, errors)
         self._end.callback(_stopped, self._keeper)
         assert self._keeper.stdout is not None
@@ -128,16 +128,16 @@ class Board:
             self._keeper.wait()
             raise self._unreachable(last_line(_text(errors), "no answer"), self._keeper.returncode)
         self.folder, version = json.loads(line)
-        if tuple(version) < WANTED:
+        if tuple(version) < MIN_PYTHON:
             raise ToolchainError(
-                f"{self.device} has Python {version[0]}.{version[1]}; {WANTED[0]}.{WANTED[1]} is needed"
+                f"{self.device} has Python {version[0]}.{version[1]}; {MIN_PYTHON[0]}.{MIN_PYTHON[1]} is needed"
             )
         if not self._keeper.stdout.readline():
             self._keeper.wait()
             raise self._unreachable(last_line(_text(errors), "no answer"), 1)
         self._end.enter_context(_beating(self._keeper))
         with tempfile.TemporaryDirectory() as packed:
-            kit(Path(packed), registry.list_modules("runtimes"))
+            pack_timing_process(Path(packed), registry.list_modules("runtimes"))
             self._send([Path(packed) / "toolchain"], self.folder)
 
     def _unreachable(self, said: str, status: int) -> ToolchainError:
@@ -147,11 +147,11 @@ class Board:
                 "that is known)"
             )
         return ToolchainError(
-            f"{self.device} cannot time models: {said}; it needs Python {WANTED[0]}.{WANTED[1]}, numpy and the target's "
+            f"{self.device} cannot time models: {said}; it needs Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]}, numpy and the target's "
             "runtime, where they are in an environment of their own as in ssh:user@host#/opt/venv/bin/python"
         )
 
-    def answer(self, job: str, request: Mapping[str, Any]) -> Any:
+    def ask(self, job: str, request: Mapping[str, Any]) -> Any:
         """What a timing process there answers.
 
         Raises:
@@ -185,7 +185,7 @@ class Board:
         if not timely:
             raise ToolchainError(f"{self.device} gave no answer in {ANSWER_SECONDS} s")
         if status == 255 or self._keeper.poll() is not None:
-            raise Gone(
+            raise BoardUnreachable(
                 f"{self.device} went away while it was timing ({said}); what it was doing ends there; run the same command "
                 "again once it is back"
             )
@@ -198,7 +198,7 @@ class Board:
         keys = [self._sent(Path(side["path"])) for side in sides]
         for key in keys:
             self._there[key] = self._there.pop(key)
-        for key in list(self._there)[: -max(MOST_KEPT, len(set(keys)))]:
+        for key in list(self._there)[: -max(MAX_MODELS_ON_BOARD, len(set(keys)))]:
             del self._there[key]
             self._run(f"rm -rf {shlex.quote(f'{self.folder}/{key}')}")
         return [
@@ -208,7 +208,7 @@ class Board:
 
     def _sent(self, path: Path) -> str:
         """What a model's files are known by on the board, where they lie from now on."""
-        files = [path, *external_weights.companions(path)]
+        files = [path, *external_weights.list_external_files(path)]
         key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         if key not in self._there:
             self._send(files, f"{self.folder}/{key}")
@@ -233,7 +233,7 @@ class Board:
             raise ToolchainError(f"{self.device} gave no answer in {ANSWER_SECONDS} s") from reason
         said = last_line(ended.stderr.decode(errors="replace"), f"exit status {ended.returncode}")
         if ended.returncode == 255 or self._keeper.poll() is not None:
-            raise Gone(f"{self.device} went away ({said}); run the same command again once it is back")
+            raise BoardUnreachable(f"{self.device} went away ({said}); run the same command again once it is back")
         if ended.returncode != 0:
             raise ToolchainError(f"cannot copy to {self.device}: {said}; is there room on it?")
 
@@ -241,7 +241,7 @@ class Board:
         """A command line; all share the connection of the first."""
         shared = ("-o", f"ControlMaster={'yes' if first else 'no'}", "-o", f"ControlPath={self._scratch.name}/%C")
         port = ("-p", self._at.port) if self._at.port else ()
-        return ["ssh", *OPTIONS, *shared, *port, self._at.host, command]
+        return ["ssh", *SSH_OPTIONS, *shared, *port, self._at.host, command]
 
     def close(self) -> None:
         """Ends the connection, and with it whatever is left on the board."""
@@ -273,7 +273,7 @@ def _beating(child: "subprocess.Popen[str]") -> Iterator[None]:
     done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(BEAT_SECONDS):
+        while not done.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError, ValueError):
                 assert child.stdin is not None
                 child.stdin.write("\n")

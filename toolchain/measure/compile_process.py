@@ -24,14 +24,14 @@ from toolchain.quantization.placement import Placement
 
 
 @dataclass(frozen=True)
-class Form:
+class CompiledForm:
     """One network in one precision."""
 
     opened: str  # path of what every round opens: the compiled file, or what this machine opens faster
     size_bytes: int  # of the compiled file
 
 
-def question(graph: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
+def make_request(graph: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
     """What is asked of the process.
 
     Args:
@@ -46,7 +46,7 @@ def question(graph: Path, target: Target, shape: tuple[int, ...], folder: Path) 
     }  # fmt: skip
 
 
-def answer(found: Any) -> dict[Precision, Form]:
+def parse_reply(found: Any) -> dict[Precision, CompiledForm]:
     """What the process made.
 
     Raises:
@@ -56,10 +56,10 @@ def answer(found: Any) -> dict[Precision, Form]:
         raise found
     if "error" in found:
         raise ToolchainError(found["error"])
-    return {precision: Form(**form) for precision, form in found["forms"].items()}
+    return {precision: CompiledForm(**form) for precision, form in found["forms"].items()}
 
 
-def forms(asked: Mapping[str, Any]) -> dict[Precision, Form]:
+def compile_forms(asked: Mapping[str, Any]) -> dict[Precision, CompiledForm]:
     """One network as it is timed.
 
     Raises:
@@ -81,7 +81,7 @@ def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
     return artefact
 
 
-def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> Form:
+def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> CompiledForm:
     """Run once: in a round, one that does not run would end all."""
     runtime = load_runtime(asked["runtime"])
     try:
@@ -94,7 +94,7 @@ def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -
     path = artefact.path
     # a board compiles for itself
     compiled = session.save_compiled(path.with_name(f"{path.stem}-{precision}")) if asked["here"] else None
-    return Form(str(compiled or path), artefact.size_bytes)
+    return CompiledForm(str(compiled or path), artefact.size_bytes)
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             found: dict[str, Any] = {
-                "forms": {name: dataclasses.asdict(form) for name, form in forms(json.loads(line)).items()}
+                "forms": {name: dataclasses.asdict(form) for name, form in compile_forms(json.loads(line)).items()}
             }
         except ToolchainError as reason:
             found = {"error": str(reason)}

@@ -14,15 +14,15 @@ from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
-FILE = "history.jsonl"
-WRITTEN = {  # in every line
+FILE_NAME = "history.jsonl"
+REQUIRED_KEYS = {  # in every line
     "at", "kind", "machine", "version", "recipe", "target", "runtime", "name", "precision", "threads", "sha256", "size_bytes",
     "outcome", "p50_ms", "accuracy",
 }  # fmt: skip
-Entry = Mapping[str, Any]
+HistoryLine = Mapping[str, Any]
 
 
-def append(path: Path, entries: Sequence[Entry]) -> None:
+def append(path: Path, entries: Sequence[HistoryLine]) -> None:
     """Adds lines, each whole; a line that an earlier run was cut in stays alone on its own.
 
     Raises:
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-            if entry["schema"] != SCHEMA or not set(entry) >= WRITTEN:
+            if entry["schema"] != SCHEMA or not set(entry) >= REQUIRED_KEYS:
                 raise ValueError
             datetime.datetime.fromisoformat(entry["at"])
             for name in ("p50_ms", "accuracy"):
@@ -73,7 +73,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     return sorted(found, key=lambda entry: entry["at"]), odd
 
 
-def of_export(report: Mapping[str, Any], archive: str) -> list[Entry]:
+def from_export(report: Mapping[str, Any], archive: str) -> list[HistoryLine]:
     """Of a finished run: the variant that ships, or would."""
     own = next(v for v in report["variants"] if v["name"] == report["candidate"])
     timed = own["latency_ms"]
@@ -89,7 +89,7 @@ def of_export(report: Mapping[str, Any], archive: str) -> list[Entry]:
     }]  # fmt: skip
 
 
-def of_bench(report: Mapping[str, Any]) -> list[Entry]:
+def from_bench(report: Mapping[str, Any]) -> list[HistoryLine]:
     """Of every model that was timed."""
     return [
         {
@@ -102,7 +102,7 @@ def of_bench(report: Mapping[str, Any]) -> list[Entry]:
     ]  # fmt: skip
 
 
-def of_gate(report: Mapping[str, Any], runtime: str) -> list[Entry]:
+def from_gate(report: Mapping[str, Any], runtime: str) -> list[HistoryLine]:
     """Of every candidate, with the ratio to its reference."""
     return [
         {

@@ -43,7 +43,7 @@ def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasure
         words.
     """
     target, seed = job.target, job.recipe.seed
-    kind = machine.kind(target.device)
+    kind = machine.integer_isa(target.device)
     if kind != target.isa:
         return {}, [
             f"latency was not measured: {target.device or 'this machine'} is {kind}, {target.name} is {target.isa}; "
@@ -53,17 +53,23 @@ def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasure
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
     shapes = [side.shape for side in sides]
     key = files.digest(
-        VERSION, hashes, target.threads, machine.runtime(target), machine.describe(target.device), shapes, ROUNDS
+        VERSION,
+        hashes,
+        target.threads,
+        machine.runtime_version(target),
+        machine.describe(target.device),
+        shapes,
+        ROUNDS,
     )
     with stage_cache.open_stage(job.work, "bench", key) as stage:
         if stage.record is None:
             started = time.monotonic()
             load = 0.0 if target.device else _foreign_load()
-            measured = paired_rounds.run(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
-            peaks = peak_throughput.reached(
+            measured = paired_rounds.measure(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
+            peaks = peak_throughput.measure(
                 target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants}, target.device
             )
-            prints = {side.name: files.to_jsonable(paired_timing.footprint(side)) for side in sides}
+            prints = {side.name: files.to_jsonable(paired_timing.measure_footprint(side)) for side in sides}
             stage = stage_cache.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
         else:
             measured = paired_rounds.read(stage.folder / "rounds.json")
@@ -73,8 +79,10 @@ def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasure
     return result, _warnings(result, figures["load"])
 
 
-def _side(name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]) -> paired_timing.Side:
-    return paired_timing.Side(
+def _side(
+    name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]
+) -> paired_timing.TimedModel:
+    return paired_timing.TimedModel(
         name=name, runtime=target.runtime, path=str(path), precision=precision, threads=target.threads, shape=shape,
         device=target.device,
     )  # fmt: skip
@@ -95,7 +103,7 @@ def _measurement(
         latencies_ms=tuple(paired_rounds.samples(measured, variant.name)),
         p50_ms=half,
         round_logs={
-            other.name: paired_rounds.logs(measured, other.name, variant.name)
+            other.name: paired_rounds.log_speedups(measured, other.name, variant.name)
             for other in variants
             if other.name != variant.name
         },
@@ -113,9 +121,9 @@ def _foreign_load() -> float:
 
 def _warnings(result: Mapping[str, LatencyMeasurement], load: float) -> list[str]:
     found = []
-    if load > timing_conditions.BUSY:
+    if load > timing_conditions.MAX_FOREIGN_CORES:
         found.append(f"other work kept {load:.1f} cores busy when timing began; ratios hold, milliseconds are too high")
     noisy = max((statistics.timing_noise(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
-    if noisy > timing_conditions.NOISE:
+    if noisy > timing_conditions.MAX_ROUND_DEVIATION:
         found.append(f"rounds differ by {noisy:.0%} (standard deviation); this machine is noisy, trust the intervals")
     return found

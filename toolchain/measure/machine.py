@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxsc
 
 def describe(device: str = "") -> Mapping[str, str | int]:
     """Processor, its vector instructions, cores and system: this machine's, or a board's."""
-    return boards.board(device).machine if device else processor.describe()
+    return boards.connect(device).machine if device else processor.describe()
 
 
 def isa(device: str = "") -> str:
@@ -24,16 +24,16 @@ def isa(device: str = "") -> str:
     return str(describe(device)["isa"])
 
 
-def runtime(target: Target) -> Mapping[str, str]:
+def runtime_version(target: Target) -> Mapping[str, str]:
     """Version of the target's runtime where it is timed."""
     if target.device:
-        found: Mapping[str, str] = boards.board(target.device).answer("versions", {"runtime": target.runtime})
+        found: Mapping[str, str] = boards.connect(target.device).ask("versions", {"runtime": target.runtime})
         return found
     version: Mapping[str, str] = load_runtime(target.runtime).fingerprint()
     return version
 
 
-def kind(device: str = "") -> Isa:
+def integer_isa(device: str = "") -> Isa:
     """What a target file calls this machine's, or a board's, way of multiplying integers."""
     found = describe(device)
     architecture = str(found["system"]).split()[-1].lower()
@@ -46,22 +46,22 @@ def kind(device: str = "") -> Isa:
     return "x86-64-vnni" if processor.VNNI_FLAGS & set(isa(device).split()) else "x86-64-avx2"
 
 
-def same_family(wanted: Isa) -> bool:
+def runs_same_kernels(wanted: Isa) -> bool:
     """Whether this machine at least executes the same kernels' code paths: what fuses, not how fast it is."""
-    return wanted == kind() or (wanted.startswith("x86-64") and kind().startswith("x86-64"))
+    return wanted == integer_isa() or (wanted.startswith("x86-64") and integer_isa().startswith("x86-64"))
 
 
-def available(target: Target, precision: Precision) -> bool:
+def has_precision(target: Target, precision: Precision) -> bool:
     """Whether the processor that the target is timed on computes in that precision."""
     if target.device:
         asked = {"runtime": target.runtime, "precision": precision}
-        return bool(boards.board(target.device).answer("available", asked))
+        return bool(boards.connect(target.device).ask("available", asked))
     return bool(load_runtime(target.runtime).available(precision))
 
 
 def available_precisions(target: Target) -> list[Precision]:
     """Return the target's precisions that the processor it is timed on computes in; says which it does not."""
-    available_here = [precision for precision in target.precisions if available(target, precision)]
+    available_here = [precision for precision in target.precisions if has_precision(target, precision)]
     for precision in target.precisions:
         if precision not in available_here:
             progress.log(f"export: {target.device or 'this machine'} has no {precision}; left out")
@@ -71,4 +71,4 @@ def available_precisions(target: Target) -> list[Precision]:
 def versions(target: Target) -> dict[str, str]:
     """Versions of everything that decides the result."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {**found, **runtime(target)}
+    return {**found, **runtime_version(target)}

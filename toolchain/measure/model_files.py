@@ -19,14 +19,14 @@ from toolchain.edge import archive
 from toolchain.export import count_macs
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import external_weights
-from toolchain.measure.paired_timing import Side
+from toolchain.measure.paired_timing import TimedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ModelFile:
     """A model file as it is to be timed, and what is known of it."""
 
-    side: Side
+    timed: TimedModel
     artefact: Artefact
     manifest: Mapping[str, Any] | None  # None: a bare file
     folder: Path | None  # of the bundle
@@ -35,7 +35,7 @@ class Subject:
     @property
     def name(self) -> str:
         """What it is called in tables."""
-        return self.side.name
+        return self.timed.name
 
     @property
     def macs(self) -> int | None:
@@ -44,37 +44,37 @@ class Subject:
             return int(self.manifest["model"]["macs"])
         return count_macs.count(self.artefact.path) if self.artefact.path.suffix == ".onnx" else None
 
-    def batch(self, count: int, folder: Path) -> "Subject":
+    def with_batch(self, count: int, folder: Path) -> "ModelFile":
         """The same for so many pictures at once, as a copy in `folder`.
 
         Raises:
             ToolchainError: its graph does not bear that.
         """
-        room = load_runtime(self.side.runtime)
+        room = load_runtime(self.timed.runtime)
         made = room.batched(self.artefact.path, count, folder / self.artefact.sha256[:16])
-        shape = (count, *self.side.shape[1:])
+        shape = (count, *self.timed.shape[1:])
         try:
-            answer = room.open(made, threads=1, precision=self.side.precision).run(np.zeros(shape, self.side.dtype))
+            answer = room.open(made, threads=1, precision=self.timed.precision).run(np.zeros(shape, self.timed.dtype))
         except Exception as reason:  # the runtimes' own kinds
             raise ToolchainError(f"fixed to another number than {count} pictures") from reason
         if len(answer) != count:
             raise ToolchainError(f"answers {len(answer)} times for {count} pictures")
-        return replace(self, side=replace(self.side, path=str(made), shape=shape), open_batch=False)
+        return replace(self, timed=replace(self.timed, path=str(made), shape=shape), open_batch=False)
 
-    def run_by(self, python: str) -> "Subject":
+    def run_by(self, python: str) -> "ModelFile":
         """The same in another interpreter."""
-        return replace(self, side=replace(self.side, python=python))
+        return replace(self, timed=replace(self.timed, python=python))
 
-    def on(self, device: str) -> "Subject":
+    def on_board(self, device: str) -> "ModelFile":
         """The same on a board; empty: here."""
-        return replace(self, side=replace(self.side, device=device))
+        return replace(self, timed=replace(self.timed, device=device))
 
-    def named(self, name: str) -> "Subject":
+    def renamed(self, name: str) -> "ModelFile":
         """The same under another name."""
-        return replace(self, side=replace(self.side, name=name))
+        return replace(self, timed=replace(self.timed, name=name))
 
 
-def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, precision: str = "") -> Subject:
+def open_model(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, precision: str = "") -> ModelFile:
     """A bundle's folder or archive, an ONNX file or an OpenVINO IR.
 
     Args:
@@ -91,11 +91,11 @@ def read(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, prec
     if not path.is_file():
         raise ToolchainError(f"{path} is not there; a bundle's folder or .tar, an .onnx or an OpenVINO .xml is wanted")
     if path.suffix == ".tar":
-        return _bundle(archive.unpack(path, _fresh(scratch)), threads).named(path.stem)
+        return _bundle(archive.unpack(path, _fresh(scratch)), threads).renamed(path.stem)
     return _bare(path, runtime, threads or 1, precision)
 
 
-def _bundle(folder: Path, threads: int) -> Subject:
+def _bundle(folder: Path, threads: int) -> ModelFile:
     found, listed = archive.read_verified_manifest(folder), archive.list_checksummed_files(folder)
     known = registry.list_modules("runtimes")
     try:
@@ -113,15 +113,15 @@ def _bundle(folder: Path, threads: int) -> Subject:
             f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
         )
     files = tuple(folder / name for name in names)
-    if odd := [file.name for file in external_weights.companions(files[0]) if file.name not in names]:
+    if odd := [file.name for file in external_weights.list_external_files(files[0]) if file.name not in names]:
         raise ToolchainError(
             f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
         )
     name = " ".join(str(found[key]) for key in ("recipe", "target") if key in found) or folder.resolve().name
-    side = Side(
+    side = TimedModel(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip
-    return Subject(side=side, artefact=records.make_artefact(*files), manifest=found, folder=folder)
+    return ModelFile(timed=side, artefact=records.make_artefact(*files), manifest=found, folder=folder)
 
 
 def _fresh(scratch: Path) -> Path:
@@ -132,28 +132,28 @@ def _fresh(scratch: Path) -> Path:
     return Path(folder) / "bundle"
 
 
-def _bare(path: Path, runtime: str, threads: int, precision: str) -> Subject:
+def _bare(path: Path, runtime: str, threads: int, precision: str) -> ModelFile:
     kinds = {str(Path(load_runtime(n).FILE_NAMES[0]).suffix): n for n in registry.list_modules("runtimes")}
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
-    companions = external_weights.companions(path)  # before any runtime follows them
+    companions = external_weights.list_external_files(path)  # before any runtime follows them
     room = load_runtime(chosen)
     given_shape, dtype, integer = load_runtime(kinds[path.suffix]).signature(path)
-    shape = fixed(given_shape, path)
+    shape = static_shape(given_shape, path)
     given: Precision = next((p for p in room.PRECISIONS if p == precision), "int8" if integer else "f32")
     if precision and given != precision:
         raise ToolchainError(f"{path}: {chosen} has no {precision!r}; possible are {', '.join(room.PRECISIONS)}")
-    side = Side(
+    side = TimedModel(
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip
-    return Subject(
-        side=side, artefact=records.make_artefact(path, *companions), manifest=None, folder=None,
+    return ModelFile(
+        timed=side, artefact=records.make_artefact(path, *companions), manifest=None, folder=None,
         open_batch=given_shape[0] is None,
     )  # fmt: skip
 
 
-def fixed(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:
+def static_shape(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:
     """An input's shape with one picture where the number is open.
 
     Raises:
@@ -166,11 +166,11 @@ def fixed(shape: Sequence[int | None], path: Path) -> tuple[int, ...]:
     return (shape[0] or 1, *sides)
 
 
-def distinct(found: Sequence[Subject]) -> list[Subject]:
+def make_names_unique(found: Sequence[ModelFile]) -> list[ModelFile]:
     """The same with names that differ."""
     names = [one.name for one in found]
     width = math.ceil(math.log10(len(found) + 1))
     return [
-        one.named(f"{one.name} ({number:0{width}d})") if names.count(one.name) > 1 else one
+        one.renamed(f"{one.name} ({number:0{width}d})") if names.count(one.name) > 1 else one
         for number, one in enumerate(found, 1)
     ]

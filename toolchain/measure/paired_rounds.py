@@ -10,7 +10,7 @@ from toolchain.core import files, progress, statistics
 from toolchain.core.types import Interval
 from toolchain.edge.timing_process import TimingEffort
 from toolchain.measure import paired_timing
-from toolchain.measure.paired_timing import Round, Side
+from toolchain.measure.paired_timing import Round, TimedModel
 
 
 def read(path: Path) -> list[Round]:
@@ -19,8 +19,13 @@ def read(path: Path) -> list[Round]:
     return [Round(seed=row["seed"], blocks=row["blocks"]) for row in rows]
 
 
-def run(
-    sides: Sequence[Side], count: int, seed: int, path: Path, label: str, effort: TimingEffort = paired_timing.REPORTED
+def measure(
+    sides: Sequence[TimedModel],
+    count: int,
+    seed: int,
+    path: Path,
+    label: str,
+    effort: TimingEffort = paired_timing.FULL_EFFORT,
 ) -> list[Round]:
     """Measures what is missing of `count` rounds; each is written to `path` at once."""
     measured = read(path)
@@ -31,7 +36,7 @@ def run(
             files.write_json(path, measured)
             bar.step()
 
-        paired_timing.rounds(sides, count, seed, skip=len(measured), keep=keep, effort=effort)
+        paired_timing.time_rounds(sides, count, seed, skip=len(measured), keep=keep, effort=effort)
     return measured
 
 
@@ -48,6 +53,6 @@ def p50(measured: Sequence[Round], side: str) -> Interval:
     return Interval(estimate=half, low=min(middle.low, half), high=max(middle.high, half), samples=len(found))
 
 
-def logs(measured: Sequence[Round], base: str, other: str) -> list[float]:
+def log_speedups(measured: Sequence[Round], base: str, other: str) -> list[float]:
     """By round, the logarithm of how many times faster `other` is than `base`."""
     return [statistics.log_speedup(one.blocks[base], one.blocks[other]) for one in measured]

@@ -27,12 +27,12 @@ from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import boards, worker_processes
 
-PROCESS = "a timing process"
-REPORTED = TimingEffort()
+PROCESS_NAME = "a timing process"
+FULL_EFFORT = TimingEffort()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class TimedModel:
     """One artefact as it is to be timed."""
 
     name: str
@@ -63,14 +63,14 @@ class Footprint:
     peak_rss_bytes: int
 
 
-def rounds(
-    sides: Sequence[Side],
+def time_rounds(
+    sides: Sequence[TimedModel],
     count: int,
     seed: int,
     keep: Callable[[Round], None],
     *,
     skip: int = 0,
-    effort: TimingEffort = REPORTED,
+    effort: TimingEffort = FULL_EFFORT,
 ) -> None:
     """Times all sides against one another, each round in a fresh process.
 
@@ -93,12 +93,12 @@ def rounds(
         keep(Round(seed=seed + index, blocks=measured))
 
 
-def footprint(side: Side) -> Footprint:
+def measure_footprint(side: TimedModel) -> Footprint:
     """Load time, first inference and peak memory of one side in a process of its own."""
     return Footprint(**_answer("footprint", {"side": dataclasses.asdict(side)}, [side]))
 
 
-def versions(side: Side) -> Mapping[str, str]:
+def versions(side: TimedModel) -> Mapping[str, str]:
     """Which version of its runtime a side is timed with."""
     here = not (side.python or side.device)
     found: Mapping[str, str] = (
@@ -107,18 +107,18 @@ def versions(side: Side) -> Mapping[str, str]:
     return found
 
 
-def _request(sides: Sequence[Side], seed: int, effort: TimingEffort) -> dict[str, Any]:
+def _request(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> dict[str, Any]:
     rows = [dataclasses.asdict(side) for side in sides]
     return {"sides": rows, "seed": seed, "effort": dataclasses.asdict(effort)}
 
 
-def _round(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
+def _round(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
     """Blocks of sides that share a process."""
     found: Mapping[str, Any] = _answer("round", _request(sides, seed, effort), sides)
     return found
 
 
-def _turns(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
+def _turns(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
     """Blocks of sides that have a process each; only one of them computes at a time.
 
     Sides of one interpreter could share a process, but then what two processes differ in would look like a difference of
@@ -128,7 +128,7 @@ def _turns(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[st
     loading = list(sides)
     order.shuffle(loading)
     with contextlib.ExitStack() as stack:
-        owner, once = dict[str, worker_processes.Process](), 0.0
+        owner, once = dict[str, worker_processes.WorkerProcess](), 0.0
         for side in loading:
             process = owner[side.name] = stack.enter_context(_started("turns", [side]))
             once += process.ask(_request([side], seed, effort))
@@ -139,17 +139,17 @@ def _turns(sides: Sequence[Side], seed: int, effort: TimingEffort) -> Mapping[st
 
 
 @contextlib.contextmanager
-def _started(job: str, sides: Sequence[Side]) -> Iterator[worker_processes.Process]:
+def _started(job: str, sides: Sequence[TimedModel]) -> Iterator[worker_processes.WorkerProcess]:
     with (
         _command(job, sides) as (command, environment),
-        worker_processes.started(command, environment, PROCESS) as process,
+        worker_processes.start_worker(command, environment, PROCESS_NAME) as process,
     ):
         yield process
 
 
-def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
+def _answer(job: str, request: Mapping[str, Any], sides: Sequence[TimedModel]) -> Any:
     if sides[0].device:
-        return boards.board(sides[0].device).answer(job, request)
+        return boards.connect(sides[0].device).ask(job, request)
     with _command(job, sides) as (command, environment):
         try:
             ended = subprocess.run(
@@ -157,14 +157,14 @@ def _answer(job: str, request: Mapping[str, Any], sides: Sequence[Side]) -> Any:
                 timeout=worker_processes.TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as reason:
-            raise ToolchainError(f"{PROCESS} gave no result in {worker_processes.TIMEOUT_SECONDS} s") from reason
+            raise ToolchainError(f"{PROCESS_NAME} gave no result in {worker_processes.TIMEOUT_SECONDS} s") from reason
     if ended.returncode != 0:
-        raise worker_processes.failed(PROCESS, ended.stderr, ended.returncode)
-    return worker_processes.read(PROCESS, last_line(ended.stdout, ""))
+        raise worker_processes.describe_failure(PROCESS_NAME, ended.stderr, ended.returncode)
+    return worker_processes.parse_line(PROCESS_NAME, last_line(ended.stdout, ""))
 
 
 @contextlib.contextmanager
-def _command(job: str, sides: Sequence[Side]) -> Iterator[tuple[list[str], dict[str, str] | None]]:
+def _command(job: str, sides: Sequence[TimedModel]) -> Iterator[tuple[list[str], dict[str, str] | None]]:
     """How to start a timing process, and its environment.
 
     Another interpreter has numpy and a runtime, but not this package: it gets the few files that it needs, alone in a
@@ -175,7 +175,7 @@ def _command(job: str, sides: Sequence[Side]) -> Iterator[tuple[list[str], dict[
         yield [sys.executable, "-P", "-m", "toolchain.edge.timing_process", job], None
         return
     with tempfile.TemporaryDirectory() as folder:
-        boards.kit(Path(folder), sorted({side.runtime for side in sides}))
+        boards.pack_timing_process(Path(folder), sorted({side.runtime for side in sides}))
         yield (
             [python, "-m", "toolchain.edge.timing_process", job],
             {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"},

@@ -15,13 +15,13 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import paired_rounds
-from toolchain.measure.paired_timing import Side
+from toolchain.measure.paired_timing import TimedModel
 
 ROUNDS = 3
 CHANNELS, SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
 
 
-def reached(
+def measure(
     runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision], device: str = ""
 ) -> dict[str, float]:
     """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
@@ -37,12 +37,14 @@ def reached(
         except ToolchainError:
             continue  # no yardstick, no share; the report says "not measured"
         sides.append(
-            Side(
+            TimedModel(
                 name=f"peak-{precision}", runtime=runtime, path=str(compiled.path), precision=precision, threads=threads,
                 shape=shape, device=device,
             )
         )  # fmt: skip
-    measured = paired_rounds.run(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
+    measured = (
+        paired_rounds.measure(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
+    )
     macs = CHANNELS**2 * 9 * SIDE**2
     best = {s.name: min(min(b) for one in measured for b in one.blocks[s.name]) for s in sides}
     return {name.removeprefix("peak-"): macs / (ms * 1e-3) for name, ms in best.items()}

@@ -19,21 +19,21 @@ from toolchain.core import statistics
 from toolchain.measure import paired_rounds
 from toolchain.measure.paired_timing import Round
 
-Kind = Literal[
+ConditionKind = Literal[
     "other load", "stolen time", "frequency", "throttled", "governor", "drift", "noise", "few samples", "not pinned"
 ]
-BUSY = 0.25  # cores that others keep busy
-STOLEN = 0.02  # share of the time that the hypervisor gives to others
-DRIFT = 0.05  # of frequency, or of times from the first third of the rounds to the last
-NOISE = 0.05  # standard deviation of a round
-SYSTEM = Path("/sys/devices/system/cpu")
+MAX_FOREIGN_CORES = 0.25  # cores that others keep busy
+MAX_STOLEN_SHARE = 0.02  # share of the time that the hypervisor gives to others
+MAX_DRIFT = 0.05  # of frequency, or of times from the first third of the rounds to the last
+MAX_ROUND_DEVIATION = 0.05  # standard deviation of a round
+CPU_FOLDER = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
 class Condition:
     """Something that a figure should not be read without."""
 
-    kind: Kind
+    kind: ConditionKind
     text: str
     figure: float | None = None
 
@@ -48,27 +48,27 @@ class _Moment:
     frequency: float | None  # MHz
 
 
-class Watch:
+class ConditionMonitor:
     """Counters from its making on."""
 
     def __init__(self) -> None:
         self._start = _moment()
 
-    def seen(self) -> list[Condition]:
+    def conditions(self) -> list[Condition]:
         """What went on since."""
         start, now = self._start, _moment()
         wall, found = max(now.at - start.at, 1e-9), list[Condition]()
         others = (now.busy - start.busy - (now.own - start.own)) / wall
-        if others > BUSY:
+        if others > MAX_FOREIGN_CORES:
             text = f"other work kept {others:.1f} cores busy; ratios hold, milliseconds are too high"
             found.append(Condition("other load", text, others))
         stolen = (now.stolen - start.stolen) / wall
-        if stolen > STOLEN:
+        if stolen > MAX_STOLEN_SHARE:
             found.append(Condition("stolen time", f"the hypervisor took {stolen:.0%} of a core's time away", stolen))
         if now.throttled > start.throttled:
             times = now.throttled - start.throttled
             found.append(Condition("throttled", f"the processor slowed down for heat {times} times; cool it", times))
-        if start.frequency and now.frequency and abs(now.frequency / start.frequency - 1) > DRIFT:
+        if start.frequency and now.frequency and abs(now.frequency / start.frequency - 1) > MAX_DRIFT:
             change = now.frequency / start.frequency - 1
             text = f"the clock went from {start.frequency:.0f} to {now.frequency:.0f} MHz; ratios hold, milliseconds do not"
             found.append(Condition("frequency", text, change))
@@ -82,7 +82,7 @@ def _moment() -> _Moment:
     guest = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user already
     return _Moment(
         at=time.monotonic(), busy=sum(times) - idle - stolen - guest, stolen=stolen, own=sum(own[:4]),
-        throttled=sum(_number(path) for path in SYSTEM.glob("cpu*/thermal_throttle/core_throttle_count")),
+        throttled=sum(_number(path) for path in CPU_FOLDER.glob("cpu*/thermal_throttle/core_throttle_count")),
         frequency=_frequency(),
     )  # fmt: skip
 
@@ -102,13 +102,13 @@ def _number(path: Path) -> int:
 
 def _governed() -> list[Condition]:
     with contextlib.suppress(OSError):
-        name = (SYSTEM / "cpu0" / "cpufreq" / "scaling_governor").read_text().strip()
+        name = (CPU_FOLDER / "cpu0" / "cpufreq" / "scaling_governor").read_text().strip()
         if name not in {"performance", "schedutil"}:
             return [Condition("governor", f"the clock is governed by {name!r}; `performance` gives steadier times")]
     return []
 
 
-def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Condition]:
+def check_steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Condition]:
     """Drift of single times, noise of ratios, and percentiles that the samples do not carry."""
     found = []
     third = len(measured) // 3
@@ -117,7 +117,7 @@ def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Conditio
             first, last = (
                 np.median(paired_rounds.samples(part, name)) for part in (measured[:third], measured[-third:])
             )
-            if abs(change := float(last / first) - 1) > DRIFT:
+            if abs(change := float(last / first) - 1) > MAX_DRIFT:
                 found.append(
                     Condition("drift", f"{name} took {change:+.0%} longer in the last rounds than in the first", change)
                 )
@@ -125,9 +125,10 @@ def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Conditio
             text = f"{count} samples of {name} do not carry a 99th percentile; {statistics.MIN_SAMPLES_BY_PERCENTILE[99]} would"
             found.append(Condition("few samples", text, count))
     noise = max(
-        (statistics.timing_noise(paired_rounds.logs(measured, names[0], name)) for name in names[1:]), default=0.0
+        (statistics.timing_noise(paired_rounds.log_speedups(measured, names[0], name)) for name in names[1:]),
+        default=0.0,
     )
-    if noise > NOISE:
+    if noise > MAX_ROUND_DEVIATION:
         found.append(
             Condition("noise", f"ratios of rounds vary by {noise:.0%} (standard deviation); trust the intervals", noise)
         )
@@ -135,7 +136,7 @@ def steadiness(measured: Sequence[Round], names: Sequence[str]) -> list[Conditio
 
 
 @contextlib.contextmanager
-def pinned(cpus: Sequence[int]) -> Iterator[list[Condition]]:
+def pin_to_cores(cpus: Sequence[int]) -> Iterator[list[Condition]]:
     """Keeps what is started meanwhile on these cores; says so where the system refuses."""
     try:
         before = os.sched_getaffinity(0)

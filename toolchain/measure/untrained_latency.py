@@ -27,15 +27,15 @@ VERSION = 3
 GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
 ROUNDS = 3
 # candidates differ by far; and with so many of them the first ones wake the core for all
-BRIEF = TimingEffort(
+BRIEF_EFFORT = TimingEffort(
     seconds=1.0, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
 )  # fmt: skip
-GRAPH = "graph.onnx"
-SAMPLES = "rounds.json"
+GRAPH_FILE = "graph.onnx"
+SAMPLES_FILE = "rounds.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clocked:
+class UntrainedLatency:
     """One network on one target."""
 
     macs: int
@@ -50,14 +50,16 @@ class Clocked:
 
 
 @dataclass(frozen=True)
-class Network:
+class UntrainedNetwork:
     """What is timed: the structure counts, not the weights."""
 
     model: nn.Module
     image: Tensor  # one example input, float32 [1, 3, height, width]
 
 
-def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[dict[str, Clocked], dict[str, str]]:
+def time_networks(
+    networks: Mapping[str, UntrainedNetwork], target: Target, work: Path
+) -> tuple[dict[str, UntrainedLatency], dict[str, str]]:
     """Times all networks against one another; and why those are missing that cannot be exported or run.
 
     Raises:
@@ -70,7 +72,7 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
         except ToolchainError as reason:
             refused[name] = str(reason)
     key = files.digest(
-        VERSION, keys, target.runtime, target.threads, target.scheme, target.precisions, machine.runtime(target),
+        VERSION, keys, target.runtime, target.threads, target.scheme, target.precisions, machine.runtime_version(target),
         machine.describe(target.device), ROUNDS,
     )  # fmt: skip
     with stage_cache.open_stage(work, "clock", key) as stage:
@@ -86,9 +88,9 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
                 if folder.is_dir():
                     shutil.rmtree(folder)
             if any(
-                isinstance(reason, worker_processes.Ended) for reason in failed.values()
+                isinstance(reason, worker_processes.WorkerEnded) for reason in failed.values()
             ):  # another run may have more luck
-                (stage.folder / SAMPLES).unlink(missing_ok=True)
+                (stage.folder / SAMPLES_FILE).unlink(missing_ok=True)
                 stage = dataclasses.replace(stage, record=files.to_jsonable(figures))
             else:
                 stage = stage_cache.finish(stage, started, figures)
@@ -97,11 +99,11 @@ def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[di
     return {name: _read(row) for name, row in rows.items()}, refused
 
 
-def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
+def _graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
     key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
     with stage_cache.open_stage(work, "graph", key) as stage:
-        path = stage.folder / GRAPH
+        path = stage.folder / GRAPH_FILE
         if stage.record is None:
             from toolchain.quantization import pt2e  # torchao takes two seconds, of which another target needs none
 
@@ -115,34 +117,38 @@ def _graph(name: str, network: Network, scheme: QuantScheme, work: Path) -> tupl
 
 
 def _timed(
-    networks: Mapping[str, Network], graphs: Mapping[str, Path], target: Target, folder: Path
-) -> tuple[dict[str, Clocked], dict[str, ToolchainError]]:
-    made, refused = dict[str, dict[Precision, compile_process.Form]](), dict[str, ToolchainError]()
+    networks: Mapping[str, UntrainedNetwork], graphs: Mapping[str, Path], target: Target, folder: Path
+) -> tuple[dict[str, UntrainedLatency], dict[str, ToolchainError]]:
+    made, refused = dict[str, dict[Precision, compile_process.CompiledForm]](), dict[str, ToolchainError]()
     asked = {
-        name: compile_process.question(path, target, tuple(networks[name].image.shape), folder)
+        name: compile_process.make_request(path, target, tuple(networks[name].image.shape), folder)
         for name, path in graphs.items()
     }
     with progress.show_bar("clock: compiled", len(graphs)) as bar:
-        for name, answered in worker_processes.shared("measure.compile_process", asked, "a compiling process"):
+        for name, answered in worker_processes.share_work("measure.compile_process", asked, "a compiling process"):
             try:
-                made[name] = compile_process.answer(answered)
+                made[name] = compile_process.parse_reply(answered)
             except ToolchainError as reason:
                 refused[name] = reason
             bar.step(name)
     able = [name for name in graphs if name not in refused]
-    taken = machine.kind(target.device) == target.isa
+    taken = machine.integer_isa(target.device) == target.isa
     sides = [
-        paired_timing.Side(
+        paired_timing.TimedModel(
             name=f"{name} {precision}", runtime=target.runtime, path=one.opened, precision=precision,
             threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
         )
         for name in able for precision, one in made[name].items()
     ]  # fmt: skip
-    measured = paired_rounds.run(sides, ROUNDS, 0, folder / SAMPLES, "clock: rounds", BRIEF) if taken and sides else []
+    measured = (
+        paired_rounds.measure(sides, ROUNDS, 0, folder / SAMPLES_FILE, "clock: rounds", BRIEF_EFFORT)
+        if taken and sides
+        else []
+    )
     found = {}
     for name in able:
         layers = profile.measure_layers(networks[name].model, networks[name].image)
-        found[name] = Clocked(
+        found[name] = UntrainedLatency(
             macs=int(profile.total_macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
             latencies={p: paired_rounds.p50(measured, f"{name} {p}") for p in target.precisions if measured},
             sizes={p: made[name][p].size_bytes for p in target.precisions},
@@ -150,6 +156,6 @@ def _timed(
     return found, refused
 
 
-def _read(row: Mapping[str, object]) -> Clocked:
+def _read(row: Mapping[str, object]) -> UntrainedLatency:
     found = {**row, "latencies": {p: Interval(**one) for p, one in row["latencies"].items()}}  # type: ignore[attr-defined]
-    return Clocked(**found)  # type: ignore[arg-type]
+    return UntrainedLatency(**found)  # type: ignore[arg-type]

@@ -21,11 +21,11 @@ TIMEOUT_SECONDS = 600
 STOP_SECONDS = 30  # that a process may take to end once it is told to
 
 
-class Ended(ToolchainError):
+class WorkerEnded(ToolchainError):
     """A process came to its end without an answer: perhaps for want of memory, and the next one may give it."""
 
 
-class Process:
+class WorkerProcess:
     """One that was started; `what` is what messages call it."""
 
     def __init__(self, child: "subprocess.Popen[str]", errors: Any, what: str) -> None:
@@ -52,19 +52,19 @@ class Process:
         if not line:
             self._child.wait()
             self._errors.seek(0)
-            raise failed(self.what, self._errors.read(), self._child.returncode)
-        return read(self.what, line)
+            raise describe_failure(self.what, self._errors.read(), self._child.returncode)
+        return parse_line(self.what, line)
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], environment: Mapping[str, str] | None, what: str) -> Iterator[Process]:
+def start_worker(command: Sequence[str], environment: Mapping[str, str] | None, what: str) -> Iterator[WorkerProcess]:
     """A process while it is needed."""
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
         )  # fmt: skip
         try:
-            yield Process(child, errors, what)
+            yield WorkerProcess(child, errors, what)
         finally:
             late = threading.Timer(STOP_SECONDS, child.kill)
             late.start()
@@ -73,7 +73,7 @@ def started(command: Sequence[str], environment: Mapping[str, str] | None, what:
             late.cancel()
 
 
-def shared(
+def share_work(
     room: str, questions: Mapping[str, Mapping[str, Any]], what: str, most: int | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Answers to all questions as they come, from as many `python -m toolchain.<room>` as there are cores.
@@ -88,13 +88,13 @@ def shared(
         the name of a question and its answer, or the ToolchainError that came instead: a process that ends is replaced.
     """
     command, count = [sys.executable, "-P", "-m", f"toolchain.{room}"], min(most or _cores(), len(questions))
-    idle: queue.SimpleQueue[Process | None] = queue.SimpleQueue()
+    idle: queue.SimpleQueue[WorkerProcess | None] = queue.SimpleQueue()
     for _ in range(count):
         idle.put(None)
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(max(1, count)) as pool:
 
         def ask(question: Mapping[str, Any]) -> Any:
-            process = idle.get() or stack.enter_context(started(command, None, what))
+            process = idle.get() or stack.enter_context(start_worker(command, None, what))
             try:
                 answer = process.ask(question)
             except ToolchainError as reason:
@@ -111,7 +111,7 @@ def shared(
             pool.shutdown(cancel_futures=True)  # nobody waits for the rest
 
 
-def read(what: str, line: str) -> Any:
+def parse_line(what: str, line: str) -> Any:
     """An answer.
 
     Raises:
@@ -123,9 +123,9 @@ def read(what: str, line: str) -> Any:
         raise ToolchainError(f"{what} answered {line.strip()[:80]!r}, which is no result") from reason
 
 
-def failed(what: str, errors: str, status: int) -> Ended:
+def describe_failure(what: str, errors: str, status: int) -> WorkerEnded:
     """What is said of a process that ended without an answer."""
-    return Ended(f"{what} failed: {last_line(errors, f'exit status {status}')}")
+    return WorkerEnded(f"{what} failed: {last_line(errors, f'exit status {status}')}")
 
 
 def _cores() -> int:

@@ -53,7 +53,7 @@ class RunResults:
     variants: Sequence[Variant]
     verified: Verification
     measured: Mapping[str, LatencyMeasurement]
-    decision: ship_decision.Judged
+    decision: ship_decision.ShipDecision
     warnings: Sequence[str]
     step_seconds: Mapping[str, float]
 
@@ -91,7 +91,7 @@ def report(found: RunResults) -> dict[str, Any]:
         "candidate": candidate,
         "variants": [_variant(v, found) for v in found.variants],
         "speedup": _ratio(found, candidate, baseline),
-        "speedup_as_shipped": _ratio(found, candidate, found.decision.usual),
+        "speedup_as_shipped": _ratio(found, candidate, found.decision.unpruned),
         "ratios": [
             {"variant": v.name, **_ratio(found, v.name, base.name)}
             for base in found.variants
@@ -161,7 +161,7 @@ def finetuning(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
 
 
 def _ratio(found: RunResults, name: str, baseline: str) -> dict[str, Any]:
-    return {"baseline": baseline, **files.to_jsonable(ship_decision.faster(found.measured, name, baseline))}
+    return {"baseline": baseline, **files.to_jsonable(ship_decision.speedup_over(found.measured, name, baseline))}
 
 
 def _trainings(found: RunResults) -> dict[str, Any]:

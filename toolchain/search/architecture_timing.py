@@ -21,8 +21,8 @@ from toolchain.core.types import Artefact, Precision
 from toolchain.export import insert_qdq, prune_graph, to_onnx
 from toolchain.export.passes import cleanup
 from toolchain.export.runtime import load_runtime
-from toolchain.measure.paired_timing import Side
-from toolchain.measure.short_rounds import Batches
+from toolchain.measure.paired_timing import TimedModel
+from toolchain.measure.short_rounds import ShortRounds
 from toolchain.pruning import surgery
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization import pt2e
@@ -45,7 +45,7 @@ class ArchitectureTimer:
     def __init__(self, dense: nn.Module, image: Tensor, target: Target, form: ShippedForm, folder: Path) -> None:
         self.dense, self.example_input, self.target, self.form, self.folder = dense, image, target, form, folder
         self.runtime = load_runtime(target.runtime)
-        self.short_rounds = Batches(folder)
+        self.short_rounds = ShortRounds(folder)
         self.graph = self._exported(dense)
         self.dense_side = self._side(Surgery())
 
@@ -77,7 +77,7 @@ class ArchitectureTimer:
             sides = [self._side(plan) for plan in plans[start : start + CANDIDATES_PER_PROCESS]]
             logs: list[list[float]] = [[] for _ in sides]
             for _ in range(rounds):
-                blocks = self.short_rounds.run(list({side.name: side for side in (self.dense_side, *sides)}.values()))
+                blocks = self.short_rounds.measure(list({side.name: side for side in (self.dense_side, *sides)}.values()))
                 for side, own in zip(sides, logs, strict=True):
                     own.append(statistics.log_speedup(blocks[self.dense_side.name], blocks[side.name]))
             found += [math.exp(-sum(own) / len(own)) for own in logs]
@@ -100,9 +100,9 @@ class ArchitectureTimer:
         name = f"candidate-{self.form.precision}-{files.sha256_file(path)[:12]}"
         return name, self.runtime.compile(path, self.folder / name)
 
-    def _side(self, plan: Surgery) -> Side:
+    def _side(self, plan: Surgery) -> TimedModel:
         name, made = self._made(plan)
-        return Side(
+        return TimedModel(
             name=name, runtime=self.target.runtime, path=str(made.path), precision=self.form.precision,
             threads=self.target.threads, shape=tuple(self.example_input.shape), device=self.target.device,
         )  # fmt: skip

@@ -74,7 +74,7 @@ def _check_names(model: nn.Module, names: Sequence[str]) -> None:
 
 def _measurable(target: Target) -> Target | None:
     """The target itself where this machine, or the board, has its instructions, else the one to borrow from, else none."""
-    kind = machine.kind(target.device)
+    kind = machine.integer_isa(target.device)
     if kind == target.isa:
         return target
     other = toml_files.read_target(target.fit_like) if target.fit_like else None
@@ -159,7 +159,7 @@ def _key(model: nn.Module, image: Tensor, target: Target, *asked: object) -> str
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     return files.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
-        machine.runtime(target), machine.isa(target.device), (*asked, *board),
+        machine.runtime_version(target), machine.isa(target.device), (*asked, *board),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from toolchain.export import insert_qdq
 from toolchain.export.passes import cleanup
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine, paired_timing, short_rounds
-from toolchain.measure.boards import Gone
+from toolchain.measure.boards import BoardUnreachable
 from toolchain.quantization import placement
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import TimedPlacement
@@ -65,8 +65,8 @@ class PlacementSearch:
         )
         self.runtime = load_runtime(target.runtime)
         self.timings: dict[str, TimedPlacement] = {}
-        self.compiled: dict[Placement, paired_timing.Side] = {}
-        self.short_rounds, self.seconds_per_model = short_rounds.Batches(folder), 0.0
+        self.compiled: dict[Placement, paired_timing.TimedModel] = {}
+        self.short_rounds, self.seconds_per_model = short_rounds.ShortRounds(folder), 0.0
         self.bar: progress.ProgressBar | None = None
 
     def find_fastest(self, forced: tuple[str, ...]) -> Placement:
@@ -197,8 +197,8 @@ class PlacementSearch:
             known = self.compile_side(than)
             sides = {label: self.compile_side(chosen) for label, chosen in part.items()}
             every = (*self.float_sides, known, *sides.values())
-            blocks = self.short_rounds.run(list({side.name: side for side in every}.values()))
-        except Gone:
+            blocks = self.short_rounds.measure(list({side.name: side for side in every}.values()))
+        except BoardUnreachable:
             raise
         except ToolchainError as reason:
             if len(part) > 1:  # which one it was shows when each is alone
@@ -213,7 +213,7 @@ class PlacementSearch:
                 self.record_timing(label, part[label], side, blocks)
         return gains
 
-    def record_timing(self, label: str, chosen: Placement, side: paired_timing.Side, blocks: Mapping[str, Any]) -> None:
+    def record_timing(self, label: str, chosen: Placement, side: paired_timing.TimedModel, blocks: Mapping[str, Any]) -> None:
         """Notes a candidate's speed, and the float forms' with it."""
         base = self.float_sides[0]
         for name, what, placed, precision in (
@@ -228,14 +228,14 @@ class PlacementSearch:
             )  # fmt: skip
 
     @cached_property
-    def float_sides(self) -> list[paired_timing.Side]:
+    def float_sides(self) -> list[paired_timing.TimedModel]:
         """The model in each float precision of the target that this machine has; f32 first."""
         plain = self.compile_side(placement.ALL_FLOAT)
         names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
-        able = [precision for precision in names if machine.available(self.target, precision)]
+        able = [precision for precision in names if machine.has_precision(self.target, precision)]
         return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]
 
-    def compile_side(self, chosen: Placement) -> paired_timing.Side:
+    def compile_side(self, chosen: Placement) -> paired_timing.TimedModel:
         """The compiled candidate; those that come to the same graph share one."""
         if chosen not in self.compiled:
             path = self.folder / "candidate.onnx"
@@ -243,7 +243,7 @@ class PlacementSearch:
             cleanup.save(model, path)
             name = f"candidate-{files.sha256_file(path)[:12]}"
             made = self.runtime.compile(path, self.folder / name)
-            self.compiled[chosen] = paired_timing.Side(
+            self.compiled[chosen] = paired_timing.TimedModel(
                 name=name if layers else "float-f32", runtime=self.target.runtime, path=str(made.path),
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.input_shape,
                 device=self.target.device,

@@ -193,11 +193,11 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: ReuseSpec, target: Target | 
     if not reuse.keep or target is None:
         return None
     networks = {
-        name: untrained_latency.Network(build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input)
+        name: untrained_latency.UntrainedNetwork(build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input)
         for name, cut in (("whole", ReuseSpec()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
-             for name, found in untrained_latency.run(networks, target, work)[0].items()}  # fmt: skip
+             for name, found in untrained_latency.time_networks(networks, target, work)[0].items()}  # fmt: skip
     whole, cut = taken.get("whole"), taken.get("cut")
     return whole / cut if whole and cut else None
 

@@ -24,7 +24,7 @@ from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.measure import machine, untrained_latency
-from toolchain.measure.untrained_latency import Clocked, Network
+from toolchain.measure.untrained_latency import UntrainedLatency, UntrainedNetwork
 from toolchain.models import build
 from toolchain.selection import candidates, extract_features, ranking, reuse_advice, transfer_scores
 from toolchain.selection.extract_features import HEAD_INPUT
@@ -85,9 +85,9 @@ def rank_candidates(
     shown = Preprocessing(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
     data, work = decoded_dataset.load(domain, shown, out / "data"), out / "work"
     _check(data)
-    networks = dict[str, Network]()
+    networks = dict[str, UntrainedNetwork]()
     rows = [_row(one, data, work, networks) for one in found]
-    clocked, refused = untrained_latency.run(networks, target, work)
+    clocked, refused = untrained_latency.time_networks(networks, target, work)
     for row in rows:
         row["error"] = row["error"] or refused.get(row["name"], "")
         row |= _costs(clocked[row["name"]]) if row["name"] in clocked else {}
@@ -125,7 +125,7 @@ def _check(data: Dataset) -> None:
         )
 
 
-def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]) -> Row:
+def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, UntrainedNetwork]) -> Row:
     """What is known of a candidate without timing it; what is to be timed is added to `networks`."""
     row: Row = {
         "name": one.name, "model": files.to_jsonable(one.model), "reuse": files.to_jsonable(one.reuse), "licence": one.model.licence,
@@ -134,7 +134,7 @@ def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, Network]
     }  # fmt: skip
     try:
         # says it before a minute is spent, where there is no such model or block, or it does not take the pictures
-        network = Network(
+        network = UntrainedNetwork(
             build.build_for_image_size(one.model, len(data.classes), data.example_input, one.reuse), data.example_input
         )
         seen = extract_features.extract(one.name, one.model, data, work)
@@ -157,7 +157,7 @@ def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
     return {SCORE_WITH_INTERVAL: files.to_jsonable(statistics.accuracy(right))}
 
 
-def _costs(found: Clocked) -> Row:
+def _costs(found: UntrainedLatency) -> Row:
     return {
         "latency_ms": files.to_jsonable(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
         "macs": found.macs, "parameters": found.parameters,

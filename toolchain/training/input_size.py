@@ -1,4 +1,8 @@
-"""resize: job, input size -> the same job with smaller pictures, whose teacher goes on seeing them at its own size."""
+"""Smaller input sizes: which ones to try, and how to train at one of them.
+
+Images are decoded anew at the smaller size. The dense model stays as it is and becomes the teacher: it upsamples its
+input to the size that it was trained at.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -14,43 +18,49 @@ SIDE_MULTIPLE = 8  # sides are multiples of it
 
 
 class UpsampledInputModel(nn.Module):
-    """A model that is given smaller pictures than it was trained on."""
+    """A model that resizes its input to the size it was trained at."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        """Wrap `model`, trained at `size` (height, width)."""
         super().__init__()
         self.model, self.size = model, size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures of any size -> logits."""
-        answer: Tensor = self.model(F.interpolate(x, self.size, mode="bilinear", antialias=True))
-        return answer
+        """Return logits [images, classes] for images [images, 3, height, width] of any size."""
+        logits: Tensor = self.model(F.interpolate(x, self.size, mode="bilinear", antialias=True))
+        return logits
 
 
 def list_smaller_sizes(whole: tuple[int, int], least: float) -> list[tuple[int, int]]:
-    """Smaller input sizes, height and width, down to a share of each side; the largest first."""
-    found = []
+    """Return the smaller input sizes to try, (height, width), the largest first.
+
+    Args:
+        whole: height and width of the dense model's input.
+        least: smallest share of each side that is allowed, 0..1.
+    """
+    sizes = []
     for share in SIDE_SHARES:
         height, width = (round(side * share / SIDE_MULTIPLE) * SIDE_MULTIPLE for side in whole)
         if all(least * side <= small < side for small, side in zip((height, width), whole, strict=True)):
-            found.append((height, width))
-    return list(dict.fromkeys(found))
+            sizes.append((height, width))
+    return list(dict.fromkeys(sizes))
 
 
-def resize_inputs(adapted: FinetunedModel, size: tuple[int, int], cache: Path) -> FinetunedModel:
-    """The job at another input size; the same job where the size is its own.
+def resize_inputs(finetuned: FinetunedModel, size: tuple[int, int], cache: Path) -> FinetunedModel:
+    """Return the fine-tuned model and its dataset at another input size; `finetuned` itself where the size is the same.
 
     Args:
-        adapted: the dense model, which stays as it is and becomes the teacher.
-        size: height, width.
-        cache: folder of decoded pixels.
+        finetuned: the dense model, which is left as it was, and its dataset.
+        size: height and width, pixels.
+        cache: folder of decoded images.
 
     Raises:
-        ToolchainError: a picture cannot be read any more.
+        ToolchainError: an image can no longer be read.
     """
-    own = adapted.dataset.preprocess.image_size
-    if tuple(size) == tuple(own):
-        return adapted
-    teacher = dataclasses.replace(adapted.trained, model=UpsampledInputModel(adapted.trained.model, own))
+    trained_size = finetuned.dataset.preprocess.image_size
+    if tuple(size) == tuple(trained_size):
+        return finetuned
+    teacher = dataclasses.replace(finetuned.trained, model=UpsampledInputModel(finetuned.trained.model, trained_size))
     return dataclasses.replace(
-        adapted, trained=teacher, dataset=decoded_dataset.decode_at_size(adapted.dataset, size, cache)
+        finetuned, trained=teacher, dataset=decoded_dataset.decode_at_size(finetuned.dataset, size, cache)
     )

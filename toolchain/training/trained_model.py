@@ -1,4 +1,4 @@
-"""Trained: carried out of a larger module; to be described."""
+"""The result of a training stage, and how it is written to and read from the stage cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from toolchain.training.loop import CHECKPOINT_FILE, WEIGHTS_FILE, TrainingResul
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A stage's model with what is known of how it came about."""
+    """A stage's model in inference mode, with the record of its training."""
 
     model: nn.Module
-    key: str
+    key: str  # cache key of the stage
     record: Mapping[str, Any]  # history, best_epoch, best_accuracy and what the stage adds
     seconds: float
 
@@ -30,25 +30,33 @@ def save_trained_model(
     training: TrainingResult,
     figures: Mapping[str, Any],
 ) -> TrainedModel:
-    """Writes a trained stage's weights, then its record, and drops the checkpoint that is no longer needed."""
+    """Write a stage's weights, then its record, and delete the checkpoint that is no longer needed.
+
+    Args:
+        stage: the open stage of the cache.
+        started: `time.monotonic()` at the start of the stage, seconds.
+        model: the trained model.
+        training: its history and best epoch, for the record.
+        figures: further entries of the record.
+    """
     save_weights(model, stage.folder / WEIGHTS_FILE)
-    done = stage_cache.finish(stage, started, {**figures, **files.to_jsonable(training)})
+    finished = stage_cache.finish(stage, started, {**figures, **files.to_jsonable(training)})
     (stage.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
-    assert done.record is not None
-    return TrainedModel(set_mode(model, training=False), stage.key, done.record, done.seconds)
+    assert finished.record is not None
+    return TrainedModel(set_mode(model, training=False), stage.key, finished.record, finished.seconds)
 
 
 def load_trained_model(stage: stage_cache.CachedStage, model: nn.Module) -> TrainedModel:
-    """The result of a stage that was done before, its weights put into `model`."""
+    """Return the result of a finished stage, with its weights loaded into `model`."""
     assert stage.record is not None
     model.load_state_dict(load_file(stage.folder / WEIGHTS_FILE))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    progress.log(f"{stage.folder.parent.name}: kept from an earlier run ({stage.key})")
+    progress.log(f"{stage.folder.parent.name}: result of an earlier run reused (cache key {stage.key})")
     return TrainedModel(set_mode(model, training=False), stage.key, stage.record, stage.seconds)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict as safetensors, atomically."""
+    """Write a state dict as safetensors, atomically."""
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
     with files.open_atomic(path) as out:
         out.write(save(tensors))

@@ -98,7 +98,7 @@ def test_a_hostile_member_is_refused_wherever_it_stands(kind: str, seed: int, tm
     before = everything(tmp_path)
     for check in (
         lambda: archive.unpack(path, tmp_path / "out" / "b"),
-        lambda: model_files.read(path, tmp_path / "scratch"),
+        lambda: model_files.open_model(path, tmp_path / "scratch"),
         lambda: verify_bundle.check(path, None, 0),
     ):
         with pytest.raises(ToolchainError):
@@ -193,7 +193,7 @@ def test_weights_elsewhere_are_not_followed(location: str, where: str, tmp_path:
     (home / "sub" / "weights.bin").write_bytes(b"\0" * 432)
     path = model(home / "m.onnx", location, where)
     with pytest.raises(ToolchainError, match="refused|not beside it"):
-        model_files.read(path, tmp_path / "scratch")
+        model_files.open_model(path, tmp_path / "scratch")
 
 
 def test_links_beside_a_model_are_not_followed(tmp_path: Path) -> None:
@@ -205,22 +205,22 @@ def test_links_beside_a_model_are_not_followed(tmp_path: Path) -> None:
     for link in (lambda at: at.symlink_to(secret), lambda at: os.link(secret, at), lambda at: os.mkfifo(at)):
         link(home / "w.bin")
         with pytest.raises(ToolchainError, match="is a link or no regular file; refused"):
-            model_files.read(path, tmp_path / "scratch")
+            model_files.open_model(path, tmp_path / "scratch")
         (home / "w.bin").unlink()
 
 
 def test_weights_beside_a_model_belong_to_it_by_their_hash(tmp_path: Path) -> None:
     path = model(tmp_path / "m.onnx", "w.bin")
     (tmp_path / "w.bin").write_bytes(struct.pack("108f", *([1.0] * 108)))
-    found = model_files.read(path, tmp_path / "scratch")
+    found = model_files.open_model(path, tmp_path / "scratch")
     assert [file.name for file in found.artefact.files] == ["m.onnx", "w.bin"]
     (tmp_path / "w.bin").write_bytes(struct.pack("108f", *([2.0] * 108)))
-    assert model_files.read(path, tmp_path / "scratch").artefact.sha256 != found.artefact.sha256
-    assert external_weights.files(model(tmp_path / "whole.onnx", None)) == ()
+    assert model_files.open_model(path, tmp_path / "scratch").artefact.sha256 != found.artefact.sha256
+    assert external_weights.list_model_files(model(tmp_path / "whole.onnx", None)) == ()
 
 
 def test_what_is_no_onnx_is_said_before_a_runtime_sees_it(tmp_path: Path) -> None:
     for body in (b"\x80\x04\x95pickle", b"PK\3\4", io.BytesIO(os.urandom(400)).getvalue()):
         (tmp_path / "m.onnx").write_bytes(body)
         with pytest.raises(ToolchainError, match="not a readable ONNX file"):
-            model_files.read(tmp_path / "m.onnx", tmp_path / "scratch")
+            model_files.open_model(tmp_path / "m.onnx", tmp_path / "scratch")

@@ -90,7 +90,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "out" / "digits" / "cpu"
     archived(bundled(folder / "bundle"), folder / "bundle.tar")
-    monkeypatch.setattr(machine, "kind", lambda device="": TARGET.isa)
+    monkeypatch.setattr(machine, "integer_isa", lambda device="": TARGET.isa)
     return tmp_path
 
 
@@ -99,7 +99,7 @@ def made_up(patch: pytest.MonkeyPatch, took: Callable[[int, str], list[float]]) 
     seeds: list[int] = []
 
     def rounds(
-        sides: Sequence[paired_timing.Side],
+        sides: Sequence[paired_timing.TimedModel],
         count: int,
         seed: int,
         keep: Callable[[Round], None],
@@ -112,9 +112,9 @@ def made_up(patch: pytest.MonkeyPatch, took: Callable[[int, str], list[float]]) 
             blocks = {side.name: [[block] * 2 for block in took(own, side.name)] for side in sides}
             keep(Round(seed=own, blocks=blocks))
 
-    patch.setattr(paired_timing, "rounds", rounds)
+    patch.setattr(paired_timing, "time_rounds", rounds)
     alone = paired_timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=10**7)
-    patch.setattr(paired_timing, "footprint", lambda side: alone)
+    patch.setattr(paired_timing, "measure_footprint", lambda side: alone)
     return seeds
 
 
@@ -139,16 +139,16 @@ def pictures(tmp_path: Path) -> Domain:
     return Domain(name="tiny", path=str(path), mode="gray", image_size=SIZE, test_share=0.5)
 
 
-def verdicts(found: regression_gate.Gated) -> dict[str, str]:
+def verdicts(found: regression_gate.GateResult) -> dict[str, str]:
     return {verdict.check: verdict.outcome for verdict in found.verdicts}
 
 
-def compared(home: Path, candidate: Path, reference: Path) -> gate_inputs.Pair:
-    return gate_inputs.pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
+def compared(home: Path, candidate: Path, reference: Path) -> gate_inputs.GatePair:
+    return gate_inputs.load_pair(RECIPE, TARGET, home / "out", candidate=candidate, reference=reference, python="")
 
 
-def shown(domain: Domain, pair: gate_inputs.Pair) -> gate_inputs.Pictures:
-    return gate_inputs.pictures(domain, Path("out/data"), pair)
+def shown(domain: Domain, pair: gate_inputs.GatePair) -> gate_inputs.GateImages:
+    return gate_inputs.list_images(domain, Path("out/data"), pair)
 
 
 # --- what is decided ----------------------------------------------------------------------------------------
@@ -157,22 +157,22 @@ def shown(domain: Domain, pair: gate_inputs.Pair) -> gate_inputs.Pictures:
 def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], list[int]], pictures: Domain) -> None:
     seeds, own = slower(1.0), home / "out/digits/cpu"
     pair = compared(home, own / "bundle", own / "bundle.tar")
-    found = regression_gate.run(pair, TARGET, shown(pictures, pair), 7)
+    found = regression_gate.compare_pair(pair, TARGET, shown(pictures, pair), 7)
     assert verdicts(found) == dict.fromkeys(("latency_growth", "accuracy_drop", "size_growth", "memory_growth"), "pass")
     assert found.accuracy is not None
     assert (found.accuracy.samples, found.accuracy.estimate) == (90, 1.0)
     assert seeds == list(range(7, 7 + sequential_test.FIRST))
-    assert regression_gate.status([found]) == 0
+    assert regression_gate.exit_status([found]) == 0
 
 
 def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Callable[[float], list[int]]) -> None:
     seeds, own = slower(1.06), home / "out/digits/cpu/bundle"
-    found = regression_gate.run(compared(home, own, own), TARGET, None, 0)
+    found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
-    assert len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING == len(found.rounds)
+    assert len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS == len(found.rounds)
     assert found.latency.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
-    assert regression_gate.status([found]) == 1
+    assert regression_gate.exit_status([found]) == 1
 
 
 def test_a_model_that_answers_worse_fails_by_an_exact_test(
@@ -181,14 +181,14 @@ def test_a_model_that_answers_worse_fails_by_an_exact_test(
     slower(1.0)
     worse = bundled(home / "worse", mistakes=2)
     pair = compared(home, worse, home / "out/digits/cpu/bundle")
-    found = regression_gate.run(pair, TARGET, shown(pictures, pair), 0)
+    found = regression_gate.compare_pair(pair, TARGET, shown(pictures, pair), 0)
     verdict = next(v for v in found.verdicts if v.check == "accuracy_drop")
     assert verdict.outcome == "fail"
     assert verdict.measured is not None
     assert 0.5 < verdict.measured < 1.0  # two of three classes, and some of the third
     assert "McNemar" in verdict.why
     pair = compared(home, home / "out/digits/cpu/bundle", worse)
-    better = regression_gate.run(pair, TARGET, shown(pictures, pair), 0)
+    better = regression_gate.compare_pair(pair, TARGET, shown(pictures, pair), 0)
     assert verdicts(better)["accuracy_drop"] == "pass"
 
 
@@ -212,14 +212,14 @@ def test_a_larger_file_and_more_memory_fail_exactly(
     sizes = {regression_gate.CANDIDATE: 12 * 10**6, regression_gate.REFERENCE: 10**7}
     monkeypatch.setattr(
         paired_timing,
-        "footprint",
+        "measure_footprint",
         lambda side: paired_timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name]),
     )
     large = bundled(home / "large", ballast=1000)
-    found = regression_gate.run(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
+    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
     assert {name for name, outcome in verdicts(found).items() if outcome == "fail"} == {"size_growth", "memory_growth"}
     roomy = dataclasses.replace(TARGET, gate=dataclasses.replace(TARGET.gate, size_growth=0.9, memory_growth=None))
-    found = regression_gate.run(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
+    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
     assert verdicts(found)["size_growth"] == "pass"
     assert "memory_growth" not in verdicts(found)
 
@@ -227,19 +227,19 @@ def test_a_larger_file_and_more_memory_fail_exactly(
 def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[float], list[int]]) -> None:
     slower(1.06)
     own = home / "out/digits/cpu/bundle"
-    one = regression_gate.run(compared(home, own, own), TARGET, None, 0)
+    one = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
     likely = dataclasses.replace(one, latency=dataclasses.replace(one.latency, p_value=0.004))
-    assert [verdicts(found)["latency_growth"] for found in regression_gate.holm([likely])] == ["fail"]
-    assert [verdicts(found)["latency_growth"] for found in regression_gate.holm([likely, likely])] == [
+    assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely])] == ["fail"]
+    assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
         "cannot_tell"
     ] * 2
-    assert regression_gate.status(regression_gate.holm([likely, likely])) == 3
-    assert [found.latency.outcome for found in regression_gate.holm([likely, likely])] == ["cannot_tell"] * 2
+    assert regression_gate.exit_status(regression_gate.adjust_for_several_recipes([likely, likely])) == 3
+    assert [found.latency.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == ["cannot_tell"] * 2
     lost = regression_gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
     assert lost is not None
     worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), p_accuracy=0.03)
-    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.holm([worse])] == ["fail"]
-    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.holm([worse, worse])] == ["cannot_tell"] * 2
+    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == ["fail"]
+    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse, worse])] == ["cannot_tell"] * 2
 
 
 @pytest.mark.parametrize(("longer", "outcomes"), [(8, {"pass", "cannot_tell"}), (24, {"fail", "cannot_tell"})])
@@ -248,11 +248,11 @@ def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_
 ) -> None:
     for name, length in (("reference", 8), ("candidate", longer)):
         chain(home / f"{name}.onnx", length)
-    pair = gate_inputs.Pair(
+    pair = gate_inputs.GatePair(
         recipe="chain",
-        **{name: model_files.read(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
+        **{name: model_files.open_model(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
     )
-    found = regression_gate.run(pair, TARGET, None, 0)
+    found = regression_gate.compare_pair(pair, TARGET, None, 0)
     assert verdicts(found)["latency_growth"] in outcomes
     assert (found.latency.candidate.slower.estimate > 1.5) == (longer > 8)
     assert set(found.rounds[0].blocks) == {
@@ -279,9 +279,9 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
 
     asked = made_up(monkeypatch, took)
     own = home / "out/digits/cpu/bundle"
-    assert verdicts(regression_gate.run(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
+    assert verdicts(regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
     asked.clear()
-    found = regression_gate.run(compared(home, own, own), TARGET, None, 0, attempts=3)
+    found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0, attempts=3)
     assert verdicts(found)["latency_growth"] == "pass"
     assert len(found.rounds) == sequential_test.FIRST  # those of the attempt that told
     assert max(asked) < 2000
@@ -291,29 +291,29 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
 
 
 def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
-    own = model_files.read(home / "out/digits/cpu/bundle", home)
-    sides = [own.side, own.named("other").run_by(sys.executable).side]
+    own = model_files.open_model(home / "out/digits/cpu/bundle", home)
+    sides = [own.timed, own.renamed("other").run_by(sys.executable).timed]
     found: list[Round] = []
-    paired_timing.rounds(sides, 1, 3, found.append)
+    paired_timing.time_rounds(sides, 1, 3, found.append)
     assert {name: np.shape(blocks) for name, blocks in found[0].blocks.items()} == {own.name: (25, 5), "other": (25, 5)}
     assert statistics.log_speedup(found[0].blocks[own.name], found[0].blocks["other"]) == pytest.approx(0.0, abs=1.0)
     assert paired_timing.versions(sides[1]) == paired_timing.versions(sides[0])
 
 
 def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
-    own = model_files.read(home / "out/digits/cpu/bundle", home)
-    broken = dataclasses.replace(own.named("other").run_by(sys.executable).side, path=str(home / "nothing.onnx"))
+    own = model_files.open_model(home / "out/digits/cpu/bundle", home)
+    broken = dataclasses.replace(own.renamed("other").run_by(sys.executable).timed, path=str(home / "nothing.onnx"))
     with pytest.raises(ToolchainError, match=r"a timing process failed: .*does not load"):
-        paired_timing.rounds([own.side, broken], 1, 3, lambda one: None)
+        paired_timing.time_rounds([own.timed, broken], 1, 3, lambda one: None)
     with pytest.raises(ToolchainError, match="has no Python"):
-        gate_inputs.interpreter(home)
-    assert gate_inputs.interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
+        gate_inputs.find_interpreter(home)
+    assert gate_inputs.find_interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
 
 
 def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
-    found = gate_inputs.pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
+    found = gate_inputs.load_pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
     assert found.candidate.artefact.sha256 == found.reference.artefact.sha256
-    assert (found.candidate.side.python, found.reference.side.python) == ("", sys.executable)
+    assert (found.candidate.timed.python, found.reference.timed.python) == ("", sys.executable)
 
 
 # --- references ---------------------------------------------------------------------------------------------
@@ -352,12 +352,12 @@ def test_what_was_accepted_is_what_is_compared_with(home: Path, slower: Callable
 
 def test_an_archive_may_lie_in_any_folder(home: Path) -> None:
     accepted("--uri", str(home / "shelf"))
-    _, record = baselines.read(TARGET, "digits")
+    _, record = baselines.read_record(TARGET, "digits")
     assert Path(record.uri).parent == home / "shelf"
-    assert baselines.fetched(baselines.path_of("cpu", "digits"), record, home / "cache").is_file()
+    assert baselines.fetch_archive(baselines.record_path("cpu", "digits"), record, home / "cache").is_file()
     Path(record.uri).unlink()
     with pytest.raises(ToolchainError, match="archive is not at"):
-        baselines.fetched(baselines.path_of("cpu", "digits"), record, home / "cache")
+        baselines.fetch_archive(baselines.record_path("cpu", "digits"), record, home / "cache")
 
 
 @pytest.fixture
@@ -375,26 +375,26 @@ def served(home: Path) -> Iterator[str]:
 
 def test_an_archive_is_fetched_once_and_checked_always(home: Path, served: str) -> None:
     accepted("--uri", served)
-    record, found = baselines.read(TARGET, "digits")
+    record, found = baselines.read_record(TARGET, "digits")
     with pytest.raises(ToolchainError, match="cannot fetch the reference"):
-        baselines.fetched(record, found, home / "cache")
+        baselines.fetch_archive(record, found, home / "cache")
     body = (home / "out/digits/cpu/bundle.tar").read_bytes()
     uploaded = home / "shelf" / Path(found.uri).name
     uploaded.write_bytes(body + b"x")
     with pytest.raises(ToolchainError, match="not the archive that was accepted"):
-        baselines.fetched(record, found, home / "cache")
+        baselines.fetch_archive(record, found, home / "cache")
     uploaded.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
     with pytest.raises(ToolchainError, match="not the archive that was accepted"):
-        baselines.fetched(record, found, home / "cache")
+        baselines.fetch_archive(record, found, home / "cache")
     assert not list((home / "cache").iterdir())
     uploaded.write_bytes(body)
-    kept = baselines.fetched(record, found, home / "cache")
+    kept = baselines.fetch_archive(record, found, home / "cache")
     uploaded.unlink()
-    assert baselines.fetched(record, found, home / "cache") == kept
+    assert baselines.fetch_archive(record, found, home / "cache") == kept
     assert kept.read_bytes() == body
     kept.write_bytes(body + b"x")  # a cache may come from anywhere
     with pytest.raises(ToolchainError, match="cannot fetch"):
-        baselines.fetched(record, found, home / "cache")
+        baselines.fetch_archive(record, found, home / "cache")
 
 
 def broken(home: Path, **changes: object) -> None:
@@ -440,7 +440,7 @@ def test_a_model_that_the_sums_do_not_vouch_for_is_refused(home: Path) -> None:
         (folder / "manifest.json").write_text(json.dumps({**manifest, "model": {"files": names}}))
         seal(folder)
         with pytest.raises(ToolchainError, match="does not vouch for"):
-            model_files.read(folder, home)
+            model_files.open_model(folder, home)
 
 
 @pytest.mark.parametrize("missing", ["target", "classes", "placement", "runtime", "model"])
@@ -476,7 +476,7 @@ def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
 
 
 def test_a_machine_of_another_kind_refuses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "kind", lambda device="": "arm64")
+    monkeypatch.setattr(machine, "integer_isa", lambda device="": "arm64")
     code, text = gated()
     assert (code, "its times say nothing of that target" in text) == (2, True)
 
@@ -490,7 +490,7 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     accepted()
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
-    monkeypatch.setattr(gate_inputs, "pictures", lambda *_: gate_inputs.Pictures((), ()))
+    monkeypatch.setattr(gate_inputs, "list_images", lambda *_: gate_inputs.GateImages((), ()))
     monkeypatch.setattr(regression_gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
     code, text = gated()
     return code, text, home / "out/gate/cpu"
@@ -502,7 +502,7 @@ def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) ->
     found = files.read_json(folder / "gate.json")
     assert (found["outcome"], found["exit_status"]) == ("fail", 1)
     assert found["gates"][0]["latency"]["candidate"]["slower"]["estimate"] == pytest.approx(1.2, abs=0.01)
-    assert len(found["gates"][0]["rounds"]) == sequential_test.FIRST + sequential_test.CONFIRMING  # raw
+    assert len(found["gates"][0]["rounds"]) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS  # raw
     assert "cpu: regression (digits latency growth)" in text
     suite = ElementTree.parse(folder / "gate.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "0")

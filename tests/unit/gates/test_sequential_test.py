@@ -24,7 +24,7 @@ def noisy(slower: float, noise: float = NOISE, seed: int = 0, favour: float = 0.
 
 
 def outcomes(slower: float, gates: int = 300, noise: float = NOISE) -> Counter[str]:
-    return Counter(sequential_test.conduct(noisy(slower, noise, seed), THRESHOLD).outcome for seed in range(gates))
+    return Counter(sequential_test.run_test(noisy(slower, noise, seed), THRESHOLD).outcome for seed in range(gates))
 
 
 def test_equal_models_raise_no_alarm() -> None:
@@ -60,10 +60,10 @@ def test_undecided_rounds_are_followed_by_more_and_then_by_the_truth() -> None:
         values = [0.03, 0.08] * count  # neither certainly below five percent nor certainly above none
         return [Sample(value - 0.025, 0.001 * (-1) ** i) for i, value in enumerate(values[:count])]
 
-    found = sequential_test.conduct(draw, THRESHOLD)
+    found = sequential_test.run_test(draw, THRESHOLD)
     assert asked[0] == sequential_test.FIRST
     assert len(asked) > 1
-    assert sum(asked) <= sequential_test.MOST + sequential_test.CONFIRMING
+    assert sum(asked) <= sequential_test.MOST + sequential_test.CONFIRMING_ROUNDS
     assert found.outcome in {"fail", "cannot_tell"}
 
 
@@ -75,13 +75,13 @@ def test_a_regression_is_called_one_only_when_further_rounds_say_so() -> None:
         slower = 0.08 if len(calls) == 1 else 0.0
         return [Sample(slower + 0.001 * (-1) ** i, 0.001 * (-1) ** i) for i in range(count)]
 
-    found = sequential_test.conduct(fleeting, THRESHOLD)
+    found = sequential_test.run_test(fleeting, THRESHOLD)
     assert found.outcome == "cannot_tell"
     assert "not in 10 further ones" in found.why
-    lasting = sequential_test.conduct(noisy(0.08, 0.001), THRESHOLD)
+    lasting = sequential_test.run_test(noisy(0.08, 0.001), THRESHOLD)
     assert lasting.outcome == "fail"
-    assert lasting.candidate.rounds == sequential_test.FIRST + sequential_test.CONFIRMING
-    assert f"confirmed by {sequential_test.CONFIRMING} rounds" in lasting.why
+    assert lasting.candidate.rounds == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS
+    assert f"confirmed by {sequential_test.CONFIRMING_ROUNDS} rounds" in lasting.why
 
 
 def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
@@ -92,8 +92,8 @@ def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
         drawn.extend(Sample(0.06 + 0.001 * (-1) ** i, favour + 0.001 * (-1) ** i) for i in range(count))
         return drawn[-count:]
 
-    found = sequential_test.conduct(turning, THRESHOLD)
-    assert len(drawn) == sequential_test.FIRST + sequential_test.CONFIRMING
+    found = sequential_test.run_test(turning, THRESHOLD)
+    assert len(drawn) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS
     assert (found.outcome, "against itself" in found.why) == ("cannot_tell", True)
 
 
@@ -101,15 +101,15 @@ def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
 def test_a_machine_that_favours_one_of_two_equal_models_decides_nothing(slower: float) -> None:
     asked: list[int] = []
     draw = noisy(slower, 0.002, favour=0.04)
-    found = sequential_test.conduct(lambda count: asked.append(count) or draw(count), THRESHOLD)
+    found = sequential_test.run_test(lambda count: asked.append(count) or draw(count), THRESHOLD)
     assert found.outcome == "cannot_tell"
     assert "against itself came out +4." in found.why
     assert asked == [sequential_test.FIRST]  # nothing is gained by more of such rounds
 
 
 def test_the_smallest_slowdown_that_is_named_is_found() -> None:
-    def read(slower: float, seed: int) -> sequential_test.Found:
-        return sequential_test.found(logs(slower, seed), THRESHOLD)
+    def read(slower: float, seed: int) -> sequential_test.SlowdownEstimate:
+        return sequential_test.estimate_slowdown(logs(slower, seed), THRESHOLD)
 
     def logs(slower: float, seed: int) -> list[float]:
         return [sample.candidate for sample in noisy(slower, seed=seed)(10)]

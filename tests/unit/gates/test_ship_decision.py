@@ -71,12 +71,12 @@ FAST = {
 GOOD = {"dense-fp32": accuracy(0.0), "pruned-fp32": accuracy(0.002), "pruned-int8": accuracy(0.004)}
 
 
-def decide(budget: Budget, **changed: VariantAccuracy) -> ship_decision.Judged:
+def decide(budget: Budget, **changed: VariantAccuracy) -> ship_decision.ShipDecision:
     found = GOOD | {name.replace("_", "-"): value for name, value in changed.items()}
     return ship_decision.decide(VARIANTS, found, found, FAST, budget)
 
 
-def outcome(judged: ship_decision.Judged, check: str) -> str:
+def outcome(judged: ship_decision.ShipDecision, check: str) -> str:
     return next(verdict.outcome for verdict in judged.verdicts if verdict.check == check)
 
 
@@ -159,7 +159,7 @@ def test_a_target_that_cannot_be_timed_ships_its_smallest_and_says_what_was_not_
     found = ship_decision.decide(VARIANTS, GOOD, GOOD, {}, Budget(accuracy_drop=0.01, speedup=9.0))
     assert found.shipped == "pruned-int8"
     assert {v.check for v in found.verdicts if v.outcome == "not_measured"} == {"speedup"}
-    assert math.isnan(ship_decision.faster({}, "pruned-int8", "dense-fp32").estimate)
+    assert math.isnan(ship_decision.speedup_over({}, "pruned-int8", "dense-fp32").estimate)
 
 
 def test_coverage_that_this_machine_cannot_show_is_not_a_pass() -> None:
@@ -175,10 +175,10 @@ def test_the_recipes_budget_wins_key_by_key() -> None:
 
 
 def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_it_needs() -> None:
-    said = ship_decision.cannot_show(0.005, 165, 0.05)
+    said = ship_decision.why_not_shown(0.005, 165, 0.05)
     assert "this test set cannot show 0.5 pt: 165 images show 4.9 at the least" in said
     assert int(said.rsplit(" ", 1)[1]) == pytest.approx(15_700, rel=0.01)
-    assert ship_decision.cannot_show(0.05, 165, 0.05) == ""
+    assert ship_decision.why_not_shown(0.05, 165, 0.05) == ""
     found = decide(Budget(accuracy_drop=0.005), pruned_int8=accuracy(0.004, differ=0.05))
     assert "cannot show" in next(v.why for v in found.verdicts if v.check == "accuracy_drop")
 

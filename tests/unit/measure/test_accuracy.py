@@ -8,13 +8,13 @@ import torch
 
 from toolchain.core import statistics
 from toolchain.measure import accuracy
-from toolchain.measure.accuracy import Answers
+from toolchain.measure.accuracy import Predictions
 from toolchain.report import assemble
 
 
 def test_answers_that_are_all_the_same_have_a_step(recwarn: pytest.WarningsRecorder) -> None:
     same = np.zeros((6, 3), np.float32)
-    found = accuracy.parity(SimpleNamespace(output_step=None), Answers(same, same, None), np.zeros(6, np.int64))
+    found = accuracy.compare_with_torch(SimpleNamespace(output_step=None), Predictions(same, same, None), np.zeros(6, np.int64))
     assert found.max_steps == 0
     assert found.step > 0
     assert not recwarn.list

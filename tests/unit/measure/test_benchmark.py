@@ -48,8 +48,8 @@ def convolution(path: Path, channels: int, batch: int | str = 1, reshape: int = 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "FOOTPRINTS", 1)
-    monkeypatch.setattr(benchmark, "SWEPT_ROUNDS", 1)
+    monkeypatch.setattr(benchmark, "FOOTPRINT_PROCESSES", 1)
+    monkeypatch.setattr(benchmark, "ROUNDS_PER_SETTING", 1)
     monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
     return tmp_path
 
@@ -160,14 +160,14 @@ def test_a_percentile_is_given_only_where_the_samples_carry_it_and_with_the_doub
 
 def test_drift_and_noise_are_named() -> None:
     slowing = made(*([1.0 + 0.05 * i] * 1000 for i in range(9)))
-    assert [(c.kind, round(c.figure or 0, 2)) for c in timing_conditions.steadiness(slowing, ["a"])] == [
+    assert [(c.kind, round(c.figure or 0, 2)) for c in timing_conditions.check_steadiness(slowing, ["a"])] == [
         ("drift", 0.29)
     ]
     both = [
         Round(seed=i, blocks={"a": [[1.0] * 1000], "b": [[1.0 + 0.2 * (i % 2)] * 1000]}) for i in range(9)
     ]  # fmt: skip
-    assert [c.kind for c in timing_conditions.steadiness(both, ["a", "b"])] == ["noise"]
-    assert timing_conditions.steadiness(made(*([1.0] * 1000 for _ in range(9))), ["a"]) == []
+    assert [c.kind for c in timing_conditions.check_steadiness(both, ["a", "b"])] == ["noise"]
+    assert timing_conditions.check_steadiness(made(*([1.0] * 1000 for _ in range(9))), ["a"]) == []
 
 
 def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyP
     moments = iter([moment(), moment(at=10.0, busy=25.0, own=9.0, stolen=1.0, throttled=3, frequency=2000.0)])
     monkeypatch.setattr(timing_conditions, "_moment", lambda: next(moments))
     monkeypatch.setattr(timing_conditions, "_governed", list)
-    found = {c.kind: c.figure for c in timing_conditions.Watch().seen()}
+    found = {c.kind: c.figure for c in timing_conditions.ConditionMonitor().conditions()}
     assert found == {
         "other load": pytest.approx(1.6),
         "stolen time": 0.1,
@@ -187,14 +187,14 @@ def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyP
         "frequency": pytest.approx(-1 / 3),
     }
     moments = iter([moment(), moment(at=10.0, busy=10.0, own=9.9)])
-    assert timing_conditions.Watch().seen() == []
+    assert timing_conditions.ConditionMonitor().conditions() == []
 
 
 def test_cores_that_are_not_there_are_a_warning_and_no_error() -> None:
-    with timing_conditions.pinned([4096]) as found:
+    with timing_conditions.pin_to_cores([4096]) as found:
         pass
     assert [c.kind for c in found] == ["not pinned"]
-    with timing_conditions.pinned([]) as found:
+    with timing_conditions.pin_to_cores([]) as found:
         assert found == []
 
 

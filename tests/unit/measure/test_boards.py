@@ -103,17 +103,17 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
 
 @pytest.fixture
 def board(loopback: Loopback) -> Iterator[boards.Board]:
-    found = boards.Board(loopback.device, boards.address(loopback.device))
+    found = boards.Board(loopback.device, boards.parse_address(loopback.device))
     yield found
     found.close()
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> paired_timing.Side:
-    return model_files.read(bundled(tmp_path / "bundle"), tmp_path).named("bundle").side
+def side(tmp_path: Path) -> paired_timing.TimedModel:
+    return model_files.open_model(bundled(tmp_path / "bundle"), tmp_path).renamed("bundle").timed
 
 
-def request(*sides: paired_timing.Side, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
+def request(*sides: paired_timing.TimedModel, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
     return paired_timing._request(sides, 1, effort)
 
 
@@ -129,7 +129,7 @@ def request(*sides: paired_timing.Side, effort: TimingEffort = TimingEffort()) -
     ],
 )
 def test_a_device_is_an_address(text: str, wanted: Address) -> None:
-    assert boards.address(text) == wanted
+    assert boards.parse_address(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def test_a_device_is_an_address(text: str, wanted: Address) -> None:
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ToolchainError, match="ssh:user@host is wanted"):
-        boards.address(text)
+        boards.parse_address(text)
 
 
-def test_models_are_compared_on_one_device_only(side: paired_timing.Side) -> None:
+def test_models_are_compared_on_one_device_only(side: paired_timing.TimedModel) -> None:
     other = dataclasses.replace(side, name="other", device="ssh:board")
     with pytest.raises(ToolchainError, match="on one device"):
-        paired_timing.rounds([side, other], 1, 0, lambda one: None)
+        paired_timing.time_rounds([side, other], 1, 0, lambda one: None)
 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
@@ -156,15 +156,15 @@ def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
 
 @needs_sshd
 def test_a_board_times_as_this_machine_does_and_keeps_nothing(
-    board: boards.Board, side: paired_timing.Side, loopback: Loopback
+    board: boards.Board, side: paired_timing.TimedModel, loopback: Loopback
 ) -> None:
     assert board.machine == processor.describe()
-    found = board.answer("round", request(side, dataclasses.replace(side, name="again")))
+    found = board.ask("round", request(side, dataclasses.replace(side, name="again")))
     assert {name: (len(blocks), len(blocks[0])) for name, blocks in found.items()} == {
         "bundle": (25, 5),
         "again": (25, 5),
     }
-    assert board.answer("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
+    assert board.ask("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
     assert len(board._there) == 1  # a file is sent once
     assert not loopback.gone()
     board.close()
@@ -173,17 +173,17 @@ def test_a_board_times_as_this_machine_does_and_keeps_nothing(
 
 @needs_sshd
 def test_a_model_that_does_not_load_there_is_told(
-    board: boards.Board, side: paired_timing.Side, tmp_path: Path
+    board: boards.Board, side: paired_timing.TimedModel, tmp_path: Path
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"")  # an ONNX file without a graph
     with pytest.raises(ToolchainError, match=r"a timing process on ssh:.* failed: .*does not load"):
-        board.answer("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
+        board.ask("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
 
 
 @needs_sshd
 @pytest.mark.parametrize("how", ["connection", "server"])
 def test_a_board_that_goes_away_is_said_and_left_clean(
-    how: str, board: boards.Board, side: paired_timing.Side, loopback: Loopback
+    how: str, board: boards.Board, side: paired_timing.TimedModel, loopback: Loopback
 ) -> None:
     long = TimingEffort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
 
@@ -199,7 +199,7 @@ def test_a_board_that_goes_away_is_said_and_left_clean(
     thread = threading.Thread(target=cut)
     thread.start()
     with pytest.raises(ToolchainError, match="went away while it was timing"):
-        board.answer("round", request(side, effort=long))
+        board.ask("round", request(side, effort=long))
     thread.join()
     assert soon(loopback.gone)
 
@@ -217,11 +217,11 @@ def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback)
     for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "it needs Python 3.11, numpy and")):
         device = f"{loopback.device.partition('#')[0]}#{python}"
         with pytest.raises(ToolchainError, match=says):
-            boards.Board(device, boards.address(device))
+            boards.Board(device, boards.parse_address(device))
         assert soon(loopback.gone)
     loopback.server.kill()
     with pytest.raises(ToolchainError, match="must work without a question"):
-        boards.Board(loopback.device, boards.address(loopback.device))
+        boards.Board(loopback.device, boards.parse_address(loopback.device))
 
 
 @needs_sshd
@@ -233,14 +233,14 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
         assert result.exit_code == 0, result.exception
         found = files.read_json(tmp_path / "out/bench/bench.json")
         assert (found["device"], found["machine"]) == (loopback.device, processor.describe())
-        target = machine.kind()
+        target = machine.integer_isa()
         if target == "x86-64-vnni":
             arguments = ["gate", "--reference", own, "--device", loopback.device]
-            monkeypatch.setattr("toolchain.gates.gate_inputs.pictures", lambda *_: None)
+            monkeypatch.setattr("toolchain.gates.gate_inputs.list_images", lambda *_: None)
             result = CliRunner().invoke(main.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
             assert files.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device
     finally:
-        boards.board(loopback.device).close()
-        boards.board.cache_clear()
+        boards.connect(loopback.device).close()
+        boards.connect.cache_clear()
     assert soon(loopback.gone)

@@ -84,6 +84,6 @@ def test_an_export_leaves_a_line(tmp_path: Path) -> None:
             "name": "b", "precision": "int8", "threads": 1, "size_bytes": 5, "latency_ms": None, "accuracy": 0.5,
             "accuracy_low": 0.4, "accuracy_high": 0.6, "images": 10}],
     }  # fmt: skip
-    history.append(tmp_path / "h", history.of_export(report, ""))
+    history.append(tmp_path / "h", history.from_export(report, ""))
     found = json.loads((tmp_path / "h").read_text())
     assert (found["name"], found["p50_ms"], found["accuracy"]["samples"], found["outcome"]) == ("b", None, 10, "fail")

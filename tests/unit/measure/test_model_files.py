@@ -20,36 +20,36 @@ def model(path: Path, *shapes: tuple[object, ...], kind: int = TensorProto.FLOAT
 
 
 def test_a_bare_file_is_timed_as_one_picture(tmp_path: Path) -> None:
-    found = model_files.read(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
-    assert (found.side.shape, found.side.dtype, found.side.runtime) == ((1, 3, 8, 9), "float32", "onnxruntime")
-    assert (found.name, found.side.precision, found.manifest) == ("a", "f32", None)
+    found = model_files.open_model(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
+    assert (found.timed.shape, found.timed.dtype, found.timed.runtime) == ((1, 3, 8, 9), "float32", "onnxruntime")
+    assert (found.name, found.timed.precision, found.manifest) == ("a", "f32", None)
     assert found.artefact.size_bytes == (tmp_path / "a.onnx").stat().st_size
-    frames = model_files.read(model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2)
-    assert (frames.side.shape, frames.side.dtype, frames.side.threads) == ((4, 8, 9, 3), "uint8", 2)
+    frames = model_files.open_model(model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2)
+    assert (frames.timed.shape, frames.timed.dtype, frames.timed.threads) == ((4, 8, 9, 3), "uint8", 2)
 
 
 def test_an_onnx_file_may_be_for_openvino(tmp_path: Path) -> None:
-    found = model_files.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path, runtime="openvino", precision="bf16")
-    assert (found.side.runtime, found.side.precision) == ("openvino", "bf16")
+    found = model_files.open_model(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path, runtime="openvino", precision="bf16")
+    assert (found.timed.runtime, found.timed.precision) == ("openvino", "bf16")
 
 
 def test_what_cannot_be_timed_is_said(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="is open; export it with a fixed height and width"):
-        model_files.read(model(tmp_path / "a.onnx", (1, 3, "h", "w")), tmp_path)
+        model_files.open_model(model(tmp_path / "a.onnx", (1, 3, "h", "w")), tmp_path)
     with pytest.raises(ToolchainError, match="has 2 inputs"):
-        model_files.read(model(tmp_path / "b.onnx", (1, 3), (1, 3)), tmp_path)
+        model_files.open_model(model(tmp_path / "b.onnx", (1, 3), (1, 3)), tmp_path)
     with pytest.raises(ToolchainError, match="is not there"):
-        model_files.read(tmp_path / "c.onnx", tmp_path)
+        model_files.open_model(tmp_path / "c.onnx", tmp_path)
     (tmp_path / "d.onnx").write_bytes(b"no model")
     with pytest.raises(ToolchainError, match="not a readable ONNX file"):
-        model_files.read(tmp_path / "d.onnx", tmp_path)
+        model_files.open_model(tmp_path / "d.onnx", tmp_path)
     (tmp_path / "e.tflite").write_bytes(b"")
     with pytest.raises(ToolchainError, match=r"of no kind that can be timed; there are \.tar, \.onnx, \.xml"):
-        model_files.read(tmp_path / "e.tflite", tmp_path)
+        model_files.open_model(tmp_path / "e.tflite", tmp_path)
     with pytest.raises(ToolchainError, match="onnxruntime has no 'bf16'"):
-        model_files.read(model(tmp_path / "f.onnx", (1, 3, 8, 8)), tmp_path, precision="bf16")
+        model_files.open_model(model(tmp_path / "f.onnx", (1, 3, 8, 8)), tmp_path, precision="bf16")
 
 
 def test_names_differ(tmp_path: Path) -> None:
-    one = model_files.read(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path)
-    assert [s.name for s in model_files.distinct([one, one.named("b"), one])] == ["a (1)", "b", "a (3)"]
+    one = model_files.open_model(model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path)
+    assert [s.name for s in model_files.make_names_unique([one, one.renamed("b"), one])] == ["a (1)", "b", "a (3)"]

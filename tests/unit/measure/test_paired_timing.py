@@ -17,7 +17,7 @@ from toolchain.measure import paired_timing
 SHAPE = (1, 3, 16, 16)
 
 
-def side(folder: Path, name: str, channels: int) -> paired_timing.Side:
+def side(folder: Path, name: str, channels: int) -> paired_timing.TimedModel:
     kernel = np.ones((channels, 3, 3, 3), np.float32)
     node = helper.make_node("Conv", ["input", "w"], ["logits"])
     graph = helper.make_graph(
@@ -29,7 +29,7 @@ def side(folder: Path, name: str, channels: int) -> paired_timing.Side:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    return paired_timing.Side(
+    return paired_timing.TimedModel(
         name=name, runtime="onnxruntime", path=str(folder / f"{name}.onnx"), precision="f32", threads=1, shape=SHAPE
     )
 
@@ -37,7 +37,7 @@ def side(folder: Path, name: str, channels: int) -> paired_timing.Side:
 def test_a_round_keeps_every_sample_of_every_side(tmp_path: Path) -> None:
     sides = [side(tmp_path, "small", 8), side(tmp_path, "large", 512)]
     found: list[paired_timing.Round] = []
-    paired_timing.rounds(sides, 2, 7, found.append)
+    paired_timing.time_rounds(sides, 2, 7, found.append)
     assert [one.seed for one in found] == [7, 8]
     for one in found:
         assert {name: np.shape(blocks) for name, blocks in one.blocks.items()} == {
@@ -55,22 +55,22 @@ def test_what_lies_in_the_working_directory_passes_for_no_library(
         (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)
     one = dataclasses.replace(side(tmp_path, "a", 8), python=python)
-    assert paired_timing.footprint(one).first_ms > 0
+    assert paired_timing.measure_footprint(one).first_ms > 0
     found: list[paired_timing.Round] = []
-    paired_timing.rounds([one], 1, 0, found.append)
+    paired_timing.time_rounds([one], 1, 0, found.append)
     assert len(found) == 1
 
 
 def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
     found: list[paired_timing.Round] = []
-    paired_timing.rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)
+    paired_timing.time_rounds([side(tmp_path, "a", 8)], 3, 5, found.append, skip=2)
     assert [one.seed for one in found] == [7]
 
 
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing_process, "_load", lambda s: lambda: order.append(s["name"]))
-    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(paired_timing.REPORTED)}
+    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(paired_timing.FULL_EFFORT)}
     timing_process._run_round(request)
     turn = timing_process.RUNS_PER_BLOCK + 1  # one run that warms the side up again, and those that count
     counted = order[-2 * timing_process.BLOCKS_PER_ROUND * turn :]  # what comes before is warm-up
@@ -81,7 +81,7 @@ def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.M
 
 def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
     ballast = np.ones(60_000_000)  # half a gigabyte in the parent
-    found = paired_timing.footprint(side(tmp_path, "a", 8))
+    found = paired_timing.measure_footprint(side(tmp_path, "a", 8))
     assert ballast.nbytes > 4e8
     assert 1e7 < found.peak_rss_bytes < 3e8
     assert found.load_ms > 0 < found.first_ms
@@ -89,11 +89,11 @@ def test_memory_is_that_of_the_child_alone(tmp_path: Path) -> None:
 
 def test_a_file_that_does_not_load_is_told_not_traced(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    broken = paired_timing.Side(
+    broken = paired_timing.TimedModel(
         name="x", runtime="onnxruntime", path=str(tmp_path / "x.onnx"), precision="f32", threads=1, shape=SHAPE
     )
     with pytest.raises(ToolchainError, match="a timing process failed: .*does not load"):
-        paired_timing.footprint(broken)
+        paired_timing.measure_footprint(broken)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def damaged(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
 
 
 def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
-    found = compare.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
     assert set(found["parts"].values()) == {None}
     assert {one["top1_agreement"] for one in found["logits"].values()} == {1.0}
     assert [layer["layer"] for layer in found["layers"]] == [
@@ -92,7 +92,7 @@ def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Modul
 
 def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
     images = pictures()
-    found = compare.compare(sound[0], images, 1.5)
+    found = compare.compare_layers(sound[0], images, 1.5)
     with torch.no_grad():
         wanted = np.concatenate([sound[1](torch.from_numpy(image[None])).numpy() for image in images])
     assert np.abs(found.reference - wanted).max() <= 1.01 * found.step
@@ -111,7 +111,7 @@ def test_the_layer_that_computes_something_else_is_named(
         return compiled(path, folder)
 
     monkeypatch.setattr(room, "compile", compile_damaged)
-    found = compare.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
     own = {side.name for side in runtime_outputs.sides() if side.runtime == runtime}
     assert {side: parts and parts["layer"] for side, parts in found["parts"].items()} == {
         side: layer if side in own else None for side in SIDES
@@ -120,7 +120,7 @@ def test_the_layer_that_computes_something_else_is_named(
 
 def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> None:
     model, _ = exported(tmp_path, "inner")
-    found = compare.compare(model, pictures(), 1.5).figures
+    found = compare.compare_layers(model, pictures(), 1.5).figures
     for one in found["coverage"].values():
         assert (one["integer"], one["planned"], one["fell_back"], one["meant_as_float"]) == (3, 3, [], ["inner.0"])
 
@@ -136,7 +136,7 @@ def test_a_layer_that_falls_back_is_named(
         return type(found)(integer=found.integer - 1, planned=0, total=found.total, float_ops=("back",))
 
     monkeypatch.setattr(room, "coverage", without_back)
-    found = compare.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
     assert found["coverage"][RUNTIMES[0]]["fell_back"] == ["back"]
 
 
@@ -152,7 +152,7 @@ def test_a_result_whose_reading_changes_the_answers_is_not_believed(
         return given, covered
 
     monkeypatch.setattr(runtime_outputs, "_outputs", disturbed)
-    found = compare.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
     assert all("back" in fused for fused in found["fused"].values())
     assert found["fused"][runtime_outputs.sides()[0].name] == ["back"]
     back = next(layer for layer in found["layers"] if layer["layer"] == "back")
@@ -167,14 +167,14 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
         raise ToolchainError("needs something, which is not installed; run: pip install it")
 
     monkeypatch.setattr(registry.load_module("runtimes", RUNTIMES[0]), "library", absent)
-    found = compare.compare(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
     table = agreement.tabulate_layers({"name": "dense-int8", **found})
     gone = [1 + i for i, side in enumerate(runtime_outputs.sides()) if side.runtime == RUNTIMES[0]]
     assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:
         monkeypatch.setattr(registry.load_module("runtimes", name), "library", absent)
     with pytest.raises(ToolchainError, match="nothing to compare with.*not installed"):
-        compare.compare(sound[0], pictures(), 1.5)
+        compare.compare_layers(sound[0], pictures(), 1.5)
 
 
 # --- on what a run leaves behind ----------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
 
 def test_a_finished_run_can_be_compared(run: Run) -> None:
     ended = CliRunner().invoke(main.app, ["parity", str(run.folder), "--images", "4"])
-    written = files.read_json(run.folder / compare.FILE)
+    written = files.read_json(run.folder / compare.FILE_NAME)
     assert ended.exit_code == (0 if written["agree"] else 1), ended.output
     names = [one["name"] for one in written["variants"]]
     assert sorted(names) == ["dense-int8", "pruned-int8"]
@@ -222,12 +222,12 @@ def test_what_is_not_there_is_said(run: Run, tmp_path: Path, change: object, mes
     shutil.copytree(run.out / "work" / "export", tmp_path / "work" / "export")
     change(folder)  # type: ignore[operator]
     with pytest.raises(ToolchainError, match=message):
-        compare.run(folder)
+        compare.compare_runtimes(folder)
 
 
 def test_more_images_than_there_are_is_refused(run: Run) -> None:
     with pytest.raises(ToolchainError, match="the bundle has 16 golden inputs"):
-        compare.run(run.folder, images=17)
+        compare.compare_runtimes(run.folder, images=17)
 
 
 def edit(folder: Path, **fields: object) -> None:

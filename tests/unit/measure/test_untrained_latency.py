@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toolchain.config import toml_files
 from toolchain.measure import machine, paired_rounds, paired_timing, untrained_latency, worker_processes
-from toolchain.measure.untrained_latency import Network
+from toolchain.measure.untrained_latency import UntrainedNetwork
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 
@@ -31,9 +31,9 @@ def net(width: int) -> nn.Module:
 
 
 def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = {"small": Network(net(8), IMAGE), "odd": Network(Odd(), IMAGE), "large": Network(net(128), IMAGE)}
+    networks = {"small": UntrainedNetwork(net(8), IMAGE), "odd": UntrainedNetwork(Odd(), IMAGE), "large": UntrainedNetwork(net(128), IMAGE)}
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
-    found, refused = untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)
+    found, refused = untrained_latency.time_networks(networks, toml_files.read_target("cpu"), tmp_path)
     assert set(refused) == {"odd"}
     assert set(found) == {"small", "large"}
     assert found["small"].latencies["f32"].estimate < found["large"].latencies["f32"].estimate
@@ -43,25 +43,25 @@ def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, mon
     assert found["large"].fastest in {"f32", "int8"}
     assert not [path for path in (tmp_path / "clock").glob("*/*") if path.is_dir()]  # candidates are cleared away
     monkeypatch.setattr(untrained_latency, "_timed", None)
-    assert untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)[0] == found
+    assert untrained_latency.time_networks(networks, toml_files.read_target("cpu"), tmp_path)[0] == found
 
 
 @pytest.mark.parametrize("device", ["", "ssh:board"])
 def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
     device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[paired_timing.Side] = []
+    timed: list[paired_timing.TimedModel] = []
 
-    def run(sides: list[paired_timing.Side], *_: object) -> list[paired_timing.Round]:
+    def run(sides: list[paired_timing.TimedModel], *_: object) -> list[paired_timing.Round]:
         timed.extend(sides)
         return []
 
-    monkeypatch.setattr(paired_rounds, "run", run)
-    monkeypatch.setattr(machine, "kind", lambda device="": "x86-64-vnni")
-    monkeypatch.setattr(machine, "runtime", lambda target: {})
+    monkeypatch.setattr(paired_rounds, "measure", run)
+    monkeypatch.setattr(machine, "integer_isa", lambda device="": "x86-64-vnni")
+    monkeypatch.setattr(machine, "runtime_version", lambda target: {})
     monkeypatch.setattr(machine, "describe", lambda device="": {})
     target = dataclasses.replace(toml_files.read_target("openvino"), device=device)
-    found, _ = untrained_latency.run({"small": Network(net(8), IMAGE)}, target, tmp_path)
+    found, _ = untrained_latency.time_networks({"small": UntrainedNetwork(net(8), IMAGE)}, target, tmp_path)
     assert {side.precision: Path(side.path).suffix for side in timed} == dict.fromkeys(
         target.precisions, ".xml" if device else ".blob"
     )
@@ -73,7 +73,7 @@ def test_rounds_open_what_was_compiled_here_and_a_board_compiles_for_itself(
 
 def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks, target = (
-        {"broken": Network(net(12), IMAGE), "small": Network(net(8), IMAGE)},
+        {"broken": UntrainedNetwork(net(12), IMAGE), "small": UntrainedNetwork(net(8), IMAGE)},
         toml_files.read_target("cpu"),
     )
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
@@ -81,7 +81,7 @@ def test_one_that_the_runtime_does_not_run_stops_no_other(tmp_path: Path, monkey
     graph = onnx.load(path)
     graph.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 20  # not the pictures that it gets
     onnx.save(graph, path)
-    found, refused = untrained_latency.run(networks, target, tmp_path)
+    found, refused = untrained_latency.time_networks(networks, target, tmp_path)
     assert set(found) == {"small"}
     assert set(refused) == {"broken"}
     assert refused["broken"].startswith("onnxruntime does not run it as f32: ")
@@ -91,21 +91,21 @@ def test_one_whose_process_ended_is_tried_again_by_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks, target = (
-        {"small": Network(net(8), IMAGE), "large": Network(net(16), IMAGE)},
+        {"small": UntrainedNetwork(net(8), IMAGE), "large": UntrainedNetwork(net(16), IMAGE)},
         toml_files.read_target("cpu"),
     )
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
-    real = worker_processes.shared
+    real = worker_processes.share_work
 
     def shared(*given: Any) -> Iterator[tuple[str, Any]]:
         for name, answer in real(*given):
-            yield name, worker_processes.failed("a process", "no memory", -9) if name == "large" else answer
+            yield name, worker_processes.describe_failure("a process", "no memory", -9) if name == "large" else answer
 
-    monkeypatch.setattr(worker_processes, "shared", shared)
-    found, refused = untrained_latency.run(networks, target, tmp_path)
+    monkeypatch.setattr(worker_processes, "share_work", shared)
+    found, refused = untrained_latency.time_networks(networks, target, tmp_path)
     assert (set(found), refused) == ({"small"}, {"large": "a process failed: no memory"})
-    monkeypatch.setattr(worker_processes, "shared", real)
-    found, refused = untrained_latency.run(networks, target, tmp_path)
+    monkeypatch.setattr(worker_processes, "share_work", real)
+    found, refused = untrained_latency.time_networks(networks, target, tmp_path)
     assert (set(found), refused) == ({"small", "large"}, {})
 
 
@@ -113,8 +113,8 @@ def test_of_networks_that_are_built_alike_one_is_timed(tmp_path: Path, monkeypat
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
-    networks = {name: Network(net(width), IMAGE) for name, width in {"one": 8, "other": 16, "twin": 8}.items()}
-    found, _ = untrained_latency.run(networks, toml_files.read_target("cpu"), tmp_path)
+    networks = {name: UntrainedNetwork(net(width), IMAGE) for name, width in {"one": 8, "other": 16, "twin": 8}.items()}
+    found, _ = untrained_latency.time_networks(networks, toml_files.read_target("cpu"), tmp_path)
     assert found["one"] == found["twin"] != found["other"]
     rounds = json.loads(next(tmp_path.glob("clock/*/rounds.json")).read_text())
     assert {name.split()[0] for name in rounds[0]["blocks"]} == {"one", "other"}

@@ -42,7 +42,7 @@ def ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_question_is_answered_by_few_processes_that_end(ended: Path) -> None:
     questions = {f"n{number}": {"number": number} for number in range(20)}
-    found = dict(worker_processes.shared("any", questions, "a helper", 3))
+    found = dict(worker_processes.share_work("any", questions, "a helper", 3))
     assert {name: answer["twice"] for name, answer in found.items()} == {f"n{i}": 2 * i for i in range(20)}
     assert {str(answer["by"]) for answer in found.values()} == {path.name for path in ended.iterdir()}
     assert len(list(ended.iterdir())) <= 3
@@ -50,7 +50,7 @@ def test_every_question_is_answered_by_few_processes_that_end(ended: Path) -> No
 
 def test_what_comes_first_is_told_first(ended: Path) -> None:
     told = ended.parent / "told"
-    answers = worker_processes.shared(
+    answers = worker_processes.share_work(
         "any", {"slow": {"number": 1, "until": str(told)}, "quick": {"number": 2}}, "a helper", 2
     )
     assert next(answers)[0] == "quick"
@@ -60,16 +60,16 @@ def test_what_comes_first_is_told_first(ended: Path) -> None:
 
 def test_a_process_that_ends_is_replaced(ended: Path) -> None:
     questions = {"a": {"number": 1}, "b": {"ends": True}, "c": {"mumbles": True}, "d": {"number": 2}}
-    found = dict(worker_processes.shared("any", questions, "a helper", 1))
+    found = dict(worker_processes.share_work("any", questions, "a helper", 1))
     assert (found["a"]["twice"], found["d"]["twice"]) == (2, 4)
-    assert isinstance(found["b"], worker_processes.Ended)
+    assert isinstance(found["b"], worker_processes.WorkerEnded)
     assert str(found["b"]) == "a helper failed: no memory left"
     assert str(found["c"]) == "a helper answered 'hm', which is no result"
     assert found["a"]["by"] != found["d"]["by"]
 
 
 def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> None:
-    answers = worker_processes.shared("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
+    answers = worker_processes.share_work("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
     next(answers)
     answers.close()
     assert sum(int(path.read_text()) for path in ended.iterdir()) < 20
@@ -80,4 +80,4 @@ def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> 
 
 
 def test_nothing_to_ask(ended: Path) -> None:
-    assert not list(worker_processes.shared("any", {}, "a helper"))
+    assert not list(worker_processes.share_work("any", {}, "a helper"))

@@ -14,7 +14,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.export import insert_qdq, to_onnx
 from toolchain.export.passes import cleanup
 from toolchain.measure import boards, machine, paired_timing
-from toolchain.measure.boards import Gone
+from toolchain.measure.boards import BoardUnreachable
 from toolchain.quantization import fx_graph, placement, pt2e
 from toolchain.quantization.placement import GraphOperation, Placement
 from toolchain.search import placement_changes, placement_search
@@ -202,10 +202,10 @@ def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     from toolchain.search import place
 
     target = toml_files.read_target("cpu")
-    monkeypatch.setattr(machine, "kind", lambda device="": target.isa)
+    monkeypatch.setattr(machine, "integer_isa", lambda device="": target.isa)
 
     def run(clock: Clock, seconds: float = 100.0, device: str = ""):
-        monkeypatch.setattr(paired_timing, "rounds", clock)
+        monkeypatch.setattr(paired_timing, "time_rounds", clock)
         return place.find_placement(model, IMAGE, dataclasses.replace(target, device=device), (), seconds, tmp_path)
 
     return run
@@ -239,7 +239,7 @@ COSTS = {"Conv f32": 1.0, "Conv int8": 0.3}
 
 
 def test_what_one_machine_measured_is_not_taken_for_another(searching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boards, "board", Board)
+    monkeypatch.setattr(boards, "connect", Board)
     clock, seen = Clock(COSTS), []
     took = clock.milliseconds
     monkeypatch.setattr(clock, "milliseconds", lambda side: seen.append(side.device) or took(side))
@@ -253,15 +253,15 @@ def test_what_one_machine_measured_is_not_taken_for_another(searching, monkeypat
 
 
 def test_a_board_that_goes_away_ends_the_search_and_is_no_answer(searching, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boards, "board", Board)
+    monkeypatch.setattr(boards, "connect", Board)
 
     class Leaving(Clock):
         def milliseconds(self, side) -> float:
             if self.calls > 1:
-                raise Gone("ssh:a went away")
+                raise BoardUnreachable("ssh:a went away")
             return super().milliseconds(side)
 
-    with pytest.raises(Gone):
+    with pytest.raises(BoardUnreachable):
         searching(Leaving(COSTS), device="ssh:a")
     clock = Clock(COSTS)
     assert searching(clock, device="ssh:a").tried

@@ -24,7 +24,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval, Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.measure import untrained_latency
-from toolchain.measure.untrained_latency import Clocked, Network
+from toolchain.measure.untrained_latency import UntrainedLatency, UntrainedNetwork
 from toolchain.models import build, weights
 from toolchain.models.sources import torchvision_hub
 from toolchain.report import assemble, html_page, write
@@ -45,9 +45,9 @@ def milliseconds(value: float) -> Interval:
 def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None, *, timed: bool = True) -> Any:
     """Stands for the clock: as long as it is told, nothing for what the target does not run or on another machine."""
 
-    def run(networks: Mapping[str, Network], target: Target, work: Path) -> tuple[dict[str, Clocked], dict[str, str]]:
+    def run(networks: Mapping[str, UntrainedNetwork], target: Target, work: Path) -> tuple[dict[str, UntrainedLatency], dict[str, str]]:
         found = {
-            name: Clocked(
+            name: UntrainedLatency(
                 macs=1, parameters=1,
                 latencies={"f32": milliseconds(2 * taken.get(name, 1.0)), "int8": milliseconds(taken.get(name, 1.0))} if timed else {},
                 sizes={"f32": 4, "int8": 1},
@@ -219,7 +219,7 @@ def test_scores_that_need_a_head_are_left_out_without_one(domain: Domain, tmp_pa
 def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(untrained_latency, "run", pretend({}, {"random": "cannot be exported"}))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({}, {"random": "cannot be exported"}))
     square = Candidate(name="square", model=ModelSpec(name="vit_b_16"), may_ship="yes")
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=ReuseSpec(keep="features.99"), may_ship="yes")
@@ -292,7 +292,7 @@ def test_of_two_with_one_score_the_pretrained_one_comes_first() -> None:
 def test_an_untrained_model_that_comes_first_is_said(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(untrained_latency, "run", pretend({}))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({}))
     bare = candidates()[2]
     found = select_model.rank_candidates(domain, CPU, [bare], None, tmp_path)
     assert any(text.startswith("random comes first with random weights") for text in found["warnings"])
@@ -340,7 +340,7 @@ def test_what_may_not_be_shipped_is_never_chosen() -> None:
 def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
     timed: bool, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(untrained_latency, "run", pretend({}, timed=timed))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({}, timed=timed))
     closed = [dataclasses.replace(one, may_ship="no") for one in candidates()[:2]]
     found = select_model.rank_candidates(domain, CPU, closed, None, tmp_path)
     select.write(found, tmp_path)
@@ -357,7 +357,7 @@ def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, mo
     folder = next(path.parent for path in sorted((tmp_path / "own").rglob("*.png")))
     for number in range(7):
         (folder / f"cut{number}.png").write_bytes(b"no picture")
-    monkeypatch.setattr(untrained_latency, "run", pretend({}))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({}))
     some = dataclasses.replace(domain, path=str(tmp_path / "own"), on_corrupt="skip")
     said = next(
         text
@@ -381,7 +381,7 @@ def test_auto_takes_the_best_that_the_budget_allows(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nominated, "resolve", lambda names: candidates() if names == ["mine"] else [])
-    monkeypatch.setattr(untrained_latency, "run", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
     recipe = Recipe(name="r", domain="tiny", model=ModelSpec(name="auto:mine"))
     job, ranked = select_model.resolve_auto_model(
         job_of(recipe, CPU, domain, out=tmp_path, budget=Budget(latency="2 ms"))
@@ -404,7 +404,7 @@ def test_auto_takes_the_best_that_the_budget_allows(
 def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     run: Run, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(untrained_latency, "run", pretend({"glyphs": 4.0}))
+    monkeypatch.setattr(untrained_latency, "time_networks", pretend({"glyphs": 4.0}))
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}

@@ -33,19 +33,19 @@ def bench(
     from toolchain.report.pages import bench as bench_report
 
     scratch, folder = out / "work" / "subjects", out / "bench"
-    found = model_files.distinct([
-        model_files.read(path, scratch, runtime=runtime, precision=precision).on(device) for path in models
+    found = model_files.make_names_unique([
+        model_files.open_model(path, scratch, runtime=runtime, precision=precision).on_board(device) for path in models
     ])  # fmt: skip
-    asked = benchmark.Asked(
+    asked = benchmark.BenchmarkSettings(
         rounds=rounds, seed=seed, batches=_numbers("--batch", batch), threads=_numbers("--threads", threads),
         cpus=_numbers("--pin", pin, least=0),
     )  # fmt: skip
     raw = folder / "rounds"
     shutil.rmtree(raw, ignore_errors=True)
-    written = benchmark.run(found, asked, raw)
+    written = benchmark.compare_models(found, asked, raw)
     bench_report.write(written, folder)
     shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
-    history.append(out / history.FILE, history.of_bench(written))
+    history.append(out / history.FILE_NAME, history.from_bench(written))
     write.print_tables(
         [
             bench_report.tabulate_latencies(written),

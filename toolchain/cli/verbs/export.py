@@ -74,7 +74,7 @@ def export(
     written = pipeline.export(job)
     write.print_report(written)
     archive = files.sha256_file(job.folder / "bundle.tar") if written["shipped"] else ""
-    history.append(out / history.FILE, history.of_export(written, archive))
+    history.append(out / history.FILE_NAME, history.from_export(written, archive))
     results.print_paths(job.folder, written)
     if written["shipped"] is None:
         raise typer.Exit(1)

@@ -56,20 +56,20 @@ def gate(
         raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
     folder = out / "gate" / chosen.name
     gate_report.remove_files(folder)
-    regression_gate.check(chosen, device)
-    python = gate_inputs.interpreter(reference_python) if reference_python else ""
+    regression_gate.check_environment(chosen, device)
+    python = gate_inputs.find_interpreter(reference_python) if reference_python else ""
     tests = []
     for name in recipes:  # whatever is wrong shows before anything is timed
         job, domain = overrides.read_recipe(name, overrides.Flags(data=data))
-        pair = gate_inputs.pair(
+        pair = gate_inputs.load_pair(
             job, chosen, out, candidate=candidate, reference=reference, python=python, device=device
         )
-        shown = gate_inputs.pictures(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        shown = gate_inputs.list_images(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
         tests.append((pair, shown))
-    gated = regression_gate.holm([regression_gate.run(pair, chosen, shown, seed, attempts) for pair, shown in tests])
+    gated = regression_gate.adjust_for_several_recipes([regression_gate.compare_pair(pair, chosen, shown, seed, attempts) for pair, shown in tests])
     found = gate_report.build_result(gated, chosen)
     gate_report.write(found, folder)
-    history.append(out / history.FILE, history.of_gate(found, chosen.runtime))
+    history.append(out / history.FILE_NAME, history.from_gate(found, chosen.runtime))
     write.print_tables([gate_report.tabulate_checks(found), gate_report.tabulate_latencies(found)])
     for row in found["gates"]:
         for verdict in row["verdicts"]:

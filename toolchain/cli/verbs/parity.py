@@ -21,11 +21,11 @@ def parity(
     from toolchain.report import write
     from toolchain.report.pages import parity as agreement
 
-    written = compare.run(run, images, threshold)
+    written = compare.compare_runtimes(run, images, threshold)
     for one in written["variants"]:
         write.print_tables(agreement.tabulate(one))
         for sentence in agreement.describe_differences(one, written):
             typer.echo(sentence)
-    typer.echo(f"figures: {run / compare.FILE}")
+    typer.echo(f"figures: {run / compare.FILE_NAME}")
     if not written["agree"]:
         raise typer.Exit(1)

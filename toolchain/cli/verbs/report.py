@@ -26,7 +26,7 @@ def report(
         from toolchain.report.pages import history as history_report
 
         folder = run or Path("out")
-        entries, odd = histories.read(folder / histories.FILE)
+        entries, odd = histories.read(folder / histories.FILE_NAME)
         history_report.write_page(entries, odd, folder / "history.html")
         write.print_tables(
             [history_report.tabulate(name, own) for name, own in history_report.group_by_target(entries).items()]

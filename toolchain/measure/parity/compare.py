@@ -20,22 +20,22 @@ from toolchain.export import quantized_tensors
 from toolchain.export.export_variants import ONNX_FILE
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.measure import machine
-from toolchain.measure.accuracy import LOGITS, RANGE_STEPS
+from toolchain.measure.accuracy import LOGITS_FILE, RANGE_STEPS
 from toolchain.measure.parity import reference, runtime_outputs
 from toolchain.measure.parity.runtime_outputs import Reading, Side
 
 SCHEMA = 1
-FILE = "parity.json"
-IMAGES = 8
+FILE_NAME = "parity.json"
+DEFAULT_IMAGES = 8
 WIDELY = (
     0.05  # share of a layer's values: then it is the arithmetic that differs, not single values that lie on an edge
 )
-MANY = 1000  # values of a layer over all images, from which on that share is no accident
+MIN_VALUES_FOR_SHARE = 1000  # values of a layer over all images, from which on that share is no accident
 THRESHOLD_STEPS = 1.5  # rounding the other way is one step; two in a row are more than that
 
 
 @dataclass(frozen=True, kw_only=True)
-class Goldens:
+class GoldenSet:
     """The bundle's golden inputs, and what the shipped artefact answered."""
 
     images: np.ndarray  # float32 [images, 3, height, width]
@@ -43,7 +43,7 @@ class Goldens:
     logits: np.ndarray  # [all goldens, classes]
 
 
-def run(folder: Path, images: int = IMAGES, threshold: float = THRESHOLD_STEPS) -> dict[str, Any]:
+def compare_runtimes(folder: Path, images: int = DEFAULT_IMAGES, threshold: float = THRESHOLD_STEPS) -> dict[str, Any]:
     """Compares every int8 variant of a finished run and writes `parity.json` into its folder.
 
     Args:
@@ -63,7 +63,7 @@ def run(folder: Path, images: int = IMAGES, threshold: float = THRESHOLD_STEPS) 
     goldens = _goldens(folder, images)
     variants = list[dict[str, Any]]()
     for one, path in zip(chosen, graphs, strict=True):
-        found = compare(onnx.load(path), goldens.images, threshold, label=f"parity {one['name']}")
+        found = compare_layers(onnx.load(path), goldens.images, threshold, label=f"parity {one['name']}")
         trained = _trained(folder, goldens) if one["shipped"] else None
         stored = None if trained is None else _answers(found.reference, trained, found.step)
         variants.append({"name": one["name"], "shipped": one["shipped"], "trained": stored, **found.figures})
@@ -72,7 +72,7 @@ def run(folder: Path, images: int = IMAGES, threshold: float = THRESHOLD_STEPS) 
         "images": len(goldens.images), "threshold_steps": threshold, "variants": variants,
         "agree": all(one["top1_agreement"] == 1 for v in variants for one in v["logits"].values()),
     }  # fmt: skip
-    files.write_json(folder / FILE, written)
+    files.write_json(folder / FILE_NAME, written)
     return written
 
 
@@ -113,7 +113,7 @@ def _graph(variant: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def _goldens(folder: Path, count: int) -> Goldens:
+def _goldens(folder: Path, count: int) -> GoldenSet:
     """Golden inputs, spread over all of them.
 
     Raises:
@@ -131,14 +131,14 @@ def _goldens(folder: Path, count: int) -> Goldens:
             f"images = {count}: the bundle has {len(pixels)} golden inputs, so 1 to {len(pixels)} can be"
         )
     rows = np.linspace(0, len(pixels) - 1, count).astype(int)
-    return Goldens(
+    return GoldenSet(
         images=runner.normalise(pixels[rows], preprocess["mean"], preprocess["std"]), rows=rows, logits=logits
     )
 
 
-def _trained(folder: Path, goldens: Goldens) -> np.ndarray | None:
+def _trained(folder: Path, goldens: GoldenSet) -> np.ndarray | None:
     """Logits that the trained torch model gave for the goldens in `verify`, found by the artefact's beside them."""
-    for file in sorted((folder.absolute().parent.parent / "work" / "verify").glob(f"*/{LOGITS}")):
+    for file in sorted((folder.absolute().parent.parent / "work" / "verify").glob(f"*/{LOGITS_FILE}")):
         with np.load(file, allow_pickle=False) as kept:
             artefact, trained = kept["artefact"], kept["torch"]
         rows = np.linspace(0, len(artefact) - 1, len(goldens.logits)).astype(int)
@@ -152,7 +152,7 @@ def _trained(folder: Path, goldens: Goldens) -> np.ndarray | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
+class LayerComparison:
     """One graph on every side."""
 
     reference: np.ndarray  # logits [images, classes], with torch's arithmetic
@@ -160,7 +160,9 @@ class Compared:
     figures: Mapping[str, Any]  # plain data for parity.json
 
 
-def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, label: str = "parity") -> Compared:
+def compare_layers(
+    model: onnx.ModelProto, images: np.ndarray, threshold: float, *, label: str = "parity"
+) -> LayerComparison:
     """Runs images through one Q/DQ graph with torch's arithmetic and in every runtime.
 
     Args:
@@ -187,7 +189,7 @@ def compare(model: onnx.ModelProto, images: np.ndarray, threshold: float, *, lab
         "missing": missing,
         "sides": [side.name for side in runtime_outputs.sides()],
     }
-    return Compared(reference=truth[logits], step=step, figures=figures)
+    return LayerComparison(reference=truth[logits], step=step, figures=figures)
 
 
 def _read(
@@ -245,7 +247,7 @@ def _first(
     for tap in found:
         there = runtime_outputs.difference(tap, truth, reading)
         if there is not None and (
-            there["max_steps"] > steps or (there["differing"] > share and there["values"] >= MANY)
+            there["max_steps"] > steps or (there["differing"] > share and there["values"] >= MIN_VALUES_FOR_SHARE)
         ):
             return {"layer": tap.layer, **there}
     return None

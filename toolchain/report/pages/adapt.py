@@ -72,7 +72,7 @@ def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.nd
         "smallest_difference": statistics.minimum_detectable_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    said = ship_decision.cannot_show(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
+    said = ship_decision.why_not_shown(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
     written["notes"] = [f"budget accuracy_drop = {limit}{said}"] if said else []
     plain: dict[str, Any] = files.to_jsonable(written)
     return plain

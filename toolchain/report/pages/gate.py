@@ -12,7 +12,7 @@ from typing import Any
 from toolchain.config.target import Target
 from toolchain.core import files, run_report
 from toolchain.gates import regression_gate
-from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, Gated
+from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, GateResult
 from toolchain.measure import machine, paired_rounds, paired_timing
 from toolchain.report import number_format
 from toolchain.report import write as report
@@ -29,10 +29,10 @@ GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
 JsonObject = Mapping[str, Any]
 
 
-def build_result(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
+def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
     """The whole result as plain data: what `gate.json` holds."""
-    status, pair = regression_gate.status(gated), gated[0].pair
-    device = pair.candidate.side.device
+    status, pair = regression_gate.exit_status(gated), gated[0].pair
+    device = pair.candidate.timed.device
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "target": target.name,
@@ -41,7 +41,7 @@ def build_result(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
         "device": device,
         "machine": dict(machine.describe(device)),
         "versions": {
-            name: dict(paired_timing.versions(one.side))
+            name: dict(paired_timing.versions(one.timed))
             for name, one in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
         },
         "threads": target.threads,
@@ -51,16 +51,16 @@ def build_result(gated: Sequence[Gated], target: Target) -> dict[str, Any]:
     return found
 
 
-def _row(one: Gated) -> dict[str, Any]:
+def _row(one: GateResult) -> dict[str, Any]:
     sides = {CANDIDATE: one.pair.candidate, REFERENCE: one.pair.reference}
     identities = {
-        name: {"sha256": s.artefact.sha256, "size_bytes": s.artefact.size_bytes, "precision": s.side.precision}
+        name: {"sha256": s.artefact.sha256, "size_bytes": s.artefact.size_bytes, "precision": s.timed.precision}
         for name, s in sides.items()
     }
     return {
         "recipe": one.pair.recipe,
         **identities,
-        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.status([one])],
+        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.exit_status([one])],
         "accuracy": files.to_jsonable(one.accuracy),
         "verdicts": files.to_jsonable(one.verdicts),
         "latency": files.to_jsonable(one.latency),
