@@ -1,4 +1,4 @@
-"""Training: a cut run continues to the very same weights, and a diverging one stops and loses nothing."""
+"""Training: an interrupted run resumes to the very same weights, and a diverging one stops and loses nothing."""
 
 import dataclasses
 from pathlib import Path
@@ -47,21 +47,21 @@ def test_training_learns_and_keeps_its_best_epoch(dataset: data.Dataset, tmp_pat
     assert loop.evaluate(net, dataset.splits["val"], PREPROCESS).accuracy == done.best_accuracy
 
 
-class Cut(Exception):
+class Interrupted(Exception):
     pass
 
 
-def test_a_cut_run_continues_to_the_same_weights(dataset: data.Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_to_the_same_weights(dataset: data.Dataset, tmp_path: Path) -> None:
     whole = model()
     loop.train(whole, job(dataset, tmp_path / "whole"))
 
-    def cut(_: nn.Module, epoch: int, training: bool) -> None:
+    def interrupt(_: nn.Module, epoch: int, training: bool) -> None:
         if epoch == 2 and training:
-            raise Cut
+            raise Interrupted
 
     first = model()
-    with pytest.raises(Cut):
-        loop.train(first, job(dataset, tmp_path / "cut", switch=cut))
+    with pytest.raises(Interrupted):
+        loop.train(first, job(dataset, tmp_path / "cut", before_phase=interrupt))
     second = model()
     done = loop.train(second, job(dataset, tmp_path / "cut"))
     assert len(done.history) == SPEC.epochs
@@ -70,7 +70,7 @@ def test_a_cut_run_continues_to_the_same_weights(dataset: data.Dataset, tmp_path
     )
 
 
-def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_quantized_run_resumes_too(dataset: data.Dataset, tmp_path: Path) -> None:
     def graph() -> nn.Module:
         prepared, _ = pt2e.prepare(model(), torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
         pt2e.configure_fake_quantize(prepared, ranges=True, rounding=True)
@@ -85,12 +85,12 @@ def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path
         net.load_state_dict(weights)
     loop.train(whole, job(dataset, tmp_path / "whole"))
 
-    def cut(_: nn.Module, epoch: int, training: bool) -> None:
+    def interrupt(_: nn.Module, epoch: int, training: bool) -> None:
         if epoch == 1 and training:
-            raise Cut
+            raise Interrupted
 
-    with pytest.raises(Cut):
-        loop.train(start, job(dataset, tmp_path / "cut", switch=cut))
+    with pytest.raises(Interrupted):
+        loop.train(start, job(dataset, tmp_path / "cut", before_phase=interrupt))
     loop.train(second, job(dataset, tmp_path / "cut"))
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), second.state_dict().values(), strict=True)
@@ -100,7 +100,7 @@ def test_a_cut_quantized_run_continues_too(dataset: data.Dataset, tmp_path: Path
 def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
     dataset: data.Dataset, tmp_path: Path
 ) -> None:
-    seen: list[int] = []
+    steps: list[int] = []
 
     class Poisoned(nn.Module):
         def __init__(self) -> None:
@@ -109,19 +109,19 @@ def test_a_loss_that_becomes_nan_stops_at_once_and_keeps_the_last_good_epoch(
 
         def forward(self, x: Tensor) -> Tensor:
             if self.training:
-                seen.append(1)
-            return self.net(x) * (float("nan") if len(seen) == 8 and self.training else 1.0)
+                steps.append(1)
+            return self.net(x) * (float("nan") if len(steps) == 8 and self.training else 1.0)
 
     with pytest.raises(ToolchainError, match="the loss became nan in epoch 2.*Lower learning_rate"):
         loop.train(Poisoned(), job(dataset, tmp_path))
-    assert len(seen) == 8
+    assert len(steps) == 8
     again = training_state.TrainingState(net := Poisoned(), SPEC, 1, tmp_path / loop.CHECKPOINT_FILE)
     again.resume()
     assert again.epoch == 1
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
 
 
-def test_a_loss_beyond_reason_stops_the_training_and_what_was_best_before_is_kept(
+def test_a_diverging_training_stops_and_keeps_the_best_weights_so_far(
     dataset: data.Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Loud(nn.Module):
@@ -132,14 +132,14 @@ def test_a_loss_beyond_reason_stops_the_training_and_what_was_best_before_is_kep
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) * (1e6 if self.training else 1.0)
 
-    with pytest.raises(ToolchainError, match=r"the loss grew to .* in epoch 1; lower learning_rate"):
+    with pytest.raises(ToolchainError, match=r"training diverged: the mean loss of epoch 1 is .* Lower learning_rate"):
         loop.train(Loud(), job(dataset, tmp_path / "a"))
     net = Loud()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     kept = loop.train(net, job(dataset, tmp_path / "b"), keep_start=True)
     assert kept.best_epoch == -1
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
-    assert "what was best before is kept" in capsys.readouterr().out
+    assert "the best weights so far are kept" in capsys.readouterr().out
 
 
 def test_a_penalty_may_be_of_any_size(dataset: data.Dataset, tmp_path: Path) -> None:
@@ -195,18 +195,18 @@ def test_only_the_head_learns_in_frozen_epochs(dataset: data.Dataset, tmp_path: 
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_a_student_believes_its_teacher_as_far_as_it_is_told(dataset: data.Dataset, tmp_path: Path) -> None:
-    liar = model()  # names the next class, surely
+def test_distill_weighs_the_teacher_against_the_labels(dataset: data.Dataset, tmp_path: Path) -> None:
+    teacher = model()  # trained to predict the next class
     wrong = mislabelled(dataset, "train", "val")
-    loop.train(liar, job(wrong, tmp_path / "liar", dataclasses.replace(SPEC, epochs=12, average=0.0)))
+    loop.train(teacher, job(wrong, tmp_path / "teacher", dataclasses.replace(SPEC, epochs=12, average=0.0)))
 
-    def honesty(distill: float) -> float:
+    def student_accuracy(distill: float) -> float:
         student = model()
         spec = dataclasses.replace(SPEC, epochs=10, distill=distill, average=0.0)
-        loop.train(student, job(dataset, tmp_path / str(distill), spec, teacher=liar))
+        loop.train(student, job(dataset, tmp_path / str(distill), spec, teacher=teacher))
         return loop.evaluate(student, dataset.splits["train"], PREPROCESS).accuracy
 
-    assert honesty(1.0) < 0.6 < 0.9 < honesty(0.0)
+    assert student_accuracy(1.0) < 0.6 < 0.9 < student_accuracy(0.0)
 
 
 @pytest.mark.parametrize("exported", [False, True])
@@ -218,14 +218,14 @@ def test_the_running_average_is_that_of_each_tensor_by_name(
         net, _ = pt2e.prepare(net, torch.zeros(1, 3, 12, 10), Placement(), QuantScheme())
         pt2e.configure_fake_quantize(net, ranges=True, rounding=True)
         net(torch.randn(8, 3, 12, 10))
-    running = training_state.TrainingState(net, SPEC, 1, tmp_path / "none")
-    assert running.averaged_model is not None
+    state = training_state.TrainingState(net, SPEC, 1, tmp_path / "none")
+    assert state.averaged_model is not None
     with torch.no_grad():
-        for tensor in running.averaged_model.state_dict().values():
+        for tensor in state.averaged_model.state_dict().values():
             tensor.add_(1)  # far from the weights, so that only averaging brings it back
-    for _ in range(400):  # the weights stand still: their average must come to stand where they do
-        running.finish_step(net)
-    averaged = running.averaged_model.state_dict()
+    for _ in range(400):  # the weights do not change, so their average must converge to them
+        state.finish_step(net)
+    averaged = state.averaged_model.state_dict()
     assert set(averaged) == set(net.state_dict())
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(averaged[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
@@ -245,16 +245,16 @@ def test_the_rarer_class_is_favoured_as_far_as_the_balance_asks(dataset: data.Da
     rows = [row for row, label in enumerate(train.labels.tolist()) if label != 2 or row % 9 == 0]
     few = dataclasses.replace(dataset, splits={**dataset.splits, "train": train.select(rows)})
 
-    def says_rare(balance: float) -> float:
+    def rare_class_probability(balance: float) -> float:
         net = model()
         spec = dataclasses.replace(SPEC, epochs=6, average=0.0)
         loop.train(net, job(few, tmp_path / str(balance), spec, balance=balance))
         return loop.predict(net, dataset.splits["val"], PREPROCESS).softmax(1)[:, 2].mean().item()
 
-    assert says_rare(0.0) + 0.05 < says_rare(1.0)
+    assert rare_class_probability(0.0) + 0.05 < rare_class_probability(1.0)
 
 
-def test_the_best_epoch_is_judged_by_what_is_aimed_at() -> None:
+def test_the_best_epoch_is_chosen_by_accuracy_or_balanced_accuracy() -> None:
     labels = torch.tensor([0] * 8 + [1] * 2)
     lazy, fair = torch.zeros(10, 2), torch.zeros(10, 2)
     lazy[:, 0] = 1.0  # always the frequent class: 80 %, balanced 50 %
