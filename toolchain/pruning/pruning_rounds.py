@@ -1,8 +1,9 @@
-"""How wide each group of channels is after each of several prune-recover rounds on the way to a plan.
+"""The width of each pruning group after each round of pruning and recovery, on the way to a plan.
 
-Cutting little and training in between loses less than cutting all at once (Molchanov et al., arXiv 1611.06440): what is
-left has adapted before it is ranked again. Every round leaves the same share of each width, so that no single one
-takes more of a network than the others. Where the rounds end, in width and in blocks, the plan has decided.
+Pruning a little and training in between loses less accuracy than pruning all at once (Molchanov et al., arXiv
+1611.06440), because the remaining channels have adapted before they are ranked again. Every round keeps the same share
+of each width, so that no round takes much more of the network than the others. The plan fixes the final widths and the
+dropped blocks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,82 +14,90 @@ from toolchain.pruning.groups import ChannelRole, CoupledLayer, PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.pruning.width_search import SearchSpace, Subnetwork
 
-ChannelPosition = tuple[str, ChannelRole, int]  # layer, side, index in the whole model's numbering
+ChannelPosition = tuple[str, ChannelRole, int]  # layer, output or input side, index in the original model's numbering
 
 
 def choose_widths(
-    options: SearchSpace, whole: Sequence[PruningGroup], plan: Surgery, done: Surgery, share: float
+    space: SearchSpace, original_groups: Sequence[PruningGroup], plan: Surgery, applied: Surgery, share: float
 ) -> Subnetwork:
-    """What stays of the groups of a model that is on its way.
+    """Return the widths and dropped blocks at the end of a round.
 
     Args:
-        options: of the model as it is.
-        whole: the groups of the whole model.
-        plan: where the way leads to.
-        done: what has gone so far, as a plan for the whole model.
-        share: of the way that this round ends at, 1 at the end. Blocks go in the first round: half of one cannot be
-            cut, and the longer the rest does without them, the better it is used to it.
+        space: search space of the model as it is now.
+        original_groups: pruning groups of the original model.
+        plan: the final architecture, for the original model.
+        applied: all surgery so far, for the original model.
+        share: share of the way to the plan at which this round ends, 1 in the last. Blocks are dropped in the first
+            round, since there is no half of one; and the sooner they go, the longer the rest adapts to their absence.
 
     Raises:
-        ToolchainError: a group of the whole model that is to be cut is none of the model as it is.
+        ToolchainError: a group that the plan narrows is no longer among the groups of the model.
     """
-    goals = [_goal(group, plan) for group in whole]
-    owner = _owners(whole)
-    numbers = [_owner(group, owner, done) for group in options.groups]
-    lost = [whole[i].name for i, goal in enumerate(goals) if goal not in (None, whole[i].channels) and i not in numbers]
+    final_widths = [_final_width(group, plan) for group in original_groups]
+    group_numbers = _number_channels(original_groups)
+    numbers = [_original_group(group, group_numbers, applied) for group in space.groups]
+    lost = [
+        group.name
+        for number, (group, final) in enumerate(zip(original_groups, final_widths, strict=True))
+        if final not in (None, group.channels) and number not in numbers
+    ]
     if lost:
         raise ToolchainError(
-            f"the channels of {lost[0]} can no longer be traced now that some are gone, so this model cannot be pruned "
-            "in rounds; set [prune] rounds = 1"
+            f"this model cannot be pruned in rounds: the channels of {lost[0]} can no longer be traced after the first "
+            "of them were removed. Set [prune] rounds = 1"
         )
-    kept = []
-    for group, number in zip(options.groups, numbers, strict=True):
-        goal = None if number is None else goals[number]
-        full = group.channels if number is None else whole[number].channels
-        kept.append(group.channels if goal is None else interpolate_width(full, goal, share, options.alignment))
-    return Subnetwork(tuple(kept), frozenset(plan.dropped) - frozenset(done.dropped))
+    widths = []
+    for group, number in zip(space.groups, numbers, strict=True):
+        final = None if number is None else final_widths[number]
+        original = group.channels if number is None else original_groups[number].channels
+        widths.append(group.channels if final is None else interpolate_width(original, final, share, space.alignment))
+    return Subnetwork(tuple(widths), frozenset(plan.dropped) - frozenset(applied.dropped))
 
 
-def replay_widths(options: SearchSpace, plan: Surgery) -> Subnetwork:
-    """The widths and blocks of a plan that was made for other weights of the same model."""
-    return choose_widths(options, options.groups, plan, Surgery(), 1.0)
+def replay_widths(space: SearchSpace, plan: Surgery) -> Subnetwork:
+    """Return the widths and dropped blocks of a plan that was made for other weights of the same model."""
+    return choose_widths(space, space.groups, plan, Surgery(), 1.0)
 
 
 def interpolate_width(whole: int, final: int, share: float, alignment: int) -> int:
-    """Channels of a group when `share` of the way from `whole` to `final` is gone, in multiples of the alignment."""
+    """Return a group's width at `share` of the way from `whole` to `final`, a multiple of the alignment.
+
+    Equal shares divide the width by equal factors.
+    """
     if share >= 1 or whole == final:
         return final
-    aimed: float = whole * (final / whole) ** share
-    return min(whole, max(final, round(aimed / alignment) * alignment))
+    ideal: float = whole * (final / whole) ** share
+    return min(whole, max(final, round(ideal / alignment) * alignment))
 
 
-def _goal(group: PruningGroup, plan: Surgery) -> int | None:
-    """How many of a group's channels the plan keeps; None where it went with a block."""
-    for member in group.coupled_layers:
-        if any(width_search.is_inside(member.module_name, block) for block in plan.dropped):
+def _final_width(group: PruningGroup, plan: Surgery) -> int | None:
+    """Return how many of a group's channels the plan keeps; None where the group is in a dropped block."""
+    for layer in group.coupled_layers:
+        if any(width_search.is_inside(layer.module_name, block) for block in plan.dropped):
             continue
-        kept = _kept(member, plan)
-        return group.channels if kept is None else len({row[0] for row in member.channel_indices}.intersection(kept))
+        kept = _kept_indices(layer, plan)
+        return group.channels if kept is None else len({row[0] for row in layer.channel_indices}.intersection(kept))
     return None
 
 
-def _kept(member: CoupledLayer, plan: Surgery) -> Sequence[int] | None:
-    """Kept indices of the side of a layer that a group is on; None: all."""
-    return plan.keep.get(f"{member.module_name}.weight", {}).get(0 if member.role == "out" else 1)
+def _kept_indices(layer: CoupledLayer, plan: Surgery) -> Sequence[int] | None:
+    """Return the indices that the plan keeps on this side of the layer; None: all."""
+    return plan.keep.get(f"{layer.module_name}.weight", {}).get(0 if layer.role == "out" else 1)
 
 
-def _owners(whole: Sequence[PruningGroup]) -> Mapping[ChannelPosition, int]:
+def _number_channels(groups: Sequence[PruningGroup]) -> Mapping[ChannelPosition, int]:
+    """Return the number of the group that each channel position belongs to."""
     return {
-        (member.module_name, member.role, index): number
-        for number, group in enumerate(whole)
-        for member in group.coupled_layers
-        for row in member.channel_indices
+        (layer.module_name, layer.role, index): number
+        for number, group in enumerate(groups)
+        for layer in group.coupled_layers
+        for row in layer.channel_indices
         for index in row
     }
 
 
-def _owner(group: PruningGroup, owner: Mapping[ChannelPosition, int], done: Surgery) -> int | None:
-    """Which group of the whole model this is what is left of."""
-    member = group.coupled_layers[0]
-    kept, place = _kept(member, done), member.channel_indices[0][0]
-    return owner.get((member.module_name, member.role, place if kept is None else kept[place]))
+def _original_group(group: PruningGroup, group_numbers: Mapping[ChannelPosition, int], applied: Surgery) -> int | None:
+    """Return the number of the original model's group that this one is the remainder of."""
+    layer = group.coupled_layers[0]
+    kept, index = _kept_indices(layer, applied), layer.channel_indices[0][0]
+    return group_numbers.get((layer.module_name, layer.role, index if kept is None else kept[index]))

@@ -1,6 +1,6 @@
-"""sparsify: dense model -> the same, its unimportant channels made small, to be ranked and cut in its place.
+"""Train the dense model with a sparsity penalty, and let the result be ranked and pruned in its place.
 
-The dense model stays what accuracy is measured from, and the teacher. Without `prune.sparsity` nothing is done.
+The dense model stays the accuracy baseline and the teacher. Without `prune.sparsity` nothing is trained.
 """
 
 import copy
@@ -13,57 +13,58 @@ from toolchain.config.recipe import Recipe, TrainSpec
 from toolchain.core import files, progress, stage_cache
 from toolchain.models import profile
 from toolchain.pruning import search_space, sparsity_penalty
-from toolchain.training import loop, trained_model
+from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained_model import TrainedModel, load_trained_model, save_trained_model
 
 VERSION = 1
-DEFAULT_EPOCH_SHARE = 0.5  # of recover's epochs, where the recipe does not say how many
+DEFAULT_EPOCH_SHARE = 0.5  # of the recover epochs, where the recipe does not give a number
 
 
-def run(job: Job, adapted: FinetunedModel) -> trained_model.TrainedModel:
-    """Trains the dense model with a penalty on the groups of channels that pruning may narrow.
+def run(job: Job, finetuned: FinetunedModel) -> TrainedModel:
+    """Train the dense model with a penalty on the groups of channels that may be pruned.
 
     Args:
-        adapted: the dense model; left as it was.
+        job: recipe, target and work folder.
+        finetuned: the dense model, which is left as it was, and its dataset.
 
     Raises:
         ToolchainError: training diverged, or the model cannot be traced for pruning.
     """
-    recipe, target, image = job.recipe, job.target, adapted.dataset.example_input
-    dense, asked = adapted.trained, recipe.prune
-    if asked.sparsity == 0 or asked.ratio == 0:
+    recipe, target, image = job.recipe, job.target, finetuned.dataset.example_input
+    dense, prune_spec = finetuned.trained, recipe.prune
+    if prune_spec.sparsity == 0 or prune_spec.ratio == 0:
         return dense
-    spec = _spec(recipe)
+    spec = _training_spec(recipe)
     key = files.digest(
-        VERSION, dense.key, asked.sparsity, asked.protect, target.alignment, spec, adapted.augment, recipe.balance,
+        VERSION, dense.key, prune_spec.sparsity, prune_spec.protect, target.alignment, spec, finetuned.augment, recipe.balance,
         recipe.seed,
     )  # fmt: skip
     model = copy.deepcopy(dense.model)
     with stage_cache.open_stage(job.work, "sparsify", key) as stage:
         if stage.record is not None:
-            return trained_model.load_trained_model(stage, model)
+            return load_trained_model(stage, model)
         started = time.monotonic()
-        # a group that is as narrow as the kernels like keeps all its channels, so none has to be small
-        found = search_space.find_prunable_groups(
-            model, image, adapted.head, asked, profile.measure_layers(model, image)
+        groups = search_space.find_prunable_groups(
+            model, image, finetuned.head, prune_spec, profile.measure_layers(model, image)
         )
-        found = [group for group in found if group.channels > target.alignment]
+        # a group no wider than the alignment keeps all its channels, so none of them has to shrink
+        groups = [group for group in groups if group.channels > target.alignment]
         training_job = loop.TrainingJob(
-            dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 3, label="sparsify",
+            dataset=finetuned.dataset, spec=spec, augment=finetuned.augment, seed=recipe.seed + 3, label="sparsify",
             folder=stage.folder, balance=recipe.balance, teacher=dense.model,
-            penalty=sparsity_penalty.make_penalty(found, asked.sparsity),
+            penalty=sparsity_penalty.make_penalty(groups, prune_spec.sparsity),
         )  # fmt: skip
         training = loop.train(model, training_job)
-        weak = [sparsity_penalty.measure_weak_share(found, one) for one in (dense.model, model)]
+        before, after = (sparsity_penalty.measure_weak_share(groups, network) for network in (dense.model, model))
         progress.log(
-            f"sparsify: {weak[0]:.0%} -> {weak[1]:.0%} of the channels are under a tenth of their group's mean"
+            f"sparsify: channels with a norm below {sparsity_penalty.WEAK_NORM_SHARE:.0%} of their group's mean: "
+            f"{before:.0%} before, {after:.0%} after"
         )
-        return trained_model.save_trained_model(
-            stage, started, model, training, {"weak_before": weak[0], "weak_after": weak[1]}
-        )
+        return save_trained_model(stage, started, model, training, {"weak_before": before, "weak_after": after})
 
 
-def _spec(recipe: Recipe) -> TrainSpec:
+def _training_spec(recipe: Recipe) -> TrainSpec:
     epochs = recipe.prune.sparse_epochs
     return dataclasses.replace(
         recipe.recover, epochs=math.ceil(DEFAULT_EPOCH_SHARE * recipe.recover.epochs) if epochs is None else epochs
