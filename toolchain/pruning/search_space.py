@@ -1,4 +1,7 @@
-"""Options: carried out of a larger module; to be described."""
+"""The search space of pruning: which channels and blocks of a model may be removed, and how important each is.
+
+Also the plan for a ratio of multiply-accumulates, which needs nothing but this space and no timing.
+"""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -19,92 +22,99 @@ def plan_for_ratio(
     model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
     gradients: Mapping[str, GradientMoments] | None = None,
 ) -> Surgery:  # fmt: skip
-    """A Surgery that removes `spec.ratio` of the multiply-accumulates at the least lost importance.
+    """Plan the surgery that removes `spec.ratio` of the multiply-accumulates at the least loss of importance.
 
-    Args: as `options`.
+    Args: as for `build_search_space`.
 
     Raises:
-        ToolchainError: as `options`; or the ratio cannot be reached.
+        ToolchainError: as for `build_search_space`, or the ratio cannot be reached.
     """
     if not spec.ratio:
         return Surgery()
-    found = build_search_space(
+    space = build_search_space(
         model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients
     )
-    total = total_macs(found.full_layers)
+    total = total_macs(space.full_layers)
     try:
-        choice = width_search.search(found, total_macs, (1 - spec.ratio) * total)
+        subnetwork = width_search.search(space, total_macs, (1 - spec.ratio) * total)
     except width_search.LimitUnreachable as reason:
         raise ToolchainError(
             f"[prune] ratio = {spec.ratio} cannot be reached with widths in multiples of {alignment}: "
-            f"the most is {1 - reason.lowest_cost / total:.2f}; lower the ratio, raise max_share or protect less"
+            f"the most is {1 - reason.lowest_cost / total:.2f}. Lower ratio, raise max_share, or protect fewer layers"
         ) from reason
-    return build(model, found, choice)
+    return build(model, space, subnetwork)
 
 
 def build_search_space(
     model: nn.Module, image: Tensor, *, head: str, spec: PruneSpec, alignment: int, criterion: importance.Criterion,
     gradients: Mapping[str, GradientMoments] | None = None, blocks: Sequence[str] = (),
 ) -> width_search.SearchSpace:  # fmt: skip
-    """What may be cut of a model, and what each part is worth.
+    """Return the channels and blocks that may be removed from a model, with their importance.
 
-    A channel's importance is a share (`importance.shares`), counted once in every layer that sees it: a residual stream
-    is worth more than the inside of one block. Groups no wider than `alignment` stay.
+    A channel's importance is a share (`importance.compute_shares`), counted once for every layer it is coupled to, so a
+    residual stream is more important than the inside of one block. Groups no wider than `alignment` keep their channels.
 
     Args:
-        model: the network; left as it was.
+        model: the network, left as it was.
         image: one example input, float32 [1, 3, height, width].
-        head: the layer whose outputs are the classes, never cut.
-        spec: what is protected, how much of a group may go, and how importance is compared.
-        alignment: widths become multiples of it.
-        criterion: importance of a group's channels.
+        head: the layer whose outputs are the classes, never pruned.
+        spec: which layers are protected, how much of a group may be removed, and how importance is compared.
+        alignment: pruned widths are multiples of it.
+        criterion: scores the channels of a group.
         gradients: by parameter name, where the criterion needs them.
-        blocks: residual blocks that may be left out.
+        blocks: residual blocks that may be dropped.
 
     Raises:
-        ToolchainError: a protected pattern matches nothing, or the criterion needs gradients and there are none.
+        ToolchainError: a pattern in `protect` matches no layer, the model cannot be traced, or the criterion needs
+            gradients and there are none.
     """
-    sizes = measure_layers(model, image)
-    found = find_prunable_groups(model, image, head, spec, sizes, gradients)
-    free = [block for block in blocks if not is_protected_block(sizes, block, spec.protect)]
-    shares = importance.compute_shares(found, criterion, spec.ranking)
-    order = [torch.argsort(share, stable=True) for share in shares]
+    layers = measure_layers(model, image)
+    prunable = find_prunable_groups(model, image, head, spec, layers, gradients)
+    droppable = [block for block in blocks if not is_protected_block(layers, block, spec.protect)]
+    shares = importance.compute_shares(prunable, criterion, spec.ranking)
+    orders = [torch.argsort(share, stable=True) for share in shares]
     return width_search.SearchSpace(
-        full_layers=sizes, groups=tuple(found), channel_order=tuple(order), droppable_blocks=tuple(free), alignment=alignment,
-        sorted_importance=tuple(share[row] for share, row in zip(shares, order, strict=True)), max_pruned_share=spec.max_share,
+        full_layers=layers, groups=tuple(prunable), channel_order=tuple(orders), droppable_blocks=tuple(droppable),
+        sorted_importance=tuple(share[order] for share, order in zip(shares, orders, strict=True)), alignment=alignment,
+        max_pruned_share=spec.max_share,
     )  # fmt: skip
 
 
 def find_prunable_groups(
-    model: nn.Module, image: Tensor, head: str, spec: PruneSpec, sizes: Sequence[Layer],
+    model: nn.Module, image: Tensor, head: str, spec: PruneSpec, layers: Sequence[Layer],
     gradients: Mapping[str, GradientMoments] | None = None,
 ) -> list[PruningGroup]:  # fmt: skip
-    """The groups of channels that the recipe does not protect; `sizes` are those of the model's layers.
+    """Return the pruning groups that the recipe does not protect; `layers` are the model's, from `measure_layers`.
 
     Raises:
-        ToolchainError: a protected pattern matches nothing, or the model cannot be traced.
+        ToolchainError: a pattern in `protect` matches no layer, or the model cannot be traced.
     """
-    check_protect_patterns(spec.protect, sizes)
+    check_protect_patterns(spec.protect, layers)
     return [group for group in groups.find(model, image, head, gradients) if not is_protected(group, spec.protect)]
 
 
-def check_protect_patterns(patterns: Sequence[str], sizes: Sequence[Layer]) -> None:
-    """Asserts that every protected pattern means a layer.
+def check_protect_patterns(patterns: Sequence[str], layers: Sequence[Layer]) -> None:
+    """Check that every pattern in `protect` matches a layer.
 
     Raises:
-        ToolchainError: one matches nothing; names the layers there are.
+        ToolchainError: a pattern matches no layer; the message lists the layers.
     """
-    names = [layer.name for layer in sizes]
+    names = [layer.name for layer in layers]
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names):
-            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer; layers are {', '.join(names)}")
+            raise ToolchainError(f"[prune] protect = {pattern!r} matches no layer. The layers are: {', '.join(names)}")
 
 
 def is_protected(group: PruningGroup, patterns: Sequence[str]) -> bool:
-    """Whether a group has to keep every channel, because a layer that produces them does."""
+    """Return whether a group has to keep every channel, because a layer that produces them is protected."""
     return any(fnmatch(m.module_name, pattern) for m in group.coupled_layers if m.role == "out" for pattern in patterns)
 
 
-def is_protected_block(sizes: Sequence[Layer], block: str, patterns: Sequence[str]) -> bool:
-    """Whether a residual block has to stay, because a layer in it does."""
-    return any(fnmatch(n.name, pattern) for n in sizes if width_search.is_inside(n.name, block) for pattern in patterns)
+def is_protected_block(layers: Sequence[Layer], block: str, patterns: Sequence[str]) -> bool:
+    """Return whether a residual block cannot be dropped, because a layer in it is protected."""
+    return any(
+        fnmatch(layer.name, pattern)
+        for layer in layers
+        if width_search.is_inside(layer.name, block)
+        for pattern in patterns
+    )
