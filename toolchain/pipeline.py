@@ -24,7 +24,7 @@ from toolchain.pruning import prune, recover, sparsify
 from toolchain.quantization import quantize
 from toolchain.report import assemble, write
 from toolchain.report.pages import adapt as adapt_page
-from toolchain.report.sections import reuse
+from toolchain.report.sections import reuse_depths
 from toolchain.search import accuracy_control, lock, place, pruning_plan, pruning_sensitivity
 from toolchain.search.plan import Lock
 from toolchain.selection import reuse_advice, select_model
@@ -49,7 +49,7 @@ def export(job: Job) -> dict[str, Any]:
             data, joined = prepare.run(job)
         with step("advise"):
             job, advice = reuse_advice.resolve_auto_reuse(job, data)
-            reuse.announce(advice)
+            reuse_depths.announce(advice)
         with step("adapt"):
             decided = pruning_plan.check_model(job, data, decided)
             dense = finetune.run(job, data, joined)
@@ -103,7 +103,7 @@ def adapt(job: Job) -> dict[str, Any]:
         torch.set_flush_denormal(True)
         data, joined = prepare.run(job)
         job, advice = reuse_advice.resolve_auto_reuse(job, data, timed=False)
-        reuse.announce(advice)
+        reuse_depths.announce(advice)
         build.build_for_image_size(
             job.recipe.model, len(data.classes), data.example_input, job.recipe.reuse
         )  # what does not fit is said first

@@ -13,12 +13,13 @@ from typing import Literal
 from toolchain.core.errors import ToolchainError
 
 ConfigKind = Literal["targets", "calibration", "recipes", "shortlists"]
-DropInKind = Literal["criteria", "runtimes", "scores", "sources", "updates", "verbs"]
+DropInKind = Literal["criteria", "runtimes", "scores", "sections", "sources", "updates", "verbs"]
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 ROOMS = {  # where each kind of drop-in lies
     "criteria": "pruning/criteria",
     "runtimes": "export/runtimes",
     "scores": "selection/scores",
+    "sections": "report/sections",
     "sources": "data/sources",
     "updates": "deploy/updates",
     "verbs": "cli/verbs",

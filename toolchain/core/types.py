@@ -4,10 +4,12 @@ Standard library only: this is the room everybody may import, so it must cost no
 first half from TOML files and checks them there; the second half is what the stages hand to one another.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+JsonObject = Mapping[str, Any]  # an object as it was read from JSON
 ColourMode = Literal["gray", "rgb"]
 Precision = Literal["f32", "bf16", "int8"]
 NetworkName = Literal["dense", "pruned"]

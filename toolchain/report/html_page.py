@@ -1,26 +1,9 @@
-"""The report as one HTML file: no scripts, nothing fetched, light and dark, on paper and on a phone."""
+"""The elements of every HTML page: style, tables, plots, hints; no scripts, nothing fetched, light, dark and on paper."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from toolchain.core import run_report
-from toolchain.core.run_report import RunReport
-from toolchain.report import charts, key_results, number_format
-from toolchain.report.key_results import KeyResult
-from toolchain.report.sections import (
-    provenance,
-    pruning,
-    quantization,
-    reuse,
-    selection,
-    sensitivity,
-    training,
-    variants,
-    verdicts,
-)
 from toolchain.report.table import Table
-
-OUTCOME_SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": number_format.MISSING}
 
 CSS = """
 :root { color-scheme: light dark; --paper: #fff; --card: #f5f6f7; --ink: #1a2027; --muted: #5b6570; --rule: #d5dae0;
@@ -110,233 +93,72 @@ PAGE_TEMPLATE = """<!doctype html>
 """
 
 
-def render(report: RunReport) -> str:
-    """The whole page."""
-    body = "\n".join(part for part in (_head(report), *_sections(report)) if part)
-    return PAGE_TEMPLATE.format(title=escape(key_results.title(report)), css=CSS, body=body)
+def render_page(title: str, parts: Iterable[str], css: str = "") -> str:
+    """Return a whole page of those parts that are not empty; `css` comes after the style of all pages."""
+    body = "\n".join(part for part in parts if part)
+    return PAGE_TEMPLATE.format(title=escape(title), css=CSS + css, body=body)
 
 
-def _head(report: RunReport) -> str:
-    """What ships and the four answers, then what is to be said about them."""
-    kind = "ships" if run_report.shipped_name(report) else "fails"
-    where = " · ".join(str(report[k]) for k in ("runtime", "domain") if report.get(k))
-    lead = escape(" · ".join(part for part in (key_results.title(report), where) if part))
-    tiles = "".join(_tile(answer) for answer in key_results.list_key_results(report))
-    said = _said(report.get("notes") or (), "") + _said(
-        [f"Warning: {warning}" for warning in report.get("warnings") or ()], " warned"
-    )
-    h1 = f'<h1 class="{kind}">{escape(run_report.describe_outcome(report))}</h1>'
-    return f'<p class="lead">{lead}</p>{h1}<dl class="answers">{tiles}</dl>{said}'
+def render_key_results(results: Iterable[tuple[str, str, Sequence[str]]]) -> str:
+    """Return the cards at the top of a page: of each the question, the figure and its details; intervals are small."""
+    cards = "".join(_card(question, value, details) for question, value, details in results)
+    return f'<dl class="answers">{cards}</dl>'
 
 
-def _tile(answer: KeyResult) -> str:
-    figure, _, interval = answer.value.partition(" [")
+def _card(question: str, value: str, details: Sequence[str]) -> str:
+    figure, _, interval = value.partition(" [")
     small = f" <small>[{escape(interval)}</small>" if interval else ""
-    details = "".join(f"<dd>{escape(line)}</dd>" for line in answer.details)
-    return f'<div><dt>{answer.question}</dt><dd class="figure">{escape(figure)}{small}</dd>{details}</div>'
+    lines = "".join(f"<dd>{escape(line)}</dd>" for line in details)
+    return f'<div><dt>{escape(question)}</dt><dd class="figure">{escape(figure)}{small}</dd>{lines}</div>'
 
 
-def _said(sentences: Sequence[object], kind: str) -> str:
-    lines = "".join(f"<p>{escape(str(sentence))}</p>" for sentence in sentences)
-    return f'<div class="said{kind}">{lines}</div>' if lines else ""
+def notice(sentences: Iterable[object], *, warning: bool = False) -> str:
+    """Return sentences, a paragraph each, beside a line at the margin; "" without any."""
+    paragraphs = "".join(f"<p>{escape(str(sentence))}</p>" for sentence in sentences)
+    return f'<div class="said{" warned" if warning else ""}">{paragraphs}</div>' if paragraphs else ""
 
 
-def _sections(report: RunReport) -> list[str]:
-    """Everything below the answers; a section without content is left out."""
-    taught = _plot(charts.plot_training(report), "Accuracy on the validation split at the end of each epoch.")
-    executed = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
-    return [
-        _section("Verdicts", _verdicts(report)),
-        _section(
-            "Variants",
-            render_table(variants.tabulate_variants(report)),
-            _plot(charts.plot_trade_off(report), _plotted(report)),
-        ),
-        _section("What each variant needs", render_table(variants.tabulate_costs(report)), _hint(COSTS_HINT)),
-        _section("Candidates for the model", *_ranked(report)),
-        _section(reuse.TITLE, *_reused(report)),
-        _section("Layers before and after pruning", *_widths(report)),
-        _section("Size of the pictures", render_table(pruning.tabulate_image_sizes(report)), _hint(IMAGE_SIZES_HINT)),
-        _section("How much each layer minds being pruned", *_sensitivity(report)),
-        _section("Training", taught, render_table(training.tabulate_training(report))),
-        _section("Fine-tuning with several seeds", render_table(training.tabulate_seeds(report))),
-        _section(
-            "Further sets joined to the training images",
-            render_table(training.tabulate_joined(report)),
-            _hint(JOINED_HINT),
-        ),
-        _section("What ran in integers", render_table(quantization.tabulate_coverage(report)), _hint(executed)),
-        _section(
-            "Placements timed before training",
-            render_table(quantization.tabulate_placements(report)),
-            _hint(_searched(report)),
-        ),
-        _section(
-            "Calibration of activation ranges",
-            render_table(quantization.tabulate_calibration(report)),
-            _hint(CALIBRATION_HINT),
-        ),
-        _section(
-            "Layers ranked for accuracy control",
-            render_table(quantization.tabulate_accuracy_control(report)),
-            _hint(ACCURACY_CONTROL_HINT),
-        ),
-        _section("How it was measured", _facts(report)),
-        _section("Time of each stage", _seconds(report)),
-    ]
+def section(title: str, *parts: str) -> str:
+    """Return a section with its heading; "" where the first part is empty."""
+    return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>" if parts and parts[0] else ""
 
 
-CALIBRATION_HINT = (
-    "Divergence: Kullback-Leibler, nats an image, from the float model's answers on validation; less is closer, and the "
-    "closest is kept."
-)
-ACCURACY_CONTROL_HINT = (
-    "What leaving one block in float brings on validation, and what it costs on the target; the most harmful for the "
-    "least latency come first."
-)
-BLOCKS_CAPTION = "Each residual block left out alone, without any training. Dashed: the whole network. Orange: the plan leaves it out."
-IMAGE_SIZES_HINT = (
-    "Each size with the widths and blocks that meet the budget at it; what a short training reaches on validation decided. "
-    "Latency is measured on the untrained architecture, as a share of the dense model's as it would ship."
-)
-JOINED_HINT = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
-COSTS_HINT = (
-    "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
-    "artefact in its runtime names the same class as the trained model. Steps: largest difference of a logit, in "
-    "quantization steps. Load and first run are those of a fresh process."
-)
-
-
-def _section(title: str, *parts: str) -> str:
-    content = "".join(parts)
-    return f"<section><h2>{title}</h2>{content}</section>" if parts and parts[0] else ""
-
-
-def _hint(text: str) -> str:
+def hint(text: str) -> str:
+    """Return a paragraph of small print."""
     return f'<p class="hint">{escape(text)}</p>'
 
 
-def _plot(svg: str, caption: str) -> str:
-    return (
-        f'<figure><div class="wide large">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>' if svg else ""
-    )
+def plot(svg: str, caption: str = "") -> str:
+    """Return a plot over the whole width with its caption; "" without a plot."""
+    if not svg:
+        return ""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><div class="wide large">{svg}</div>{below}</figure>'
 
 
-def _searched(report: RunReport) -> str:
-    """Says what the candidates are, where there were any."""
-    return (
-        f"Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
-        f"process. {quantization.describe_search(report)}."
-    )
-
-
-def _plotted(report: RunReport) -> str:
-    """The plot's caption, naming what could not be drawn."""
-    left_out = [str(v["name"]) for v in report.get("variants") or () if not charts.is_plottable(v)]
-    missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
-    ring = " The ring marks the variant that ships." if run_report.shipped_name(report) else ""
-    return f"Upper left is better.{ring}{missing}"
-
-
-def _widths(report: RunReport) -> tuple[str, ...]:
-    plots = charts.plot_widths(report)
-    columns = f'<div class="plots">{"".join(plots)}</div>' if plots else ""
-    colours = "The pale bar is the width before, the bar in it the width after; grey where nothing went."
-    return columns, _hint(f"Channels that each layer puts out. {colours} {pruning.describe_pruning(report)}.")
-
-
-def _ranked(report: RunReport) -> tuple[str, ...]:
-    """The candidates that the recipe left the choice among."""
-    found = report.get("selected")
-    if not found:
-        return ()
-    return (
-        render_table(selection.tabulate_ranking(found)),
-        _hint(f"{selection.summarize(found)}."),
-        render_table(selection.tabulate_left_out(found)),
-    )
-
-
-def _reused(report: RunReport) -> tuple[str, ...]:
-    """The curves behind the advice, and what was done."""
-    found = (report.get("reuse") or {}).get("advice")
-    if not found:
-        return ()
-    if not found["depths"]:
-        return (_hint(f"{reuse.describe(found)}."),)
-    return _plot(reuse.plot_depths(found), f"{reuse.describe(found)}."), render_table(reuse.tabulate(found))
-
-
-def _sensitivity(report: RunReport) -> tuple[str, ...]:
-    """Curves of the groups, dots of the blocks, and all of both as a table that opens."""
-    content = render_table(sensitivity.tabulate(report))
-    if not content:
-        return ()
-    shown = charts.PANEL_GRID[0] * charts.PANEL_GRID[1]
-    return (
-        _plot(charts.plot_sensitivity(report), sensitivity.make_caption(report, shown))
-        + _plot(charts.plot_blocks(report), BLOCKS_CAPTION)
-        + f"<details><summary>All groups and blocks as a table</summary>{content}</details>",
-    )
-
-
-def _cell(text: str, column: int, prose: tuple[int, ...]) -> str:
-    if column in prose:
-        return f'<td class="prose">{escape(text)}</td>'
-    figure, _, interval = text.partition(" [")
-    return f"<td>{escape(figure)}" + (f"<small>[{escape(interval)}</small>" if interval else "") + "</td>"
-
-
-def render_table(content: Table) -> str:
-    """Any table; the row that ships is marked. Intervals stand below their figures."""
-    if not content.rows:
+def render_table(table: Table) -> str:
+    """Return any table, the row that ships marked, intervals below their figures; "" without rows."""
+    if not table.rows:
         return ""
     head = "".join(
-        f'<th scope="col"{_side(i, content.text_columns)}>{escape(name)}</th>' for i, name in enumerate(content.columns)
+        f'<th scope="col"{_text_class(i, table.text_columns)}>{escape(name)}</th>'
+        for i, name in enumerate(table.columns)
     )
     body = []
-    for number, row in enumerate(content.rows):
-        ships, badge = (
-            (' class="ships"', '<span class="badge">ships</span>') if number == content.shipping_row else ("", "")
-        )
-        cells = "".join(_cell(text, i, content.text_columns) for i, text in enumerate(row) if i)
-        body.append(f'<tr{ships}><th scope="row" class="prose">{escape(row[0])}{badge}</th>{cells}</tr>')
+    for number, row in enumerate(table.rows):
+        ships = number == table.shipping_row
+        row_class, badge = (' class="ships"', '<span class="badge">ships</span>') if ships else ("", "")
+        cells = "".join(_cell(text, i, table.text_columns) for i, text in enumerate(row) if i)
+        body.append(f'<tr{row_class}><th scope="row" class="prose">{escape(row[0])}{badge}</th>{cells}</tr>')
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
-def _side(column: int, prose: tuple[int, ...]) -> str:
-    return ' class="prose"' if column in prose else ""
+def _text_class(column: int, text_columns: Sequence[int]) -> str:
+    return ' class="prose"' if column in text_columns else ""
 
 
-def _verdicts(report: RunReport) -> str:
-    """The table of verdicts with each outcome's sign and colour."""
-    text = render_table(verdicts.tabulate_verdicts(report))
-    for key, sign in OUTCOME_SIGNS.items():
-        plain = f'<td class="prose">{run_report.humanize(key)}</td>'
-        text = text.replace(
-            plain, f'<td class="prose"><span class="outcome {key}">{sign} {run_report.humanize(key)}</span></td>'
-        )
-    return text
-
-
-def _facts(report: RunReport) -> str:
-    """What was measured on what, as pairs in as many columns as the page has room for."""
-    pairs = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>"
-        for name, value in provenance.tabulate_provenance(report).rows
-    )
-    return f'<dl class="facts">{"".join(pairs)}</dl>'
-
-
-def _seconds(report: RunReport) -> str:
-    """Each stage's time with a bar for its share of the longest."""
-    took = {
-        name: 0 if number_format.is_missing(value) else value for name, value in (report.get("seconds") or {}).items()
-    }
-    most, rows = max(took.values(), default=0) or 1, []
-    for name, text in provenance.tabulate_step_times(report).rows:
-        bar = f'<span style="width:{100 * took.get(name, 0) / most:.1f}%"></span>'
-        rows.append(
-            f'<tr><th scope="row" class="prose">{escape(name)}</th><td>{text}</td><td class="bar">{bar}</td></tr>'
-        )
-    return f'<div class="wide"><table><tbody>{"".join(rows)}</tbody></table></div>' if rows else ""
+def _cell(text: str, column: int, text_columns: Sequence[int]) -> str:
+    if column in text_columns:
+        return f'<td class="prose">{escape(text)}</td>'
+    figure, _, interval = text.partition(" [")
+    return f"<td>{escape(figure)}" + (f"<small>[{escape(interval)}</small>" if interval else "") + "</td>"

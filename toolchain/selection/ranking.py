@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolchain.core.errors import ToolchainError
-
-JsonObject = Mapping[str, Any]
+from toolchain.core.types import JsonObject
 
 
 def read_latency_ms(row: JsonObject) -> float | None:

@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from toolchain.core import run_report
-from toolchain.report import charts, html_page, key_results, write
-from toolchain.report.sections import sensitivity, variants
+from toolchain.report import html_report, key_results, markdown, terminal, write
+from toolchain.report.label_placement import Box, overlap, place_label
+from toolchain.report.sections import layer_widths, sensitivity_curves, variants
 
 HOSTILE = "<script>x</script>"
 
@@ -187,7 +188,7 @@ def without_figures() -> dict[str, Any]:
 
 def printed(content: dict[str, Any], width: int, **settings: Any) -> str:
     stream = io.StringIO()
-    write.print_report(content, Console(file=stream, width=width, **settings))
+    terminal.print_report(content, Console(file=stream, width=width, **settings))
     return stream.getvalue()
 
 
@@ -219,7 +220,7 @@ def test_the_page_fetches_nothing_runs_nothing_and_escapes_names(tmp_path: Path)
 
 
 def test_ids_in_the_page_are_unique_and_every_reference_is_met() -> None:
-    text = html_page.render(sample(110))
+    text = html_report.render(sample(110))
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'(?:"|url\()#([^")]*)', text)) <= set(ids)
@@ -230,7 +231,7 @@ def test_missing_figures_are_dashes_and_never_a_crash(content: dict[str, Any], t
     write.write_files(content, tmp_path)
     assert "–" in (tmp_path / "report.html").read_text()
     assert "Nothing ships" in (tmp_path / "report.md").read_text()
-    assert "None" not in printed(content, 80) + (tmp_path / "report.html").read_text() + write.render(content)
+    assert "None" not in printed(content, 80) + (tmp_path / "report.html").read_text() + markdown.render(content)
 
 
 def test_each_figure_alone_may_be_missing(tmp_path: Path) -> None:
@@ -261,10 +262,10 @@ def test_a_class_named_in_bytes_that_are_no_text_is_still_written(tmp_path: Path
 
 def test_the_variant_that_ships_is_marked_everywhere() -> None:
     content = sample()
-    text = html_page.render(content)
+    text = html_report.render(content)
     assert '<th scope="row" class="prose">pruned-int8<span class="badge">ships</span></th>' in text
     assert ">pruned-int8 ships<" in text  # in the plot
-    assert "**pruned-int8** (ships)" in write.render(content)
+    assert "**pruned-int8** (ships)" in markdown.render(content)
     assert "pruned-int8 (ships)" in printed(content, 80)
 
 
@@ -280,7 +281,7 @@ def test_a_missed_budget_names_the_check_and_still_shows_the_candidate() -> None
     missed = {**sample(), "shipped": None, "candidate": "pruned-int8"}
     assert run_report.describe_outcome(missed) == "Nothing ships: pruned-int8 misses size"
     assert key_results.list_key_results(missed)[0].value == "83.6 % [82.4, 84.8]"
-    assert variants.tabulate_variants(missed).shipping_row is None
+    assert variants.tabulate(missed).shipping_row is None
 
 
 @pytest.mark.parametrize("width", [80, 160])
@@ -303,24 +304,24 @@ def test_the_terminal_has_colours_where_somebody_sees_them_and_never_reads_names
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    write.print_report(sample(), Console(file=stream, width=80))
+    terminal.print_report(sample(), Console(file=stream, width=80))
     stream.seek(0)
     assert "-0.4 pt [-1.0, +0.2]" in stream.read()
 
 
 @pytest.mark.parametrize(("layers", "columns"), [(4, 1), (20, 2), (110, 4)])
 def test_layers_are_split_into_columns_that_stay_legible(layers: int, columns: int) -> None:
-    plots = charts.plot_widths(sample(layers))
+    plots = layer_widths.plot_widths(sample(layers))
     assert len(plots) == columns
     assert sum(plot.count(".conv1<") for plot in plots) == layers
 
 
 def test_labels_of_a_crowded_plot_do_not_cover_each_other() -> None:
-    taken: list[charts.Box] = []
+    taken: list[Box] = []
     for i in range(8):
-        taken.append(charts.place_label((300.0 + 10 * i, 200.0), (80.0, 14.0), taken, (0, 0, 700, 400)))
+        taken.append(place_label((300.0 + 10 * i, 200.0), (80.0, 14.0), taken, (0, 0, 700, 400)))
     boxes = list(enumerate(taken))
-    assert all(charts._overlap(a, b) == 0 for i, a in boxes for j, b in boxes if i < j)
+    assert all(overlap(a, b) == 0 for i, a in boxes for j, b in boxes if i < j)
 
 
 def test_the_sample_is_left_as_it_was(tmp_path: Path) -> None:
@@ -332,17 +333,17 @@ def test_the_sample_is_left_as_it_was(tmp_path: Path) -> None:
 
 def test_the_most_sensitive_groups_are_drawn_and_the_rest_stands_in_the_table() -> None:
     found = sample()
-    drawn = charts.plot_sensitivity(found)
+    drawn = sensitivity_curves.plot_groups(found)
     assert [f">channels{i}.conv1<" in drawn for i in range(26)] == [True] * 24 + [False] * 2
     assert drawn.count("plan cuts 50 % of 64") == 12
-    shown = html_page.render(found)
+    shown = html_report.render(found)
     assert "The other 2 are in the table" in shown
     assert "at most ± 3.0 points" in shown
     assert all(f"channels{i}.conv1" in shown for i in range(26))
 
 
 def test_the_short_table_has_both_ends_and_the_long_one_what_was_not_measured() -> None:
-    short, whole = sensitivity.tabulate(sample(), short=True), sensitivity.tabulate(sample())
+    short, whole = sensitivity_curves.tabulate(sample()), sensitivity_curves.tabulate_all(sample())
     assert [row[0].split(".")[0] for row in short.rows] == [
         "channels0", "channels1", "channels2", "…", "block0", "block1", "block2",
     ]  # fmt: skip
@@ -353,9 +354,13 @@ def test_the_short_table_has_both_ends_and_the_long_one_what_was_not_measured() 
 
 def test_a_share_that_is_not_the_usual_one_is_named() -> None:
     odd = {**minding(1), "shares": [0.0, 1 / 3, 2 / 3, 0.9375]}
-    assert sensitivity.tabulate({"sensitivity": [odd]}).rows[0][2:5] == ("77.8 % at 33 %", "–", "71.5 % at 67 %")
+    assert sensitivity_curves.tabulate_all({"sensitivity": [odd]}).rows[0][2:5] == (
+        "77.8 % at 33 %",
+        "–",
+        "71.5 % at 67 %",
+    )
 
 
 def test_without_sensitivity_there_is_no_section() -> None:
-    assert "minds being pruned" not in html_page.render({**sample(), "sensitivity": []})
-    assert "minds being pruned" not in write.render({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in html_report.render({**sample(), "sensitivity": []})
+    assert "minds being pruned" not in markdown.render({**sample(), "sensitivity": []})

@@ -14,8 +14,8 @@ from toolchain.core.types import Interval, Preprocessing
 from toolchain.data import decoded_dataset
 from toolchain.data.augmentation import resolve
 from toolchain.models import blocks, build
-from toolchain.report import html_page, write
-from toolchain.report.sections import reuse as reuse_report
+from toolchain.report import html_report, markdown
+from toolchain.report.sections import reuse_depths
 from toolchain.selection import extract_features, reuse_advice, transfer_scores
 from toolchain.selection.reuse_advice import DepthAssessment
 from toolchain.training import finetune, loop
@@ -68,7 +68,7 @@ def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) ->
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (ReuseSpec(), ())
-    assert reuse_report.describe(to_jsonable(found)).startswith("bare: all of it is used: it has random weights")
+    assert reuse_depths.describe(to_jsonable(found)).startswith("bare: all of it is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
@@ -84,12 +84,12 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
         assert depth.levels == transfer_scores.compute(trained, tmp_path / "work", depth.block)["levels"]
         assert depth.untrained_levels == transfer_scores.compute(bare, tmp_path / "work", depth.block)["levels"]
     assert whole.features[12] is not None
-    shown = reuse_report.tabulate(to_jsonable(found))
+    shown = reuse_depths.tabulate_depths(to_jsonable(found))
     assert len(shown.rows) == len(found.depths)
-    assert "glyphs: " in reuse_report.describe(to_jsonable(found))
+    assert "glyphs: " in reuse_depths.describe(to_jsonable(found))
     cut = dataclasses.replace(found, reuse=ReuseSpec(keep="features.4"))
-    assert ">cut behind<" in reuse_report.plot_depths(to_jsonable(cut))
-    assert "cut behind" not in reuse_report.plot_depths(to_jsonable(dataclasses.replace(found, reuse=ReuseSpec())))
+    assert ">cut behind<" in reuse_depths.plot_depths(to_jsonable(cut))
+    assert "cut behind" not in reuse_depths.plot_depths(to_jsonable(dataclasses.replace(found, reuse=ReuseSpec())))
 
 
 def test_a_network_that_is_no_chain_is_used_whole(
@@ -101,8 +101,8 @@ def test_a_network_that_is_no_chain_is_used_whole(
     settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert settled.recipe == dataclasses.replace(recipe, reuse=ReuseSpec())
     assert found is not None
-    assert "it is no chain of blocks" in reuse_report.describe(to_jsonable(found))
-    assert reuse_report.plot_depths(to_jsonable(found)) == ""
+    assert "it is no chain of blocks" in reuse_depths.describe(to_jsonable(found))
+    assert reuse_depths.plot_depths(to_jsonable(found)) == ""
 
 
 def test_auto_is_settled_and_everything_else_is_left(domain: Domain, tmp_path: Path) -> None:
@@ -153,13 +153,15 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
         model="net", reuse=ReuseSpec(keep="b1"), why=("because",), depths=tuple(depths([0.1, 0.3, 0.2], [0.1] * 3)),
         speedup=1.5, per_class=40.0,
     )  # fmt: skip
-    assert reuse_report.TITLE not in write.render(run.report)
+    assert reuse_depths.TITLE not in markdown.render(run.report)
     written = {**run.report, "reuse": {"used": to_jsonable(found.reuse), "advice": to_jsonable(found)}}
-    assert f"## {reuse_report.TITLE}" in write.render(written)
-    shown = html_page.render(written)
+    assert f"## {reuse_depths.TITLE}" in markdown.render(written)
+    shown = html_report.render(written)
     assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
-    assert shown.count("<svg") == html_page.render(run.report).count("<svg") + 1
+    assert shown.count("<svg") == html_report.render(run.report).count("<svg") + 1
     untold = dataclasses.replace(found, depths=(), reuse=ReuseSpec(), why=("nobody can tell",))
-    bare = html_page.render({**run.report, "reuse": {"used": to_jsonable(untold.reuse), "advice": to_jsonable(untold)}})
+    bare = html_report.render(
+        {**run.report, "reuse": {"used": to_jsonable(untold.reuse), "advice": to_jsonable(untold)}}
+    )
     assert "net: all of it is used" in bare
     assert "nobody can tell." in bare

@@ -27,9 +27,9 @@ from toolchain.measure import untrained_latency
 from toolchain.measure.untrained_latency import UntrainedLatency, UntrainedNetwork
 from toolchain.models import build, weights
 from toolchain.models.sources import torchvision_hub
-from toolchain.report import assemble, html_page, write
+from toolchain.report import assemble, html_report, markdown
 from toolchain.report.pages import select
-from toolchain.report.sections import selection as selection_module
+from toolchain.report.sections import model_candidates
 from toolchain.selection import candidates as nominated
 from toolchain.selection import extract_features, ranking, select_model, transfer_scores
 
@@ -344,12 +344,12 @@ def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
     closed = [dataclasses.replace(one, may_ship="no") for one in candidates()[:2]]
     found = select_model.rank_candidates(domain, CPU, closed, None, tmp_path)
     select.write(found, tmp_path)
-    assert "none may be shipped" in selection_module.summarize(found)
-    assert ("latency and size of untrained copies" in selection_module.summarize(found)) == timed
-    assert ("nothing was timed" in selection_module.summarize(found)) != timed
+    assert "none may be shipped" in model_candidates.summarize(found)
+    assert ("latency and size of untrained copies" in model_candidates.summarize(found)) == timed
+    assert ("nothing was timed" in model_candidates.summarize(found)) != timed
     assert "they may not be shipped: glyphs, glyphs to 4" in found["warnings"]
     assert ("<svg" in (tmp_path / "tiny.cpu.html").read_text()) == timed
-    assert {row[-2].endswith(" f32") for row in selection_module.tabulate_ranking(found).rows} == {not timed}
+    assert {row[-2].endswith(" f32") for row in model_candidates.tabulate_ranking(found).rows} == {not timed}
 
 
 def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,13 +408,13 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
-    assert "## Candidates for the model" in write.render(written)
-    assert "First: random (it was asked for)." in html_page.render(written)
-    assert "weights file gone.safetensors is not there" in html_page.render(written)
-    assert "## Candidates left out" in write.render(written)
+    assert "## Candidates for the model" in markdown.render(written)
+    assert "First: random (it was asked for)." in html_report.render(written)
+    assert "weights file gone.safetensors is not there" in html_report.render(written)
+    assert "## Candidates left out" in markdown.render(written)
     best = ranked["candidates"][0]
     assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]
-    assert "## Candidates for the model" not in write.render(run.report)
+    assert "## Candidates for the model" not in markdown.render(run.report)
 
 
 @pytest.mark.slow

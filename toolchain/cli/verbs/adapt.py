@@ -48,11 +48,11 @@ def adapt(
     )  # fmt: skip
     job = overrides.read_job(recipe, "cpu", flags, out)
     from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import adapt as page
 
     written = pipeline.adapt(job)
-    write.print_tables(page.tabulate(written))
+    terminal.print_tables(page.tabulate(written))
     for note in written["notes"]:
         typer.echo(f"Warning: {note}", err=True)
     typer.echo(f"figures: {out / written['recipe'] / 'adapt.json'}")

@@ -29,7 +29,7 @@ def bench(
     Exit status: 0 done (whatever the warnings), 2 wrong input.
     """
     from toolchain.measure import benchmark, history, model_files
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import bench as bench_report
 
     scratch, folder = out / "work" / "subjects", out / "bench"
@@ -46,7 +46,7 @@ def bench(
     bench_report.write(written, folder)
     shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
     history.append(out / history.FILE_NAME, history.from_bench(written))
-    write.print_tables(
+    terminal.print_tables(
         [
             bench_report.tabulate_latencies(written),
             *(content for _, content in bench_report.list_further_tables(written)),

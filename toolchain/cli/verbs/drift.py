@@ -21,14 +21,14 @@ def drift(
     """
     from toolchain.deploy import drift as drifts
     from toolchain.deploy import drift_reference
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import drift as drift_report
 
     own = drift_reference.load_bundle(bundle)
     files = drifts.read_counters(counts, own.identity, own.reference.count_bins(len(own.classes)))
     found = drifts.detect(own.name, own.reference, len(own.classes), files)
     drift_report.write(found, own, out / "drift")
-    write.print_tables(drift_report.tabulate_windows(found))
+    terminal.print_tables(drift_report.tabulate_windows(found))
     typer.echo(drift_report.describe_verdict(found))
     typer.echo(f"plots: {out / 'drift' / 'drift.html'}")
     if found.verdict != "fine":

@@ -69,10 +69,10 @@ def export(
     from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
     from toolchain.core import files
     from toolchain.measure import history
-    from toolchain.report import write
+    from toolchain.report import terminal
 
     written = pipeline.export(job)
-    write.print_report(written)
+    terminal.print_report(written)
     archive = files.sha256_file(job.folder / "bundle.tar") if written["shipped"] else ""
     history.append(out / history.FILE_NAME, history.from_export(written, archive))
     results.print_paths(job.folder, written)

@@ -45,7 +45,7 @@ def gate(
     from toolchain.config import overrides, toml_files
     from toolchain.gates import gate_inputs, regression_gate
     from toolchain.measure import history
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import gate as gate_report
 
     chosen, recipes = toml_files.read_target(target), recipe or ["digits"]
@@ -70,7 +70,7 @@ def gate(
     found = gate_report.build_result(gated, chosen)
     gate_report.write(found, folder)
     history.append(out / history.FILE_NAME, history.from_gate(found, chosen.runtime))
-    write.print_tables([gate_report.tabulate_checks(found), gate_report.tabulate_latencies(found)])
+    terminal.print_tables([gate_report.tabulate_checks(found), gate_report.tabulate_latencies(found)])
     for row in found["gates"]:
         for verdict in row["verdicts"]:
             if verdict["outcome"] != "pass":

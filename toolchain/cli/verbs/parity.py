@@ -18,12 +18,12 @@ def parity(
     Exit status: 0 all answer alike, 1 they name different classes, 2 wrong input.
     """
     from toolchain.measure.parity import compare
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import parity as agreement
 
     written = compare.compare_runtimes(run, images, threshold)
     for one in written["variants"]:
-        write.print_tables(agreement.tabulate(one))
+        terminal.print_tables(agreement.tabulate(one))
         for sentence in agreement.describe_differences(one, written):
             typer.echo(sentence)
     typer.echo(f"figures: {run / compare.FILE_NAME}")

@@ -20,7 +20,7 @@ def report(
     """Show a finished run's report again and rewrite its HTML and Markdown; or how a target has moved over time."""
     from toolchain.core import files
     from toolchain.measure import history as histories
-    from toolchain.report import write
+    from toolchain.report import terminal, write
 
     if history:
         from toolchain.report.pages import history as history_report
@@ -28,7 +28,7 @@ def report(
         folder = run or Path("out")
         entries, odd = histories.read(folder / histories.FILE_NAME)
         history_report.write_page(entries, odd, folder / "history.html")
-        write.print_tables(
+        terminal.print_tables(
             [history_report.tabulate(name, own) for name, own in history_report.group_by_target(entries).items()]
         )
         if odd:
@@ -39,5 +39,5 @@ def report(
         raise ToolchainError("name the folder of a run, such as out/digits/cpu, or ask for --history")
     written = files.read_json(run / "report.json")
     write.write_files(written, run)
-    write.print_report(written)
+    terminal.print_report(written)
     results.print_paths(run, written)

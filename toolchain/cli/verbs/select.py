@@ -35,10 +35,9 @@ def select(
     import dataclasses
 
     from toolchain.config import overrides, toml_files
-    from toolchain.report import write
+    from toolchain.report import terminal
     from toolchain.report.pages import select as select_report
-    from toolchain.report.sections import reuse
-    from toolchain.report.sections import selection as selection_module
+    from toolchain.report.sections import model_candidates, reuse_depths
     from toolchain.selection import candidates as nominated
     from toolchain.selection import select_model
 
@@ -50,16 +49,16 @@ def select(
     on = dataclasses.replace(on, device=device or on.device)
     written = select_model.rank_candidates(chosen, on, found, size, out, layers=layers)
     select_report.write(written, out / "select")
-    write.print_tables(
+    terminal.print_tables(
         [
-            selection_module.tabulate_ranking(written),
-            *(content for _, content in selection_module.list_further_tables(written)),
+            model_candidates.tabulate_ranking(written),
+            *(content for _, content in select_report.list_further_tables(written)),
         ]
     )
-    typer.echo(selection_module.summarize(written))
+    typer.echo(model_candidates.summarize(written))
     if written["advice"]:
-        write.print_tables([reuse.tabulate(written["advice"])])
-        typer.echo(reuse.describe(written["advice"]))
+        terminal.print_tables([reuse_depths.tabulate_depths(written["advice"])])
+        typer.echo(reuse_depths.describe(written["advice"]))
     for warning in written["warnings"]:
         typer.echo(f"Warning: {warning}", err=True)
     stem = out / "select" / f"{chosen.name}.{on.name}"

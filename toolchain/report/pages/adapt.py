@@ -14,7 +14,7 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.gates import ship_decision
 from toolchain.models import build
 from toolchain.report import assemble, number_format, table
-from toolchain.report.sections import training
+from toolchain.report.sections import joined_datasets, seed_runs
 from toolchain.report.table import Table
 from toolchain.training import linear_probe, loop
 from toolchain.training.finetune import FinetunedModel
@@ -89,7 +89,7 @@ def tabulate(written: Mapping[str, Any]) -> list[Table]:
     rows.append(("gain over the probe, paired", *gains))
     title = f"On {written['images']['test']:,} test images"
     found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
-    return [found, training.tabulate_seeds(written), training.tabulate_joined(written)]
+    return [found, seed_runs.tabulate(written), joined_datasets.tabulate(written)]
 
 
 def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,19 +1,15 @@
 """What `bench` found, as tables, JSON, Markdown and one HTML page with a plot."""
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from toolchain.core import files
-from toolchain.report import html_page as page
-from toolchain.report import number_format, svg
-from toolchain.report import write as report
+from toolchain.core.types import JsonObject
+from toolchain.report import html_page, markdown, number_format, svg
 from toolchain.report.table import Table
 
-JsonObject = Mapping[str, Any]
 MAX_PLOTTED_MEDIANS = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
 
 
@@ -103,35 +99,31 @@ def describe_measurement(found: JsonObject) -> str:
 
 
 def render_markdown(found: JsonObject) -> str:
-    """The same for a pull request or a page of a wiki."""
+    """Return all tables in Markdown, for a merge request or a wiki."""
     parts = [
         "# Latency",
-        report.format_table(tabulate_latencies(found)),
-        f"{report.escape(describe_measurement(found))}.",
+        markdown.format_table(tabulate_latencies(found)),
+        f"{markdown.escape(describe_measurement(found))}.",
+        *(markdown.format_section(title, table) for title, table in list_further_tables(found)),
     ]
-    for title, content in list_further_tables(found):
-        parts += [f"## {title}", report.format_table(content)] if content.rows else []
     if found["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {report.escape(w['text'])}" for w in found["warnings"])]
-    return "\n\n".join(parts) + "\n"
+        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {markdown.escape(w['text'])}" for w in found["warnings"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+CAPTION = "Share of all inferences that took no longer; the steeper, the steadier. Beyond two and a half medians nothing is drawn."
 
 
 def render_html(found: JsonObject) -> str:
-    """The page."""
-    said = "".join(f"<p>Warning: {escape(w['text'])}</p>" for w in found["warnings"])
-    parts = [
+    """Return the page."""
+    parts = (
         f'<p class="lead">{escape(describe_measurement(found))}</p><h1>Latency</h1>',
-        f'<div class="said warned">{said}</div>' if said else "",
-        page.render_table(tabulate_latencies(found)),
-        f'<figure><div class="wide large">{plot_distributions(found)}</div><figcaption>Share of all inferences that took no longer; '
-        "the steeper, the steadier. Beyond two and a half medians nothing is drawn.</figcaption></figure>",
-        *(
-            f"<section><h2>{title}</h2>{page.render_table(content)}</section>"
-            for title, content in list_further_tables(found)
-            if content.rows
-        ),
-    ]
-    return page.PAGE_TEMPLATE.format(title="Latency", css=page.CSS, body="\n".join(part for part in parts if part))
+        html_page.notice((f"Warning: {w['text']}" for w in found["warnings"]), warning=True),
+        html_page.render_table(tabulate_latencies(found)),
+        html_page.plot(plot_distributions(found), CAPTION),
+        *(html_page.section(title, html_page.render_table(table)) for title, table in list_further_tables(found)),
+    )
+    return html_page.render_page("Latency", parts)
 
 
 def plot_distributions(found: JsonObject) -> str:

@@ -23,8 +23,7 @@ from toolchain.data.checks.finding import (
     pluralize,
 )
 from toolchain.edge import run
-from toolchain.report import html_page as page
-from toolchain.report import number_format
+from toolchain.report import html_page, number_format
 from toolchain.report.pages import data_checks_text
 from toolchain.report.table import Table
 
@@ -65,19 +64,18 @@ def render_html(checkup: DatasetCheck, shift: "DomainShift | None") -> str:
     """The whole page; the pictures are read from the folder once more."""
     parts = (
         _head(checkup),
-        _section("Findings", _findings(checkup.findings)),
-        _section("Look at these", _sheet(checkup)),
-        _section("Classes", page.render_table(data_checks_text.tabulate_classes(checkup)), _hint(RECALL_HINT)),
-        _section(
+        html_page.section("Findings", _findings(checkup.findings)),
+        html_page.section("Look at these", _sheet(checkup)),
+        html_page.section(
+            "Classes", html_page.render_table(data_checks_text.tabulate_classes(checkup)), html_page.hint(RECALL_HINT)
+        ),
+        html_page.section(
             "Sizes and kinds",
             _columns(data_checks_text.tabulate_sizes(checkup), data_checks_text.tabulate_modes(checkup)),
         ),
-        _section("Distance to what the model knows", _shift(shift) if shift else ""),
+        html_page.section("Distance to what the model knows", _shift(shift) if shift else ""),
     )
-    title = escape(f"{checkup.domain}: examination of the pictures")
-    return page.PAGE_TEMPLATE.format(
-        title=title, css=page.CSS + EXTRA_CSS, body="\n".join(part for part in parts if part)
-    )
+    return html_page.render_page(f"{checkup.domain}: examination of the pictures", parts, EXTRA_CSS)
 
 
 RECALL_HINT = (
@@ -86,16 +84,8 @@ RECALL_HINT = (
 )
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{title}</h2>{''.join(parts)}</section>" if parts[0] else ""
-
-
-def _hint(text: str) -> str:
-    return f'<p class="hint">{escape(text)}</p>'
-
-
 def _columns(*found: Table) -> str:
-    return f'<div class="columns">{"".join(f"<div>{page.render_table(one)}</div>" for one in found)}</div>'
+    return f'<div class="columns">{"".join(f"<div>{html_page.render_table(one)}</div>" for one in found)}</div>'
 
 
 def _head(checkup: DatasetCheck) -> str:
@@ -110,13 +100,10 @@ def _head(checkup: DatasetCheck) -> str:
             "in accuracy, of two models on the same pictures",
         ),
     )
-    answers = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(figure)}</dd><dd>{escape(more)}</dd></div>'
-        for name, figure, more in tiles
-    )
+    results = html_page.render_key_results((name, figure, [more]) for name, figure, more in tiles)
     return (
         f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{kind}">{escape(data_checks_text.describe_outcome(checkup))}</h1>'
-        f'<dl class="answers">{answers}</dl>'
+        f"{results}"
     )
 
 
@@ -165,7 +152,9 @@ def _sheet(checkup: DatasetCheck) -> str:
         warnings.simplefilter("ignore")  # what Pillow says about odd files, the findings say
         cards = "".join(_card(folder, checkup.mode, group) for group in shown)
     left = len(checkup.copies) - len(shown)
-    more = _hint(f"{pluralize(left, 'further group')} of copies are listed under the findings.") if left else ""
+    more = (
+        html_page.hint(f"{pluralize(left, 'further group')} of copies are listed under the findings.") if left else ""
+    )
     return f'<div class="sheet">{cards}</div>{more}'
 
 
@@ -222,8 +211,10 @@ def _shift(shift: "DomainShift") -> str:
     )
     return (
         f"<p>{escape(shift.text)}</p>"
-        + page.render_table(Table(columns=columns, rows=tuple(rows)))
-        + _hint(f"{drawn}; {shift.model}. Nothing in common: the same pictures scrambled, or two sets never confused.")
+        + html_page.render_table(Table(columns=columns, rows=tuple(rows)))
+        + html_page.hint(
+            f"{drawn}; {shift.model}. Nothing in common: the same pictures scrambled, or two sets never confused."
+        )
     )
 
 

@@ -74,24 +74,20 @@ def write(found: DriftResult, own: WatchedBundle, folder: Path) -> None:
     parts = [
         f'<p class="lead">{escape(found.bundle)}</p>',
         f"<h1>{escape(found.verdict.replace('_', ' ').capitalize())}</h1>",
-        f'<div class="said{"" if found.verdict == "fine" else " warned"}"><p>{escape(describe_verdict(found))}.</p></div>',
+        html_page.notice([f"{describe_verdict(found)}."], warning=found.verdict != "fine"),
     ]
     if found.windows:
         called = [one for one in found.windows if one.verdict != "fine"]
         shown = min(called, key=lambda one: one.moved[0].p) if called else found.windows[-1]
         where = f"{shown.source}, window {shown.number}, {shown.pictures} pictures"
-        parts.append(f'<h2>What moved</h2><p class="hint">{escape(hint)} Shown: {escape(where)}.</p>')
-        parts.append(f'<figure><div class="wide large">{plot_distributions(shown, own)}</div></figure>')
-        parts.append(
-            f'<h2>Window by window</h2><figure><div class="wide large">{plot_expected_drop(found.windows)}</div><figcaption>Accuracy '
-            "that is lost by what the confidence tells; a lower bound where pictures are of another world.</figcaption></figure>"
+        parts.append(f"<h2>What moved</h2>{html_page.hint(f'{hint} Shown: {where}.')}")
+        parts.append(html_page.plot(plot_distributions(shown, own)))
+        caption = (
+            "Accuracy that is lost by what the confidence tells; a lower bound where pictures are of another world."
         )
+        parts.append(f"<h2>Window by window</h2>{html_page.plot(plot_expected_drop(found.windows), caption)}")
         parts += [html_page.render_table(table) for table in tabulate_windows(found)]
-    title = f"Drift of {found.bundle}"
-    files.write_text(
-        folder / "drift.html",
-        html_page.PAGE_TEMPLATE.format(title=escape(title), css=html_page.CSS, body="\n".join(parts)),
-    )
+    files.write_text(folder / "drift.html", html_page.render_page(f"Drift of {found.bundle}", parts))
 
 
 def plot_distributions(window: Window, own: WatchedBundle) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 
 from toolchain.config.target import Target
 from toolchain.core import files, run_report
+from toolchain.core.types import JsonObject
 from toolchain.gates import regression_gate
 from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, GateResult
 from toolchain.measure import machine, paired_rounds, paired_timing
-from toolchain.report import number_format
-from toolchain.report import write as report
+from toolchain.report import markdown, number_format
 from toolchain.report.table import Table
 
 SCHEMA = 1
@@ -26,7 +26,6 @@ OUTCOME_TEXT = {
     "cannot_tell": "cannot tell: neither a regression nor the absence of one is certain",
 }
 GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
-JsonObject = Mapping[str, Any]
 
 
 def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
@@ -147,11 +146,11 @@ def render_markdown(found: JsonObject) -> str:
     runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, REFERENCE))
     where = f"{computer['cpu']} ({computer['isa']}), {found['threads']} thread(s), {' against '.join(runtimes)}"
     parts = [
-        f"# Gate: {report.escape(describe_outcome(found))}",
-        report.format_table(tabulate_checks(found)),
-        report.format_table(tabulate_latencies(found)),
+        f"# Gate: {markdown.escape(describe_outcome(found))}",
+        markdown.format_table(tabulate_checks(found)),
+        markdown.format_table(tabulate_latencies(found)),
         "Candidate and reference took turns in the same processes; milliseconds (p50) are for scale and are not compared "
-        f'with those of any other job. "Would find": the least slowdown that these rounds would have shown. {report.escape(where)}.',
+        f'with those of any other job. "Would find": the least slowdown that these rounds would have shown. {markdown.escape(where)}.',
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from toolchain.report import html_page, number_format, svg
 from toolchain.report.table import Table
 
 HistoryEntry = Mapping[str, Any]
+TITLE = "Latency and accuracy over time"
 MAX_ROWS = 10  # entries of a target in a table, the latest
 PLOTTED_QUANTITIES = (("p50_ms", 1.0, "p50, ms", "latency"), ("accuracy", 100.0, "accuracy, %", "accuracy"))
 
@@ -38,26 +38,19 @@ def tabulate(target: str, entries: Sequence[HistoryEntry]) -> Table:
 
 
 def write_page(entries: Sequence[HistoryEntry], odd: Sequence[int], path: Path) -> None:
-    """The page."""
+    """Write one page with plots and a table for each target."""
     parts = [
-        '<p class="lead">Milliseconds of different days and machines; whether something became slower, the gate says.</p>'
+        '<p class="lead">Milliseconds of different days and machines; whether something became slower, the gate says.</p>',
+        f"<h1>{TITLE}</h1>",
+        html_page.notice([describe_skipped_lines(odd)] if odd else [], warning=True),
     ]
-    parts.append("<h1>Latency and accuracy over time</h1>")
-    if odd:
-        parts.append(f'<div class="said warned"><p>{escape(describe_skipped_lines(odd))}</p></div>')
     for target, own in group_by_target(entries).items():
         plots = "".join(
-            f'<figure><div class="wide large">{drawing}</div></figure>'
+            html_page.plot(plot_quantity(own, quantity, f"{target}-{number}"))
             for number, quantity in enumerate(PLOTTED_QUANTITIES)
-            if (drawing := plot_quantity(own, quantity, f"{target}-{number}"))
         )
-        parts.append(
-            f"<section><h2>{escape(target)}</h2>{plots}{html_page.render_table(tabulate(target, own))}</section>"
-        )
-    body = "\n".join(parts)
-    files.write_text(
-        path, html_page.PAGE_TEMPLATE.format(title="Latency and accuracy over time", css=html_page.CSS, body=body)
-    )
+        parts.append(html_page.section(target, plots + html_page.render_table(tabulate(target, own))))
+    files.write_text(path, html_page.render_page(TITLE, parts))
 
 
 def describe_skipped_lines(odd: Sequence[int]) -> str:

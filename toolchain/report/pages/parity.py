@@ -1,14 +1,13 @@
 """What `parity` found in words and tables: who parts from torch where, and which layers fell back to float."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from toolchain.core.types import JsonObject
 from toolchain.report import number_format
 from toolchain.report.table import Table
 
 MAX_LAYER_ROWS = 24  # rows of layers on a terminal; all of them stand in parity.json
 MIN_SHOWN_SHARE = 0.001  # share of values below which no figure says more than that there are few
-JsonObject = Mapping[str, Any]
 
 
 def tabulate(variant: JsonObject) -> tuple[Table, Table]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from toolchain.core import files
-from toolchain.report import charts, number_format, svg
-from toolchain.report import html_page as page
-from toolchain.report import write as report
-from toolchain.report.sections import reuse, selection
+from toolchain.core.types import JsonObject
+from toolchain.report import html_page, markdown, number_format, svg
+from toolchain.report.label_placement import place_label
+from toolchain.report.sections import model_candidates, reuse_depths
+from toolchain.report.table import Table
 from toolchain.selection import ranking
 
-JsonObject = Mapping[str, Any]
 AXIS_MARGIN_FACTOR = 1.3  # times the fastest and the slowest that the plot reaches beyond them, for names
 
 
@@ -26,53 +26,74 @@ def write(found: JsonObject, folder: Path) -> None:
 
 
 def render_markdown(found: JsonObject) -> str:
-    """The same for a pull request or a page of a wiki."""
+    """Return all tables in Markdown, for a merge request or a wiki."""
     parts = [
-        f"# Candidates for {found['domain']} on {found['target']}",
-        f"{report.escape(selection.summarize(found))}.",
+        f"# {_title(found)}",
+        f"{markdown.escape(model_candidates.summarize(found))}.",
+        markdown.format_table(model_candidates.tabulate_ranking(found)),
+        reuse_depths.render_advice(found["advice"]) if found["advice"] else "",
+        *(markdown.format_section(title, table) for title, table in list_further_tables(found)),
     ]
-    parts.append(report.format_table(selection.tabulate_ranking(found)))
-    if found["advice"]:
-        parts += [f"## {reuse.TITLE}", f"{report.escape(reuse.describe(found['advice']))}."]
-        parts += [report.format_table(reuse.tabulate(found["advice"]))] if found["advice"]["depths"] else []
-    for title, content in selection.list_further_tables(found):
-        parts += [f"## {title}", report.format_table(content)] if content.rows else []
     if found["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {report.escape(text)}" for text in found["warnings"])]
-    return "\n\n".join(parts) + "\n"
+        parts += ["## Warnings", "\n".join(f"- {markdown.escape(text)}" for text in found["warnings"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _title(found: JsonObject) -> str:
+    return f"Candidates for {found['domain']} on {found['target']}"
+
+
+CAPTION = "Up and left is better; a line joins the front. Thin lines are 95 % intervals of the latency."
 
 
 def render_html(found: JsonObject) -> str:
-    """The page."""
-    title = f"Candidates for {found['domain']} on {found['target']}"
-    said = "".join(f"<p>Warning: {escape(text)}</p>" for text in found["warnings"])
-    timed = any(row["fastest"] for row in found["candidates"])
-    parts = [
-        f'<h1>{escape(title)}</h1><p class="lead">{escape(selection.summarize(found))}.</p>',
-        f'<div class="said warned">{said}</div>' if said else "",
-        f'<figure><div class="wide large">{plot_trade_off(found)}</div><figcaption>Up and left is better; a line joins the front. Thin '
-        "lines are 95 % intervals of the latency.</figcaption></figure>" if timed else "",
-        page.render_table(selection.tabulate_ranking(found)),
-        *_advised(found),
-        *(
-            f"<section><h2>{name}</h2>{page.render_table(content)}</section>"
-            for name, content in selection.list_further_tables(found)
-            if content.rows
-        ),
-    ]  # fmt: skip
-    return page.PAGE_TEMPLATE.format(title=escape(title), css=page.CSS, body="\n".join(part for part in parts if part))
+    """Return the page."""
+    timed = any(candidate["fastest"] for candidate in found["candidates"])
+    summary = escape(model_candidates.summarize(found))
+    parts = (
+        f'<h1>{escape(_title(found))}</h1><p class="lead">{summary}.</p>',
+        html_page.notice((f"Warning: {text}" for text in found["warnings"]), warning=True),
+        html_page.plot(plot_trade_off(found), CAPTION) if timed else "",
+        html_page.render_table(model_candidates.tabulate_ranking(found)),
+        _render_advice(found["advice"]) if found["advice"] else "",
+        *(html_page.section(title, html_page.render_table(table)) for title, table in list_further_tables(found)),
+    )
+    return html_page.render_page(_title(found), parts)
 
 
-def _advised(found: JsonObject) -> list[str]:
-    """How much of the first candidate is worth keeping, where that was asked for."""
-    advice = found["advice"]
-    if not advice:
-        return []
-    said, plot = escape(reuse.describe(advice)), reuse.plot_depths(advice)
-    if not plot:
-        return [f"<section><h2>{reuse.TITLE}</h2><p>{said}.</p></section>"]
-    drawn = f'<figure><div class="wide large">{plot}</div><figcaption>{said}.</figcaption></figure>'
-    return [f"<section><h2>{reuse.TITLE}</h2>{drawn}{page.render_table(reuse.tabulate(advice))}</section>"]
+def _render_advice(advice: JsonObject) -> str:
+    """Return how much of the first candidate is worth keeping, as curves and a table where depths were assessed."""
+    sentence = f"{reuse_depths.describe(advice)}."
+    if not advice["depths"]:
+        return html_page.section(reuse_depths.TITLE, f"<p>{escape(sentence)}</p>")
+    plot = html_page.plot(reuse_depths.plot_depths(advice), sentence)
+    return html_page.section(reuse_depths.TITLE, plot, html_page.render_table(reuse_depths.tabulate_depths(advice)))
+
+
+def list_further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
+    """Return the tables below the ranking, each with its title."""
+    left_out = model_candidates.tabulate_left_out(found)
+    return ("Where they come from", tabulate_origins(found)), ("Left out", left_out)
+
+
+def tabulate_origins(found: JsonObject) -> Table:
+    """Return a row per candidate: the dataset it was trained on, its weights, their licence."""
+    rows = tuple(
+        (
+            candidate["name"],
+            candidate["trained_on"] or "not known",
+            _describe_weights(candidate["weights"]),
+            candidate["licence"] or "not known",
+        )
+        for candidate in found["candidates"]
+        if not candidate["error"]
+    )
+    return Table(columns=("Candidate", "Trained on", "Weights", "Licence"), rows=rows, text_columns=(0, 1, 2, 3))
+
+
+def _describe_weights(weights: Mapping[str, Any]) -> str:
+    digest = f", sha256 {weights['sha256'][:12]}" if len(weights["sha256"]) == 64 else ""
+    return f"{weights['source']}{digest}"
 
 
 def plot_trade_off(found: JsonObject) -> str:
@@ -94,7 +115,7 @@ def plot_trade_off(found: JsonObject) -> str:
         axes.set(
             xlim=(min(latencies) / AXIS_MARGIN_FACTOR, max(latencies) * AXIS_MARGIN_FACTOR),
             xlabel="milliseconds (logarithmic)",
-            ylabel=selection.SCORE_TITLES.get(found["score"], found["score"]),
+            ylabel=model_candidates.SCORE_TITLES.get(found["score"], found["score"]),
         )
         drawing.canvas.draw()
         _names(axes, points, rows, front)
@@ -115,7 +136,7 @@ def _names(
     corners = [tuple(map(float, axes.transData.transform(point))) for point in front]
     taken += [(x, y - 1, right, y + 1) for (x, y), (right, _) in pairwise(corners)]
     for (x, y), row in sorted(zip(spots, rows, strict=True), key=lambda pair: not pair[1]["front"]):
-        box = charts.place_label((x, y), (svg.GLYPH_WIDTH * len(row["name"]) + 4, svg.FONT_SIZE + 4), taken, frame)
+        box = place_label((x, y), (svg.GLYPH_WIDTH * len(row["name"]) + 4, svg.FONT_SIZE + 4), taken, frame)
         taken.append(box)
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         colour = svg.MAIN if row["front"] else svg.MUTED

@@ -1,72 +1,85 @@
-"""Provenance: carried out of a larger module; to be described."""
+"""Report section: on what, with what and how often everything was measured."""
 
 from collections.abc import Mapping
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from toolchain.core import run_report
 from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
-from toolchain.report.table import Table, _list, _text, sort_steps
+from toolchain.report.table import Table, format_list, format_value
+
+TITLE = "How it was measured"
+ORDER = 160
+SPLIT_ORDER = ("train", "val", "test")
+AIMS = {0.0: "accuracy", 1.0: "balanced accuracy"}  # by the recipe's `balance`
 
 
-def tabulate_step_times(report: RunReport) -> Table:
-    """Time of each stage that took any, and all together."""
-    took = report.get("seconds") or {}
-    rows = [(name, number_format.duration(took[name])) for name in sort_steps(took) if took[name] != 0]
-    known = [value for value in took.values() if not number_format.is_missing(value)]
-    total = number_format.duration(sum(known) if known else None)
-    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
-
-
-def tabulate_provenance(report: RunReport) -> Table:
-    """On what, with what and how often it was measured."""
-    data, found = report.get("data") or {}, run_report.reported_variant(report)
+def tabulate(report: RunReport) -> Table:
+    """Return a row per fact: runtime, samples, images, training, weights, machine, versions."""
+    data, variant = report.get("data") or {}, run_report.reported_variant(report)
+    pretrained = report.get("pretrained") or {}
     facts: dict[str, Any] = {
         "runtime": report.get("runtime"),
-        "threads": found.get("threads"),
+        "threads": variant.get("threads"),
         "paired rounds": (report.get("speedup") or {}).get("samples"),
-        "latency samples": (found.get("latency_ms") or {}).get("samples"),
+        "latency samples": (variant.get("latency_ms") or {}).get("samples"),
         "seed": report.get("seed"),
         "domain": report.get("domain"),
-        "images": ", ".join(f"{name} {_text(n)}" for name, n in _splits(data.get("images") or {})),
-        "classes": _list(data.get("classes") or ()),
-        "images skipped": _list(data.get("skipped") or ()) or "none",
+        "images": ", ".join(f"{split} {format_value(n)}" for split, n in _sort_splits(data.get("images") or {})),
+        "classes": format_list(data.get("classes") or ()),
+        "images skipped": format_list(data.get("skipped") or ()) or "none",
         "data digest": data.get("digest"),
         "calibration images": (data.get("calibration") or {}).get("images"),
-        **_adapted(report),
-        "pretrained weights": (report.get("pretrained") or {}).get("source"),
-        "backbone loaded": number_format.percent((report.get("pretrained") or {}).get("share")),
+        **_list_training_facts(report),
+        "pretrained weights": pretrained.get("source"),
+        "backbone loaded": number_format.percent(pretrained.get("share")),
         **{f"machine: {run_report.humanize(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
-    return Table(columns=("What", "Value"), rows=tuple((k, _text(v)) for k, v in facts.items()), text_columns=(0, 1))
+    rows = tuple((name, format_value(value)) for name, value in facts.items())
+    return Table(columns=("What", "Value"), rows=rows, text_columns=(0, 1))
 
 
-def _adapted(report: RunReport) -> dict[str, Any]:
-    """How the dense model was trained, as far as the report says."""
-    found = report.get("adapt") or {}
-    changes = ", ".join(f"{run_report.humanize(k)} {_text(v)}" for k, v in (found.get("augment") or {}).items())
-    chosen = " (chosen for the kind and number of images)" if found.get("augment_auto") else ""
-    probe, over = found.get("probe") or {}, found.get("over_seeds")
+def _list_training_facts(report: RunReport) -> dict[str, Any]:
+    """Return how the dense model was trained, as far as the report says."""
+    training = report.get("adapt") or {}
+    changes = ", ".join(
+        f"{run_report.humanize(name)} {format_value(value)}" for name, value in (training.get("augment") or {}).items()
+    )
+    chosen = " (chosen for the kind and number of images)" if training.get("augment_auto") else ""
+    probe, over_seeds = training.get("probe") or {}, training.get("over_seeds")
     return {
-        "aims at": _aim(found.get("balance")),
-        "augmentation": f"{changes or 'none'}{chosen}" if found else None,
+        "aims at": _describe_aim(training.get("balance")),
+        "augmentation": f"{changes or 'none'}{chosen}" if training else None,
         "linear probe, validation": number_format.percent(probe.get("accuracy")),
-        "teacher of the dense model": found.get("teacher"),
-        "validation over seeds": over
+        "teacher of the dense model": training.get("teacher"),
+        "validation over seeds": over_seeds
         and (
-            f"mean {number_format.percent(over['mean'])}, standard deviation {100 * over['deviation']:.1f} points, "
-            f"{over['seeds']} seeds"
+            f"mean {number_format.percent(over_seeds['mean'])}, standard deviation "
+            f"{100 * over_seeds['deviation']:.1f} points, {over_seeds['seeds']} seeds"
         ),
     }
 
 
-def _aim(balance: float | None) -> str | None:
+def _describe_aim(balance: float | None) -> str | None:
     if balance is None:
         return None
-    ends = {0.0: "accuracy", 1.0: "balanced accuracy"}
-    return ends.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
+    return AIMS.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
 
 
-def _splits(images: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(images.items(), key=lambda item: ("train", "val", "test", item[0]).index(item[0]))
+def _sort_splits(images: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(images.items(), key=lambda item: (*SPLIT_ORDER, item[0]).index(item[0]))
+
+
+def render_html(report: RunReport) -> tuple[str, ...]:
+    """Return the facts as a list of pairs, in as many columns as the page is wide enough for."""
+    pairs = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tabulate(report).rows)
+    return (f'<dl class="facts">{"".join(pairs)}</dl>',)
+
+
+if TYPE_CHECKING:
+    from toolchain.report.section import Section
+    from toolchain.report.sections import provenance as _this_module
+
+    _: Section = _this_module  # mypy compares this module with the protocol
