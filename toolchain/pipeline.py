@@ -22,8 +22,9 @@ from toolchain.measure import accuracy, latency, machine
 from toolchain.models import build
 from toolchain.pruning import prune, recover, sparsify
 from toolchain.quantization import quantize
-from toolchain.report import assemble, write
+from toolchain.report import write
 from toolchain.report.pages import adapt as adapt_page
+from toolchain.report.run_results import RunResults
 from toolchain.report.sections import reuse_depths
 from toolchain.search import accuracy_control, lock, place, pruning_plan, pruning_sensitivity
 from toolchain.search.plan import Lock
@@ -79,7 +80,7 @@ def export(job: Job) -> dict[str, Any]:
         with step("bench"):
             measured, warnings = latency.run(job, variants)
         decision = ship_decision.run(job, variants, verified, measured, plan)
-        findings = assemble.RunResults(
+        findings = RunResults(
             job=job, ranking=ranking, dataset=data, advice=advice, dense=dense, ranked=ranked, plan=plan, sensitivity=curves,
             placements=placed, pruned=pruned, networks=networks, control=control, variants=variants, verified=verified,
             measured=measured, decision=decision, warnings=warnings, step_seconds=seconds,

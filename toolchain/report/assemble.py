@@ -1,365 +1,287 @@
-"""The report as plain data: what DESIGN calls `report.json`, an interface that CI and dashboards read."""
+"""The report as plain data: what report.json holds, an interface that CI and dashboards read."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
 from toolchain.core import files
-from toolchain.core import statistics as stats
 from toolchain.core.run_report import BASELINE
-from toolchain.core.types import Interval, NetworkName
-from toolchain.data.decoded_dataset import Dataset
-from toolchain.deploy import bundle
+from toolchain.core.statistics import percentile
+from toolchain.core.types import Interval
 from toolchain.export.export_variants import Variant
-from toolchain.export.runtime import load_runtime
 from toolchain.gates import ship_decision
 from toolchain.measure import machine
-from toolchain.measure.accuracy import Verification
 from toolchain.measure.latency import LatencyMeasurement
-from toolchain.pruning.prune import PrunedModel
 from toolchain.quantization import quantize
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
-from toolchain.quantization.quantize import Network
+from toolchain.report.run_results import RunResults
 from toolchain.search import accuracy_control
-from toolchain.search.accuracy_control import AccuracyControlResult
 from toolchain.search.plan import PruningPlan
-from toolchain.search.pruning_sensitivity import Sensitivity, SensitivityCurve
-from toolchain.selection.reuse_advice import ReuseAdvice
+from toolchain.search.pruning_sensitivity import SensitivityCurve
 from toolchain.training.finetune import FinetunedModel
-from toolchain.training.trained_model import TrainedModel
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunResults:
-    """What the steps of a run gave."""
-
-    job: Job
-    ranking: Mapping[str, Any] | None  # the candidates, where the recipe leaves the choice of a model open
-    dataset: Dataset
-    advice: ReuseAdvice | None  # where the recipe leaves open how much of the model is used
-    dense: FinetunedModel
-    ranked: TrainedModel  # the model whose channels were ranked: the dense one, or its sparsified form
-    plan: PruningPlan
-    sensitivity: Sensitivity | None
-    placements: Mapping[NetworkName, PlacementResult]
-    pruned: PrunedModel
-    networks: Mapping[NetworkName, Network]
-    control: AccuracyControlResult | None
-    variants: Sequence[Variant]
-    verified: Verification
-    measured: Mapping[str, LatencyMeasurement]
-    decision: ship_decision.ShipDecision
-    warnings: Sequence[str]
-    step_seconds: Mapping[str, float]
-
-    @property
-    def shipping(self) -> Network:
-        """The architecture that is to ship."""
-        return self.networks[quantize.shipping(self.networks)]
-
-    def shipment(self) -> bundle.Shipment | None:
-        """What the bundle is made of; None where nothing ships."""
-        name = self.decision.shipped
-        if name is None:
-            return None
-        variant = next(v for v in self.variants if v.name == name)
-        return bundle.Shipment(
-            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.network].dataset,
-            surgery=self.pruned.surgery, facts=manifest_facts(self),
-        )  # fmt: skip
-
-
-def report(found: RunResults) -> dict[str, Any]:
-    """The whole report."""
-    baseline, candidate = BASELINE, found.decision.candidate
-    accuracy = found.verified.test[candidate]
+def report(results: RunResults) -> dict[str, Any]:
+    """Return the whole report; its keys are an interface, new ones may be added."""
+    baseline, candidate = BASELINE, results.decision.candidate
+    accuracy = results.verified.test[candidate]
     return {
         "schema": SCHEMA,
-        "recipe": found.job.recipe.name,
-        "target": found.job.target.name,
-        "runtime": found.job.target.runtime,
-        "domain": found.job.recipe.domain,
-        "seed": found.job.recipe.seed,
-        "machine": dict(machine.describe(found.job.target.device)),
-        "versions": machine.versions(found.job.target),
-        "shipped": found.decision.shipped,
+        "recipe": results.job.recipe.name,
+        "target": results.job.target.name,
+        "runtime": results.job.target.runtime,
+        "domain": results.job.recipe.domain,
+        "seed": results.job.recipe.seed,
+        "machine": dict(machine.describe(results.job.target.device)),
+        "versions": machine.versions(results.job.target),
+        "shipped": results.decision.shipped,
         "candidate": candidate,
-        "variants": [_variant(v, found) for v in found.variants],
-        "speedup": _ratio(found, candidate, baseline),
-        "speedup_as_shipped": _ratio(found, candidate, found.decision.unpruned),
+        "variants": [_describe_variant(variant, results) for variant in results.variants],
+        "speedup": _speedup_over(results, candidate, baseline),
+        "speedup_as_shipped": _speedup_over(results, candidate, results.decision.unpruned),
         "ratios": [
-            {"variant": v.name, **_ratio(found, v.name, base.name)}
-            for base in found.variants
-            for v in found.variants
-            if v is not base and base.network == "dense"
+            {"variant": variant.name, **_speedup_over(results, variant.name, other.name)}
+            for other in results.variants
+            for variant in results.variants
+            if variant is not other and other.network == "dense"
         ],
         "accuracy_drop": {"baseline": baseline, **files.to_jsonable(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **files.to_jsonable(accuracy.balanced_drop)},
-        "adapt": finetuning(found.job.recipe, found.dense),
-        "pretrained": found.networks["dense"].trained.record["weights"],
-        "selected": found.ranking,
-        "reuse": {"used": files.to_jsonable(found.job.recipe.reuse), "advice": files.to_jsonable(found.advice)},
-        "layers": _layers(found.plan),
-        "fit": files.to_jsonable(found.plan.latency_fit),
-        "image_sizes": files.to_jsonable(found.plan.size_trials),
-        "dropped": list(found.plan.surgery.dropped),
-        "sensitivity": [sensitivity_curve(one, found.sensitivity.dense) for one in found.sensitivity.curves]
-        if found.sensitivity
+        "adapt": finetuning(results.job.recipe, results.dense),
+        "pretrained": results.networks["dense"].trained.record["weights"],
+        "selected": results.ranking,
+        "reuse": {"used": files.to_jsonable(results.job.recipe.reuse), "advice": files.to_jsonable(results.advice)},
+        "layers": _describe_layers(results.plan),
+        "fit": files.to_jsonable(results.plan.latency_fit),
+        "image_sizes": files.to_jsonable(results.plan.size_trials),
+        "dropped": list(results.plan.surgery.dropped),
+        "sensitivity": [sensitivity_curve(curve, results.sensitivity.dense) for curve in results.sensitivity.curves]
+        if results.sensitivity
         else [],
-        "training": _trainings(found),
-        "seconds": dict(found.step_seconds),
-        "verdicts": files.to_jsonable(found.decision.verdicts),
-        "placement": {name: _placed(one) for name, one in found.placements.items()},
+        "training": _collect_epochs(results),
+        "seconds": dict(results.step_seconds),
+        "verdicts": files.to_jsonable(results.decision.verdicts),
+        "placement": {name: _describe_placement(result) for name, result in results.placements.items()},
         "calibration": {
-            f.name: f.quantized.trained.record["starts"] for f in found.networks.values() if f.quantized is not None
+            network.name: network.quantized.trained.record["starts"]
+            for network in results.networks.values()
+            if network.quantized is not None
         },
-        "control": files.to_jsonable(found.control),
+        "control": files.to_jsonable(results.control),
         "notes": [
-            *found.decision.notes,
-            *quantize.notes(found.networks, found.placements),
-            *accuracy_control.notes(found.control, found.shipping.name),
+            *results.decision.notes,
+            *quantize.notes(results.networks, results.placements),
+            *accuracy_control.notes(results.control, results.shipping.name),
         ],
-        "warnings": [*found.warnings, *_guessing(found), *_calibration(found), *_licence(found)],
+        "warnings": [
+            *results.warnings,
+            *warn_of_guessing(results),
+            *_warn_of_calibration(results),
+            *warn_of_licence(results),
+        ],
         "data": {
-            "digest": found.dataset.digest,
-            "images": {split: len(images) for split, images in found.dataset.splits.items()},
-            "classes": list(found.dataset.classes),
-            "calibration": {"images": len(found.dataset.calibration_rows), "digest": found.dataset.calibration_digest},
-            "skipped": list(found.dataset.skipped_files),
+            "digest": results.dataset.digest,
+            "images": {split: len(images) for split, images in results.dataset.splits.items()},
+            "classes": list(results.dataset.classes),
+            "calibration": {
+                "images": len(results.dataset.calibration_rows),
+                "digest": results.dataset.calibration_digest,
+            },
+            "skipped": list(results.dataset.skipped_files),
         },
     }
 
 
-def finetuning(recipe: Recipe, found: FinetunedModel) -> dict[str, Any]:
-    """How the dense model came about; figures are of the validation split."""
-    reached = [one.record["best_accuracy"] for one in found.seed_runs]
+def finetuning(recipe: Recipe, dense: FinetunedModel) -> dict[str, Any]:
+    """Return how the dense model was trained; all accuracies are of the validation split."""
+    accuracies = [trained.record["best_accuracy"] for trained in dense.seed_runs]
+    over_seeds = None
+    if len(accuracies) > 1:
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        over_seeds = {"mean": mean, "deviation": deviation, "seeds": len(accuracies)}
     return {
         "balance": recipe.balance,
-        "augment": {name: value for name, value in vars(found.augment).items() if value and name != "auto"},
+        "augment": {name: value for name, value in vars(dense.augment).items() if value and name != "auto"},
         "augment_auto": recipe.augment.auto,
-        "images_per_class": len(found.dataset.splits["train"]) / len(found.dataset.classes),
+        "images_per_class": len(dense.dataset.splits["train"]) / len(dense.dataset.classes),
         "seeds": [
             {
-                "seed": one.record["seed"], "validation": one.record["best_accuracy"],
-                "validation_balanced": one.record["best_balanced"], "epoch": one.record["best_epoch"] + 1,
-                "chosen": one is found.trained,
+                "seed": trained.record["seed"], "validation": trained.record["best_accuracy"],
+                "validation_balanced": trained.record["best_balanced"], "epoch": trained.record["best_epoch"] + 1,
+                "chosen": trained is dense.trained,
             }
-            for one in found.seed_runs
+            for trained in dense.seed_runs
         ],
-        "over_seeds": {"mean": statistics.mean(reached), "deviation": statistics.stdev(reached), "seeds": len(reached)}
-        if len(reached) > 1
-        else None,
-        "probe": files.to_jsonable(found.trained.record["probe"]),
+        "over_seeds": over_seeds,
+        "probe": files.to_jsonable(dense.trained.record["probe"]),
         "teacher": recipe.teacher.name if recipe.teacher else None,
-        "joined": files.to_jsonable(found.join_trials),
+        "joined": files.to_jsonable(dense.join_trials),
     }  # fmt: skip
 
 
-def _ratio(found: RunResults, name: str, baseline: str) -> dict[str, Any]:
-    return {"baseline": baseline, **files.to_jsonable(ship_decision.speedup_over(found.measured, name, baseline))}
+def _speedup_over(results: RunResults, name: str, baseline: str) -> dict[str, Any]:
+    speedup = ship_decision.speedup_over(results.measured, name, baseline)
+    return {"baseline": baseline, **files.to_jsonable(speedup)}
 
 
-def _trainings(found: RunResults) -> dict[str, Any]:
-    """Epochs of every training stage, of all that were needed for what ships."""
-    shipped, taught = found.shipping, {"adapt": found.dense.trained.record["history"]}
-    if found.ranked is not found.dense.trained:
-        taught["sparsify"] = found.ranked.record["history"]
-    if found.pruned.history:
-        taught["prune"] = found.pruned.history
-    if len(found.networks) > 1:
-        taught["recover"] = shipped.trained.record["history"]
-    if shipped.quantized is not None:
-        taught["quantize"] = shipped.quantized.trained.record["history"]
-    return taught
+def _collect_epochs(results: RunResults) -> dict[str, Any]:
+    """Return the epochs of every training step that led to what ships."""
+    shipping, epochs = results.shipping, {"adapt": results.dense.trained.record["history"]}
+    if results.ranked is not results.dense.trained:
+        epochs["sparsify"] = results.ranked.record["history"]
+    if results.pruned.history:
+        epochs["prune"] = results.pruned.history
+    if len(results.networks) > 1:
+        epochs["recover"] = shipping.trained.record["history"]
+    if shipping.quantized is not None:
+        epochs["quantize"] = shipping.quantized.trained.record["history"]
+    return epochs
 
 
-def _guessing(found: RunResults) -> list[str]:
-    """Said where the best variant may be no better than one answer for all pictures."""
-    own = found.verified.test[found.decision.candidate].accuracy
-    labels = found.dataset.splits["test"].labels
-    counts = labels.bincount(minlength=len(found.dataset.classes))
-    share, name = float(counts.max()) / len(labels), found.dataset.classes[int(counts.argmax())]
-    if own.low > share:
+def warn_of_guessing(results: RunResults) -> list[str]:
+    """Warn where the candidate may be no better than always predicting the most frequent class."""
+    name = results.decision.candidate
+    accuracy = results.verified.test[name].accuracy
+    labels = results.dataset.splits["test"].labels
+    counts = labels.bincount(minlength=len(results.dataset.classes))
+    share, label = float(counts.max()) / len(labels), results.dataset.classes[int(counts.argmax())]
+    if accuracy.low > share:
         return []
     return [
-        f"{found.decision.candidate} may have learnt nothing: {own.estimate:.1%} [{own.low:.1%}, {own.high:.1%}] of the test "
-        f"pictures are right, and always answering {name!r} gives {share:.1%}"
+        f"{name} may have learnt nothing: it is right on {accuracy.estimate:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}] "
+        f"of the test images, and always predicting {label!r} on {share:.1%}"
     ]
 
 
-def _calibration(found: RunResults) -> list[str]:
-    """What is wrong with the calibration of the architecture that is to ship."""
-    own = found.shipping.quantized
-    return [f"calibration: {one['why']}" for one in own.trained.record["findings"]] if own else []
+def _warn_of_calibration(results: RunResults) -> list[str]:
+    """Warn of what is wrong with the calibration of the architecture that is to ship."""
+    quantized = results.shipping.quantized
+    return [f"calibration: {finding['why']}" for finding in quantized.trained.record["findings"]] if quantized else []
 
 
-def _licence(found: RunResults) -> list[str]:
-    """Whether it is known that the model may be shipped that the ranking chose."""
-    rows = found.ranking["candidates"] if found.ranking else []
+def warn_of_licence(results: RunResults) -> list[str]:
+    """Warn where the licence of the model that the ranking chose does not say whether it may be shipped."""
+    ranking = results.ranking or {"candidates": [], "chosen": None}
     return [
-        f"it is not known whether {row['name']} may be shipped (licence: {row['licence'] or 'not known'})"
-        for row in rows
-        if found.ranking and row["name"] == found.ranking["chosen"] and row["may_ship"] == "unknown"
+        f"it is not known whether {candidate['name']} may be shipped (licence: {candidate['licence'] or 'not known'})"
+        for candidate in ranking["candidates"]
+        if candidate["name"] == ranking["chosen"] and candidate["may_ship"] == "unknown"
     ]
 
 
-def _placed(placed: PlacementResult) -> dict[str, Any]:
-    """What the search for the fastest placement tried and chose; `speedup` is over f32 in the same process."""
+def _describe_placement(result: PlacementResult) -> dict[str, Any]:
+    """Return which placements were timed and which was chosen; `speedup` is over f32 in the same process."""
+    timed = sorted(result.timed_placements, key=lambda placement: -placement.speedup)
     return {
-        "chosen": files.to_jsonable(placed.placement),
-        "label": placed.fastest_int8.label if placed.fastest_int8 else None,
-        "float_wins": placed.float_wins,
-        "measured_for": placed.measured_for or None,
-        "seconds": placed.search_seconds,
-        "tried": [_tried(one) for one in sorted(placed.timed_placements, key=lambda one: -one.speedup)],
+        "chosen": files.to_jsonable(result.placement),
+        "label": result.fastest_int8.label if result.fastest_int8 else None,
+        "float_wins": result.float_wins,
+        "measured_for": result.measured_for or None,
+        "seconds": result.search_seconds,
+        "tried": [_describe_timed_placement(placement) for placement in timed],
     }
 
 
-def _tried(one: TimedPlacement) -> dict[str, Any]:
-    return {"label": one.label, "precision": one.precision, "speedup": one.speedup, "latency_ms": one.latency_ms}
+def _describe_timed_placement(placement: TimedPlacement) -> dict[str, Any]:
+    return {
+        "label": placement.label,
+        "precision": placement.precision,
+        "speedup": placement.speedup,
+        "latency_ms": placement.latency_ms,
+    }
 
 
-def _layers(fit: PruningPlan) -> list[dict[str, Any]]:
-    left = {layer.name: (layer.outputs, layer.macs) for layer in fit.layers_after}
+def _describe_layers(plan: PruningPlan) -> list[dict[str, Any]]:
+    after = {layer.name: (layer.outputs, layer.macs) for layer in plan.layers_after}
     return [
-        {"name": b.name, "before": b.outputs, "after": after, "macs_before": b.macs, "macs_after": macs}
-        for b in fit.layers_before
-        for after, macs in [left.get(b.name, (0, 0))]  # nothing is left of a dropped block
+        {"name": layer.name, "before": layer.outputs, "after": outputs, "macs_before": layer.macs, "macs_after": macs}
+        for layer in plan.layers_before
+        for outputs, macs in [after.get(layer.name, (0, 0))]  # a layer of a dropped block is gone
     ]
 
 
-def sensitivity_curve(found: SensitivityCurve, dense: Interval) -> dict[str, Any]:
-    """How much accuracy one group of channels or one block costs; the first entry of every list is the dense model."""
-    points = found.points
-    every = [dense, *(point.accuracy for point in points)] if points else []
-    nothing = Interval(estimate=0.0, low=0.0, high=0.0, samples=dense.samples)
+def sensitivity_curve(curve: SensitivityCurve, dense: Interval) -> dict[str, Any]:
+    """Return how much accuracy one pruning group or block costs; the first entry of every list is the dense model.
+
+    Args:
+        curve: what was measured with this group or block alone cut.
+        dense: accuracy of the dense model on the same validation images.
+    """
+    points = curve.points
+    accuracies = [dense, *(point.accuracy for point in points)] if points else []
+    no_drop = Interval(estimate=0.0, low=0.0, high=0.0, samples=dense.samples)
     return {
-        "name": found.name,
-        "kind": found.kind,
-        "channels": found.channels,
-        "layers": list(found.layers),
+        "name": curve.name,
+        "kind": curve.kind,
+        "channels": curve.channels,
+        "layers": list(curve.layers),
         "shares": [0.0, *(point.share for point in points)] if points else [],
-        "accuracies": [one.estimate for one in every],
-        "low": [one.low for one in every],
-        "high": [one.high for one in every],
-        "drops": files.to_jsonable([nothing, *(point.drop for point in points)] if points else []),
-        "cut": found.cut,
-        "why": found.why or None,
+        "accuracies": [accuracy.estimate for accuracy in accuracies],
+        "low": [accuracy.low for accuracy in accuracies],
+        "high": [accuracy.high for accuracy in accuracies],
+        "drops": files.to_jsonable([no_drop, *(point.drop for point in points)] if points else []),
+        "cut": curve.cut,
+        "why": curve.why or None,
         "images": dense.samples,
         "split": "val",
     }
 
 
-def _variant(variant: Variant, found: RunResults) -> dict[str, Any]:
-    own, timed = found.verified.test[variant.name], found.measured.get(variant.name)
+def _describe_variant(variant: Variant, results: RunResults) -> dict[str, Any]:
+    tested, timed = results.verified.test[variant.name], results.measured.get(variant.name)
     return {
         "name": variant.name,
-        "shipped": variant.name == found.decision.shipped,
+        "shipped": variant.name == results.decision.shipped,
         "precision": variant.precision,
         "image_size": list(variant.image_size),
         "method": variant.method,
-        **_bounds("accuracy", own.accuracy),
-        **_bounds("balanced", own.balanced),
-        "balanced_accuracy": own.balanced.estimate,
-        "drop": files.to_jsonable(own.drop),
-        "balanced_drop": files.to_jsonable(own.balanced_drop),
-        "images": own.accuracy.samples,
+        **_bounds("accuracy", tested.accuracy),
+        **_bounds("balanced", tested.balanced),
+        "balanced_accuracy": tested.balanced.estimate,
+        "drop": files.to_jsonable(tested.drop),
+        "balanced_drop": files.to_jsonable(tested.balanced_drop),
+        "images": tested.accuracy.samples,
         "split": "test",
-        "latency_ms": timed and _latency(timed),
-        "threads": found.job.target.threads,
+        "latency_ms": timed and _describe_latency(timed),
+        "threads": results.job.target.threads,
         "size_bytes": variant.artefact.size_bytes,
         "peak_rss_bytes": timed and timed.peak_rss_bytes,
         "load_ms": timed and timed.load_ms,
         "first_ms": timed and timed.first_ms,
         "macs": variant.macs,
         "parameters": variant.parameters,
-        "integer_coverage": files.to_jsonable(own.coverage),
+        "integer_coverage": files.to_jsonable(tested.coverage),
         "peak_share": timed and timed.peak_share,
-        "parity": files.to_jsonable(own.parity),
-        "export": variant.onnx_path.parent.name,  # the stage that `toolchain parity` looks the graph up in
+        "parity": files.to_jsonable(tested.parity),
+        "export": variant.onnx_path.parent.name,  # folder of the exported graph, which `toolchain parity` reads
     }
 
 
-def _placement(variant: Variant, found: RunResults) -> dict[str, Any]:
-    """The placement of the integer form of a variant's architecture; nothing for a float one."""
-    family = found.networks[variant.network]
-    integer = family.quantized if variant.precision == "int8" else None
-    placement: dict[str, Any] = files.to_jsonable(integer.placement) if integer else {}
-    return placement
+def _bounds(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def _bounds(name: str, value: Interval) -> dict[str, float]:
-    return {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
-
-
-def _latency(timed: LatencyMeasurement) -> dict[str, Any]:
+def _describe_latency(timed: LatencyMeasurement) -> dict[str, Any]:
     return {
         "p50": timed.p50_ms.estimate,
         "low": timed.p50_ms.low,
         "high": timed.p50_ms.high,
-        "p90": stats.percentile(timed.latencies_ms, 90),
-        "p99": stats.percentile(timed.latencies_ms, 99),
+        "p90": percentile(timed.latencies_ms, 90),
+        "p99": percentile(timed.latencies_ms, 99),
         "samples": len(timed.latencies_ms),
     }
 
 
-def measurements(found: RunResults) -> dict[str, Any]:
-    """What depends on the day: every raw sample, the machine, the time. Stays outside the archive."""
+def measurements(results: RunResults) -> dict[str, Any]:
+    """Return what depends on the day, and so stays outside the archive: every raw sample, the machine, the time."""
     return {
         "schema": SCHEMA,
         "measured_at": files.utc_now(),
-        "machine": dict(machine.describe(found.job.target.device)),
-        "versions": machine.versions(found.job.target),
-        "threads": found.job.target.threads,
-        "seconds": dict(found.step_seconds),
-        "variants": {name: files.to_jsonable(one) for name, one in found.measured.items()},
-    }
-
-
-def manifest_facts(found: RunResults) -> dict[str, Any]:
-    """What the manifest says of the shipped variant: nothing that depends on the day."""
-    shipped = found.decision.candidate
-    own = found.verified.test[shipped]
-    variant = next(v for v in found.variants if v.name == shipped)
-    weights = found.networks["dense"].trained.record["weights"]
-    return {
-        "variant": shipped,
-        "release": found.job.recipe.release,
-        "recipe": found.job.recipe.name,
-        "target": found.job.target.name,
-        "runtime": found.job.target.runtime,
-        "runtime_version": dict(load_runtime(found.job.target.runtime).fingerprint()),
-        "threads": found.job.target.threads,
-        "scheme": files.to_jsonable(found.job.target.scheme) if variant.precision == "int8" else None,
-        "placement": {"planned": list(variant.planned_layers), **_placement(variant, found)},
-        "coverage": files.to_jsonable(own.coverage),
-        "accuracy": {
-            "accuracy": files.to_jsonable(own.accuracy),
-            "balanced": files.to_jsonable(own.balanced),
-            "split": "test",
-        },
-        "accuracy_drop": {"baseline": BASELINE, **files.to_jsonable(own.drop)},
-        "isa": machine.isa(),
-        "target_isa": found.job.target.isa,
-        "provenance": {
-            # the digest says which weights; where they lay is nobody's business and would differ between checkouts
-            "model": {**files.to_jsonable(found.job.recipe.model), "weights": weights["source"]},
-            "reuse": files.to_jsonable(found.job.recipe.reuse),
-            "weights": weights["source"],
-            "weights_sha256": weights["sha256"],
-            "weights_licence": found.job.recipe.model.licence,
-            "data_digest": found.dataset.digest,
-            "calibration_digest": found.dataset.calibration_digest,
-            "data_licence": found.job.domain.licence,
-            "seed": found.job.recipe.seed,
-            "lock": files.digest(
-                found.pruned.surgery, {name: one.placement for name, one in sorted(found.placements.items())}
-            ),
-            "versions": machine.versions(found.job.target),
-        },
+        "machine": dict(machine.describe(results.job.target.device)),
+        "versions": machine.versions(results.job.target),
+        "threads": results.job.target.threads,
+        "seconds": dict(results.step_seconds),
+        "variants": {name: files.to_jsonable(timed) for name, timed in results.measured.items()},
     }

@@ -13,9 +13,10 @@ from toolchain.config.job import Job
 from toolchain.core import files
 from toolchain.core.run_report import RunReport
 from toolchain.report import assemble, html_report, markdown
+from toolchain.report.run_results import RunResults
 
 
-def run(job: Job, results: assemble.RunResults) -> dict[str, Any]:
+def run(job: Job, results: RunResults) -> dict[str, Any]:
     """Write the run's report and its raw measurements into the job's folder; return the report."""
     report = assemble.report(results)
     files.write_json(job.folder / "measurements.json", assemble.measurements(results))

@@ -25,11 +25,11 @@ def test_a_model_that_may_only_guess_is_said(right: int, warned: bool) -> None:
     labels = torch.tensor([0] * 10 + [1] * 7 + [2] * 7)
     correct = np.arange(24) < right
     found = SimpleNamespace(
-        judged=SimpleNamespace(candidate="small"),
-        accuracy={"small": SimpleNamespace(accuracy=statistics.accuracy(correct))},
-        data=SimpleNamespace(splits={"test": SimpleNamespace(labels=labels)}, classes=("a", "b", "c")),
+        decision=SimpleNamespace(candidate="small"),
+        verified=SimpleNamespace(test={"small": SimpleNamespace(accuracy=statistics.accuracy(correct))}),
+        dataset=SimpleNamespace(splits={"test": SimpleNamespace(labels=labels)}, classes=("a", "b", "c")),
     )
-    said = assemble._guessing(found)
+    said = assemble.warn_of_guessing(found)
     assert bool(said) == warned
     if warned:
-        assert "always answering 'a' gives 41.7%" in said[0]
+        assert "always predicting 'a' on 41.7%" in said[0]

@@ -372,9 +372,9 @@ def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, mo
 def test_the_report_warns_of_a_chosen_model_whose_licence_nobody_knows(ships: str, said: list[str]) -> None:
     found = [{**row, "licence": ""} for row in rows(("glyphs", 0.9, 1.0, ships), ("other", 0.8, 1.0, "unknown"))]
     ranked = {"candidates": found, "chosen": "glyphs"}
-    warned = assemble._licence(SimpleNamespace(ranked=ranked))  # type: ignore[arg-type]
+    warned = assemble.warn_of_licence(SimpleNamespace(ranking=ranked))  # type: ignore[arg-type]
     assert [text.partition("not known whether ")[2] for text in warned] == said
-    assert assemble._licence(SimpleNamespace(ranked=None)) == []  # type: ignore[arg-type]
+    assert assemble.warn_of_licence(SimpleNamespace(ranking=None)) == []  # type: ignore[arg-type]
 
 
 def test_auto_takes_the_best_that_the_budget_allows(
