@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from toolchain.config.dataset import ImageKind
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.data import augmentation
@@ -155,6 +156,6 @@ def test_few_pictures_are_changed_more_and_what_the_recipe_says_wins() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(augmentation.AUTO_BY_KIND))
-def test_what_is_chosen_is_never_forbidden(kind: augmentation.Kind) -> None:
+def test_what_is_chosen_is_never_forbidden(kind: ImageKind) -> None:
     chosen = dataclasses.replace(augmentation.resolve(AugmentSpec(auto=True), kind, 10), auto=False)
     assert augmentation.resolve(chosen, kind, 10) == chosen

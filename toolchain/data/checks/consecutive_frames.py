@@ -41,7 +41,7 @@ def _numbered(looks: Sequence[ImageInfo], found: SimilaritySearch) -> Iterator[t
     """Rows of `found.vectors` by class, in the order of the last number in their names."""
     rows: dict[str, list[tuple[int, int]]] = {}
     for row, index in enumerate(found.searched_rows):
-        entry = looks[index].entry
+        entry = looks[index].file
         if numbers := re.findall(r"\d+", entry.path.stem):
             rows.setdefault(entry.label, []).append((int(numbers[-1]), row))
     for label, own in sorted(rows.items()):
@@ -59,7 +59,7 @@ def _measured(
     closer = np.einsum("ij,ij->i", vectors[one], vectors[following] - vectors[stranger])[usable] > 0
     if closer.mean() < MIN_CLOSER_SHARE or scipy_stats.binomtest(int(closer.sum()), len(closer)).pvalue > MAX_P_VALUE:
         return None
-    splits = np.array([looks[index].entry.split for index in found.searched_rows])
+    splits = np.array([looks[index].file.split for index in found.searched_rows])
     torn = int((splits[one] != splits[following]).sum())
     return FrameSequence(label=label, closer_share=float(closer.mean()), separated_pairs=torn, neighbour_pairs=len(one))
 

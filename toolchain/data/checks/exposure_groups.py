@@ -97,8 +97,8 @@ def _comparable(
     pattern: str, looks: Sequence[ImageInfo], found: SimilaritySearch
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each group's members of one class, and the strangers of that class: rows of `found.vectors`."""
-    named = [re.search(pattern, looks[row].entry.path.name) for row in found.searched_rows]
-    labels = np.array([looks[row].entry.label for row in found.searched_rows])
+    named = [re.search(pattern, looks[row].file.path.name) for row in found.searched_rows]
+    labels = np.array([looks[row].file.label for row in found.searched_rows])
     names = np.array([(match[1] or "") if match else "" for match in named])
     for label in np.unique(labels):
         rows = np.flatnonzero((labels == label) & (names != ""))

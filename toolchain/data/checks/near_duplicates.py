@@ -173,7 +173,7 @@ def _in_colour(found: _Pairs, gray: np.ndarray, looks: Sequence[ImageInfo]) -> n
     """Whether the tints of pairs agree, contrasts made equal; a picture turned gray agrees with all: bool [pairs]."""
     agree = np.ones(len(found.left), bool)
     for row, (i, j, mirror) in enumerate(zip(found.left, found.right, found.mirror, strict=True)):
-        first, second = looks[i].tint, looks[j].tint
+        first, second = looks[i].tint_thumbnail, looks[j].tint_thumbnail
         if first is None or second is None:
             continue
         left, right = first.astype(np.float32), MIRRORS[mirror](second[None])[0].astype(np.float32)
