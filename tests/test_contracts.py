@@ -75,8 +75,8 @@ import sys
 from pathlib import Path
 said = []
 sys.addaudithook(lambda event, _: said.append(event) if event.split(".")[0] in {"socket", "urllib"} or "fork" in event else None)
-from toolchain.core import registry as discover
-room = discover.module("runtimes", sys.argv[1])
+from toolchain.core import registry
+room = registry.load_module("runtimes", sys.argv[1])
 made = room.compile(Path(sys.argv[2]), Path(sys.argv[3]))
 room.open(made.path, threads=1, precision="f32")
 print(said)

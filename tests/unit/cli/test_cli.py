@@ -79,7 +79,7 @@ def test_an_output_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None
 
 def test_a_foreign_checkpoint_is_refused_before_any_training(tmp_path: Path) -> None:
     draw(tmp_path / "set", {"ant": 12, "bee": 12})
-    zoo = ROOT / "toolchain" / "zoo" / "squeezenet1_1_glyphs.safetensors"
+    zoo = ROOT / "toolchain" / "models" / "zoo" / "squeezenet1_1_glyphs.safetensors"
     arguments = ["--recipe", "trashnet", "--data", str(tmp_path / "set"), "--weights", str(zoo), "--image-size", "32"]
     ended = run("export", *arguments, "--out", str(tmp_path / "out"))
     assert ended.returncode == 2
