@@ -100,16 +100,16 @@ def render_page(title: str, parts: Iterable[str], css: str = "") -> str:
 
 
 def render_key_results(results: Iterable[tuple[str, str, Sequence[str]]]) -> str:
-    """Return the cards at the top of a page: of each the question, the figure and its details; intervals are small."""
-    cards = "".join(_card(question, value, details) for question, value, details in results)
+    """Return the cards at the top of a page: of each the name, the figure and its details; intervals are small."""
+    cards = "".join(_card(name, value, details) for name, value, details in results)
     return f'<dl class="answers">{cards}</dl>'
 
 
-def _card(question: str, value: str, details: Sequence[str]) -> str:
+def _card(name: str, value: str, details: Sequence[str]) -> str:
     figure, _, interval = value.partition(" [")
     small = f" <small>[{escape(interval)}</small>" if interval else ""
     lines = "".join(f"<dd>{escape(line)}</dd>" for line in details)
-    return f'<div><dt>{escape(question)}</dt><dd class="figure">{escape(figure)}{small}</dd>{lines}</div>'
+    return f'<div><dt>{escape(name)}</dt><dd class="figure">{escape(figure)}{small}</dd>{lines}</div>'
 
 
 def notice(sentences: Iterable[object], *, warning: bool = False) -> str:

@@ -22,7 +22,7 @@ def _head(report: RunReport) -> str:
     return (
         f'<p class="lead">{escape(" · ".join(facts))}</p>'
         f'<h1 class="{outcome_class}">{escape(run_report.describe_outcome(report))}</h1>'
-        + html_page.render_key_results((r.question, r.value, r.details) for r in results)
+        + html_page.render_key_results((r.name, r.value, r.details) for r in results)
         + html_page.notice(report.get("notes") or ())
         + html_page.notice((f"Warning: {text}" for text in report.get("warnings") or ()), warning=True)
     )

@@ -11,7 +11,7 @@ from toolchain.report.table import Table
 
 def render(report: RunReport) -> str:
     """Return the whole report: the outcome, the key results, notes and warnings, then every section that has content."""
-    results = tuple((r.question, r.value, "; ".join(r.details)) for r in key_results.list_key_results(report))
+    results = tuple((r.name, r.value, "; ".join(r.details)) for r in key_results.list_key_results(report))
     sentences = [*(report.get("notes") or ()), *(f"Warning: {w}" for w in report.get("warnings") or ())]
     parts = [
         f"# {escape(key_results.title(report))}",

@@ -1,7 +1,7 @@
-"""How a figure is written: one way for the terminal, Markdown and HTML alike, and an en dash where there is none.
+"""How numbers are written: one way for the terminal, Markdown and HTML alike, and an en dash where there is none.
 
-Three significant digits where the size of a figure matters, one decimal for accuracies. A difference carries its
-sign, an estimate its interval. Prefixes are powers of 1000.
+Three significant digits where the magnitude matters, one decimal for accuracies. A difference carries its sign, an
+estimate its interval. Prefixes are powers of 1000.
 """
 
 import math
@@ -14,12 +14,12 @@ OptionalNumber = float | int | None
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is no figure to write: absent, or not finite."""
+    """Return whether there is no number to write: it is absent or not finite."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def significant(value: OptionalNumber, digits: int = 3) -> str:
-    """1.98, 12.3, 1230: so many significant digits, never an exponent."""
+    """Write a number with so many significant digits, never with an exponent: 1.98, 12.3, 1230."""
     if value is None or is_missing(value):
         return MISSING
     rounded = float(f"{value:.{digits}g}")
@@ -28,7 +28,7 @@ def significant(value: OptionalNumber, digits: int = 3) -> str:
 
 
 def scaled(value: OptionalNumber, units: tuple[str, ...]) -> str:
-    """A count in the largest of `units` (each 1000 times the one before) that leaves at least 1 before the point."""
+    """Write a number in the largest of `units`, each 1000 times the one before, that leaves at least 1 before the point."""
     if value is None or is_missing(value):
         return MISSING
     amount, step = float(value), 0
@@ -39,37 +39,37 @@ def scaled(value: OptionalNumber, units: tuple[str, ...]) -> str:
 
 
 def byte_size(value: OptionalNumber) -> str:
-    """Bytes: 612 kB, 4.47 MB."""
+    """Write bytes: 612 kB, 4.47 MB."""
     return scaled(value, ("B", "kB", "MB", "GB"))
 
 
 def image_size(size: Sequence[int] | None) -> str:
-    """Height and width of pictures: 120×72."""
+    """Write the height and width of images: 120×72."""
     return "×".join(map(str, size)) if size else MISSING
 
 
 def count(value: OptionalNumber) -> str:
-    """Multiply-accumulates or parameters: 40.6 M."""
+    """Write a number of multiply-accumulates or parameters: 40.6 M."""
     return scaled(value, ("", "k", "M", "G"))
 
 
 def steps(value: OptionalNumber) -> str:
-    """Quantization steps: 1.00; what float arithmetic alone makes is only said to be small."""
+    """Write a difference in quantization steps: 1.00; `< 0.01` for one that float rounding alone explains."""
     return "< 0.01" if value is not None and 0 < value < 0.01 else significant(value)
 
 
 def milliseconds(value: OptionalNumber) -> str:
-    """1.98 ms."""
+    """Write milliseconds: 1.98 ms."""
     return MISSING if is_missing(value) else f"{significant(value)} ms"
 
 
 def multiple(value: OptionalNumber) -> str:
-    """1.62×."""
+    """Write a factor: 1.62×."""
     return MISSING if value is None or is_missing(value) else f"{value:.2f}×"
 
 
 def percent(value: OptionalNumber) -> str:
-    """A share as 83.6 %. Only a whole is written as 100 %: what would round to it is cut at 99.99 %."""
+    """Write a share as 83.6 %. Only 1 is written as 100 %: a share that would round to it is cut off at 99.99 %."""
     if value is None or is_missing(value):
         return MISSING
     if 0.9995 <= value < 1:
@@ -78,17 +78,17 @@ def percent(value: OptionalNumber) -> str:
 
 
 def whole_percent(value: OptionalNumber) -> str:
-    """A share in whole per cent: 67 %."""
+    """Write a share in whole per cent: 67 %."""
     return MISSING if value is None or is_missing(value) else f"{round(100 * value)} %"
 
 
 def shorten_name(name: str, most: int = 26) -> str:
-    """A layer's name, cut from the front: its end says more."""
+    """Cut a layer's name from the front, because its end says more, to at most `most` characters."""
     return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def points(value: OptionalNumber) -> str:
-    """A difference of two shares as +0.4 pt or −0.4 pt; zero has no sign."""
+    """Write a difference of two shares in points: +0.4 pt, −0.4 pt; zero has no sign."""
     return MISSING if is_missing(value) else f"{_signed(value)} pt"
 
 
@@ -98,12 +98,12 @@ def _signed(value: OptionalNumber) -> str:
 
 
 def drop_points(value: OptionalNumber) -> str:
-    """A drop in points: a loss has no sign, a gain is negative."""
+    """Write an accuracy drop in points: a loss has no sign, a gain is negative."""
     return MISSING if value is None or is_missing(value) else _signed(value).replace("+", "") + " pt"
 
 
 def interval(low: OptionalNumber, high: OptionalNumber, write: Callable[[OptionalNumber], str]) -> str:
-    """` [82.4, 84.8]`, with the blank before it, in the unit of `write`; nothing where a bound is missing."""
+    """Write ` [82.4, 84.8]` with the space before it, in the unit of `write`; "" where a bound is missing."""
     if is_missing(low) or is_missing(high):
         return ""
     bare = (text.split(" ")[0].removesuffix("×") for text in (write(low), write(high)))
@@ -111,48 +111,47 @@ def interval(low: OptionalNumber, high: OptionalNumber, write: Callable[[Optiona
 
 
 def accuracy(variant: Mapping[str, Any], prefix: str = "") -> str:
-    """83.6 % [82.4, 84.8]; `prefix` is `balanced_` for the balanced accuracy."""
+    """Write a variant's accuracy: 83.6 % [82.4, 84.8]; `prefix` is `balanced_` for the balanced accuracy."""
     value = variant.get("balanced_accuracy" if prefix else "accuracy")
     low, high = (variant.get(f"{prefix or 'accuracy_'}{side}") for side in ("low", "high"))
     return MISSING if is_missing(value) else percent(value) + interval(low, high, percent_bound)
 
 
 def percent_bound(value: OptionalNumber) -> str:
-    """A bound of an interval: one decimal, whatever the value."""
+    """Write a bound of an interval in per cent without the unit: one decimal, whatever the value."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def speedup(figure: Mapping[str, Any] | None) -> str:
-    """A speed-up with its interval: 1.62× [1.58, 1.66]."""
-    if not figure or is_missing(figure.get("estimate")):
+def speedup(ratio: Mapping[str, Any] | None) -> str:
+    """Write a speed-up with its interval: 1.62× [1.58, 1.66]."""
+    if not ratio or is_missing(ratio.get("estimate")):
         return MISSING
-    return multiple(figure["estimate"]) + interval(figure.get("low"), figure.get("high"), multiple)
+    return multiple(ratio["estimate"]) + interval(ratio.get("low"), ratio.get("high"), multiple)
 
 
 def accuracy_change(drop: Mapping[str, Any] | None) -> str:
-    """A drop of accuracy as the change it is, so that a loss is negative: −0.4 pt [−1.0, +0.2]."""
+    """Write an accuracy drop as a change, so that a loss is negative: −0.4 pt [−1.0, +0.2]."""
     if not drop or is_missing(drop.get("estimate")):
         return MISSING
-    low, high = drop.get("high"), drop.get("low")  # the sign turns, and with it the bounds
-    turned = [None if v is None or is_missing(v) else -v for v in (drop["estimate"], low, high)]
-    return points(turned[0]) + interval(turned[1], turned[2], points)
+    low, high = drop.get("high"), drop.get("low")  # the change is minus the drop, which swaps the bounds
+    change = [None if v is None or is_missing(v) else -v for v in (drop["estimate"], low, high)]
+    return points(change[0]) + interval(change[1], change[2], points)
 
 
 def accuracy_gain(gain: Mapping[str, Any]) -> str:
-    """A gain of accuracy: +0.4 pt [−0.2, +1.0]."""
+    """Write a gain in accuracy: +0.4 pt [−0.2, +1.0]."""
     return points(gain.get("estimate")) + interval(gain.get("low"), gain.get("high"), points)
 
 
-def median_latency(figures: Mapping[str, Any] | None) -> str:
-    """The median with its interval: 1.98 ms [1.95, 2.02]."""
-    found = figures or {}
-    if is_missing(found.get("p50")):
+def median_latency(latency: Mapping[str, Any] | None) -> str:
+    """Write the median latency with its interval: 1.98 ms [1.95, 2.02]."""
+    if not latency or is_missing(latency.get("p50")):
         return MISSING
-    return milliseconds(found["p50"]) + interval(found.get("low"), found.get("high"), significant)
+    return milliseconds(latency["p50"]) + interval(latency.get("low"), latency.get("high"), significant)
 
 
 def duration(seconds: OptionalNumber) -> str:
-    """0.4 s, 42 s, 3 min 12 s, 1 h 05 min."""
+    """Write a duration: 0.4 s, 42 s, 3 min 12 s, 1 h 05 min."""
     if seconds is None or is_missing(seconds):
         return MISSING
     if seconds < 10:
@@ -164,7 +163,7 @@ def duration(seconds: OptionalNumber) -> str:
 
 
 def with_interval(value: Mapping[str, float] | None, factor: float = 1.0) -> str:
-    """A figure with its interval, three digits each: 0.132 [0.131, 0.133]."""
+    """Write an estimate with its interval, three digits each, all times `factor`: 0.132 [0.131, 0.133]."""
     if value is None:
         return MISSING
     middle, low, high = (f"{factor * value[key]:.3g}" for key in ("estimate", "low", "high"))
@@ -172,7 +171,7 @@ def with_interval(value: Mapping[str, float] | None, factor: float = 1.0) -> str
 
 
 def relative_change(value: OptionalNumber) -> str:
-    """A relative change with its sign: 0.031 is `+3.1 %`."""
+    """Write a relative change with its sign: 0.031 as +3.1 %."""
     return MISSING if is_missing(value) else f"{_signed(value)} %"
 
 
@@ -194,7 +193,7 @@ FORMAT_BY_CHECK: tuple[tuple[str, Callable[[OptionalNumber], str], str], ...] = 
 
 
 def verdict_value(check: str, value: OptionalNumber, *, limit: bool = False) -> str:
-    """A verdict's figure in the unit that the name of its check says; a limit with the side it must lie on."""
+    """Write a verdict's figure in the unit that the name of its check implies; a limit with the side to be on: ≤ 1.0 pt."""
     if is_missing(value):
         return MISSING
     for word, write, sign in FORMAT_BY_CHECK:

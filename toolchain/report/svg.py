@@ -1,7 +1,7 @@
-"""Where the report's plots are drawn: matplotlib in, an `<svg>` element for a page of ours out.
+"""Matplotlib figures as `<svg>` elements of the report's pages.
 
-Lines and text take stand-in colours that are replaced by the page's CSS variables, and text stays text: so plots
-follow light, dark and print, and share the page's font. Equal drawings give equal bytes.
+Lines and text are drawn in placeholder colours that are replaced by the page's CSS variables, and text stays text: so
+plots follow light, dark and print, and have the page's font. Equal drawings give equal bytes.
 """
 
 import io
@@ -20,7 +20,7 @@ INK, MUTED, RULE, MAIN, WARM, COOL = "#010203", "#010204", "#010205", "#010206",
 LINE_COLOURS = MAIN, WARM, COOL, INK, MUTED  # of curves that have no colour of their own
 CSS_VARIABLES = {INK: "ink", MUTED: "muted", RULE: "rule", MAIN: "main", WARM: "warm", COOL: "cool"}
 FONT_SIZE = 11.0  # of text, in pixels
-GLYPH_WIDTH = 6.4  # mean width of a glyph at that size
+GLYPH_WIDTH = 6.4  # mean width of a glyph at that size, in pixels
 DISPLAY_SCALE = 1.2  # on a wide page, so that text is as large as the page's own
 MATPLOTLIB_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "report",
@@ -45,7 +45,7 @@ MATPLOTLIB_STYLE: dict[Any, Any] = {
 
 @contextmanager
 def figure(width: float, height: float) -> "Iterator[Figure]":
-    """A figure of so many pixels in the report's style; glyphs that matplotlib's font lacks are the browser's job."""
+    """Open a figure of so many pixels in the report's style; the browser draws the glyphs that matplotlib's font lacks."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -55,7 +55,7 @@ def figure(width: float, height: float) -> "Iterator[Figure]":
 
 
 def use_log_scale(axes: "Axes", write: Callable[[float], str]) -> None:
-    """A logarithmic x axis whose ticks, at 1, 2 and 5 of each decade, are written as `write` does."""
+    """Make the x axis logarithmic, with ticks at 1, 2 and 5 of each decade, labelled by `write`."""
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log")
@@ -64,8 +64,14 @@ def use_log_scale(axes: "Axes", write: Callable[[float], str]) -> None:
     axes.xaxis.set_minor_formatter(lambda value, _: write(value))
 
 
-def render(drawing: "Figure", name: str, says: str) -> str:
-    """The figure as an element without namespaces, metadata and fixed size, its ids prefixed with `name`."""
+def render(drawing: "Figure", name: str, description: str) -> str:
+    """Return the figure as an `<svg>` element without namespaces, metadata and fixed size.
+
+    Args:
+        drawing: the figure.
+        name: prefix of all ids in it, unique on the page.
+        description: what it shows, for screen readers.
+    """
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     body = buffer.getvalue().partition("<svg")[2].partition(">")[2]
@@ -76,4 +82,4 @@ def render(drawing: "Figure", name: str, says: str) -> str:
         body = body.replace(colour, f"var(--{variable})")
     width, height = (round(float(side) * 72, 2) for side in drawing.get_size_inches())
     shape = f'viewBox="0 0 {width} {height}" style="max-width:{DISPLAY_SCALE * width:.0f}px"'
-    return f'<svg class="chart" role="img" aria-label="{says}" {shape}>{body}'
+    return f'<svg class="chart" role="img" aria-label="{description}" {shape}>{body}'

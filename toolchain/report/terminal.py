@@ -60,7 +60,7 @@ def make_text(out: "Console", text: str, style: str = "") -> "Text":
 
 
 def _lay_out_key_results(out: "Console", report: RunReport) -> "Grid":
-    """Lay out the questions on the left, and each figure with its details on the right."""
+    """Lay out the names on the left, and each figure with its details on the right."""
     from rich.table import Table as Grid
 
     grid = Grid.grid(padding=(0, 2))
@@ -70,7 +70,7 @@ def _lay_out_key_results(out: "Console", report: RunReport) -> "Grid":
         figure = make_text(out, result.value, "bold")
         for line in result.details:
             figure.append("\n").append_text(make_text(out, line))
-        grid.add_row(make_text(out, result.question, "dim"), figure)
+        grid.add_row(make_text(out, result.name, "dim"), figure)
     return grid
 
 

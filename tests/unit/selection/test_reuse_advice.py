@@ -68,7 +68,7 @@ def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) ->
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (ReuseSpec(), ())
-    assert reuse_depths.describe(to_jsonable(found)).startswith("bare: all of it is used: it has random weights")
+    assert reuse_depths.describe(to_jsonable(found)).startswith("bare: the whole network is used: it has random weights")
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:
@@ -88,8 +88,8 @@ def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -
     assert len(shown.rows) == len(found.depths)
     assert "glyphs: " in reuse_depths.describe(to_jsonable(found))
     cut = dataclasses.replace(found, reuse=ReuseSpec(keep="features.4"))
-    assert ">cut behind<" in reuse_depths.plot_depths(to_jsonable(cut))
-    assert "cut behind" not in reuse_depths.plot_depths(to_jsonable(dataclasses.replace(found, reuse=ReuseSpec())))
+    assert ">cut here<" in reuse_depths.plot_depths(to_jsonable(cut))
+    assert "cut here" not in reuse_depths.plot_depths(to_jsonable(dataclasses.replace(found, reuse=ReuseSpec())))
 
 
 def test_a_network_that_is_no_chain_is_used_whole(
@@ -157,11 +157,11 @@ def test_the_report_shows_the_curve_and_what_was_done_with_it(run: Run) -> None:
     written = {**run.report, "reuse": {"used": to_jsonable(found.reuse), "advice": to_jsonable(found)}}
     assert f"## {reuse_depths.TITLE}" in markdown.render(written)
     shown = html_report.render(written)
-    assert "net: cut behind b1, 1.50× as fast as the whole: because." in shown
+    assert "net: cut after b1, 1.50× as fast as the whole network: because." in shown
     assert shown.count("<svg") == html_report.render(run.report).count("<svg") + 1
     untold = dataclasses.replace(found, depths=(), reuse=ReuseSpec(), why=("nobody can tell",))
     bare = html_report.render(
         {**run.report, "reuse": {"used": to_jsonable(untold.reuse), "advice": to_jsonable(untold)}}
     )
-    assert "net: all of it is used" in bare
+    assert "net: the whole network is used" in bare
     assert "nobody can tell." in bare

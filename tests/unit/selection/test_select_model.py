@@ -408,13 +408,13 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
-    assert "## Candidates for the model" in markdown.render(written)
+    assert "## Model candidates" in markdown.render(written)
     assert "First: random (it was asked for)." in html_report.render(written)
     assert "weights file gone.safetensors is not there" in html_report.render(written)
     assert "## Candidates left out" in markdown.render(written)
     best = ranked["candidates"][0]
     assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]
-    assert "## Candidates for the model" not in markdown.render(run.report)
+    assert "## Model candidates" not in markdown.render(run.report)
 
 
 @pytest.mark.slow

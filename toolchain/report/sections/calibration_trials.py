@@ -10,10 +10,14 @@ from toolchain.report.table import Table
 TITLE = "Calibration of activation ranges"
 ORDER = 140
 HINT = (
-    "Divergence: Kullback-Leibler, nats an image, from the float model's answers on validation; less is closer, and the "
-    "closest is kept."
+    "Divergence: Kullback-Leibler, in nats per image, from the float model's predictions on validation images. The closest "
+    "is kept."
 )
-CORRECTION_TEXT: Mapping[str, str] = {"none": "nothing", "bias": "means", "norm": "means and spreads"}
+CORRECTION_TEXT: Mapping[str, str] = {
+    "none": "none",
+    "bias": "mean",
+    "norm": "mean and standard deviation",
+}
 
 
 def tabulate(report: RunReport) -> Table:
@@ -30,7 +34,7 @@ def tabulate(report: RunReport) -> Table:
         for architecture, trials in (report.get("calibration") or {}).items()
         for trial in trials
     )
-    columns = ("Architecture", "Ranges", "Corrected of layers", "Divergence from float", "Validation accuracy", "")
+    columns = ("Architecture", "Range method", "Output correction", "Divergence from float", "Validation accuracy", "")
     return Table(columns=columns, rows=rows, text_columns=(0, 1, 2, 5))
 
 

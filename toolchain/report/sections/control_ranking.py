@@ -6,11 +6,11 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table
 
-TITLE = "Layers ranked for accuracy control"
+TITLE = "Blocks ranked by accuracy control"
 ORDER = 150
 HINT = (
-    "What leaving one block in float brings on validation, and what it costs on the target; the most harmful for the "
-    "least latency come first."
+    "Each block was left in float alone: the validation accuracy, and the latency on the target. Blocks that gain most for "
+    "the least latency come first."
 )
 
 
@@ -22,11 +22,11 @@ def tabulate(report: RunReport) -> Table:
             number_format.percent(block["accuracy"]),
             f"{block['divergence']:.4f}",
             number_format.multiple(block.get("slowdown")),
-            "in float" if block["returned"] else "in integers",
+            "float" if block["returned"] else "int8",
         )
         for block in (report.get("control") or {}).get("ranking") or ()
     )
-    columns = ("Block", "Validation accuracy, it alone in float", "Divergence from dense", "Times as slow", "Outcome")
+    columns = ("Block", "Validation accuracy", "Divergence from dense", "Latency factor", "Precision")
     return Table(columns=columns, rows=rows, text_columns=(0, 4))
 
 

@@ -7,11 +7,12 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table
 
-TITLE = "Size of the pictures"
+TITLE = "Image sizes"
 ORDER = 70
 HINT = (
-    "Each size with the widths and blocks that meet the budget at it; what a short training reaches on validation decided. "
-    "Latency is measured on the untrained architecture, as a share of the dense model's as it would ship."
+    "Each image size with the widths and blocks that meet the budget at it. The validation accuracy after a short training "
+    "decides. Latency is measured on the untrained architecture, as a share of the dense model's latency in the precision "
+    "that it would ship in."
 )
 
 
@@ -28,7 +29,7 @@ def tabulate(report: RunReport) -> Table:
     )
     chosen = number_format.image_size(run_report.reported_variant(report).get("image_size"))
     chosen_row = next((index for index, row in enumerate(rows) if row[0] == chosen), None)
-    columns = ("Pictures", "Of the dense latency", "Validation after a short training", "Images")
+    columns = ("Image size", "Of dense latency", "Validation accuracy after a short training", "Images")
     return Table(columns=columns, rows=rows, shipping_row=chosen_row)
 
 

@@ -6,9 +6,11 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table, find_shipping_row
 
-TITLE = "What ran in integers"
+TITLE = "Layers that run in int8"
 ORDER = 120
-HINT = "As the runtime's own executed graph says; every convolution and linear layer left in float is named."
+HINT = (
+    "Counted in the graph that the runtime executes. Every convolution and linear layer that stays in float is named."
+)
 
 
 def tabulate(report: RunReport) -> Table:
@@ -24,7 +26,7 @@ def tabulate(report: RunReport) -> Table:
         for name, coverage in quantized
     )
     shipping_row = find_shipping_row(report, [name for name, _ in quantized])
-    columns = ("Variant", "In integers", "Planned", "In all", "Left in float")
+    columns = ("Variant", "In int8", "Planned", "Total", "Left in float")
     return Table(columns=columns, rows=rows, text_columns=(0, 4), shipping_row=shipping_row)
 
 

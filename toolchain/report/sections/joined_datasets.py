@@ -7,13 +7,15 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table, format_list
 
-TITLE = "Further sets joined to the training images"
+TITLE = "Further datasets joined for training"
 ORDER = 110
-HINT = "What each set brought on the domain's own validation images, paired over them; 95 % interval."
+HINT = (
+    "Gain in accuracy on the validation images of the dataset itself, paired over the images, with its 95 % interval."
+)
 
 
 def tabulate(report: RunReport) -> Table:
-    """Return a row per further dataset, with the gain in accuracy on the domain's own validation images."""
+    """Return a row per further dataset, with its gain in accuracy on the validation images."""
     rows = tuple(
         (
             trial["name"],
@@ -22,20 +24,20 @@ def tabulate(report: RunReport) -> Table:
             number_format.accuracy_gain(trial["gain"]),
             number_format.accuracy_gain(trial["balanced_gain"]),
             str(trial["gain"]["samples"]),
-            "stays" if trial["kept"] else "dropped: it brings nothing",
+            "kept" if trial["kept"] else "dropped: no gain",
             _describe_left_out(trial),
         )
         for trial in (report.get("adapt") or {}).get("joined") or ()
     )
-    columns = ("Further set", "Images", "Weight", "Brings", "Balanced", "Measured on", "Outcome", "Left out")
+    columns = ("Dataset", "Images", "Weight", "Gain", "Balanced", "Measured on", "Outcome", "Left out")
     return Table(columns=columns, rows=rows, text_columns=(0, 6, 7))
 
 
 def _describe_left_out(trial: Mapping[str, Any]) -> str:
-    """Return what of a dataset was not used: classes that the domain lacks, leaked images, unreadable files."""
+    """Return what of a dataset was not used: classes that the dataset itself lacks, leaked images, unreadable files."""
     parts = [f"classes {format_list(trial['left_out'])}"] if trial["left_out"] else []
-    parts += [f"{trial['leaked']} images that are in validation or test"] if trial["leaked"] else []
-    parts += [f"{trial['corrupt']} unreadable files"] if trial["corrupt"] else []
+    parts += [f"{trial['leaked']} images that are also in validation or test"] if trial["leaked"] else []
+    parts += [f"unreadable files: {trial['corrupt']}"] if trial["corrupt"] else []
     return "; ".join(parts) or "nothing"
 
 

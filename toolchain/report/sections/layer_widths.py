@@ -10,10 +10,7 @@ from toolchain.report.table import Table
 
 TITLE = "Layers before and after pruning"
 ORDER = 60
-LEGEND = (
-    "Channels that each layer puts out. The pale bar is the width before, the bar in it the width after; grey where nothing "
-    "went."
-)
+LEGEND = "Output channels of each layer. Pale bar: before pruning. Bar inside it: after pruning, grey where nothing was removed."
 MAX_ROWS = 30  # layers in one figure
 MAX_NAME_LENGTH = 26  # characters
 
@@ -48,7 +45,7 @@ def describe_pruning(report: RunReport) -> str:
     narrower = sum(layer["after"] < layer["before"] for layer in layers)
     before, after = (sum(layer.get(key) or 0 for layer in layers) for key in ("macs_before", "macs_after"))
     change = key_results.from_to(number_format.count(before), number_format.count(after))
-    return f"{narrower} of {len(layers)} layers narrower" + (f"; {change} multiply-accumulates" if before else "")
+    return f"{narrower} of {len(layers)} layers are narrower" + (f"; {change} multiply-accumulates" if before else "")
 
 
 def plot_widths(report: RunReport) -> list[str]:

@@ -8,7 +8,7 @@ from toolchain.report import html_page, markdown, number_format
 from toolchain.report.table import Table
 from toolchain.selection.ranking import pick_best
 
-TITLE = "Candidates for the model"
+TITLE = "Model candidates"
 LEFT_OUT_TITLE = "Candidates left out"
 ORDER = 40
 SCORE_TITLES = {  # others by their file's name
@@ -35,7 +35,7 @@ def render_markdown(report: RunReport) -> str:
 
 
 def render_html(report: RunReport) -> tuple[str, ...]:
-    """Return the candidates, what their figures stand on, and the candidates that were left out."""
+    """Return the candidates, what was measured to rank them, and those that were left out."""
     ranking = report.get("selected")
     if not ranking:
         return ()
@@ -104,7 +104,7 @@ def tabulate_left_out(ranking: JsonObject | None) -> Table:
 
 
 def summarize(ranking: JsonObject) -> str:
-    """Return the first candidate, and the images and the target that the figures stand on, in one line."""
+    """Return the first candidate with the reason, and the images and the target behind the ranking, in one line."""
     best, why = pick_best(ranking)
     name, why = (ranking["chosen"], ranking["why"]) if "chosen" in ranking else (best["name"], why)
     versions = ", ".join(
@@ -112,13 +112,13 @@ def summarize(ranking: JsonObject) -> str:
     )
     timed = any(candidate["fastest"] for candidate in ranking["candidates"])
     costs = (
-        f"latency and size of untrained copies on {ranking['target']} ({versions}), the faster of float and integers. * on "
-        "the front: no other has a better score and a lower latency"
+        f"latency and size of untrained copies on {ranking['target']} ({versions}), in float or int8, whichever is faster. "
+        "* marks the Pareto front of score against latency"
         if timed
         else "nothing was timed"
     )
     return (
-        f"First: {name} ({why}). Scores from {ranking['images']['train']:,} training and {ranking['images']['val']:,} "
+        f"First: {name} ({why}). Scores on {ranking['images']['train']:,} training and {ranking['images']['val']:,} "
         f"validation images of {ranking['domain']} at {number_format.image_size(ranking['image_size'])}; {costs}"
     )
 

@@ -12,7 +12,7 @@ from toolchain.report.table import Table, format_list, format_value
 TITLE = "How it was measured"
 ORDER = 160
 SPLIT_ORDER = ("train", "val", "test")
-AIMS = {0.0: "accuracy", 1.0: "balanced accuracy"}  # by the recipe's `balance`
+OBJECTIVES = {0.0: "accuracy", 1.0: "balanced accuracy"}  # by the recipe's `balance`
 
 
 def tabulate(report: RunReport) -> Table:
@@ -25,7 +25,7 @@ def tabulate(report: RunReport) -> Table:
         "paired rounds": (report.get("speedup") or {}).get("samples"),
         "latency samples": (variant.get("latency_ms") or {}).get("samples"),
         "seed": report.get("seed"),
-        "domain": report.get("domain"),
+        "dataset": report.get("domain"),
         "images": ", ".join(f"{split} {format_value(n)}" for split, n in _sort_splits(data.get("images") or {})),
         "classes": format_list(data.get("classes") or ()),
         "images skipped": format_list(data.get("skipped") or ()) or "none",
@@ -33,12 +33,12 @@ def tabulate(report: RunReport) -> Table:
         "calibration images": (data.get("calibration") or {}).get("images"),
         **_list_training_facts(report),
         "pretrained weights": pretrained.get("source"),
-        "backbone loaded": number_format.percent(pretrained.get("share")),
+        "pretrained weights loaded": number_format.percent(pretrained.get("share")),
         **{f"machine: {run_report.humanize(k)}": v for k, v in sorted((report.get("machine") or {}).items())},
         **{f"version: {k}": v for k, v in sorted((report.get("versions") or {}).items())},
     }
     rows = tuple((name, format_value(value)) for name, value in facts.items())
-    return Table(columns=("What", "Value"), rows=rows, text_columns=(0, 1))
+    return Table(columns=("Fact", "Value"), rows=rows, text_columns=(0, 1))
 
 
 def _list_training_facts(report: RunReport) -> dict[str, Any]:
@@ -47,14 +47,14 @@ def _list_training_facts(report: RunReport) -> dict[str, Any]:
     changes = ", ".join(
         f"{run_report.humanize(name)} {format_value(value)}" for name, value in (training.get("augment") or {}).items()
     )
-    chosen = " (chosen for the kind and number of images)" if training.get("augment_auto") else ""
+    chosen = " (chosen by the kind and number of images)" if training.get("augment_auto") else ""
     probe, over_seeds = training.get("probe") or {}, training.get("over_seeds")
     return {
-        "aims at": _describe_aim(training.get("balance")),
+        "optimized for": _describe_objective(training.get("balance")),
         "augmentation": f"{changes or 'none'}{chosen}" if training else None,
-        "linear probe, validation": number_format.percent(probe.get("accuracy")),
-        "teacher of the dense model": training.get("teacher"),
-        "validation over seeds": over_seeds
+        "linear probe, validation accuracy": number_format.percent(probe.get("accuracy")),
+        "teacher": training.get("teacher"),
+        "validation accuracy over seeds": over_seeds
         and (
             f"mean {number_format.percent(over_seeds['mean'])}, standard deviation "
             f"{100 * over_seeds['deviation']:.1f} points, {over_seeds['seeds']} seeds"
@@ -62,10 +62,10 @@ def _list_training_facts(report: RunReport) -> dict[str, Any]:
     }
 
 
-def _describe_aim(balance: float | None) -> str | None:
+def _describe_objective(balance: float | None) -> str | None:
     if balance is None:
         return None
-    return AIMS.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
+    return OBJECTIVES.get(balance, f"accuracy and balanced accuracy (balance = {balance:g})")
 
 
 def _sort_splits(images: Mapping[str, int]) -> list[tuple[str, int]]:

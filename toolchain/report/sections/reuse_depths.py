@@ -12,13 +12,13 @@ from toolchain.report.table import Table
 if TYPE_CHECKING:
     from toolchain.selection.reuse_advice import ReuseAdvice
 
-TITLE = "How much of the pretrained network is worth keeping"
+TITLE = "How much of the pretrained network to keep"
 ORDER = 50
-REUSE_TEXT = {"keep": "cut behind", "fresh": "starts anew from", "freeze": "left as it is up to"}
+REUSE_TEXT = {"keep": "cut after", "fresh": "new weights from", "freeze": "frozen up to"}
 
 
 def tabulate(report: RunReport) -> Table:
-    """Return a row per block; none where the recipe left nothing open."""
+    """Return a row per block; none where the recipe says how much is used."""
     return tabulate_depths(_read_advice(report))
 
 
@@ -28,7 +28,7 @@ def _read_advice(report: RunReport) -> JsonObject | None:
 
 
 def tabulate_depths(advice: JsonObject | None) -> Table:
-    """Return a row per block, from the input to the output; `<` marks the block that the advice cuts behind."""
+    """Return a row per block, from the input to the output; `<` marks the block that the advice cuts after."""
     depths = advice["depths"] if advice else ()
     kept = advice["reuse"]["keep"] if advice else ""
     rows = tuple(
@@ -40,7 +40,7 @@ def tabulate_depths(advice: JsonObject | None) -> Table:
         )
         for depth in depths
     )  # fmt: skip
-    columns = ("Up to", "MACs", "All levels", "Random", "Probe", "Random, probe", "Pretraining brings")
+    columns = ("Up to block", "MACs", "Levels", "Levels, random", "Probe", "Probe, random", "Pretraining gain")
     return Table(columns=columns, rows=rows, optional_columns=(5, 6))
 
 
@@ -55,8 +55,8 @@ def describe(advice: JsonObject) -> str:
     parts = [f"{text} {reuse[name]}" for name, text in REUSE_TEXT.items() if reuse[name]]
     speedup = ""
     if reuse["keep"] and advice["speedup"]:
-        speedup = f", {number_format.multiple(advice['speedup'])} as fast as the whole"
-    return f"{advice['model']}: {'; '.join(parts) or 'all of it is used'}{speedup}: {'; '.join(advice['why'])}"
+        speedup = f", {number_format.multiple(advice['speedup'])} as fast as the whole network"
+    return f"{advice['model']}: {'; '.join(parts) or 'the whole network is used'}{speedup}: {'; '.join(advice['why'])}"
 
 
 def announce(advice: "ReuseAdvice | None") -> None:
@@ -112,14 +112,14 @@ def plot_depths(advice: JsonObject) -> str:
         if advice["reuse"]["keep"]:
             kept = [depth["block"] for depth in depths].index(advice["reuse"]["keep"])
             for axes in (followed, probed):
-                axes.axvline(kept, color=svg.WARM, linewidth=1, linestyle="--", label="cut behind")
+                axes.axvline(kept, color=svg.WARM, linewidth=1, linestyle="--", label="cut here")
         names = [number_format.shorten_name(depth["block"]) for depth in depths]
         probed.set_xticks(list(places), names, rotation=60, ha="right")
         probed.yaxis.set_major_formatter(lambda value, _: number_format.percent(value))
-        followed.set(ylabel="all levels (followed)")
-        probed.set(ylabel="probe, validation")
+        followed.set(ylabel="score of all levels (decides)")
+        probed.set(ylabel="probe accuracy, validation")
         followed.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        return svg.render(drawing, "reuse", "score and probe accuracy by depth")
+        return svg.render(drawing, "reuse", "Score and probe accuracy by depth")
 
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ def tabulate(report: RunReport) -> Table:
             number_format.percent(seed_run["validation"]),
             number_format.percent(seed_run["validation_balanced"]),
             str(seed_run["epoch"]),
-            "goes on" if seed_run["chosen"] else "",
+            "used" if seed_run["chosen"] else "",
         )
         for seed_run in (report.get("adapt") or {}).get("seeds") or ()
     )

@@ -16,7 +16,7 @@ from toolchain.report.table import Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "How much each layer minds being pruned"
+TITLE = "Sensitivity to pruning"
 ORDER = 80
 TERMINAL_ORDER = 1
 SHORT_ROWS = 3  # curves at either end of the short table
@@ -32,8 +32,8 @@ REASON_TEXT = {  # why nothing was measured
 PANEL_GRID = 6, 4  # rows and columns of curves in one figure
 MAX_PANELS = PANEL_GRID[0] * PANEL_GRID[1]
 MAX_BLOCKS = 30  # in one figure
-SHARE_AXIS_LABEL = "share of the channels that is removed, the least important first"
-BLOCKS_CAPTION = "Each residual block left out alone, without any training. Dashed: the whole network. Orange: the plan leaves it out."
+SHARE_AXIS_LABEL = "share of channels removed, the least important first"
+BLOCKS_CAPTION = "Each residual block removed alone, without training afterwards. Dashed: the whole network. Orange: the plan removes it."
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def _tabulate(curves: Sequence[Mapping[str, Any]], *, short: bool) -> Table:
     shares = (*TABULATED_SHARES, 1.0) if any(curve.get("kind") == "block" for curve in curves) else TABULATED_SHARES
     gap = ("…", *[""] * (len(shares) + 3))
     rows = tuple(_tabulate_curve(curve, shares, short=short) if curve else gap for curve in curves)
-    heads = (f"At {number_format.whole_percent(share)} cut" if share < 1 else "Without it" for share in shares)
-    columns = ("Group or block", "Channels", *heads, "Plan takes", "By that alone")
+    heads = (f"At {number_format.whole_percent(share)} cut" if share < 1 else "Removed" for share in shares)
+    columns = ("Group or block", "Channels", *heads, "Plan cuts", "Change alone")
     return Table(columns=columns, rows=rows, optional_columns=(1, 2, 4, len(columns) - 1))
 
 
@@ -149,13 +149,13 @@ def _make_caption(report: RunReport) -> str:
     unmeasured = sum(row.get("why") == "no time" for row in rows)
     dots = ""
     if any(curve.planned_share for curve in curves):
-        dots = " Orange dot: what the plan really cuts, which training then makes up for."
+        dots = " Orange dot: what the plan cuts, before training recovers the accuracy."
     rest = f" The other {len(curves) - MAX_PANELS} are in the table." if len(curves) > MAX_PANELS else ""
-    late = f" Time was up before {unmeasured} more could be measured." if unmeasured else ""
+    late = f" Time ran out before {unmeasured} more could be measured." if unmeasured else ""
     return (
-        f"Each group of channels cut alone, without any training afterwards, on {images} validation images: a curve that "
-        "falls early is a layer that the network can least do without. The most sensitive come first. Dashed: nothing "
-        f"cut. Band: 95 % interval, at most ± {100 * reach:.1f} points.{dots}{rest}{late}"
+        f"Each pruning group cut alone, without training afterwards, on {images} validation images. A curve that falls early "
+        "is a group that the network needs most; the most sensitive come first. Dashed: nothing cut. "
+        f"Band: 95 % interval, at most ± {100 * reach:.1f} points.{dots}{rest}{late}"
     )
 
 
@@ -183,7 +183,7 @@ def plot_groups(report: RunReport) -> str:
         title = "accuracy with this group alone cut, 95 % interval"
         for y, text in ((height - FONT_SIZE, title), (2, SHARE_AXIS_LABEL)):
             drawing.text(left / width, y / height, text, color=MUTED)
-        return svg.render(drawing, "sensitivity", "Accuracy against the pruned share of each group of channels")
+        return svg.render(drawing, "sensitivity", "Accuracy against the pruned share of each pruning group")
 
 
 def _draw_panel(axes: "Axes", curve: PlottedCurve) -> None:

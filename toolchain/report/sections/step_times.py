@@ -7,7 +7,7 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import number_format
 from toolchain.report.table import Table, sort_steps
 
-TITLE = "Time of each stage"
+TITLE = "Time of each step"
 ORDER = 170
 
 
@@ -17,7 +17,7 @@ def tabulate(report: RunReport) -> Table:
     rows = [(name, number_format.duration(seconds[name])) for name in sort_steps(seconds) if seconds[name] != 0]
     known = [value for value in seconds.values() if not number_format.is_missing(value)]
     total = number_format.duration(sum(known) if known else None)
-    return Table(columns=("Stage", "Time"), rows=(*rows, ("all", total)) if rows else ())
+    return Table(columns=("Step", "Time"), rows=(*rows, ("total", total)) if rows else ())
 
 
 def render_html(report: RunReport) -> tuple[str, ...]:

@@ -7,11 +7,11 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table
 
-TITLE = "Placements timed before training"
+TITLE = "Q/DQ placements timed before training"
 ORDER = 130
 HINT = (
-    "Latency does not depend on the weights: these are untrained candidates, each timed against the float model in one "
-    "process."
+    "Latency does not depend on the weights, so these are untrained candidates, each timed against the float model in the "
+    "same process."
 )
 MAX_INT8_PLACEMENTS = 12  # shown of each architecture, the fastest
 
@@ -31,7 +31,7 @@ def tabulate(report: RunReport) -> Table:
                     "chosen" if _is_chosen(search, placement) else "",
                 )
             )  # fmt: skip
-    columns = ("Architecture", "Placement", "Precision", "Median", "Against f32", "")
+    columns = ("Architecture", "Placement", "Precision", "Median latency", "Speed-up over f32", "")
     return Table(columns=columns, rows=tuple(rows), text_columns=(0, 1, 2, 5))
 
 
@@ -53,7 +53,7 @@ def describe_search(report: RunReport) -> str:
     parts = []
     for architecture, search in (report.get("placement") or {}).items():
         if not search.get("tried"):
-            parts.append(f"{architecture}: the usual placement, not timed")
+            parts.append(f"{architecture}: the default placement, not timed")
             continue
         where = f", timed for {search['measured_for']}" if search.get("measured_for") else ""
         duration = number_format.duration(search.get("seconds"))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 TITLE = "Training"
 ORDER = 90
-CAPTION = "Accuracy on the validation split at the end of each epoch."
+CAPTION = "Validation accuracy at the end of each epoch. Large dot: the epoch whose weights are kept."
 
 
 def tabulate(report: RunReport) -> Table:
@@ -25,7 +25,7 @@ def tabulate(report: RunReport) -> Table:
         best, last = (max(accuracies), accuracies[-1]) if accuracies else (None, None)
         loss = number_format.significant(losses[-1] if losses else None)
         rows.append((name, str(len(steps[name])), number_format.percent(best), number_format.percent(last), loss))
-    return Table(columns=("Stage", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
+    return Table(columns=("Step", "Epochs", "Best accuracy", "Last accuracy", "Last loss"), rows=tuple(rows))
 
 
 def render_html(report: RunReport) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def plot_training(report: RunReport) -> str:
             axes = drawing.add_axes((0.075 + column * share, 0.18, share - 0.02, 0.68))
             _draw_step(axes, name, curves[name], first=column == 0)
             axes.set_ylim(min(accuracies) - pad, max(accuracies) + 2 * pad)
-        return svg.render(drawing, "training", "Validation accuracy over the epochs of each stage")
+        return svg.render(drawing, "training", "Validation accuracy over the epochs of each step")
 
 
 def _read_curve(epochs: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:

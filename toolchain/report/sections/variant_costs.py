@@ -6,19 +6,19 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table, find_shipping_row
 
-TITLE = "What each variant needs"
+TITLE = "Cost of each variant"
 ORDER = 30
 HINT = (
-    "MACs: multiply-accumulates of one image. Of peak: share of what the core can compute. Parity: images on which the "
-    "artefact in its runtime names the same class as the trained model. Steps: largest difference of a logit, in "
-    "quantization steps. Load and first run are those of a fresh process."
+    "MACs: multiply-accumulates of one image. Load, first run: in a fresh process. Of peak: share of the processor's peak "
+    "throughput. Parity: share of images for which the exported model predicts the same class as the trained model. Steps: "
+    "largest difference of a logit, in quantization steps."
 )
 
 
 def tabulate(report: RunReport) -> Table:
     """Return a row per variant: image size, MACs, parameters, memory, start-up times, parity with the trained model."""
     footprint = ("Peak memory", "Load", "First run", "Of peak", "Parity", "Steps")
-    columns = ("Variant", "Method", "Pictures", "MACs", "Parameters", *footprint)
+    columns = ("Variant", "Method", "Image size", "MACs", "Parameters", *footprint)
     variants = report.get("variants") or ()
     rows = tuple(
         (

@@ -57,9 +57,9 @@ def render_html(report: RunReport) -> tuple[str, ...]:
 def _make_caption(report: RunReport) -> str:
     """Return the plot's caption, which names the variants that could not be drawn."""
     left_out = [str(v["name"]) for v in report.get("variants") or () if not is_plottable(v)]
-    missing = f" Not drawn for want of a figure: {', '.join(left_out)}." if left_out else ""
+    missing = f" Not drawn, because accuracy or latency is missing: {', '.join(left_out)}." if left_out else ""
     ring = " The ring marks the variant that ships." if run_report.shipped_name(report) else ""
-    return f"Upper left is better.{ring}{missing}"
+    return f"Upper left is better: faster and more accurate.{ring}{missing}"
 
 
 # --- latency against accuracy -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from toolchain.core.run_report import RunReport
 from toolchain.report import html_page, number_format
 from toolchain.report.table import Table
 
-TITLE = "Verdicts"
+TITLE = "Checks"
 ORDER = 10
 TERMINAL_ORDER = 3
 OUTCOME_SIGNS = {"pass": "✓", "fail": "✗", "cannot_tell": "?", "not_measured": number_format.MISSING}
