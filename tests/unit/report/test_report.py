@@ -291,7 +291,7 @@ def test_the_terminal_summary_fits_its_width_and_has_no_colour_codes_when_piped(
     assert max(len(line) for line in text.splitlines()) <= width
     for name in ("dense-fp32", "pruned-int8-ptq", "83.6 % [82.4, 84.8]", "cannot tell", "171 kB"):
         assert name in text
-    header = next(line for line in text.splitlines() if line.startswith("Variant "))
+    header = next(line for line in text.splitlines() if line.lstrip().startswith("Variant "))
     assert ("Speed-up" in header) == ("Change" in header) == (width == 160)
 
 
