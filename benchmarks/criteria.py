@@ -22,7 +22,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import progress, registry, statistics
-from toolchain.data.image_folder import Split
+from toolchain.data.splits import Split
 from toolchain.pruning import prune, recover
 from toolchain.search import pruning_plan
 from toolchain.training import loop, trained_model

@@ -30,7 +30,7 @@ from toolchain.core import files, stage_cache, statistics
 from toolchain.core.types import Interval, NetworkName
 from toolchain.data import prepare
 from toolchain.data.decoded_dataset import Dataset
-from toolchain.data.image_folder import Split
+from toolchain.data.splits import Split
 from toolchain.export import export_variants
 from toolchain.measure import accuracy
 from toolchain.quantization import pt2e, quantize

@@ -1,7 +1,8 @@
-"""A domain in memory: its images decoded once into a cache that survives runs, further sets joined to them.
+"""Decode a dataset into memory, at the network's input size, through a cache of pixels that survives runs.
 
-Pixels are prepared by the functions of `runner.py`, which travels in the bundle. The cache holds uint8 images at
-the network's size, keyed by the content of the files, so that every run after the first starts at once.
+Training must see the same pixels as the board, so images are decoded and resized by the functions of
+`edge/run.py`, which travels in the bundle. The cache holds uint8 images and is keyed by the content of the files, so
+that every run after the first starts at once.
 """
 
 import dataclasses
@@ -18,17 +19,16 @@ import torch
 from torch import Tensor
 
 from toolchain.config.dataset import Domain
-from toolchain.core import files as records
-from toolchain.core import progress
+from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data import image_folder
-from toolchain.data.image_folder import SPLITS, Split
+from toolchain.data.splits import SPLITS, Split, check_split
 from toolchain.edge import run
 
-# of the runner what makes pixels, so that another message of it trains nothing anew
+# only what decides pixels: a change elsewhere in the runner, such as to a message, does not retrain anything
 DECODER_VERSION = (
-    *(inspect.getsource(part) for part in (run.read_picture, run.fit_size, run.normalise)),
+    *(inspect.getsource(function) for function in (run.read_picture, run.fit_size, run.normalise)),
     PIL.__version__,
 )
 
@@ -40,126 +40,146 @@ class Images:
     pixels: Tensor  # uint8 [images, height, width] for gray, [images, height, width, 3] for rgb
     labels: Tensor  # int64 [images]
     files: tuple[Path, ...]
-    loss_weights: Tensor  # float32 [images], of each in the loss
+    loss_weights: Tensor  # float32 [images]: weight of each image in the loss
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, rows: Sequence[int]) -> "Images":
-        """Some of the images, in the order of `rows`."""
-        picked = list(rows)
+        """Return the images at `rows`, in that order."""
+        indices = list(rows)
         return Images(
-            self.pixels[picked],
-            self.labels[picked],
-            tuple(self.files[row] for row in picked),
-            self.loss_weights[picked],
+            self.pixels[indices],
+            self.labels[indices],
+            tuple(self.files[index] for index in indices),
+            self.loss_weights[indices],
         )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A domain, decoded."""
+    """A decoded dataset: all splits, and the rows that calibrate."""
 
     classes: tuple[str, ...]
     splits: Mapping[Split, Images]
     preprocess: Preprocessing
-    digest: str  # of files, splits and preprocessing size and mode
+    digest: str  # over files, splits, input size and colour mode
     calibration_rows: tuple[int, ...]  # indices into the training split
-    calibration_digest: str  # over their pixels
-    skipped_files: tuple[str, ...] = ()  # corrupt files left out, where the domain allows it
+    calibration_digest: str  # over the pixels of the calibration images
+    skipped_files: tuple[str, ...] = ()  # corrupt files that were left out, where the domain allows it
 
     @property
     def example_input(self) -> Tensor:
-        """An input of the network's shape, float32 [1, 3, height, width]."""
+        """Return zeros of the network's input shape, float32 [1, 3, height, width]."""
         return torch.zeros(1, 3, *self.preprocess.image_size)
 
     @property
     def calibration_images(self) -> Images:
-        """The training images that ranges are drawn from and gradients are taken on."""
+        """Return the training images on which ranges are calibrated and gradients are collected."""
         return self.splits["train"].select(self.calibration_rows)
 
 
 def pixel_cache_key(files_digest: str, preprocess: Preprocessing, on_corrupt: str) -> str:
-    """Name of decoded pixels in the cache: the files, how they are decoded, and by what."""
-    return records.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
+    """Return the cache key of decoded pixels: the files, the input size and colour mode, and the decoder's version."""
+    return files.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
 
 
 def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
-    """Finds, splits and decodes a domain's images; decoded pixels are kept under `cache`.
+    """List, split and decode a dataset; decoded pixels are kept under `cache`.
 
     Raises:
-        ToolchainError: as `listing.find`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
+        ToolchainError: as `image_folder.find_images`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
     """
-    found = image_folder.find_images(domain, cache)
-    key = pixel_cache_key(found.digest, preprocess, domain.on_corrupt)
-    with records.lock_folder(cache / "pixels" / key, wait=True):
+    listed = image_folder.find_images(domain, cache)
+    key = pixel_cache_key(listed.digest, preprocess, domain.on_corrupt)
+    folder = cache / "pixels" / key
+    with files.lock_folder(folder, wait=True):
         splits, skipped = {}, []
         for split in SPLITS:
-            path = cache / "pixels" / key / f"{split}.npy"
-            pixels, bad = decode_files(found.files[split], preprocess, path, domain.on_corrupt)
-            good = [i for i in range(len(found.files[split])) if i not in bad]
-            labels = torch.tensor([found.labels[split][i] for i in good])
-            files = tuple(found.files[split][i] for i in good)
-            splits[split] = Images(torch.from_numpy(pixels), labels, files, torch.ones(len(good)))
-            entries = [(found.files[split][i], found.labels[split][i]) for i in good]
-            image_folder.check_split(split, entries, found.classes, found.root)
-            skipped += [str(found.files[split][i]) for i in sorted(bad)]
-    count = min(domain.calibration_images, len(splits["train"]))
-    drawn = np.random.default_rng(domain.calibration_seed).permutation(len(splits["train"]))[:count]
-    rows = sorted(int(i) for i in drawn)
-    return Dataset(
-        found.classes, splits, preprocess, key, tuple(rows), _drawn(splits["train"], rows), tuple(skipped)
-    )  # fmt: skip
+            paths, labels = listed.files[split], listed.labels[split]
+            pixels, corrupt = decode_files(paths, preprocess, folder / f"{split}.npy", domain.on_corrupt)
+            readable = [i for i in range(len(paths)) if i not in corrupt]
+            splits[split] = Images(
+                torch.from_numpy(pixels),
+                torch.tensor([labels[i] for i in readable]),
+                tuple(paths[i] for i in readable),
+                torch.ones(len(readable)),
+            )
+            check_split(split, [(paths[i], labels[i]) for i in readable], listed.classes, listed.root)
+            skipped += [str(paths[i]) for i in sorted(corrupt)]
+    train = splits["train"]
+    count = min(domain.calibration_images, len(train))
+    sample = np.random.default_rng(domain.calibration_seed).permutation(len(train))[:count]
+    rows = tuple(sorted(int(i) for i in sample))
+    return Dataset(listed.classes, splits, preprocess, key, rows, _hash_pixels(train, rows), tuple(skipped))
 
 
 def decode_at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
-    """The same images, decoded again from their files at another size (height, width); kept under `cache`.
+    """Decode the same images from their files at another size (height, width); the pixels are kept under `cache`.
 
     Raises:
         ToolchainError: a file cannot be read any more.
     """
     preprocess = dataclasses.replace(data.preprocess, image_size=size)
     key = pixel_cache_key(data.digest, preprocess, "fail")
+    folder = cache / "pixels" / key
     splits = {}
-    with records.lock_folder(cache / "pixels" / key, wait=True):
+    with files.lock_folder(folder, wait=True):
         for split, images in data.splits.items():
-            pixels, _ = decode_files(images.files, preprocess, cache / "pixels" / key / f"{split}.npy", "fail")
+            pixels, _ = decode_files(images.files, preprocess, folder / f"{split}.npy", "fail")
             splits[split] = dataclasses.replace(images, pixels=torch.from_numpy(pixels))
-    drawn = _drawn(splits["train"], data.calibration_rows)
-    return dataclasses.replace(data, splits=splits, preprocess=preprocess, digest=key, calibration_digest=drawn)
+    return dataclasses.replace(
+        data,
+        splits=splits,
+        preprocess=preprocess,
+        digest=key,
+        calibration_digest=_hash_pixels(splits["train"], data.calibration_rows),
+    )
 
 
-def _drawn(train: Images, rows: Sequence[int]) -> str:
-    """Digest of the pixels of the calibration images."""
-    return hashlib.sha256(train.pixels[list(rows)].numpy().tobytes()).hexdigest()
+def _hash_pixels(images: Images, rows: Sequence[int]) -> str:
+    """Return the SHA-256 of the pixels of some images."""
+    return hashlib.sha256(images.pixels[list(rows)].numpy().tobytes()).hexdigest()
 
 
 def decode_files(
-    files: Sequence[Path], preprocess: Preprocessing, path: Path, on_corrupt: Literal["fail", "skip"]
+    paths: Sequence[Path], preprocess: Preprocessing, target: Path, on_corrupt: Literal["fail", "skip"]
 ) -> tuple[np.ndarray, set[int]]:
-    """Pixels of the readable files, uint8 [files, height, width(, 3)], kept at `path`; and which ones are not readable.
+    """Decode and resize image files into one array, which is kept at `target` and read from there the next time.
+
+    Args:
+        paths: the image files.
+        preprocess: input size (height, width) and colour mode.
+        target: the .npy file; a .json file beside it lists the corrupt files and marks the array as complete.
+        on_corrupt: whether a corrupt file is an error or left out.
+
+    Returns:
+        Pixels of the readable files, uint8 [files, height, width] or [files, height, width, 3], and the indices of the
+        corrupt ones.
 
     Raises:
         ToolchainError: a file is corrupt and `on_corrupt` is "fail", or no file can be read.
     """
-    marks = path.with_suffix(".json")
-    if marks.exists():
-        return np.load(path, mmap_mode="c"), set(records.read_json(marks))
-    rows, bad = [], set()
-    with progress.show_bar(f"decode {path.stem}", len(files)) as bar:
-        for index, file in enumerate(files):
+    marker = target.with_suffix(".json")
+    if marker.exists():
+        return np.load(target, mmap_mode="c"), set(files.read_json(marker))
+    images, corrupt = [], set()
+    with progress.show_bar(f"decode {target.stem}", len(paths)) as bar:
+        for index, path in enumerate(paths):
             try:
-                rows.append(run.fit_size(run.read_picture(file, preprocess.mode), preprocess.image_size))
+                images.append(run.fit_size(run.read_picture(path, preprocess.mode), preprocess.image_size))
             except run.Refused as reason:
                 if on_corrupt == "fail":
                     raise ToolchainError(
                         f'{reason}; repair or remove it, or set on_corrupt = "skip" in the domain (--on-corrupt skip)'
                     ) from reason
-                bad.add(index)
+                corrupt.add(index)
             bar.step()
-    if not rows:
-        raise ToolchainError(f"none of the {len(files)} images for {path.stem} can be read")
-    with records.open_atomic(path) as out:
-        np.save(out, np.stack(rows))
-    records.write_json(marks, sorted(bad))
-    return np.load(path, mmap_mode="c"), bad
+    if not images:
+        raise ToolchainError(
+            f"none of the {len(paths)} images for {target.stem} can be read; `toolchain check-data` says why for each file"
+        )
+    with files.open_atomic(target) as out:
+        np.save(out, np.stack(images))
+    files.write_json(marker, sorted(corrupt))
+    return np.load(target, mmap_mode="c"), corrupt

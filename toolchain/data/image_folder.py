@@ -1,37 +1,27 @@
-"""Image folders to lists of files by class and split; nothing is decoded here.
+"""List the images of a class-folder dataset by class and split, without decoding any.
 
-Files that belong together (identical bytes, or one exposure group by the domain's `group_pattern`) never end up on
-two sides of a split that is drawn here.
+Both layouts are read: `<folder>/<class>/<image>` and `<folder>/<split>/<class>/<image>`. A split that the folder does
+not have is drawn from the training images.
 """
 
 import hashlib
 import importlib
-import re
 import shutil
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from toolchain.config.dataset import Domain
-from toolchain.core import files as records
+from toolchain.core import files
 from toolchain.core.errors import ToolchainError
+from toolchain.data.splits import SPLITS, LabelledFile, Split, check_split, group_files, split_off
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
-MIN_IMAGES_PER_CLASS = 1
-LabelledFile = tuple[Path, int]  # file and class
 
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The files of a domain by split, with their class indices; nothing decoded yet."""
+    """The files of a dataset by split, with their class indices; nothing is decoded yet."""
 
     root: Path
     classes: tuple[str, ...]
@@ -41,41 +31,48 @@ class DatasetFiles:
 
 
 def find_images(domain: Domain, cache: Path) -> DatasetFiles:
-    """Finds the images and decides the splits.
+    """List a dataset's images by split; draw the splits that the folder does not have.
+
+    Args:
+        domain: the dataset.
+        cache: folder in which a bundled source is written.
 
     Raises:
         ToolchainError: no folder, no images, a class without images, classes that differ between splits, or fewer
             images than the splits need.
     """
     root = locate_root(domain, cache)
-    given = [split for split in SPLITS if (root / split).is_dir()]
-    if given and "train" not in given:
-        raise ToolchainError(f"{root} has {', '.join(given)}/ but no train/; give all of train/ val/ test/, or none")
-    sources: dict[str, dict[str, list[Path]]] = (
-        {split: scan_class_folders(root / split) for split in given} if given else {"all": scan_class_folders(root)}
+    given_splits = [split for split in SPLITS if (root / split).is_dir()]
+    if given_splits and "train" not in given_splits:
+        raise ToolchainError(
+            f"{root} has {', '.join(given_splits)}/ but no train/; give all of train/ val/ test/, or none of them"
+        )
+    folders: dict[str, dict[str, list[Path]]] = (
+        {split: scan_class_folders(root / split) for split in given_splits}
+        if given_splits
+        else {"all": scan_class_folders(root)}
     )
-    classes = _classes(domain, root, sources)
-    entries = {
-        name: [(path, classes.index(label)) for label in classes for path in found[label]]
-        for name, found in sources.items()
+    classes = _check_classes(domain, root, folders)
+    labelled = {
+        name: [(path, classes.index(label)) for label in classes for path in paths[label]]
+        for name, paths in folders.items()
     }
-    hashes = {path: records.sha256_file(path) for found in entries.values() for path, _ in found}
-    whole = entries.pop("all", None) or entries["train"]
-    by_split: dict[Split, list[LabelledFile]] = {"train": whole}
+    hashes = {path: files.sha256_file(path) for part in labelled.values() for path, _ in part}
+    training = labelled.pop("all", None) or labelled["train"]
+    by_split: dict[Split, list[LabelledFile]] = {"train": training}
     shares: tuple[tuple[Split, float], ...] = (("test", domain.test_share), ("val", domain.validation_share))
     for split, share in shares:
-        if split in entries:
-            by_split[split] = entries[split]
+        if split in labelled:
+            by_split[split] = labelled[split]
         else:
-            by_split["train"], by_split[split] = _stratified(
-                _together(by_split["train"], hashes, domain.group_pattern), share, domain.split_seed
-            )
+            groups = group_files(by_split["train"], hashes, domain.group_pattern)
+            by_split["train"], by_split[split] = split_off(groups, share, domain.split_seed)
     for split in SPLITS:
         try:
             check_split(split, by_split[split], classes, root)
         except ToolchainError as reason:
-            kept = f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so it takes several of each class"
-            raise ToolchainError(f"{reason}{kept if domain.group_pattern else ''}") from reason
+            hint = f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so every class needs several groups"
+            raise ToolchainError(f"{reason}{hint if domain.group_pattern else ''}") from reason
     return DatasetFiles(
         root,
         classes,
@@ -86,74 +83,83 @@ def find_images(domain: Domain, cache: Path) -> DatasetFiles:
 
 
 def locate_root(domain: Domain, cache: Path) -> Path:
-    """The folder of a domain; a bundled source is written there first.
+    """Return the folder of a dataset; write a bundled source to `cache` first.
 
     Raises:
-        ToolchainError: no folder is named, or it is not there.
+        ToolchainError: no folder is named, or it does not exist.
     """
     if domain.source != "folder":
         folder = cache / domain.source
-        with records.lock_folder(folder, wait=True):
-            room = importlib.import_module(f"toolchain.data.sources.{domain.source}")
-            version, mark = records.sha256_file(Path(str(room.__file__))), folder / "COMPLETE"
+        with files.lock_folder(folder, wait=True):
+            source = importlib.import_module(f"toolchain.data.sources.{domain.source}")
+            version, mark = files.sha256_file(Path(str(source.__file__))), folder / "COMPLETE"
             if not mark.exists() or mark.read_text() != version:
                 shutil.rmtree(folder / "images", ignore_errors=True)
-                room.write(folder / "images")
-                records.write_text(mark, version)
+                source.write(folder / "images")
+                files.write_text(mark, version)
         return folder / "images"
     if not domain.path:
         raise ToolchainError(f"domain {domain.name!r} has no image folder; give one with DATA=folder or --data folder")
     root = Path(domain.path)
     if not root.is_dir():
-        raise ToolchainError(f"image folder {root} is not there; give one with DATA=folder or --data folder")
+        raise ToolchainError(f"image folder {root} does not exist; give one with DATA=folder or --data folder")
     return root
 
 
 def scan_class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Picture files by class folder."""
-    names = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """List the image files below each class folder, sorted; hidden folders are skipped."""
+    class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     return {
-        p.name: sorted(f for f in p.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()) for p in names
+        class_folder.name: sorted(
+            path for path in class_folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        )
+        for class_folder in class_folders
     }
 
 
 def list_by_class(domain: Domain, cache: Path) -> dict[str, list[Path]]:
-    """All picture files of a domain by class, whatever split they lie in.
+    """List all image files of a dataset by class, whatever split they lie in.
 
     Raises:
-        ToolchainError: no folder, or no pictures in it.
+        ToolchainError: no folder, or no images in it.
     """
     root = locate_root(domain, cache)
     folders = [root / split for split in SPLITS if (root / split).is_dir()] or [root]
-    found: dict[str, list[Path]] = {}
+    by_class: dict[str, list[Path]] = {}
     for folder in folders:
-        for name, files in scan_class_folders(folder).items():
-            found.setdefault(name, []).extend(files)
-    found = {name: files for name, files in sorted(found.items()) if files}
-    if not found:
-        raise ToolchainError(f"{root} has no pictures in class folders; expected are {root}/<class>/<image>")
-    return found
+        for name, paths in scan_class_folders(folder).items():
+            by_class.setdefault(name, []).extend(paths)
+    by_class = {name: paths for name, paths in sorted(by_class.items()) if paths}
+    if not by_class:
+        raise ToolchainError(f"{root} has no images in class folders; expected are {root}/<class>/<image>")
+    return by_class
 
 
-def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequence[Path]]]) -> tuple[str, ...]:
-    first_name, first = next(iter(sources.items()))
+def _check_classes(domain: Domain, root: Path, folders: Mapping[str, Mapping[str, Sequence[Path]]]) -> tuple[str, ...]:
+    """Return the class names; raise ToolchainError where splits or the domain disagree on them, or one has no images."""
+    first_name, first = next(iter(folders.items()))
     if not first:
         raise ToolchainError(
-            f"{root} has no class folders; expected are {root}/<class>/<image> or {root}/train/<class>/…"
+            f"{root} has no class folders; expected are {root}/<class>/<image> or {root}/train/<class>/<image>"
         )
-    for name, found in sources.items():
-        if set(found) != set(first):
-            odd = sorted(set(found) ^ set(first))
+    for name, by_class in folders.items():
+        if set(by_class) != set(first):
+            odd = sorted(set(by_class) ^ set(first))
             raise ToolchainError(
-                f"{first_name}/ and {name}/ of {root} have different classes; only in one: {', '.join(odd)}"
+                f"{first_name}/ and {name}/ of {root} have different classes; only in one of them: {', '.join(odd)}"
             )
-        for label, files in found.items():
-            if not files:
-                where = root / label if name == "all" else root / name / label
-                raise ToolchainError(f"class {label!r} has no images in {where}; remove the folder or add images")
+        for label, paths in by_class.items():
+            if not paths:
+                class_folder = root / label if name == "all" else root / name / label
+                raise ToolchainError(
+                    f"class {label!r} has no images in {class_folder}; add images or remove the folder"
+                )
     if domain.classes and set(domain.classes) != set(first):
         odd = sorted(set(domain.classes) ^ set(first))
-        raise ToolchainError(f"domain {domain.name!r} and {root} disagree on the classes: {', '.join(odd)}")
+        raise ToolchainError(
+            f"the classes of domain {domain.name!r} are not the class folders of {root}; only in one of them: "
+            f"{', '.join(odd)}"
+        )
     for label in first:
         if not label.isprintable() or label != label.encode(errors="replace").decode():
             raise ToolchainError(f"class folder {label!r} in {root} has a name that is not plain text; rename it")
@@ -162,69 +168,10 @@ def _classes(domain: Domain, root: Path, sources: Mapping[str, Mapping[str, Sequ
     return domain.classes or tuple(sorted(first))
 
 
-def _together(entries: Sequence[LabelledFile], hashes: Mapping[Path, str], pattern: str) -> list[list[LabelledFile]]:
-    """Entries in the groups that must share a split: identical files, and what `pattern` names alike."""
-    if not entries:
-        return []
-    marks: dict[str, int] = {}
-    pairs = []
-    for row, (path, _) in enumerate(entries):
-        named = re.search(pattern, path.name) if pattern else None
-        for mark in (hashes[path], *([f"group {named[1]}"] if named and named[1] else [])):
-            pairs.append((row, len(entries) + marks.setdefault(mark, len(marks))))
-    rows, columns = np.array(pairs).T
-    size = len(entries) + len(marks)
-    graph = coo_array((np.ones(len(pairs), np.int8), (rows, columns)), shape=(size, size))
-    groups: dict[int, list[LabelledFile]] = {}
-    for entry, group in zip(entries, connected_components(graph, directed=False)[1], strict=False):
-        groups.setdefault(int(group), []).append(entry)
-    return list(groups.values())
-
-
-def _stratified(
-    groups: Sequence[Sequence[LabelledFile]], share: float, seed: int
-) -> tuple[list[LabelledFile], list[LabelledFile]]:
-    """Splits off `share` of every class, at least one image of it, at random by `seed`; a group goes as one.
-
-    A group of several classes counts for the rarest of them, which has the fewest to choose from.
-    """
-    counts = Counter(label for group in groups for _, label in group)
-    by_class: dict[int, list[Sequence[LabelledFile]]] = {}
-    for group in groups:
-        by_class.setdefault(min((label for _, label in group), key=lambda label: (counts[label], label)), []).append(
-            group
-        )
-    stay, gone = [], []
-    for label, own in sorted(by_class.items()):
-        order = np.random.default_rng([seed, label]).permutation(len(own))
-        ends = np.cumsum([len(own[i]) for i in order])
-        wanted = max(MIN_IMAGES_PER_CLASS, round(share * int(ends[-1])))
-        cut = int(np.abs(ends - wanted).argmin()) + 1
-        gone += [entry for i in sorted(order[:cut]) for entry in own[i]]
-        stay += [entry for i in sorted(order[cut:]) for entry in own[i]]
-    return stay, gone
-
-
-def check_split(split: str, entries: Sequence[LabelledFile], classes: Sequence[str], root: Path) -> None:
-    """Refuses a split that lacks a class, or has too little to train on.
-
-    Raises:
-        ToolchainError: as said.
-    """
-    held = {label for _, label in entries}
-    lacking = [name for index, name in enumerate(classes) if index not in held]
-    if lacking:
-        raise ToolchainError(
-            f"too few images in {root}: {split} would have none of {', '.join(lacking)}; every class needs at least "
-            "one image each for training, validation and test"
-        )
-    if split == "train" and len(entries) < 2 * len(classes):
-        raise ToolchainError(f"{root} leaves {len(entries)} training images for {len(classes)} classes; at least two each are needed")  # fmt: skip
-
-
 def _digest(
     root: Path, by_split: Mapping[Split, Sequence[LabelledFile]], classes: Sequence[str], hashes: Mapping[Path, str]
 ) -> str:
+    """Hash the relative names and bytes of all files, with their classes and splits."""
     total = hashlib.sha256(repr(tuple(classes)).encode())
     for split in SPLITS:
         for path, label in by_split[split]:

@@ -1,4 +1,8 @@
-"""Further sets mixed into the training images: their classes mapped, what leaks left out, weighted in the loss."""
+"""Prepare further datasets to be added to the training images.
+
+Their classes are mapped to the domain's, images that also lie in validation or test are left out, and each image gets
+a weight in the loss.
+"""
 
 import dataclasses
 import hashlib
@@ -11,107 +15,137 @@ import torch
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec
-from toolchain.core import files as records
-from toolchain.core import registry
+from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.data.decoded_dataset import Dataset, Images, decode_files, pixel_cache_key
+from toolchain.data.splits import LabelledFile
 
 
 @dataclass(frozen=True)
 class JoinedDataset:
-    """One further set, ready to be mixed in."""
+    """A further dataset, ready to be added to the training images."""
 
     name: str
     images: Images
     digest: str
-    dropped_classes: tuple[str, ...]  # its classes that mean nothing here
-    leaked_images: int  # pictures of it that are also in validation or test, and so were left out
-    corrupt_files: int  # files of it that cannot be read
+    dropped_classes: tuple[str, ...]  # its classes that have no counterpart in the domain
+    leaked_images: int  # its images that are also in validation or test, and so were left out
+    corrupt_files: int  # its files that cannot be read, and so were left out
 
 
 def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDataset:
-    """Decodes a further set as `data` is decoded, with this domain's classes.
+    """Decode a further dataset as `data` is decoded, with the class indices of `data`.
+
+    Args:
+        spec: the recipe's [[join]] entry.
+        other: the further dataset.
+        data: the dataset that it is to be added to.
+        cache: folder of decoded pixels.
 
     Raises:
-        ToolchainError: the label map leaves a class out, names one that is not there, or leads to none; no images.
+        ToolchainError: the label map leaves a class out, names one that does not exist, or maps none; or no images.
     """
-    where = f"join {spec.domain!r}"
+    prefix = f"join {spec.domain!r}"
     if other.source == "folder" and not (spec.path or other.path):
         raise ToolchainError(
-            f"{where}: where its images are is not said; give path in [[join]], or in the domain's own file"
+            f"{prefix}: its image folder is not known; give path in [[join]], or in the file of that domain"
         )
-    found = image_folder.list_by_class(dataclasses.replace(other, path=spec.path or other.path), cache)
-    labels = map_labels(spec, tuple(found), data.classes, where)
-    entries = _drawn([(path, labels[name]) for name in labels for path in found[name]], spec.images)
-    content = hashlib.sha256("".join(records.sha256_file(path) for path, _ in entries).encode()).hexdigest()
+    by_class = image_folder.list_by_class(dataclasses.replace(other, path=spec.path or other.path), cache)
+    class_indices = map_labels(spec, tuple(by_class), data.classes, prefix)
+    labelled = [(path, class_indices[name]) for name in class_indices for path in by_class[name]]
+    sample = _sample_evenly_by_class(labelled, spec.images)
+    content = hashlib.sha256("".join(files.sha256_file(path) for path, _ in sample).encode()).hexdigest()
     key = pixel_cache_key(content, data.preprocess, "skip")
-    with records.lock_folder(cache / "pixels" / key, wait=True):
-        files = [path for path, _ in entries]
-        pixels, bad = decode_files(files, data.preprocess, cache / "pixels" / key / "joined.npy", "skip")
-    good = [label for row, (_, label) in enumerate(entries) if row not in bad]
-    files = [path for row, path in enumerate(files) if row not in bad]
-    images = Images(torch.from_numpy(pixels), torch.tensor(good), tuple(files), torch.full((len(good),), spec.weight))
-    held = {_hash(picture) for split in ("val", "test") for picture in data.splits[split].pixels.numpy()}
-    rows = [row for row, picture in enumerate(pixels) if _hash(picture) not in held]
+    paths = [path for path, _ in sample]
+    with files.lock_folder(cache / "pixels" / key, wait=True):
+        pixels, corrupt = decode_files(paths, data.preprocess, cache / "pixels" / key / "joined.npy", "skip")
+    labels = [label for row, (_, label) in enumerate(sample) if row not in corrupt]
+    images = Images(
+        torch.from_numpy(pixels),
+        torch.tensor(labels),
+        tuple(path for row, path in enumerate(paths) if row not in corrupt),
+        torch.full((len(labels),), spec.weight),
+    )
+    held_out = {_hash_pixels(image) for split in ("val", "test") for image in data.splits[split].pixels.numpy()}
+    rows = [row for row, image in enumerate(pixels) if _hash_pixels(image) not in held_out]
     if not rows:
-        raise ToolchainError(f"{where}: all of its pictures are also in validation or test; it brings nothing new")
-    digest = records.digest(key, spec.weight, good, rows)
-    left = tuple(sorted(set(found) - set(labels)))
-    return JoinedDataset(spec.domain, images.select(rows), digest, left, len(good) - len(rows), len(bad))
+        raise ToolchainError(
+            f"{prefix}: all of its images are also in validation or test, so none is left to train on; remove this entry, "
+            "or give it other images"
+        )
+    return JoinedDataset(
+        name=spec.domain,
+        images=images.select(rows),
+        digest=files.digest(key, spec.weight, labels, rows),
+        dropped_classes=tuple(sorted(set(by_class) - set(class_indices))),
+        leaked_images=len(labels) - len(rows),
+        corrupt_files=len(corrupt),
+    )
 
 
-def _hash(picture: np.ndarray) -> bytes:
-    return hashlib.sha256(picture.tobytes()).digest()
+def _hash_pixels(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
 
 
-def map_labels(spec: JoinSpec, theirs: Sequence[str], ours: Sequence[str], where: str) -> Mapping[str, int]:
-    """Index of our class for each of their classes that has one.
+def map_labels(spec: JoinSpec, joined_classes: Sequence[str], classes: Sequence[str], prefix: str) -> Mapping[str, int]:
+    """Return the domain's class index for each class of the further dataset that has one.
+
+    Args:
+        spec: the label map, and whether classes without an entry may be dropped.
+        joined_classes: class names of the further dataset.
+        classes: class names of the domain.
+        prefix: start of the error messages.
 
     Raises:
-        ToolchainError: a class of theirs has none and `others` is "fail"; or the map names what is not there.
+        ToolchainError: a class has no counterpart and `others` is "fail"; or the map names a class that does not exist.
     """
     for name, meaning in spec.labels.items():
-        if name not in theirs:
-            raise ToolchainError(f"{where}: labels names {name!r}; {registry.suggest(name, list(theirs))}")
-        if meaning not in ours:
-            raise ToolchainError(f"{where}: labels.{name} = {meaning!r}; {registry.suggest(meaning, list(ours))}")
-    meant = {name: spec.labels.get(name, name) for name in theirs}
-    lacking = [name for name, meaning in meant.items() if meaning not in ours]
-    if lacking and spec.others == "fail":
-        named = ", ".join(repr(name) for name in lacking[:6]) + (" and more" if len(lacking) > 6 else "")
+        if name not in joined_classes:
+            raise ToolchainError(f"{prefix}: labels names {name!r}; {registry.suggest(name, list(joined_classes))}")
+        if meaning not in classes:
+            raise ToolchainError(f"{prefix}: labels.{name} = {meaning!r}; {registry.suggest(meaning, list(classes))}")
+    counterparts = {name: spec.labels.get(name, name) for name in joined_classes}
+    unmapped = [name for name, counterpart in counterparts.items() if counterpart not in classes]
+    if unmapped and spec.others == "fail":
+        names = ", ".join(repr(name) for name in unmapped[:6]) + (" and more" if len(unmapped) > 6 else "")
         raise ToolchainError(
-            f"{where}: the label map leaves out {len(lacking)} of its {len(theirs)} classes ({named}); give each one of "
-            f'{", ".join(ours)} in labels, or set others = "drop" to do without them'
+            f"{prefix}: the label map leaves out {len(unmapped)} of its {len(joined_classes)} classes ({names}); map each "
+            f'to one of {", ".join(classes)} in labels, or set others = "drop" to leave their images out'
         )
-    if len(lacking) == len(meant):
-        raise ToolchainError(f"{where}: none of its classes has a meaning here; give them in labels")
-    return {name: ours.index(meaning) for name, meaning in meant.items() if meaning in ours}
+    if len(unmapped) == len(counterparts):
+        raise ToolchainError(
+            f"{prefix}: none of its classes is a class of this domain; map them to {', '.join(classes)} in labels"
+        )
+    return {name: classes.index(counterpart) for name, counterpart in counterparts.items() if counterpart in classes}
 
 
-def _drawn(entries: Sequence[tuple[Path, int]], most: int) -> list[tuple[Path, int]]:
-    """At most `most` entries, evenly from the classes, the same ones every time; 0: all."""
-    if not most or most >= len(entries):
-        return list(entries)
-    order = np.random.default_rng(0).permutation(len(entries))
-    turn: dict[int, int] = {}
+def _sample_evenly_by_class(labelled: Sequence[LabelledFile], count: int) -> list[LabelledFile]:
+    """Return at most `count` files, as many of each class as there are; the same ones every time; 0: all of them."""
+    if not count or count >= len(labelled):
+        return list(labelled)
+    order = np.random.default_rng(0).permutation(len(labelled))
+    seen: dict[int, int] = {}
     ranked = []
-    for row in order:  # the n-th picture of every class before the n+1-th of any
-        label = entries[row][1]
-        turn[label] = turn.get(label, 0) + 1
-        ranked.append((turn[label], int(row)))
-    return [entries[row] for row in sorted(row for _, row in sorted(ranked)[:most])]
+    for row in order:  # the n-th image of every class comes before the n+1-th of any
+        label = labelled[row][1]
+        seen[label] = seen.get(label, 0) + 1
+        ranked.append((seen[label], int(row)))
+    return [labelled[row] for row in sorted(row for _, row in sorted(ranked)[:count])]
 
 
 def add_to_training(data: Dataset, joined: JoinedDataset) -> Dataset:
-    """`data` with the further set behind its own training images; validation, test and calibration stay its own."""
-    own, extra = data.splits["train"], joined.images
-    both = Images(
-        torch.cat([own.pixels, extra.pixels]),
-        torch.cat([own.labels, extra.labels]),
-        own.files + extra.files,
-        torch.cat([own.loss_weights, extra.loss_weights]),
+    """Return `data` with the further images after its own training images.
+
+    Validation and test stay as they are, and so does calibration: its rows count from the start of the training split.
+    """
+    train, extra = data.splits["train"], joined.images
+    combined = Images(
+        torch.cat([train.pixels, extra.pixels]),
+        torch.cat([train.labels, extra.labels]),
+        train.files + extra.files,
+        torch.cat([train.loss_weights, extra.loss_weights]),
     )
     return dataclasses.replace(
-        data, splits={**data.splits, "train": both}, digest=records.digest(data.digest, joined.digest)
+        data, splits={**data.splits, "train": combined}, digest=files.digest(data.digest, joined.digest)
     )

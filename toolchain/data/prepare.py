@@ -1,4 +1,4 @@
-"""prepare: recipe, domain -> decoded images, and the further sets that may be joined to them."""
+"""Step: decode the domain's dataset and the further datasets that the recipe joins to it."""
 
 from toolchain.config import toml_files
 from toolchain.config.job import Job
@@ -9,15 +9,21 @@ from toolchain.data.joined_datasets import JoinedDataset
 
 
 def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
-    """Finds, splits and decodes everything that the recipe trains on.
+    """List, split and decode every dataset that the recipe trains on.
+
+    Returns:
+        The domain's dataset at the recipe's input size, and the further datasets in the recipe's order.
 
     Raises:
-        ToolchainError: as `data.load` and `join.read`.
+        ToolchainError: as `decoded_dataset.load` and `joined_datasets.load`.
     """
     recipe, domain = job.recipe, job.domain
-    size = recipe.image_size or domain.image_size
-    wanted = Preprocessing(image_size=size, mode=domain.mode, mean=recipe.model.mean, std=recipe.model.std)
-    data = decoded_dataset.load(domain, wanted, job.images)
-    return data, [
-        joined_datasets.load(one, toml_files.read_domain(one.domain), data, job.images) for one in recipe.join
-    ]
+    preprocess = Preprocessing(
+        image_size=recipe.image_size or domain.image_size,
+        mode=domain.mode,
+        mean=recipe.model.mean,
+        std=recipe.model.std,
+    )
+    data = decoded_dataset.load(domain, preprocess, job.images)
+    joined = [joined_datasets.load(spec, toml_files.read_domain(spec.domain), data, job.images) for spec in recipe.join]
+    return data, joined

@@ -18,7 +18,7 @@ from toolchain.config.job import Job
 from toolchain.core import files as records
 from toolchain.core.types import Artefact, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
-from toolchain.data.image_folder import Split
+from toolchain.data.splits import Split
 from toolchain.deploy import drift_reference, npz, packaged_forms, sbom, signing
 from toolchain.deploy.packaged_forms import PackagedForms
 from toolchain.edge import archive as archives

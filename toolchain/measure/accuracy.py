@@ -20,7 +20,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import IntegerCoverage, Interval, NetworkName, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
-from toolchain.data.image_folder import Split
+from toolchain.data.splits import Split
 from toolchain.edge import run as runner
 from toolchain.export.export_variants import ExportedVariant, Variant
 from toolchain.export.runtime import load_runtime

@@ -199,9 +199,9 @@ def test_what_training_refuses_is_examined_all_the_same(domain: Domain, tmp_path
     for split, held in (("train", {"ant": 9, "bee": 9}), ("val", {"ant": 9, "bee": 9}), ("test", {"ant": 9})):
         draw(tmp_path / "hole" / split, held, seed=len(split))
     checkup = run_checks.check_dataset(dataclasses.replace(domain, path=str(tmp_path / "hole")), tmp_path)
-    assert "only in one: bee" in found(checkup, "refused").text
+    assert "only in one of them: bee" in found(checkup, "refused").text
     assert "bee in test" in found(checkup, "missing class").text
-    with pytest.raises(ToolchainError, match="is not there"):
+    with pytest.raises(ToolchainError, match="does not exist"):
         run_checks.check_dataset(dataclasses.replace(domain, path=str(tmp_path / "nowhere")), tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ToolchainError, match="no class folders"):

@@ -14,7 +14,7 @@ from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset as data
-from toolchain.data import image_folder, loader
+from toolchain.data import image_folder, loader, splits
 from toolchain.edge import run
 
 PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
@@ -38,7 +38,7 @@ def test_given_splits_are_kept_and_validation_comes_from_training(tmp_path: Path
     draw(tmp_path / "set" / "train", {"ant": 20, "bee": 20})
     draw(tmp_path / "set" / "test", {"ant": 4, "bee": 6}, seed=1)
     found = load(Domain(name="x", path=str(tmp_path / "set"), mode="gray"), tmp_path)
-    assert [len(found.splits[split]) for split in image_folder.SPLITS] == [34, 6, 10]
+    assert [len(found.splits[split]) for split in splits.SPLITS] == [34, 6, 10]
 
 
 def test_training_and_serving_see_the_same_pixels(domain: Domain, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: 
             image_folder.find_images(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
-    assert "is not there" in refused(tmp_path / "nowhere")
+    assert "does not exist" in refused(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "has no class folders" in refused(tmp_path / "empty")
     assert "a single class" in refused(draw(tmp_path / "one", {"ant": 9}))
@@ -160,10 +160,10 @@ def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: 
     assert "class 'cat' has no images" in refused(tmp_path / "hole")
     draw(tmp_path / "odd" / "train", {"ant": 9, "bee": 9})
     draw(tmp_path / "odd" / "test", {"ant": 9, "wasp": 9})
-    assert "different classes; only in one: bee, wasp" in refused(tmp_path / "odd")
+    assert "different classes; only in one of them: bee, wasp" in refused(tmp_path / "odd")
     draw(tmp_path / "notrain" / "val", {"ant": 9, "bee": 9})
     assert "no train/" in refused(tmp_path / "notrain")
-    assert "disagree on the classes: dog" in refused_with_classes(domain, draw(tmp_path / "cls", {"ant": 9, "bee": 9}))
+    assert "only in one of them: dog" in refused_with_classes(domain, draw(tmp_path / "cls", {"ant": 9, "bee": 9}))
 
 
 def refused_with_classes(domain: Domain, folder: Path) -> str:
@@ -188,8 +188,8 @@ def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_
     for number in range(6, 18):
         (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
     found = image_folder.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
-    side = {path.name: split for split in image_folder.SPLITS for path in found.files[split]}
-    copies = {split for split in image_folder.SPLITS for path in found.files[split] if path.name.startswith("copy")}
+    side = {path.name: split for split in splits.SPLITS for path in found.files[split]}
+    copies = {split for split in splits.SPLITS for path in found.files[split] if path.name.startswith("copy")}
     assert len(copies) == 1
     for scene in ("scene1", "scene2"):
         assert len({split for name, split in side.items() if name.startswith(scene)}) == 1
@@ -203,7 +203,7 @@ def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_pa
 
 def test_a_class_whose_only_picture_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
-    with pytest.raises(ToolchainError, match="too few images in .*: train would have none of ant, bee"):
+    with pytest.raises(ToolchainError, match="too few images in .*: the train split would have none of ant, bee"):
         image_folder.find_images(Domain(name="x", path=str(folder)), tmp_path)
     whole = draw(tmp_path / "whole", {"ant": 9, "bee": 9})
     for path in [*whole.glob("*/*.png")]:
@@ -221,7 +221,7 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
     found = image_folder.find_images(
         Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path
     )
-    for split in image_folder.SPLITS:
+    for split in splits.SPLITS:
         assert set(found.labels[split]) == {0, 1}
 
 

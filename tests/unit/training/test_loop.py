@@ -13,7 +13,7 @@ from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset as data
-from toolchain.data.image_folder import Split
+from toolchain.data.splits import Split
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 from toolchain.training import loop, training_state

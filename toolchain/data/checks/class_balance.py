@@ -9,7 +9,7 @@ from toolchain.config.recipe import Budget
 from toolchain.core import statistics
 from toolchain.data.checks.finding import ClassCount, Finding, Severity, join_first, pluralize
 from toolchain.data.checks.folder_contents import ImageFile
-from toolchain.data.image_folder import SPLITS
+from toolchain.data.splits import SPLITS
 
 IMBALANCE_NOTE_RATIO = 3.0  # largest to smallest class: plain accuracy begins to be that of the large ones
 IMBALANCE_WARNING_RATIO = 10.0

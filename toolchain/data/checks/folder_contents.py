@@ -12,7 +12,7 @@ from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.data.checks.finding import Finding, join_first, pluralize, to_display_path
-from toolchain.data.image_folder import SPLITS
+from toolchain.data.splits import SPLITS
 
 # pictures by any camera's or program's reckoning, which nobody here reads; Pillow's own further kinds join them
 UNSUPPORTED_SUFFIXES = {

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real scans of 8x8 pixels, ten classes (UCI ML repository, CC BY 4.0)."""
+"""The handwritten digits bundled with scikit-learn: 1,797 scans of 8x8 pixels, ten classes (UCI, CC BY 4.0)."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def write(folder: Path) -> None:
-    """Writes the set as `folder/<class>/<number>.png`, gray, 8x8."""
+    """Write the dataset as `folder/<class>/<number>.png`, gray, 8x8 pixels."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

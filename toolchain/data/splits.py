@@ -1,0 +1,96 @@
+"""Draw the training, validation and test split of a dataset, class by class and without leakage.
+
+Images that belong together (identical bytes, or one exposure group by the dataset's `group_pattern`) never end up in
+two splits.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from toolchain.core.errors import ToolchainError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+MIN_IMAGES_PER_CLASS = 1
+LabelledFile = tuple[Path, int]  # file and class index
+
+
+def group_files(files: Sequence[LabelledFile], hashes: Mapping[Path, str], pattern: str) -> list[list[LabelledFile]]:
+    """Group the files that must share a split: identical ones, and those in which `pattern` captures the same text.
+
+    Args:
+        files: files with their class indices.
+        hashes: content hash of each file.
+        pattern: regular expression on file names whose first group names the exposure; "" for none.
+
+    Returns:
+        The groups; a file that belongs with no other is a group of its own.
+    """
+    if not files:
+        return []
+    keys: dict[str, int] = {}
+    edges = []
+    for row, (path, _) in enumerate(files):
+        match = re.search(pattern, path.name) if pattern else None
+        for key in (hashes[path], *([f"group {match[1]}"] if match and match[1] else [])):
+            edges.append((row, len(files) + keys.setdefault(key, len(keys))))
+    rows, columns = np.array(edges).T
+    size = len(files) + len(keys)
+    graph = coo_array((np.ones(len(edges), np.int8), (rows, columns)), shape=(size, size))
+    groups: dict[int, list[LabelledFile]] = {}
+    for file, group in zip(files, connected_components(graph, directed=False)[1], strict=False):
+        groups.setdefault(int(group), []).append(file)
+    return list(groups.values())
+
+
+def split_off(
+    groups: Sequence[Sequence[LabelledFile]], share: float, seed: int
+) -> tuple[list[LabelledFile], list[LabelledFile]]:
+    """Split off `share` of every class, at least one image of it, at random by `seed`; a group is never divided.
+
+    A group of several classes counts towards the rarest of them, which has the fewest images to choose from.
+
+    Returns:
+        The files that stay, and those that are split off.
+    """
+    counts = Counter(label for group in groups for _, label in group)
+    groups_by_class: dict[int, list[Sequence[LabelledFile]]] = {}
+    for group in groups:
+        rarest = min((label for _, label in group), key=lambda label: (counts[label], label))
+        groups_by_class.setdefault(rarest, []).append(group)
+    kept, split = [], []
+    for label, class_groups in sorted(groups_by_class.items()):
+        order = np.random.default_rng([seed, label]).permutation(len(class_groups))
+        sizes = np.cumsum([len(class_groups[i]) for i in order])
+        target = max(MIN_IMAGES_PER_CLASS, round(share * int(sizes[-1])))
+        cut = int(np.abs(sizes - target).argmin()) + 1
+        split += [file for i in sorted(order[:cut]) for file in class_groups[i]]
+        kept += [file for i in sorted(order[cut:]) for file in class_groups[i]]
+    return kept, split
+
+
+def check_split(split: str, files: Sequence[LabelledFile], classes: Sequence[str], root: Path) -> None:
+    """Check that a split has every class, and that the training split has at least two images per class on average.
+
+    Raises:
+        ToolchainError: it has not.
+    """
+    labels = {label for _, label in files}
+    missing = [name for index, name in enumerate(classes) if index not in labels]
+    if missing:
+        raise ToolchainError(
+            f"too few images in {root}: the {split} split would have none of {', '.join(missing)}; every class needs at "
+            "least one image each for training, validation and test"
+        )
+    if split == "train" and len(files) < 2 * len(classes):
+        raise ToolchainError(
+            f"too few images in {root}: {len(files)} are left for training {len(classes)} classes; at least two per class "
+            "are needed"
+        )
