@@ -84,7 +84,7 @@ def test_everything_a_latency_needs_is_in_the_report(quick: Path) -> None:
     product = np.prod([row["estimate"] for row in found["ratios"]])
     assert product == pytest.approx(1.0)
     assert one["throughput"] == []
-    assert "Pictures a second" not in output
+    assert "Images per second" not in output
     lines, odd = history.read(quick / "out/history.jsonl")
     assert ([line["name"] for line in lines], odd) == (["a", "b"], [])
     page = (quick / "out/bench/bench.html").read_text()
@@ -103,7 +103,7 @@ def test_batches_and_threads_give_pictures_a_second(quick: Path) -> None:
         assert [(row["batch"], row["threads"]) for row in one["throughput"]] == [(1, 1), (1, 2), (4, 1), (4, 2)]
         for row in one["throughput"]:
             assert row["images_per_second"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"])
-    assert "Pictures a second" in output
+    assert "Images per second" in output
 
 
 def test_a_graph_that_is_fixed_to_one_picture_says_so(quick: Path) -> None:

@@ -1,6 +1,5 @@
-"""`toolchain adapt`: fine-tuning alone, how good it is on test for every seed, and what it gains over a linear probe."""
+"""`toolchain adapt`: test accuracy of the fine-tuned model for every seed, and its gain over a linear probe."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
 from toolchain.config.recipe import Recipe
 from toolchain.core import files, statistics
+from toolchain.core.types import JsonObject
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.gates import ship_decision
 from toolchain.models import build
@@ -23,76 +23,77 @@ SCHEMA = 1
 
 
 def write(job: Job, dense: FinetunedModel) -> dict[str, Any]:
-    """Measure every seed's model on test, beside a linear probe; write and return `out/<recipe>/adapt.json`.
+    """Measure every seed's model and a linear probe on the test split; write and return `out/<recipe>/adapt.json`.
 
-    Nothing is chosen by the test split: all seeds are reported, and validation says which goes on.
+    The test split chooses nothing: all seeds are reported, and validation decides which one is used.
     """
-    written = _report(job.recipe, job.domain, dense, _yardstick(job.recipe, dense))
-    files.write_json(job.out / job.recipe.name / "adapt.json", written)
-    return written
+    report = _report(job.recipe, job.domain, dense, _predict_with_probe(job.recipe, dense))
+    files.write_json(job.out / job.recipe.name / "adapt.json", report)
+    return report
 
 
-def _yardstick(recipe: Recipe, found: FinetunedModel) -> np.ndarray:
-    """Which test images a linear probe on the pretrained backbone gets right: bool [images]."""
-    model, head, _ = build.build_with_new_head(recipe.model, len(found.dataset.classes), seed=recipe.seed)
-    fitted = linear_probe.fit(model, head, found.dataset, recipe.balance)
-    test = found.dataset.splits["test"]
-    logits = linear_probe.extract_features(model, head, test, found.dataset.preprocess) @ fitted.weight.T + fitted.bias
-    return _right(logits, found.dataset)
+def _predict_with_probe(recipe: Recipe, dense: FinetunedModel) -> np.ndarray:
+    """Return for which test images a linear probe on the pretrained backbone is right: bool [images]."""
+    model, head, _ = build.build_with_new_head(recipe.model, len(dense.dataset.classes), seed=recipe.seed)
+    probe = linear_probe.fit(model, head, dense.dataset, recipe.balance)
+    test = dense.dataset.splits["test"]
+    logits = linear_probe.extract_features(model, head, test, dense.dataset.preprocess) @ probe.weight.T + probe.bias
+    return _find_correct(logits, dense.dataset)
 
 
-def _right(logits: torch.Tensor, data: Dataset) -> np.ndarray:
-    answer: np.ndarray = (logits.argmax(1) == data.splits["test"].labels).numpy()
-    return answer
+def _find_correct(logits: torch.Tensor, data: Dataset) -> np.ndarray:
+    """Return for which test images the logits [images, classes] predict the label: bool [images]."""
+    correct: np.ndarray = (logits.argmax(1) == data.splits["test"].labels).numpy()
+    return correct
 
 
-def _report(recipe: Recipe, domain: Domain, found: FinetunedModel, frozen: np.ndarray) -> dict[str, Any]:
-    data, test = found.dataset, found.dataset.splits["test"]
+def _report(recipe: Recipe, domain: Domain, dense: FinetunedModel, probe_correct: np.ndarray) -> dict[str, Any]:
+    data, test = dense.dataset, dense.dataset.splits["test"]
     labels = test.labels.numpy()
-    models_of = [*found.seed_runs]
-    correct = [_right(loop.predict(one.model, test, data.preprocess), data) for one in models_of]
-    chosen = models_of.index(found.trained)
+    runs = [*dense.seed_runs]
+    correct = [_find_correct(loop.predict(run.model, test, data.preprocess), data) for run in runs]
+    chosen = runs.index(dense.trained)
 
-    def both(right: np.ndarray) -> dict[str, Any]:
+    def accuracies(right: np.ndarray) -> dict[str, Any]:
         return {"accuracy": statistics.accuracy(right), "balanced": statistics.balanced_accuracy(right, labels)}
 
-    written = {
+    report = {
         "schema": SCHEMA,
         "recipe": recipe.name,
         "domain": domain.name,
         "images": {split: len(images) for split, images in data.splits.items()},
-        "adapt": assemble.finetuning(recipe, found),
-        "weights": found.trained.record["weights"],
-        "test": [{"seed": one.record["seed"], **both(right)} for one, right in zip(models_of, correct, strict=True)],
+        "adapt": assemble.finetuning(recipe, dense),
+        "weights": dense.trained.record["weights"],
+        "test": [{"seed": run.record["seed"], **accuracies(right)} for run, right in zip(runs, correct, strict=True)],
         "mean_accuracy": statistics.mean_over_repeats(np.stack(correct)),
         "mean_balanced": statistics.mean_over_repeats(np.stack(correct), labels),
-        "linear_probe": both(frozen),
-        "gain_over_probe": statistics.accuracy_drop(correct[chosen], frozen),
-        "balanced_gain_over_probe": statistics.balanced_drop(correct[chosen], frozen, labels),
+        "linear_probe": accuracies(probe_correct),
+        "gain_over_probe": statistics.accuracy_drop(correct[chosen], probe_correct),
+        "balanced_gain_over_probe": statistics.balanced_drop(correct[chosen], probe_correct, labels),
         "smallest_difference": statistics.minimum_detectable_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    said = ship_decision.why_not_shown(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
-    written["notes"] = [f"budget accuracy_drop = {limit}{said}"] if said else []
-    plain: dict[str, Any] = files.to_jsonable(written)
+    doubt = ship_decision.why_not_shown(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
+    report["notes"] = [f"budget accuracy_drop = {limit}{doubt}"] if doubt else []
+    plain: dict[str, Any] = files.to_jsonable(report)
     return plain
 
 
-def tabulate(written: Mapping[str, Any]) -> list[Table]:
-    """What `run` found, for the terminal: a row a seed, their mean, the linear probe, and what further sets brought."""
-    rows = [_row(f"seed {one['seed']}", one["accuracy"], one["balanced"]) for one in written["test"]]
+def tabulate(report: JsonObject) -> list[Table]:
+    """Return the tables for the terminal: a row per seed, their mean, the linear probe; and the joined datasets."""
+    rows = [_row(f"seed {row['seed']}", row["accuracy"], row["balanced"]) for row in report["test"]]
     if len(rows) > 1:
-        rows.append(_row(f"mean of {len(rows)} seeds", written["mean_accuracy"], written["mean_balanced"]))
-    frozen = written["linear_probe"]
-    rows.append(_row("linear probe", frozen["accuracy"], frozen["balanced"]))
-    gains = (number_format.accuracy_gain(written[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
-    rows.append(("gain over the probe, paired", *gains))
-    title = f"On {written['images']['test']:,} test images"
-    found = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
-    return [found, seed_runs.tabulate(written), joined_datasets.tabulate(written)]
+        rows.append(_row(f"mean of {len(rows)} seeds", report["mean_accuracy"], report["mean_balanced"]))
+    probe = report["linear_probe"]
+    rows.append(_row("linear probe", probe["accuracy"], probe["balanced"]))
+    gains = (number_format.accuracy_gain(report[name]) for name in ("gain_over_probe", "balanced_gain_over_probe"))
+    rows.append(("gain over the linear probe, paired", *gains))
+    title = f"On {report['images']['test']:,} test images"
+    accuracies = Table(columns=(title, "Accuracy", "Balanced"), rows=tuple(rows))
+    return [accuracies, seed_runs.tabulate(report), joined_datasets.tabulate(report)]
 
 
-def _row(name: str, accuracy: Mapping[str, Any], balanced: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(name: str, accuracy: JsonObject, balanced: JsonObject) -> tuple[str, ...]:
     return (
         name,
         number_format.accuracy(table.interval_fields(accuracy)),

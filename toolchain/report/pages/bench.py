@@ -1,4 +1,4 @@
-"""What `bench` found, as tables, JSON, Markdown and one HTML page with a plot."""
+"""Results of `toolchain bench` as tables, JSON, Markdown and one HTML page with a plot."""
 
 from html import escape
 from pathlib import Path
@@ -10,37 +10,41 @@ from toolchain.core.types import JsonObject
 from toolchain.report import html_page, markdown, number_format, svg
 from toolchain.report.table import Table
 
-MAX_PLOTTED_MEDIANS = 2.5  # medians that the plot reaches to: a busy machine's stray ones lie far out
+MAX_PLOTTED_MEDIANS = 2.5  # times the median that the plot reaches to: outliers of a busy machine lie far out
+LINE_STYLES = "-", "--", ":"  # where there are more models than colours
 
 
-def write(found: JsonObject, folder: Path) -> None:
-    """Writes bench.json (with every raw sample), bench.md and bench.html."""
-    files.write_json(folder / "bench.json", found)
-    files.write_text(folder / "bench.md", render_markdown(found))
-    files.write_text(folder / "bench.html", render_html(found))
+def write(result: JsonObject, folder: Path) -> None:
+    """Write bench.json (with every raw sample), bench.md and bench.html."""
+    files.write_json(folder / "bench.json", result)
+    files.write_text(folder / "bench.md", render_markdown(result))
+    files.write_text(folder / "bench.html", render_html(result))
 
 
-def tabulate_latencies(found: JsonObject) -> Table:
-    """How long each takes."""
+def tabulate_latencies(result: JsonObject) -> Table:
+    """Return a row per model: runtime, precision, threads, and the percentiles of its latency."""
     rows = tuple(
         (
-            one["name"], f"{one['runtime']} {one['precision']}, {one['threads']} thread{'s' if one['threads'] > 1 else ''}",
-            *(number_format.with_interval(one["latency_ms"][which]) for which in ("p50", "p90", "p99")), number_format.percent(one["peak_share"]),
+            subject["name"],
+            f"{subject['runtime']} {subject['precision']}, {subject['threads']} thread{'s' if subject['threads'] > 1 else ''}",
+            *(number_format.with_interval(subject["latency_ms"][percentile]) for percentile in ("p50", "p90", "p99")),
+            number_format.percent(subject["peak_share"]),
         )
-        for one in found["subjects"]
+        for subject in result["subjects"]
     )  # fmt: skip
     columns = ("Model", "Runs as", "p50, ms", "p90, ms", "p99, ms", "Of peak")
     return Table(columns=columns, rows=rows, optional_columns=(3, 5, 1))
 
 
-def tabulate_footprint(found: JsonObject) -> Table:
-    """What each takes before it answers, and the room it takes."""
+def tabulate_footprint(result: JsonObject) -> Table:
+    """Return a row per model: start-up times, memory, size on disk and multiply-accumulates."""
     rows = tuple(
         (
-            one["name"], f"{one['load_ms']:.3g}", f"{one['first_ms']:.3g}", number_format.byte_size(one["peak_rss_bytes"]),
-            number_format.byte_size(one["size_bytes"]), number_format.MISSING if one["macs"] is None else f"{one['macs'] / 1e6:.3g} M",
+            subject["name"], f"{subject['load_ms']:.3g}", f"{subject['first_ms']:.3g}",
+            number_format.byte_size(subject["peak_rss_bytes"]), number_format.byte_size(subject["size_bytes"]),
+            number_format.MISSING if subject["macs"] is None else f"{subject['macs'] / 1e6:.3g} M",
         )
-        for one in found["subjects"]
+        for subject in result["subjects"]
     )  # fmt: skip
     return Table(
         columns=("Model", "Load, ms", "First run, ms", "Peak memory", "On disk", "MACs"),
@@ -49,98 +53,96 @@ def tabulate_footprint(found: JsonObject) -> Table:
     )
 
 
-def tabulate_speedups(found: JsonObject) -> Table:
-    """How many times faster each row is than each column."""
-    names = [one["name"] for one in found["subjects"]]
-    known = {(row["name"], row["than"]): number_format.speedup(row) for row in found["ratios"]}
-    rows = tuple((name, *(known.get((name, than), "") for than in names)) for name in names)
+def tabulate_speedups(result: JsonObject) -> Table:
+    """Return how many times as fast each row's model is as each column's."""
+    names = [subject["name"] for subject in result["subjects"]]
+    speedups = {(ratio["name"], ratio["than"]): number_format.speedup(ratio) for ratio in result["ratios"]}
+    rows = tuple((name, *(speedups.get((name, other), "") for other in names)) for name in names)
     return Table(columns=("Times as fast as", *names), rows=rows if len(names) > 1 else ())
 
 
-def tabulate_throughput(found: JsonObject) -> Table:
-    """Pictures a second by batch size and threads."""
+def tabulate_throughput(result: JsonObject) -> Table:
+    """Return images per second by model, batch size and threads; why not, where a model did not run."""
     rows = tuple(
         (
-            one["name"], str(row["batch"]), str(row["threads"]),
+            subject["name"], str(row["batch"]), str(row["threads"]),
             f"{row['p50_ms']:.3g}" if row["p50_ms"] else number_format.MISSING,
             f"{row['images_per_second']:.0f}" if row["p50_ms"] else number_format.MISSING, row["why"],
         )
-        for one in found["subjects"]
-        for row in one["throughput"]
+        for subject in result["subjects"]
+        for row in subject["throughput"]
     )  # fmt: skip
-    told = any(row[-1] for row in rows)
-    columns = ("Model", "Batch", "Threads", "p50, ms", "Pictures a second", "Why not")
+    any_failed = any(row[-1] for row in rows)
+    columns = ("Model", "Batch", "Threads", "p50, ms", "Images per second", "Why not")
     return Table(
-        columns=columns if told else columns[:-1],
-        rows=rows if told else tuple(r[:-1] for r in rows),
+        columns=columns if any_failed else columns[:-1],
+        rows=rows if any_failed else tuple(r[:-1] for r in rows),
         text_columns=(0, 5),
     )
 
 
-def list_further_tables(found: JsonObject) -> tuple[tuple[str, Table], ...]:
-    """What stands below the latencies."""
+def list_further_tables(result: JsonObject) -> tuple[tuple[str, Table], ...]:
+    """Return the tables below the latencies, each with its title."""
     return (
-        ("Ratios", tabulate_speedups(found)),
-        ("What each needs", tabulate_footprint(found)),
-        ("Throughput", tabulate_throughput(found)),
+        ("Speed-up", tabulate_speedups(result)),
+        ("Memory and start-up time", tabulate_footprint(result)),
+        ("Throughput", tabulate_throughput(result)),
     )
 
 
-def describe_measurement(found: JsonObject) -> str:
-    """How much stands behind the figures, on what machine."""
-    computer = found["machine"]
-    versions = ", ".join(f"{k} {v}" for one in found["versions"].values() for k, v in one.items())
-    first = found["subjects"][0]["latency_ms"]["p50"]
+def describe_measurement(result: JsonObject) -> str:
+    """Return the number of inferences, the machine and the versions in one line."""
+    machine = result["machine"]
+    versions = ", ".join(f"{k} {v}" for library in result["versions"].values() for k, v in library.items())
+    first = result["subjects"][0]["latency_ms"]["p50"]
     count = first["samples"] if first else 0
     return (
-        f"{count} inferences each in {len(found['rounds'])} paired rounds, each a fresh process that all models share; "
-        f"{computer['cpu']} ({computer['isa']}), {versions}"
+        f"{count} inferences each, in {len(result['rounds'])} paired rounds, each a fresh process in which all models take turns; "
+        f"{machine['cpu']} ({machine['isa']}), {versions}"
     )
 
 
-def render_markdown(found: JsonObject) -> str:
+def render_markdown(result: JsonObject) -> str:
     """Return all tables in Markdown, for a merge request or a wiki."""
     parts = [
         "# Latency",
-        markdown.format_table(tabulate_latencies(found)),
-        f"{markdown.escape(describe_measurement(found))}.",
-        *(markdown.format_section(title, table) for title, table in list_further_tables(found)),
+        markdown.format_table(tabulate_latencies(result)),
+        f"{markdown.escape(describe_measurement(result))}.",
+        *(markdown.format_section(title, table) for title, table in list_further_tables(result)),
     ]
-    if found["warnings"]:
-        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {markdown.escape(w['text'])}" for w in found["warnings"])]
+    if result["warnings"]:
+        parts += ["## Warnings", "\n".join(f"- {w['kind']}: {markdown.escape(w['text'])}" for w in result["warnings"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-CAPTION = "Share of all inferences that took no longer; the steeper, the steadier. Beyond two and a half medians nothing is drawn."
+CAPTION = "Share of inferences that took no longer than this; the steeper, the more constant. Cut off at 2.5 times the median."
 
 
-def render_html(found: JsonObject) -> str:
+def render_html(result: JsonObject) -> str:
     """Return the page."""
     parts = (
-        f'<p class="lead">{escape(describe_measurement(found))}</p><h1>Latency</h1>',
-        html_page.notice((f"Warning: {w['text']}" for w in found["warnings"]), warning=True),
-        html_page.render_table(tabulate_latencies(found)),
-        html_page.plot(plot_distributions(found), CAPTION),
-        *(html_page.section(title, html_page.render_table(table)) for title, table in list_further_tables(found)),
+        f'<p class="lead">{escape(describe_measurement(result))}</p><h1>Latency</h1>',
+        html_page.notice((f"Warning: {w['text']}" for w in result["warnings"]), warning=True),
+        html_page.render_table(tabulate_latencies(result)),
+        html_page.plot(plot_distributions(result), CAPTION),
+        *(html_page.section(title, html_page.render_table(table)) for title, table in list_further_tables(result)),
     )
     return html_page.render_page("Latency", parts)
 
 
-def plot_distributions(found: JsonObject) -> str:
-    """Distribution of each subject's latencies."""
+def plot_distributions(result: JsonObject) -> str:
+    """Plot the cumulative distribution of each model's latency."""
     with svg.figure(720, 300) as drawing:
         axes = drawing.add_axes((0.08, 0.16, 0.6, 0.78))
-        most = 0.0
-        for number, one in enumerate(found["subjects"]):
-            taken = np.sort([s for row in found["rounds"] for block in row["blocks"][one["name"]] for s in block])
-            colour, style = (
-                svg.LINE_COLOURS[number % len(svg.LINE_COLOURS)],
-                ("-", "--", ":")[number // len(svg.LINE_COLOURS) % 3],
-            )
-            axes.step(
-                taken, 100 * np.arange(1, len(taken) + 1) / len(taken), color=colour, linestyle=style, label=one["name"]
-            )
-            most = max(most, min(float(taken[-1]), MAX_PLOTTED_MEDIANS * float(np.median(taken))))
-        axes.set(xlim=(0, 1.05 * most), ylim=(0, 101), xlabel="milliseconds", ylabel="% of inferences")
+        longest = 0.0
+        for number, subject in enumerate(result["subjects"]):
+            blocks = [block for row in result["rounds"] for block in row["blocks"][subject["name"]]]
+            latencies = np.sort([latency for block in blocks for latency in block])
+            shares = 100 * np.arange(1, len(latencies) + 1) / len(latencies)
+            colour = svg.LINE_COLOURS[number % len(svg.LINE_COLOURS)]
+            line = LINE_STYLES[number // len(svg.LINE_COLOURS) % len(LINE_STYLES)]
+            axes.step(latencies, shares, color=colour, linestyle=line, label=subject["name"])
+            longest = max(longest, min(float(latencies[-1]), MAX_PLOTTED_MEDIANS * float(np.median(latencies))))
+        axes.set(xlim=(0, 1.05 * longest), ylim=(0, 101), xlabel="milliseconds", ylabel="% of inferences")
         drawing.legend(loc="upper left", bbox_to_anchor=(0.69, 0.95), frameon=False)
         return svg.render(drawing, "latency", "distribution of latencies")

@@ -1,4 +1,4 @@
-"""What a gate says, in the forms that pipelines read: JSON, Markdown, JUnit XML, GitHub's and GitLab's annotations.
+"""The result of a gate in the formats that CI reads: JSON, Markdown, JUnit XML, annotations of GitHub and GitLab.
 
 All are made from one plain dict, so that they cannot disagree.
 """
@@ -23,16 +23,16 @@ OUTCOME_BY_EXIT_STATUS = {0: "pass", 1: "fail", 3: "cannot_tell"}
 OUTCOME_TEXT = {
     "pass": "no regression",
     "fail": "regression",
-    "cannot_tell": "cannot tell: neither a regression nor the absence of one is certain",
+    "cannot_tell": "cannot tell: the measurements show neither a regression nor its absence",
 }
-GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # GitHub's words
+GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # the levels that GitHub knows
 
 
 def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
-    """The whole result as plain data: what `gate.json` holds."""
+    """Return the whole result as plain data: what gate.json holds."""
     status, pair = regression_gate.exit_status(gated), gated[0].pair
     device = pair.candidate.timed.device
-    found: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "target": target.name,
         "outcome": OUTCOME_BY_EXIT_STATUS[status],
@@ -40,31 +40,34 @@ def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
         "device": device,
         "machine": dict(machine.describe(device)),
         "versions": {
-            name: dict(paired_timing.versions(one.timed))
-            for name, one in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
+            name: dict(paired_timing.versions(model.timed))
+            for name, model in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
         },
         "threads": target.threads,
         "allowed": files.to_jsonable(target.gate),
-        "gates": [_row(one) for one in gated],
+        "gates": [_describe_gate(gate) for gate in gated],
     }
-    return found
 
 
-def _row(one: GateResult) -> dict[str, Any]:
-    sides = {CANDIDATE: one.pair.candidate, REFERENCE: one.pair.reference}
+def _describe_gate(gate: GateResult) -> dict[str, Any]:
+    models = {CANDIDATE: gate.pair.candidate, REFERENCE: gate.pair.reference}
     identities = {
-        name: {"sha256": s.artefact.sha256, "size_bytes": s.artefact.size_bytes, "precision": s.timed.precision}
-        for name, s in sides.items()
+        name: {
+            "sha256": model.artefact.sha256,
+            "size_bytes": model.artefact.size_bytes,
+            "precision": model.timed.precision,
+        }
+        for name, model in models.items()
     }
     return {
-        "recipe": one.pair.recipe,
+        "recipe": gate.pair.recipe,
         **identities,
-        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.exit_status([one])],
-        "accuracy": files.to_jsonable(one.accuracy),
-        "verdicts": files.to_jsonable(one.verdicts),
-        "latency": files.to_jsonable(one.latency),
-        "p50_ms": {name: files.to_jsonable(paired_rounds.p50(one.rounds, name)) for name in sides},
-        "rounds": files.to_jsonable(one.rounds),
+        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.exit_status([gate])],
+        "accuracy": files.to_jsonable(gate.accuracy),
+        "verdicts": files.to_jsonable(gate.verdicts),
+        "latency": files.to_jsonable(gate.latency),
+        "p50_ms": {name: files.to_jsonable(paired_rounds.p50(gate.rounds, name)) for name in models},
+        "rounds": files.to_jsonable(gate.rounds),
     }
 
 
@@ -72,39 +75,39 @@ FILE_NAMES = ("gate.json", "gate.md", "gate.xml", "gate.codequality.json")
 
 
 def remove_files(folder: Path) -> None:
-    """Takes away what an earlier gate said, so that it is not read as the answer of one that could not be run."""
+    """Remove the files of an earlier gate, so that they are not read as the result of one that could not run."""
     for name in FILE_NAMES:
         (folder / name).unlink(missing_ok=True)
 
 
-def write(found: JsonObject, folder: Path) -> None:
-    """Writes gate.json, gate.md, gate.xml (JUnit) and gate.codequality.json (GitLab)."""
-    files.write_json(folder / "gate.json", found)
-    files.write_text(folder / "gate.md", render_markdown(found))
-    files.write_text(folder / "gate.xml", render_junit(found))
-    files.write_json(folder / "gate.codequality.json", build_code_quality(found))
+def write(result: JsonObject, folder: Path) -> None:
+    """Write gate.json, gate.md, gate.xml (JUnit) and gate.codequality.json (GitLab)."""
+    files.write_json(folder / "gate.json", result)
+    files.write_text(folder / "gate.md", render_markdown(result))
+    files.write_text(folder / "gate.xml", render_junit(result))
+    files.write_json(folder / "gate.codequality.json", build_code_quality(result))
 
 
-def describe_outcome(found: JsonObject) -> str:
-    """The result in one line."""
+def describe_outcome(result: JsonObject) -> str:
+    """Return the outcome in one line, with the checks that failed."""
     failed = [
-        f"{row['recipe']} {run_report.humanize(v['check'])}" for row, v in _verdicts(found) if v["outcome"] == "fail"
+        f"{row['recipe']} {run_report.humanize(v['check'])}" for row, v in _verdicts(result) if v["outcome"] == "fail"
     ]
-    return f"{found['target']}: {OUTCOME_TEXT[found['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
+    return f"{result['target']}: {OUTCOME_TEXT[result['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
 
 
-def _verdicts(found: JsonObject) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    return [(row, verdict) for row in found["gates"] for verdict in row["verdicts"]]
+def _verdicts(result: JsonObject) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    return [(row, verdict) for row in result["gates"] for verdict in row["verdicts"]]
 
 
-def tabulate_checks(found: JsonObject) -> Table:
-    """Every check of every recipe."""
+def tabulate_checks(result: JsonObject) -> Table:
+    """Return a row per check of every recipe."""
     rows = tuple(
         (
             row["recipe"], run_report.humanize(v["check"]), run_report.humanize(v["outcome"]),
             number_format.verdict_value(v["check"], v["measured"]), number_format.verdict_value(v["check"], v["limit"], limit=True), v["why"],
         )
-        for row, v in _verdicts(found)
+        for row, v in _verdicts(result)
     )  # fmt: skip
     return Table(
         columns=("Recipe", "Check", "Outcome", "Measured", "Allowed", "Why"),
@@ -114,24 +117,24 @@ def tabulate_checks(found: JsonObject) -> Table:
     )
 
 
-def tabulate_latencies(found: JsonObject) -> Table:
-    """What both take; shown for scale, never compared with another job's."""
+def tabulate_latencies(result: JsonObject) -> Table:
+    """Return a row per recipe with both latencies; milliseconds are for scale, never compared with another job's."""
     rows = tuple(
         (
             row["recipe"], *(number_format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
             str(len(row["rounds"])), number_format.relative_change(row["latency"]["candidate"]["detectable"]),
         )
-        for row in found["gates"]
+        for row in result["gates"]
     )  # fmt: skip
     columns = (
         "Recipe",
         "Candidate, ms",
-        "Reference, ms",
-        "Candidate / reference",
-        "Reference / itself",
+        "Baseline, ms",
+        "Candidate / baseline",
+        "Baseline / itself",
         "Rounds",
-        "Would find",
+        "Detectable",
     )
     return Table(columns=columns, rows=rows, optional_columns=(1, 2, 5, 4))
 
@@ -140,31 +143,34 @@ def _ratio(value: Mapping[str, float]) -> str:
     return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def render_markdown(found: JsonObject) -> str:
-    """A summary for a job's page."""
-    computer, versions = found["machine"], found["versions"]
+def render_markdown(result: JsonObject) -> str:
+    """Return a summary for the page of a CI job."""
+    machine_facts, versions = result["machine"], result["versions"]
     runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, REFERENCE))
-    where = f"{computer['cpu']} ({computer['isa']}), {found['threads']} thread(s), {' against '.join(runtimes)}"
+    where = (
+        f"{machine_facts['cpu']} ({machine_facts['isa']}), {result['threads']} thread(s), {' against '.join(runtimes)}"
+    )
     parts = [
-        f"# Gate: {markdown.escape(describe_outcome(found))}",
-        markdown.format_table(tabulate_checks(found)),
-        markdown.format_table(tabulate_latencies(found)),
-        "Candidate and reference took turns in the same processes; milliseconds (p50) are for scale and are not compared "
-        f'with those of any other job. "Would find": the least slowdown that these rounds would have shown. {markdown.escape(where)}.',
+        f"# Gate: {markdown.escape(describe_outcome(result))}",
+        markdown.format_table(tabulate_checks(result)),
+        markdown.format_table(tabulate_latencies(result)),
+        "Candidate and baseline took turns in the same processes. Milliseconds (p50) are for scale and are not compared with "
+        "those of any other job. Detectable: the smallest slowdown that these rounds could have shown. "
+        f"{markdown.escape(where)}.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def render_junit(found: JsonObject) -> str:
-    """A test suite a recipe, a test case a check: what Jenkins, GitLab and GitHub's actions show."""
-    suites = ElementTree.Element("testsuites", name=f"gate {found['target']}")
-    for row in found["gates"]:
+def render_junit(result: JsonObject) -> str:
+    """Return JUnit XML, which Jenkins, GitLab and GitHub Actions show: a test suite per recipe, a test case per check."""
+    suites = ElementTree.Element("testsuites", name=f"gate {result['target']}")
+    for row in result["gates"]:
         verdicts = row["verdicts"]
-        suite = ElementTree.SubElement(suites, "testsuite", name=f"{row['recipe']} on {found['target']}")
+        suite = ElementTree.SubElement(suites, "testsuite", name=f"{row['recipe']} on {result['target']}")
         counts = {"tests": len(verdicts), "failures": 0, "errors": 0, "skipped": 0}
         for verdict in verdicts:
             case = ElementTree.SubElement(
-                suite, "testcase", classname=f"gate.{found['target']}.{row['recipe']}", name=verdict["check"]
+                suite, "testcase", classname=f"gate.{result['target']}.{row['recipe']}", name=verdict["check"]
             )
             kind = {"fail": "failure", "cannot_tell": "error", "not_measured": "skipped"}.get(verdict["outcome"])
             if kind:
@@ -185,35 +191,35 @@ def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
     return f"{row['recipe']}: {run_report.humanize(check)} {measured}, allowed {limit}"
 
 
-def render_annotations(found: JsonObject) -> list[str]:
-    """GitHub's workflow commands: one line for each check that is not passed."""
+def render_annotations(result: JsonObject) -> list[str]:
+    """Return GitHub workflow commands: a line for each check that failed or cannot be decided."""
     lines = []
-    for row, verdict in _verdicts(found):
+    for row, verdict in _verdicts(result):
         if verdict["outcome"] in GITHUB_SEVERITY:
-            title = f"{row['recipe']} on {found['target']}: {run_report.humanize(verdict['check'])}"
+            title = f"{row['recipe']} on {result['target']}: {run_report.humanize(verdict['check'])}"
             text = f"{_message(row, verdict)}; {verdict['why']}"
-            lines.append(f"::{GITHUB_SEVERITY[verdict['outcome']]} title={_escaped(title, ',:')}::{_escaped(text)}")
+            lines.append(f"::{GITHUB_SEVERITY[verdict['outcome']]} title={_escape(title, ',:')}::{_escape(text)}")
     return lines
 
 
-def _escaped(text: str, more: str = "") -> str:
-    """As GitHub's toolkit escapes data and, with `more`, properties."""
+def _escape(text: str, more: str = "") -> str:
+    """Escape text as GitHub's toolkit escapes data; with `more`, the characters that properties escape too."""
     for character in f"%\r\n{more}":
         text = text.replace(character, f"%{ord(character):02X}")
     return text
 
 
-def build_code_quality(found: JsonObject) -> list[dict[str, Any]]:
-    """GitLab's code quality report, which it shows on a merge request."""
+def build_code_quality(result: JsonObject) -> list[dict[str, Any]]:
+    """Return GitLab's code quality report, which a merge request shows."""
     entries = []
-    for row, verdict in _verdicts(found):
+    for row, verdict in _verdicts(result):
         if verdict["outcome"] in GITHUB_SEVERITY:
-            name = f"{found['target']}/{row['recipe']}/{verdict['check']}"
+            name = f"{result['target']}/{row['recipe']}/{verdict['check']}"
             entries.append({
                 "description": f"{_message(row, verdict)}; {verdict['why']}",
                 "check_name": verdict["check"],
                 "fingerprint": hashlib.sha256(name.encode()).hexdigest(),
                 "severity": {"error": "critical", "warning": "minor"}[GITHUB_SEVERITY[verdict["outcome"]]],
-                "location": {"path": f"targets/baselines/{found['target']}/{row['recipe']}.json", "lines": {"begin": 1}},
+                "location": {"path": f"targets/baselines/{result['target']}/{row['recipe']}.json", "lines": {"begin": 1}},
             })  # fmt: skip
     return entries
