@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 OUTCOME_COLOURS = {"pass": "green", "fail": "bold red", "cannot_tell": "yellow", "not_measured": "dim"}
-ASCII_SUBSTITUTES = str.maketrans({"−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"})
+ASCII_SUBSTITUTES = str.maketrans(
+    {"−": "-", "–": "-", "±": "+-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "·": "-", "…": "~"}
+)
 
 
 def print_report(report: RunReport, console: "Console | None" = None) -> None:

@@ -248,7 +248,7 @@ def test_the_worst_comes_first_and_is_said_on_the_terminal(
     capsys.readouterr()
     data_checks_text.print_results(checkup, None)
     said = capsys.readouterr().out
-    assert "1 severe finding: put right before training" in said
+    assert "1 severe finding: fix before training" in said
     assert "bee/000.png" in said
     page = data_checks.render_html(checkup, None)
     assert "<script" not in page

@@ -279,8 +279,8 @@ def test_the_sheet_shows_the_worst_side_by_side(scenes: Path) -> None:
         scene(number).save(scenes / "test" / "bee" / f"copy{number}.jpg", quality=80)
     page = data_checks.render_html(checked(scenes), None)
     assert 58 <= page.count("data:image/") <= 60
-    assert page.index("Same pixels, different labels") < page.index("Nearly equal, different labels")
-    assert "further groups of copies" in page
+    assert page.index("Same pixels, different labels") < page.index("Near-duplicates, different labels")
+    assert "further groups of duplicates" in page
 
 
 def test_thumbnails_are_taken_from_what_the_runner_sees() -> None:
@@ -332,7 +332,7 @@ def test_a_distance_comes_with_its_yardsticks(tmp_path: Path) -> None:
     assert measured.features.lowest <= measured.features.value <= 2
     assert "proxy A-distance" in measured.text
     checkup = run_checks.check_dataset(domains[0], tmp_path)
-    assert "Distance to what the model knows" in data_checks.render_html(checkup, measured)
+    assert "Distance from the data that the model knows" in data_checks.render_html(checkup, measured)
     with pytest.raises(ToolchainError, match="no pretrained weights"):
         domain_shift.measure(domains[0], dataclasses.replace(spec, weights=""), (32, 32), tmp_path, None)
 

@@ -1,6 +1,6 @@
-"""The examination as one HTML file in the report's look: findings, tables, and the worst finds side by side.
+"""The result of `toolchain check-data` as one HTML file: findings, tables, and the worst duplicates side by side.
 
-No scripts and nothing fetched: the pictures are small copies inside the page.
+No scripts and nothing fetched: the images are small copies inside the page.
 """
 
 import base64
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from toolchain.models.domain_shift import CalibratedDistance, DomainShift
 
 
-MAX_IMAGES = 60  # pictures on the sheet
-SHOWN_SIDE = 160  # of a picture, in pixels
+MAX_IMAGES = 60  # of duplicates on the page
+MAX_GROUP_IMAGES = 6  # of one group of duplicates
+THUMBNAIL_SIDE = 160  # in pixels
+MAX_PNG_PIXELS = 4096  # of a thumbnail; a larger one is smaller as JPEG
 MAX_FILES = 200  # names listed under a finding
 SEVERITY_SIGNS = {"severe": "✗", "warning": "!", "note": "i"}
 
@@ -61,74 +63,79 @@ details p { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; fo
 
 
 def render_html(checkup: DatasetCheck, shift: "DomainShift | None") -> str:
-    """The whole page; the pictures are read from the folder once more."""
+    """Return the whole page; thumbnails are read from the dataset's folder.
+
+    Args:
+        checkup: findings and counts.
+        shift: the distance from the data that a pretrained model knows; None where no model was named.
+    """
     parts = (
         _head(checkup),
         html_page.section("Findings", _findings(checkup.findings)),
-        html_page.section("Look at these", _sheet(checkup)),
+        html_page.section("Duplicates", _lay_out_duplicates(checkup)),
         html_page.section(
             "Classes", html_page.render_table(data_checks_text.tabulate_classes(checkup)), html_page.hint(RECALL_HINT)
         ),
         html_page.section(
-            "Sizes and kinds",
+            "Sizes and pixel modes",
             _columns(data_checks_text.tabulate_sizes(checkup), data_checks_text.tabulate_modes(checkup)),
         ),
-        html_page.section("Distance to what the model knows", _shift(shift) if shift else ""),
+        html_page.section("Distance from the data that the model knows", _describe_shift(shift) if shift else ""),
     )
-    return html_page.render_page(f"{checkup.domain}: examination of the pictures", parts, EXTRA_CSS)
+    return html_page.render_page(f"{checkup.domain}: dataset check", parts, EXTRA_CSS)
 
 
 RECALL_HINT = (
-    "Recall known to: half the width of the 95 % interval on the share of a class's test pictures that is recognised, "
-    "where it is widest, at one half."
+    "Recall known to: half the width of the 95 % interval on the recall of a class, for its number of test images, at a "
+    "recall of one half, where the interval is widest."
 )
 
 
-def _columns(*found: Table) -> str:
-    return f'<div class="columns">{"".join(f"<div>{html_page.render_table(one)}</div>" for one in found)}</div>'
+def _columns(*tables: Table) -> str:
+    return f'<div class="columns">{"".join(f"<div>{html_page.render_table(table)}</div>" for table in tables)}</div>'
 
 
 def _head(checkup: DatasetCheck) -> str:
-    kind = "fails" if checkup.has_severe_finding else "ships"
-    tiles = (
-        ("What was read", f"{checkup.pictures:,}", _read(checkup)),
-        ("Severe findings", *_counted(checkup, "severe")),
-        ("Warnings", *_counted(checkup, "warning")),
+    outcome_class = "fails" if checkup.has_severe_finding else "ships"
+    results = (
+        ("Images", f"{checkup.pictures:,}", _describe_files(checkup)),
+        ("Severe findings", *_count_findings(checkup, "severe")),
+        ("Warnings", *_count_findings(checkup, "warning")),
         (
-            "Smallest difference the test split shows",
-            _smallest(checkup),
-            "in accuracy, of two models on the same pictures",
+            "Minimum detectable difference",
+            _format_smallest_difference(checkup),
+            "in accuracy, of two models on the same test images",
         ),
     )
-    results = html_page.render_key_results((name, figure, [more]) for name, figure, more in tiles)
+    outcome = data_checks_text.describe_outcome(checkup)
     return (
-        f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{kind}">{escape(data_checks_text.describe_outcome(checkup))}</h1>'
-        f"{results}"
+        f'<p class="lead">{escape(data_checks_text.title(checkup))}</p><h1 class="{outcome_class}">{escape(outcome)}</h1>'
+        + html_page.render_key_results((name, value, [detail]) for name, value, detail in results)
     )
 
 
-def _read(checkup: DatasetCheck) -> str:
-    searched = f"{checkup.searched:,} of them compared with each other"
-    return f"pictures, {searched}; {checkup.unreadable:,} unreadable, {pluralize(checkup.ignored, 'other file')}"
+def _describe_files(checkup: DatasetCheck) -> str:
+    searched = f"{checkup.searched:,} of them searched for duplicates"
+    return f"{searched}; {checkup.unreadable:,} unreadable, {pluralize(checkup.ignored, 'other file')}"
 
 
-def _counted(checkup: DatasetCheck, severity: str) -> tuple[str, str]:
+def _count_findings(checkup: DatasetCheck, severity: str) -> tuple[str, str]:
     kinds = [finding.kind for finding in checkup.findings if finding.severity == severity]
     return str(len(kinds)), ", ".join(dict.fromkeys(kinds)) or "none"
 
 
-def _smallest(checkup: DatasetCheck) -> str:
-    found = checkup.smallest_difference
-    return number_format.MISSING if found is None else f"{number_format.significant(100 * found, 2)} pt"
+def _format_smallest_difference(checkup: DatasetCheck) -> str:
+    difference = checkup.smallest_difference
+    return number_format.MISSING if difference is None else f"{number_format.significant(100 * difference, 2)} pt"
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    """All findings, each with its files folded away."""
+    """Return all findings, the worst first, each with a list of its files that opens."""
     rows = []
     for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)):
         mark = f'<b class="{finding.severity}">{SEVERITY_SIGNS[finding.severity]} {finding.severity}</b>'
         rows.append(f"<li>{mark}<div><p>{escape(finding.text)}</p>{_files(finding.files)}</div></li>")
-    return f'<ul class="findings">{"".join(rows)}</ul>' if rows else "<p>Nothing to say.</p>"
+    return f'<ul class="findings">{"".join(rows)}</ul>' if rows else "<p>No findings.</p>"
 
 
 def _files(files: Sequence[str]) -> str:
@@ -139,86 +146,90 @@ def _files(files: Sequence[str]) -> str:
     return f"<details><summary>{pluralize(len(files), 'file')}</summary><p>{names}</p>{more}</details>"
 
 
-# --- the contact sheet --------------------------------------------------------------------------------------
+# --- duplicates ---------------------------------------------------------------------------------------------
 
 
-def _sheet(checkup: DatasetCheck) -> str:
-    """The worst groups of copies side by side, at most `MOST` pictures."""
-    shown = list(_first(checkup.copies))
+def _lay_out_duplicates(checkup: DatasetCheck) -> str:
+    """Return the worst groups of duplicates side by side, at most MAX_IMAGES images; "" without any."""
+    shown = list(_choose_groups(checkup.copies))
     if not shown:
         return ""
     folder = from_display_path(checkup.folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow says about odd files, the findings say
+        warnings.simplefilter("ignore")  # the findings name the files that Pillow warns about
         cards = "".join(_card(folder, checkup.mode, group) for group in shown)
     left = len(checkup.copies) - len(shown)
     more = (
-        html_page.hint(f"{pluralize(left, 'further group')} of copies are listed under the findings.") if left else ""
+        html_page.hint(f"{pluralize(left, 'further group')} of duplicates are listed under the findings.")
+        if left
+        else ""
     )
     return f'<div class="sheet">{cards}</div>{more}'
 
 
-def _first(copies: Sequence[DuplicateGroup]) -> Iterator[DuplicateGroup]:
-    room = MAX_IMAGES
+def _choose_groups(copies: Sequence[DuplicateGroup]) -> Iterator[DuplicateGroup]:
+    """Yield the first groups, the last one cut off where MAX_IMAGES is reached."""
+    left = MAX_IMAGES
     for group in copies:
-        if room < 2:
+        if left < 2:
             return
-        yield DuplicateGroup(exact=group.exact, mirrored=group.mirrored, members=group.members[: min(room, 6)])
-        room -= min(len(group.members), 6)
+        members = group.members[: min(left, MAX_GROUP_IMAGES)]
+        yield DuplicateGroup(exact=group.exact, mirrored=group.mirrored, members=members)
+        left -= len(members)
 
 
 def _card(folder: Path, mode: str, group: DuplicateGroup) -> str:
-    pictures = "".join(_picture(folder, mode, member) for member in group.members)
-    return f'<div class="copies"><h3>{escape(_kind(group))}</h3><div>{pictures}</div></div>'
+    images = "".join(_lay_out_image(folder, mode, member) for member in group.members)
+    return f'<div class="copies"><h3>{escape(_describe_group(group))}</h3><div>{images}</div></div>'
 
 
-def _kind(group: DuplicateGroup) -> str:
-    same = "Same pixels" if group.exact else "Nearly equal, mirrored" if group.mirrored else "Nearly equal"
+def _describe_group(group: DuplicateGroup) -> str:
+    same = "Same pixels" if group.exact else "Near-duplicates, mirrored" if group.mirrored else "Near-duplicates"
     labels = ", different labels" if group.has_label_conflict else ""
-    return same + labels + (", on two sides of a split" if group.crosses_splits else "")
+    return same + labels + (", in different splits" if group.crosses_splits else "")
 
 
-def _picture(folder: Path, mode: str, member: DuplicateImage) -> str:
+def _lay_out_image(folder: Path, mode: str, member: DuplicateImage) -> str:
     where = f"{escape(member.split)} · " if member.split else ""
     name = f"<figcaption><b>{escape(member.label)}</b><br>{where}{escape(Path(member.file).name)}</figcaption>"
     try:
-        picture = Image.fromarray(run.read_picture(folder / from_display_path(member.file), mode))
+        image = Image.fromarray(run.read_picture(folder / from_display_path(member.file), mode))
     except run.Refused:
         return f"<figure>{name}</figure>"
-    small = ' class="small"' if max(picture.size) < SHOWN_SIDE else ""
-    picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return f'<figure><img{small} alt="{escape(member.file)}" src="{_data(picture)}">{name}</figure>'
+    small = ' class="small"' if max(image.size) < THUMBNAIL_SIDE else ""
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return f'<figure><img{small} alt="{escape(member.file)}" src="{_encode_image(image)}">{name}</figure>'
 
 
-def _data(picture: Image.Image) -> str:
-    """The picture inside its own address: PNG where it is tiny, else JPEG."""
-    out, kind = io.BytesIO(), "png" if picture.width * picture.height < 4096 else "jpeg"
-    picture.save(out, kind, **({"quality": 80} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
+def _encode_image(image: Image.Image) -> str:
+    """Return an image as a data URL: PNG where it is tiny, else JPEG."""
+    out, file_format = io.BytesIO(), "png" if image.width * image.height < MAX_PNG_PIXELS else "jpeg"
+    image.save(out, file_format, **({"quality": 80} if file_format == "jpeg" else {}))
+    return f"data:image/{file_format};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-# --- the distance -------------------------------------------------------------------------------------------
+# --- domain shift -------------------------------------------------------------------------------------------
 
 
-def _shift(shift: "DomainShift") -> str:
+def _describe_shift(shift: "DomainShift") -> str:
+    """Return both distances between their bounds, and how many images they were measured on."""
     rows = [
-        *_distance("Batch norm's statistics (standard deviations)", shift.statistics),
-        *_distance(f"Features of {shift.source} (proxy A-distance)", shift.features),
+        *_tabulate_distance("Batch-norm statistics (standard deviations)", shift.statistics),
+        *_tabulate_distance(f"Features of {shift.source} (proxy A-distance)", shift.features),
     ]
-    columns = ("Measured by", "CalibratedDistance", "No shift", "Nothing in common", "So it is")
-    drawn = f"{pluralize(shift.pictures)}" + (
-        f" of the domain, {shift.source_pictures:,} of {shift.source}" if shift.source else ""
-    )
+    columns = ("Measured by", "Distance", "No shift", "Nothing in common", "Result")
+    images = pluralize(shift.pictures, "image")
+    images += f" of the dataset, {shift.source_pictures:,} of {shift.source}" if shift.source else ""
     return (
         f"<p>{escape(shift.text)}</p>"
         + html_page.render_table(Table(columns=columns, rows=tuple(rows)))
         + html_page.hint(
-            f"{drawn}; {shift.model}. Nothing in common: the same pictures scrambled, or two sets never confused."
+            f"{images}; {shift.model}. Nothing in common: scrambled images, or two datasets that a classifier never confuses."
         )
     )
 
 
-def _distance(name: str, distance: "CalibratedDistance | None") -> list[tuple[str, ...]]:
+def _tabulate_distance(name: str, distance: "CalibratedDistance | None") -> list[tuple[str, ...]]:
     if distance is None:
         return []
     numbers = (number_format.significant(value) for value in (distance.value, distance.lowest, distance.highest))
