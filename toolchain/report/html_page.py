@@ -27,8 +27,8 @@ p { margin: .4rem 0; max-width: 46rem; }
 dl { margin: 0; }
 dt { font-size: .875rem; color: var(--muted); }
 dd { margin: 0; font-size: .9375rem; overflow-wrap: anywhere; }
-.answers { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-.answers > div { background: var(--card); border-radius: 10px; padding: 1rem 1.2rem 1.1rem; break-inside: avoid; }
+.results { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.results > div { background: var(--card); border-radius: 10px; padding: 1rem 1.2rem 1.1rem; break-inside: avoid; }
 dd.figure { font-size: 1.9rem; line-height: 1.25; font-weight: 650; letter-spacing: -.02em; margin-bottom: .3rem;
   font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 dd.figure small { font-size: .95rem; font-weight: 400; color: var(--muted); letter-spacing: 0; white-space: nowrap; }
@@ -36,9 +36,9 @@ dd.figure small { font-size: .95rem; font-weight: 400; color: var(--muted); lett
 .facts > div { display: grid; grid-template-columns: 11rem 1fr; gap: .8rem; padding: .3rem 0; break-inside: avoid;
   border-bottom: 1px solid var(--rule); }
 .facts dd { font-size: .875rem; }
-.said { margin: 1rem 0 0; padding: .7rem 1.2rem; border-left: 3px solid var(--main); }
-.said.warned { border-color: var(--doubt); }
-.said p { margin: 0; } .said p + p { margin-top: .4rem; }
+.notice { margin: 1rem 0 0; padding: .7rem 1.2rem; border-left: 3px solid var(--main); }
+.notice.warned { border-color: var(--doubt); }
+.notice p { margin: 0; } .notice p + p { margin-top: .4rem; }
 .wide { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .42rem .7rem; border-bottom: 1px solid var(--rule); vertical-align: top;
@@ -73,7 +73,7 @@ summary { cursor: pointer; font-size: .875rem; color: var(--main); }
   tr, figure, .chart { break-inside: avoid; }
   .wide { overflow: visible; }
   .large .chart { min-width: 0; }
-  .answers { grid-template-columns: 1fr 1fr; }
+  .results { grid-template-columns: 1fr 1fr; }
   .plots { grid-template-columns: 1fr 1fr; }
   table { font-size: 8pt; }
   td small { font-size: 7pt; }
@@ -102,7 +102,7 @@ def render_page(title: str, parts: Iterable[str], css: str = "") -> str:
 def render_key_results(results: Iterable[tuple[str, str, Sequence[str]]]) -> str:
     """Return the cards at the top of a page: of each the name, the figure and its details; intervals are small."""
     cards = "".join(_card(name, value, details) for name, value, details in results)
-    return f'<dl class="answers">{cards}</dl>'
+    return f'<dl class="results">{cards}</dl>'
 
 
 def _card(name: str, value: str, details: Sequence[str]) -> str:
@@ -115,7 +115,7 @@ def _card(name: str, value: str, details: Sequence[str]) -> str:
 def notice(sentences: Iterable[object], *, warning: bool = False) -> str:
     """Return sentences, a paragraph each, beside a line at the margin; "" without any."""
     paragraphs = "".join(f"<p>{escape(str(sentence))}</p>" for sentence in sentences)
-    return f'<div class="said{" warned" if warning else ""}">{paragraphs}</div>' if paragraphs else ""
+    return f'<div class="notice{" warned" if warning else ""}">{paragraphs}</div>' if paragraphs else ""
 
 
 def section(title: str, *parts: str) -> str:
