@@ -17,7 +17,8 @@ from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.data.checks import class_balance, run_checks
-from toolchain.data.checks.finding import DatasetCheck, Finding, from_display_path, to_display_path
+from toolchain.data.checks.finding import DatasetCheck, Finding
+from toolchain.data.checks.wording import from_display_path, to_display_path
 from toolchain.edge import run
 from toolchain.report.pages import data_checks, data_checks_text
 
@@ -49,7 +50,7 @@ def test_a_clean_set_is_found_clean(domain: Domain, tmp_path: Path) -> None:
         assert sum(count.pictures[name] for count in checkup.classes) == len(files)
 
 
-@pytest.mark.parametrize(("body", "said"), [(b"", "is empty"), (b"not a picture", "is no picture")])
+@pytest.mark.parametrize(("body", "said"), [(b"", "is empty"), (b"not a picture", "is not an image")])
 def test_unreadable_files_are_all_named(domain: Domain, pictures: Path, tmp_path: Path, body: bytes, said: str) -> None:
     for name in ("003", "017"):
         (pictures / "bee" / f"{name}.png").write_bytes(body)
@@ -174,7 +175,7 @@ def test_mixed_colours_and_sizes_are_told(domain: Domain, pictures: Path, tmp_pa
     checkup = run_checks.check_dataset(dataclasses.replace(domain, mode="rgb"), tmp_path)
     colours = found(checkup, "gray and colour")
     assert set(colours.files) == {f"bee/colour{seed}.png" for seed in range(6)}
-    assert "bee, 6 of 46" in colours.text
+    assert "in class bee, 6 of 46" in colours.text
     assert found(checkup, "small").severity == "warning"  # 10x12 beside 64x60, before an input of 32x32
     assert len(found(checkup, "small").files) == 120
     assert [(s.width, s.height, s.pictures) for s in checkup.sizes] == [(10, 12, 120), (64, 60, 6)]
@@ -211,10 +212,10 @@ def test_what_training_refuses_is_examined_all_the_same(domain: Domain, tmp_path
 def test_uneven_and_small_classes_are_told(domain: Domain, tmp_path: Path) -> None:
     folder = draw(tmp_path / "uneven", {"ant": 200, "bee": 12, "cat": 60})
     checkup = run_checks.check_dataset(dataclasses.replace(domain, path=str(folder)), tmp_path)
-    assert "16.7 to 1: 200 of ant, 12 of bee" in found(checkup, "imbalance").text
+    assert "16.7 to 1: 200 images of ant, 12 of bee" in found(checkup, "imbalance").text
     few = found(checkup, "small classes")
     assert few.severity == "warning"
-    assert "bee (2: " in few.text
+    assert "bee (2, recall ±" in few.text
     assert "cat" not in few.text
     assert not checkup.has_severe_finding
 
@@ -230,7 +231,7 @@ def test_how_well_a_recall_can_be_known() -> None:
 def test_a_budget_that_the_test_set_cannot_show_is_told(domain: Domain, tmp_path: Path) -> None:
     strict = run_checks.check_dataset(domain, tmp_path, budget=Budget(accuracy_drop=0.01))
     assert found(strict, "test size").severity == "warning"
-    assert "cannot show: it needs about" in found(strict, "test size").text
+    assert "cannot detect: use about" in found(strict, "test size").text
     lax = run_checks.check_dataset(domain, tmp_path, budget=Budget(accuracy_drop=0.9))
     assert found(lax, "test size").severity == "note"
     assert strict.smallest_difference is not None

@@ -72,7 +72,7 @@ def test_the_same_pixels_under_two_labels_come_first(scenes: Path) -> None:
     assert found(checkup, "label conflict").severity == "severe"
     assert found(checkup, "leak").files == ("test/ant/again.png", "train/ant/00001.png")
     assert found(checkup, "leak").severity == "severe"
-    assert "1 of 61 in test" in found(checkup, "leak").text
+    assert "1 of 61 images in test" in found(checkup, "leak").text
     assert found(checkup, "copies").files == ("train/ant/00002.png", "train/ant/again.png")
     assert [group.has_label_conflict for group in checkup.copies] == [True, False, False]
     assert [group.crosses_splits for group in checkup.copies] == [False, True, False]
@@ -162,7 +162,7 @@ def test_pictures_without_contrast_match_nothing(scenes: Path) -> None:
     checkup = checked(scenes)
     assert checkup.copies == ()
     assert checkup.searched == 180
-    assert "3 pictures without any contrast" in found(checkup, "searched").text
+    assert "3 images without any contrast" in found(checkup, "searched").text
 
 
 def test_finer_detail_decides(scenes: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_large_set_is_searched_in_part_and_says_so(scenes: Path, monkeypatch: 
     monkeypatch.setattr(near_duplicates, "MAX_IMAGES", 50)
     checkup = checked(scenes)
     assert checkup.searched == 50
-    assert "among 50 of 180 pictures" in found(checkup, "searched").text
+    assert "among 50 of 180 images" in found(checkup, "searched").text
 
 
 def test_a_set_full_of_copies_ends(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ def test_exposures_are_read_from_file_names(tmp_path: Path, name: str) -> None:
     assert finding.severity == "warning"
     assert f"set group_pattern = '{NAMES[name]}'" in finding.text
     kept = checked(folder, group_pattern=NAMES[name])
-    assert "none of them torn apart" in found(kept, "groups").text
+    assert "each lies within one split" in found(kept, "groups").text
 
 
 def test_names_without_likeness_are_no_exposures(tmp_path: Path) -> None:
@@ -245,11 +245,11 @@ def test_exposures_torn_apart_by_given_splits_are_severe(scenes: Path) -> None:
     finding = found(checked(scenes, group_pattern="^(p[0-9])-"), "groups")
     assert finding.severity == "severe"
     assert "10 of 10 groups" in finding.text
-    assert "30 test pictures" in finding.text
-    assert "split the folder anew" in finding.text
+    assert "30 test images" in finding.text
+    assert "split the folder again" in finding.text
 
 
-@pytest.mark.parametrize(("pattern", "said"), [("(", "no regular expression"), ("p[0-9]", "no group in parentheses")])
+@pytest.mark.parametrize(("pattern", "said"), [("(", "not a regular expression"), ("p[0-9]", "no group in parentheses")])
 def test_a_wrong_pattern_is_told(tmp_path: Path, pattern: str, said: str) -> None:
     folder = draw(tmp_path / "drawn", {"ant": 20, "bee": 20})  # here the pattern would decide the splits
     checkup = checked(folder, group_pattern=pattern, mode="gray")
@@ -257,7 +257,7 @@ def test_a_wrong_pattern_is_told(tmp_path: Path, pattern: str, said: str) -> Non
     assert "refused" not in kinds(checkup)
     assert checkup.pictures == 40
     fruitless = checked(folder, group_pattern="^(nothing)", mode="gray")
-    assert "puts no two files together" in found(fruitless, "groups").text
+    assert "puts no two files into one group" in found(fruitless, "groups").text
 
 
 def test_numbers_that_follow_a_recording_are_noted(tmp_path: Path) -> None:

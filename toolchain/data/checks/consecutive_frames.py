@@ -1,6 +1,6 @@
-"""Running numbers that follow a recording: neighbours look alike, and a random split puts them on both of its sides.
+"""Find numbered images that follow a recording: consecutive frames look alike, and a random split separates them.
 
-Numbers alone are no group, as nothing says where one exposure ends; so this only says what was seen.
+Numbers alone do not define groups, as they do not tell where one exposure ends; so this only leaves a note.
 """
 
 import re
@@ -10,69 +10,77 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats as scipy_stats
 
-from toolchain.data.checks.finding import Finding, join_first, pluralize
+from toolchain.data.checks.finding import Finding
 from toolchain.data.checks.near_duplicates import SimilaritySearch
 from toolchain.data.checks.thumbnails import ImageInfo
+from toolchain.data.checks.wording import join_first, pluralize
 
-MIN_NUMBERED_IMAGES = 50  # numbered pictures of a class; with fewer, chance reaches `ALIKE`
-MIN_CLOSER_SHARE = (
-    0.6  # how often a neighbour must be more alike than a stranger; solar modules without a fault: 0.69, others 0.5
-)
-MAX_P_VALUE = 1e-6  # of so many, if the order meant nothing
+MIN_NUMBERED_IMAGES = 50  # per class; with fewer, MIN_CLOSER_SHARE is reached by chance
+# how often an image must be closer to the next one than to a random one; solar modules without a fault: 0.69, others 0.5
+MIN_CLOSER_SHARE = 0.6
+MAX_P_VALUE = 1e-6  # of the observed share, if the order meant nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSequence:
-    """A class whose neighbours look alike."""
+    """A class whose images with consecutive numbers look alike."""
 
     label: str
-    closer_share: float  # of pictures that are more like the next one than like a stranger
-    separated_pairs: int  # neighbours on two sides of a split
-    neighbour_pairs: int
+    closer_share: float  # of images that are more similar to the next one than to a random one of the class
+    separated_pairs: int  # consecutive images that lie in different splits
 
 
-def find(looks: Sequence[ImageInfo], found: SimilaritySearch) -> list[FrameSequence]:
-    """Classes whose pictures of neighbouring numbers look alike; `found` indexes `looks`."""
-    every = (_measured(label, rows, looks, found) for label, rows in _numbered(looks, found))
-    return [one for one in every if one]
+def find(images: Sequence[ImageInfo], similarity: SimilaritySearch) -> list[FrameSequence]:
+    """Return the classes whose images with consecutive numbers look alike.
+
+    Args:
+        images: the images that were searched for near-duplicates.
+        similarity: the result; its indices are those of `images`.
+    """
+    sequences = (
+        _measure_sequence(label, rows, images, similarity) for label, rows in _sort_by_number(images, similarity)
+    )
+    return [sequence for sequence in sequences if sequence]
 
 
-def _numbered(looks: Sequence[ImageInfo], found: SimilaritySearch) -> Iterator[tuple[str, np.ndarray]]:
-    """Rows of `found.vectors` by class, in the order of the last number in their names."""
-    rows: dict[str, list[tuple[int, int]]] = {}
-    for row, index in enumerate(found.searched_rows):
-        entry = looks[index].file
-        if numbers := re.findall(r"\d+", entry.path.stem):
-            rows.setdefault(entry.label, []).append((int(numbers[-1]), row))
-    for label, own in sorted(rows.items()):
-        if len(own) >= MIN_NUMBERED_IMAGES:
-            yield label, np.array([row for _, row in sorted(own)])
+def _sort_by_number(images: Sequence[ImageInfo], similarity: SimilaritySearch) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield, for each class, rows of `similarity.vectors` in the order of the last number in the file names."""
+    numbered: dict[str, list[tuple[int, int]]] = {}
+    for row, index in enumerate(similarity.searched_rows):
+        file = images[index].file
+        if numbers := re.findall(r"\d+", file.path.stem):
+            numbered.setdefault(file.label, []).append((int(numbers[-1]), row))
+    for label, numbered_rows in sorted(numbered.items()):
+        if len(numbered_rows) >= MIN_NUMBERED_IMAGES:
+            yield label, np.array([row for _, row in sorted(numbered_rows)])
 
 
-def _measured(
-    label: str, rows: np.ndarray, looks: Sequence[ImageInfo], found: SimilaritySearch
+def _measure_sequence(
+    label: str, rows: np.ndarray, images: Sequence[ImageInfo], similarity: SimilaritySearch
 ) -> FrameSequence | None:
-    one, following = rows[:-1], rows[1:]
-    stranger = np.random.default_rng(0).permutation(rows)[: len(one)]
-    usable = (stranger != one) & (stranger != following)
-    vectors = found.vectors
-    closer = np.einsum("ij,ij->i", vectors[one], vectors[following] - vectors[stranger])[usable] > 0
+    """Compare each image with the next and with a random one; None if consecutive images are not more alike."""
+    current, following = rows[:-1], rows[1:]
+    random = np.random.default_rng(0).permutation(rows)[: len(current)]
+    usable = (random != current) & (random != following)
+    vectors = similarity.vectors
+    closer = np.einsum("ij,ij->i", vectors[current], vectors[following] - vectors[random])[usable] > 0
     if closer.mean() < MIN_CLOSER_SHARE or scipy_stats.binomtest(int(closer.sum()), len(closer)).pvalue > MAX_P_VALUE:
         return None
-    splits = np.array([looks[index].file.split for index in found.searched_rows])
-    torn = int((splits[one] != splits[following]).sum())
-    return FrameSequence(label=label, closer_share=float(closer.mean()), separated_pairs=torn, neighbour_pairs=len(one))
+    splits = np.array([images[index].file.split for index in similarity.searched_rows])
+    separated = int((splits[current] != splits[following]).sum())
+    return FrameSequence(label=label, closer_share=float(closer.mean()), separated_pairs=separated)
 
 
 def check(sequences: Sequence[FrameSequence]) -> list[Finding]:
-    """What was seen, as a note: the numbers may be those of a recording."""
-    torn = [one for one in sequences if one.separated_pairs]
-    if not torn:
+    """Note that the numbers may be those of a recording, where the splits separate consecutive images."""
+    separated = [sequence for sequence in sequences if sequence.separated_pairs]
+    if not separated:
         return []
-    named = join_first([f"{one.label} ({one.closer_share:.0%} of the time)" for one in torn], 6)
-    count = sum(one.separated_pairs for one in torn)
+    named = join_first([f"{sequence.label} ({sequence.closer_share:.0%} of the time)" for sequence in separated], 6)
+    pairs = sum(sequence.separated_pairs for sequence in separated)
     text = (
-        f"Pictures of neighbouring numbers are more alike than strangers of their class: {named}; {pluralize(count, 'pair')} "
-        "of neighbours lie in different splits. If the numbers follow a recording, split it by recording, not by picture."
+        f"Images with consecutive numbers look more alike than random images of their class: {named}. "
+        f"{pluralize(pairs, 'pair')} of consecutive images lie in different splits. If the numbers follow a recording, "
+        "split by recording, not by image."
     )
     return [Finding(severity="note", kind="running numbers", text=text)]

@@ -1,13 +1,10 @@
-"""What an examination hands over: findings in words, the counts behind them, and the pictures that are copies.
+"""Define the result of a dataset check: findings in words, the counts behind them, and the groups of duplicates.
 
-Everything here is plain data, so that it can be written as JSON, printed and drawn without the pictures at hand.
+All of it is plain data, so that it can be written as JSON, printed and laid out without the images at hand.
 """
 
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 Severity = Literal["severe", "warning", "note"]
@@ -16,17 +13,17 @@ SEVERITIES: tuple[Severity, ...] = ("severe", "warning", "note")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing worth knowing: what it is, how many, and what to do next."""
+    """One problem or fact: what it is, how many images it concerns, and what to do next."""
 
     severity: Severity
     kind: str
     text: str
-    files: tuple[str, ...] = ()  # as `shown` writes them, relative to the folder
+    files: tuple[str, ...] = ()  # display paths, relative to the folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateImage:
-    """A picture among its copies."""
+    """One image of a group of duplicates."""
 
     file: str
     label: str
@@ -35,7 +32,7 @@ class DuplicateImage:
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateGroup:
-    """Pictures that show the same: pixel by pixel, or scaled, encoded again, brightened or mirrored."""
+    """Images that show the same: with identical pixels, or scaled, encoded again, brightened or mirrored."""
 
     exact: bool
     mirrored: bool
@@ -43,18 +40,18 @@ class DuplicateGroup:
 
     @property
     def has_label_conflict(self) -> bool:
-        """Whether they have different labels."""
+        """Whether the images have different labels."""
         return len({member.label for member in self.members}) > 1
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether they lie on two sides of a split."""
+        """Whether the images lie in different splits."""
         return len({member.split for member in self.members}) > 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeCount:
-    """How many pictures have one size."""
+    """How many images have one size in pixels."""
 
     width: int
     height: int
@@ -63,57 +60,34 @@ class SizeCount:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassCount:
-    """One class in numbers."""
+    """How many images a class has, and how precisely its recall can be measured."""
 
     label: str
     pictures: Mapping[str, int]  # by split
-    recall_reach: float | None  # half the width of the 95 % interval on its recall, at worst; None: no test picture
+    recall_reach: float | None  # half the 95 % interval of its recall, where it is widest; None: no test images
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetCheck:
-    """All that an examination found out. Worst findings and worst copies come first."""
+    """The result of all checks of a dataset; the most severe findings and duplicates come first."""
 
     domain: str
-    folder: str  # as `shown` writes it
+    folder: str  # as a display path
     mode: str
-    pictures: int  # that can be read
+    pictures: int  # images that can be read
     unreadable: int
-    ignored: int
+    ignored: int  # files that are not used
     classes: tuple[ClassCount, ...]
     sizes: tuple[SizeCount, ...]  # most frequent first
-    modes: Mapping[str, int]  # Pillow's, as the files hold them
+    modes: Mapping[str, int]  # images by Pillow's mode, as stored in the file
     findings: tuple[Finding, ...]
     copies: tuple[DuplicateGroup, ...]
-    searched: int  # pictures among which near duplicates were looked for
-    group_pattern: str  # the domain's, or the one suggested
-    smallest_difference: float | None  # of accuracy that the test split can show; None: no test split
+    searched: int  # images that were compared with each other for near-duplicates
+    group_pattern: str  # the domain's own, or the one inferred from the file names; "": none
+    smallest_difference: float | None  # in accuracy, detectable on the test split; None: no test split
     seconds: float
 
     @property
     def has_severe_finding(self) -> bool:
-        """Whether anything was found that should stop a training."""
+        """Whether there is a finding that should be put right before training."""
         return any(finding.severity == "severe" for finding in self.findings)
-
-
-def to_display_path(path: Path) -> str:
-    r"""A path as plain text for any terminal, JSON or page: bytes that are no text and control characters as \xNN."""
-    text = os.fsencode(path.as_posix()).replace(b"\\", b"\\x5c").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else "".join(f"\\x{b:02x}" for b in c.encode()) for c in text)
-
-
-def from_display_path(name: str) -> Path:
-    """The path that `shown` wrote."""
-    raw = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode())
-    return Path(os.fsdecode(raw))
-
-
-def join_first(names: Sequence[str], most: int = 3) -> str:
-    """The first few of many names, and how many more there are."""
-    rest = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def pluralize(count: int, one: str = "picture", several: str = "") -> str:
-    """A count with its noun: 1 picture, 20,000 pictures."""
-    return f"{count:,} {one if count == 1 else several or one + 's'}"

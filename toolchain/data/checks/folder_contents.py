@@ -1,4 +1,4 @@
-"""Which files a domain has, in which class and split: as training sees them, and still where training would refuse."""
+"""List the files of a dataset by class and split as training sees them, even where training would reject the folder."""
 
 import dataclasses
 import re
@@ -11,10 +11,11 @@ from PIL import Image
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
-from toolchain.data.checks.finding import Finding, join_first, pluralize, to_display_path
+from toolchain.data.checks.finding import Finding
+from toolchain.data.checks.wording import join_first, pluralize, to_display_path
 from toolchain.data.splits import SPLITS
 
-# pictures by any camera's or program's reckoning, which nobody here reads; Pillow's own further kinds join them
+# image formats of cameras and programs that are not read here, beside the further ones that Pillow knows
 UNSUPPORTED_SUFFIXES = {
     ".heic",
     ".heif",
@@ -33,134 +34,139 @@ UNSUPPORTED_SUFFIXES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFile:
-    """One picture file."""
+    """One image file, with its class and split."""
 
     path: Path
-    display_path: str  # relative to the folder, as `shown` writes it
+    display_path: str  # relative to the folder, as `to_display_path` writes it
     label: str
     split: str  # "" where the folder could not be split
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderContents:
-    """A domain's files, nothing decoded yet."""
+    """The files of a dataset; nothing is decoded yet."""
 
     root: Path
     classes: tuple[str, ...]
     image_files: tuple[ImageFile, ...]
-    has_own_splits: bool  # all three splits are the folder's own
-    ignored_files: tuple[Path, ...]  # relative
+    has_own_splits: bool  # the folder has train/, val/ and test/, so no split is drawn
+    ignored_files: tuple[Path, ...]  # relative to the root
     findings: tuple[Finding, ...]
 
 
 def list_contents(domain: Domain, cache: Path) -> FolderContents:
-    """Lists a domain as `listing.find` does, or as it lies there where that refuses.
+    """List a dataset as `image_folder.find_images` does, or as it lies in the folder where that function rejects it.
 
     Raises:
-        ToolchainError: there is no folder, or not a single picture in it.
+        ToolchainError: no folder, or no images in it.
     """
     root = image_folder.locate_root(domain, cache)
-    findings = _pattern(domain)
+    findings = _check_group_pattern(domain)
     usable = dataclasses.replace(domain, group_pattern="") if findings else domain
     try:
-        classes, entries = _as_training(usable, root, cache)
+        classes, image_files = _list_as_training(usable, root, cache)
     except ToolchainError as reason:
-        classes, entries = _as_it_lies(root)
-        if not entries:
+        classes, image_files = _list_unchecked(root)
+        if not image_files:
             raise
-        text = str(reason).encode(errors="backslashreplace").decode()
-        findings.append(Finding(severity="severe", kind="refused", text=f"Training would refuse this folder: {text}."))
-    known = {entry.path for entry in entries}
-    every = (p for p in root.rglob("*") if p not in known and not _hidden(p.relative_to(root)))
-    ignored = tuple(sorted(p.relative_to(root) for p in every if p.is_file()))
-    given = all((root / split).is_dir() for split in SPLITS)
-    findings += [*_ignored(ignored), *_names(entries)]
+        message = str(reason).encode(errors="backslashreplace").decode()
+        text = f"Training would reject this folder: {message}."
+        findings.append(Finding(severity="severe", kind="refused", text=text))
+    used = {file.path for file in image_files}
+    unused = (path for path in root.rglob("*") if path not in used and not _is_hidden(path.relative_to(root)))
+    ignored_files = tuple(sorted(path.relative_to(root) for path in unused if path.is_file()))
     return FolderContents(
         root=root,
         classes=classes,
-        image_files=entries,
-        has_own_splits=given,
-        ignored_files=ignored,
-        findings=tuple(findings),
+        image_files=image_files,
+        has_own_splits=all((root / split).is_dir() for split in SPLITS),
+        ignored_files=ignored_files,
+        findings=(*findings, *_check_ignored_files(ignored_files), *_check_file_names(image_files)),
     )
 
 
-def _as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
-    found = image_folder.find_images(domain, cache)
-    return found.classes, tuple(
-        _entry(path, root, found.classes[label], split)
+def _list_as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """List classes and files with the splits of training; raise ToolchainError where training would."""
+    dataset = image_folder.find_images(domain, cache)
+    return dataset.classes, tuple(
+        _make_image_file(path, root, dataset.classes[label], split)
         for split in SPLITS
-        for path, label in zip(found.files[split], found.labels[split], strict=True)
+        for path, label in zip(dataset.files[split], dataset.labels[split], strict=True)
     )
 
 
-def _as_it_lies(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
-    given = [split for split in SPLITS if (root / split).is_dir()]
-    found = (
-        {split: image_folder.scan_class_folders(root / split) for split in given}
-        if given
+def _list_unchecked(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """List classes and files as they lie in the folder."""
+    given_splits = [split for split in SPLITS if (root / split).is_dir()]
+    by_split = (
+        {split: image_folder.scan_class_folders(root / split) for split in given_splits}
+        if given_splits
         else {"": image_folder.scan_class_folders(root)}
     )
-    labels = sorted({to_display_path(Path(label)) for classes in found.values() for label in classes})
+    labels = sorted({to_display_path(Path(label)) for by_class in by_split.values() for label in by_class})
     return tuple(labels), tuple(
-        _entry(path, root, to_display_path(Path(label)), split)
-        for split, classes in found.items()
-        for label, paths in classes.items()
+        _make_image_file(path, root, to_display_path(Path(label)), split)
+        for split, by_class in by_split.items()
+        for label, paths in by_class.items()
         for path in paths
     )
 
 
-def _entry(path: Path, root: Path, label: str, split: str) -> ImageFile:
+def _make_image_file(path: Path, root: Path, label: str, split: str) -> ImageFile:
     return ImageFile(path=path, display_path=to_display_path(path.relative_to(root)), label=label, split=split)
 
 
-def _hidden(path: Path) -> bool:
+def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _pattern(domain: Domain) -> list[Finding]:
-    """Whether the domain's `group_pattern` can be used at all."""
+def _check_group_pattern(domain: Domain) -> list[Finding]:
+    """Report a `group_pattern` that is not a regular expression with a group."""
     try:
         groups = re.compile(domain.group_pattern).groups if domain.group_pattern else 1
     except re.error as reason:
-        problem = f"is no regular expression ({reason})"
+        problem = f"is not a regular expression ({reason})"
     else:
         if groups:
             return []
         problem = "has no group in parentheses that names the exposure"
-    text = f"group_pattern {domain.group_pattern!r} {problem}; correct it in the domain, it was left out here."
+    text = f"group_pattern {domain.group_pattern!r} {problem}, so it is ignored here. Correct it in the domain."
     return [Finding(severity="severe", kind="group pattern", text=text)]
 
 
-def _ignored(paths: tuple[Path, ...]) -> list[Finding]:
-    """Files that nobody reads; worse where they look like pictures, or are pictures in the wrong place."""
-    further = UNSUPPORTED_SUFFIXES | set(Image.registered_extensions())
-    pictures = [path for path in paths if path.suffix.lower() in further]
-    rest = [path for path in paths if path.suffix.lower() not in further]
+def _check_ignored_files(paths: tuple[Path, ...]) -> list[Finding]:
+    """Report files that are not read: a warning where they are images, or may be."""
+    image_suffixes = UNSUPPORTED_SUFFIXES | set(Image.registered_extensions())
+    images = [path for path in paths if path.suffix.lower() in image_suffixes]
+    others = [path for path in paths if path.suffix.lower() not in image_suffixes]
     findings = []
-    if pictures:
-        kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in Counter(p.suffix.lower() for p in pictures).most_common(4))
+    if images:
+        counts = Counter(path.suffix.lower() for path in images).most_common(4)
+        suffixes = ", ".join(f"{n:,} {suffix}" for suffix, n in counts)
         text = (
-            f"{pluralize(len(pictures), 'file')} may be pictures but will not be used ({kinds}): they lie outside the class "
-            "folders or have a suffix that is not read; move or convert them."
+            f"{pluralize(len(images), 'file')} may be images but will not be used ({suffixes}): they lie outside the class "
+            "folders, or their format is not read. Move or convert them."
         )
-        findings.append(Finding(severity="warning", kind="ignored pictures", text=text, files=_shown(pictures)))
-    if rest:
-        text = f"{pluralize(len(rest), 'file')} will not be used, as the suffix is no picture's."
-        findings.append(Finding(severity="note", kind="ignored files", text=text, files=_shown(rest)))
+        findings.append(
+            Finding(severity="warning", kind="ignored pictures", text=text, files=_to_display_paths(images))
+        )
+    if others:
+        text = f"{pluralize(len(others), 'file')} will not be used: the suffix is not that of an image."
+        findings.append(Finding(severity="note", kind="ignored files", text=text, files=_to_display_paths(others)))
     return findings
 
 
-def _shown(paths: list[Path]) -> tuple[str, ...]:
+def _to_display_paths(paths: list[Path]) -> tuple[str, ...]:
     return tuple(to_display_path(path) for path in paths)
 
 
-def _names(entries: tuple[ImageFile, ...]) -> list[Finding]:
-    odd = tuple(entry.display_path for entry in entries if "\\x" in entry.display_path)
+def _check_file_names(files: tuple[ImageFile, ...]) -> list[Finding]:
+    """Report file names that are not plain text."""
+    odd = tuple(file.display_path for file in files if "\\x" in file.display_path)
     if not odd:
         return []
     text = (
-        f"{pluralize(len(odd), 'file name')} cannot be written as plain text ({join_first(odd)}); other programs may stumble "
-        "over them, rename them."
+        f"{pluralize(len(odd), 'file name')} cannot be written as plain text: {join_first(odd)}. Rename them, as other "
+        "programs may fail on them."
     )
     return [Finding(severity="warning", kind="file names", text=text, files=odd)]

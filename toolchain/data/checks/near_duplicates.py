@@ -1,9 +1,9 @@
-"""Pictures that are nearly the same: scaled, encoded again, brightened, mirrored, or taken twice of one scene.
+"""Find near-duplicates: images that were scaled, encoded again, brightened or mirrored, or taken twice of one scene.
 
-Thumbnails of 16x16 gray levels, without their mean and contrast, are whitened over the set: what all its pictures
-share (a module's grid of cells, a table's edge) no longer counts, what tells them apart does. Then all pairs are
-compared, each also mirrored, by blockwise matrix products. A pair is nearly the same if it is far more alike than
-either picture and its tenth neighbour, and the finer thumbnails and the colours agree.
+Gray thumbnails of 16x16 pixels, without their mean and contrast, are whitened over the dataset: what all images share
+(a module's grid of cells, a table's edge) no longer counts, and what tells them apart does. Then all pairs are
+compared, each also mirrored, by blockwise matrix products. A pair is a near-duplicate if its images are far more alike
+than either of them and its tenth neighbour, and if the finer thumbnails and the colours agree.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ from scipy.ndimage import uniform_filter
 from toolchain.core import progress
 from toolchain.data.checks.thumbnails import THUMBNAIL_SIDE, ImageInfo
 
-COARSE_SIDE = 16
-SHRINKAGE = 1.0  # of the covariance towards a sphere of the mean variance; 0.1 amplifies JPEG's noise, 3 hides details
+COARSE_SIDE = 16  # pixels
+# of the covariance towards a multiple of the identity with its mean variance; 0.1 amplifies JPEG's noise, 3 hides details
+SHRINKAGE = 1.0
 REFERENCE_NEIGHBOUR = 10
-# Looked at one by one on two sets. Distances are to the tenth neighbour's. 20,000 thermal pictures of solar modules,
-# which all look alike: four pairs encoded again at 0.03 to 0.11, then modules seen twice in one flight from 0.27.
-# 977 photos of waste: five pairs of the same thing taken twice at 0.09 to 0.22, then the merely similar from 0.45.
-# Photos that were halved, encoded at quality 50 and brightened by a fifth stay below 0.25.
+# Chosen by looking at every pair of two datasets. Distances are relative to the distance to the tenth neighbour. Among
+# 20,000 thermal images of solar modules, which all look alike: four images encoded again at 0.03 to 0.11, then modules
+# seen twice in one flight from 0.27 on. Among 977 photos of waste: five objects photographed twice at 0.09 to 0.22,
+# then merely similar ones from 0.45 on. Photos that were halved, encoded at quality 50 and brightened by a fifth stay
+# below 0.25.
 MAX_DISTANCE_RATIO = 0.25
-# a set full of copies has copies for tenth neighbours: what agrees so well needs no comparison. The most alike pair of
-# the solar modules that are no copies reaches 0.988.
+# In a dataset full of duplicates the tenth neighbours are duplicates, too; so pairs that agree this well need no
+# comparison. The most similar pair of solar modules that is not a duplicate reaches 0.988.
 CERTAIN_SIMILARITY = 0.995
-MIN_SIMILARITY = (
-    1 - 1.2 * MAX_DISTANCE_RATIO**2
-)  # similarity below which `CLOSER` cannot hold: a tenth neighbour is hardly below -0.2
-MIN_DETAIL_CORRELATION = (
-    0.8  # correlation of what 32x32 thumbnails hold beyond their neighbourhood's mean; the pairs above: 0.93 up
-)
-MIN_CONTRAST = 0.5  # gray levels of standard deviation, below which a picture shows nothing that could be compared
-MAX_TINT_DIFFERENCE = 6.0  # levels of 255 that the tints of copies may differ by, and a share of their own strength
+# below it MAX_DISTANCE_RATIO cannot hold, as the similarity to a tenth neighbour is hardly below -0.2
+MIN_SIMILARITY = 1 - 1.2 * MAX_DISTANCE_RATIO**2
+# correlation of 32x32 thumbnails after subtraction of each pixel's neighbourhood mean; the duplicates above: from 0.93 on
+MIN_DETAIL_CORRELATION = 0.8
+MIN_CONTRAST = 0.5  # standard deviation in gray levels; below it, an image shows nothing that could be compared
+MAX_TINT_DIFFERENCE = 6.0  # levels of 255 by which the tints of duplicates may differ, plus a share of their strength
 MAX_TINT_DIFFERENCE_SHARE = 0.25
-MAX_IMAGES = 60_000  # pictures: beyond, a drawn sample is searched, as time grows with the square
+MAX_IMAGES = 60_000  # of more, a random sample is searched, as the time grows with the square
 MAX_PAIRS = 1_000_000
 BLOCK_ROWS = 1024
 MIRRORS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
@@ -48,137 +48,155 @@ MIRRORS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimilaritySearch:
-    """What was searched, and the pairs found. Indices are into the pictures given."""
+    """Which images were compared, and the near-duplicates. Indices are those of the images given to `search`."""
 
     searched_rows: np.ndarray  # int64 [searched]
-    vectors: np.ndarray  # float32 [searched, 256]: whitened, of length 1; their product is the similarity
-    pairs: tuple[tuple[int, int, bool], ...]  # and whether mirrored
-    complete: bool  # False: only a sample was searched, or there were too many pairs to look at all
+    vectors: np.ndarray  # float32 [searched, 256]: whitened, of length 1; their dot product is the similarity
+    pairs: tuple[tuple[int, int, bool], ...]  # two indices, and whether one image is mirrored
+    complete: bool  # False: only a sample was searched, or there were too many similar pairs to compare them all
 
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Candidates: rows, columns, which mirror image, how alike."""
+    """Candidate pairs, all arrays of length [pairs]."""
 
-    left: np.ndarray
+    left: np.ndarray  # index of the image that comes first
     right: np.ndarray
-    mirror: np.ndarray
-    alike: np.ndarray
+    mirror: np.ndarray  # index into MIRRORS, of the right image
+    similarity: np.ndarray
 
-    def chosen(self, which: np.ndarray) -> "_Pairs":
-        return _Pairs(self.left[which], self.right[which], self.mirror[which], self.alike[which])
+    def select(self, mask: np.ndarray) -> "_Pairs":
+        """Return the pairs where a bool array [pairs] is True."""
+        return _Pairs(self.left[mask], self.right[mask], self.mirror[mask], self.similarity[mask])
 
 
-def search(looks: Sequence[ImageInfo]) -> SimilaritySearch:
-    """Finds nearly equal pairs among pictures that differ in their pixels."""
-    grays = [look.gray_thumbnail for look in looks if look.gray_thumbnail is not None]
-    if not grays:
-        return SimilaritySearch(
-            searched_rows=np.arange(0), vectors=np.zeros((0, COARSE_SIDE**2), np.float32), pairs=(), complete=True
-        )
-    gray = np.stack(grays)
+def search(images: Sequence[ImageInfo]) -> SimilaritySearch:
+    """Find near-duplicate pairs among images with different pixels; all of them must be readable."""
+    thumbnails = [image.gray_thumbnail for image in images if image.gray_thumbnail is not None]
+    if not thumbnails:
+        return _nothing_to_search(np.arange(0))
+    gray = np.stack(thumbnails)
     rows = np.flatnonzero(gray.astype(np.float32).std((1, 2)) > MIN_CONTRAST)
     if not len(rows):
-        return SimilaritySearch(
-            searched_rows=rows, vectors=np.zeros((0, COARSE_SIDE**2), np.float32), pairs=(), complete=True
-        )
-    whole = len(rows) <= MAX_IMAGES
-    if not whole:
+        return _nothing_to_search(rows)
+    all_images = len(rows) <= MAX_IMAGES
+    if not all_images:
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:MAX_IMAGES])
     gray = gray[rows]
     views = whiten(gray)
-    found = _candidates(views)
-    whole &= len(found.left) < MAX_PAIRS
-    found = _closer(found, views[0])
-    found = found.chosen(_in_detail(found, gray))
-    found = found.chosen(_in_colour(found, gray, [looks[int(row)] for row in rows]))
-    pairs = zip(rows[found.left], rows[found.right], found.mirror > 0, strict=True)
+    pairs = _find_candidates(views)
+    complete = all_images and len(pairs.left) < MAX_PAIRS
+    pairs = _keep_closest(pairs, views[0])
+    pairs = pairs.select(_details_agree(pairs, gray))
+    pairs = pairs.select(_tints_agree(pairs, gray, [images[int(row)] for row in rows]))
+    indices = zip(rows[pairs.left], rows[pairs.right], pairs.mirror > 0, strict=True)
     return SimilaritySearch(
         searched_rows=rows,
         vectors=views[0],
-        pairs=tuple((int(i), int(j), bool(m)) for i, j, m in pairs),
-        complete=bool(whole),
+        pairs=tuple((int(left), int(right), bool(mirrored)) for left, right, mirrored in indices),
+        complete=complete,
+    )
+
+
+def _nothing_to_search(rows: np.ndarray) -> SimilaritySearch:
+    return SimilaritySearch(
+        searched_rows=rows, vectors=np.zeros((0, COARSE_SIDE**2), np.float32), pairs=(), complete=True
     )
 
 
 def whiten(gray: np.ndarray) -> list[np.ndarray]:
-    """Thumbnails [n, 32, 32], upright and mirrored in three ways, as vectors float32 [n, 256] of length 1.
+    """Whiten thumbnails over the dataset, as they are and mirrored in three ways.
 
-    The mean and the covariance are those of all four together, so that a picture and its mirror image are treated
-    alike whichever comes first.
+    The mean and the covariance are those of all four views together, so that an image and its mirror image are treated
+    alike, whichever comes first.
+
+    Args:
+        gray: thumbnails [images, 32, 32].
+
+    Returns:
+        One array for each of MIRRORS: float32 [images, 256], vectors of length 1.
     """
     step = THUMBNAIL_SIDE // COARSE_SIDE
     coarse = gray.astype(np.float32).reshape(-1, COARSE_SIDE, step, COARSE_SIDE, step).mean((2, 4))
-    views = [_unit(mirror(coarse).reshape(len(coarse), -1), centred=True) for mirror in MIRRORS]
+    views = [_normalise_rows(mirror(coarse).reshape(len(coarse), -1), centre=True) for mirror in MIRRORS]
     mean = np.mean([view.mean(0) for view in views], axis=0)
     covariance = np.mean([(view - mean).T @ (view - mean) / len(view) for view in views], axis=0)
     sphere = SHRINKAGE * max(float(np.trace(covariance)) / len(covariance), 1e-12) * np.eye(len(covariance))
     root = np.linalg.cholesky(covariance + sphere)  # any root of the inverse gives the same products
     matrix = np.linalg.inv(root).T.astype(np.float32)
-    return [_unit((view - mean) @ matrix) for view in views]
+    return [_normalise_rows((view - mean) @ matrix) for view in views]
 
 
-def _unit(rows: np.ndarray, *, centred: bool = False) -> np.ndarray:
-    rows = rows - rows.mean(1, keepdims=True) if centred else rows
-    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    return found
+def _normalise_rows(rows: np.ndarray, *, centre: bool = False) -> np.ndarray:
+    """Scale rows to length 1, after subtracting the mean of each with `centre`."""
+    rows = rows - rows.mean(1, keepdims=True) if centre else rows
+    normalised: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
+    return normalised
 
 
-def _candidates(views: Sequence[np.ndarray]) -> _Pairs:
-    """Pairs alike enough to be looked at; each once, the earlier picture upright."""
-    upright, parts, count = views[0], [_Pairs(*(np.zeros(0, kind) for kind in (int, int, int, np.float32)))], 0
-    with progress.show_bar("compare pictures", len(upright)) as bar:
+def _find_candidates(views: Sequence[np.ndarray]) -> _Pairs:
+    """Return all pairs above MIN_SIMILARITY, each once, with the earlier image upright; stop after MAX_PAIRS."""
+    upright, count = views[0], 0
+    blocks = [_Pairs(*(np.zeros(0, dtype) for dtype in (int, int, int, np.float32)))]
+    with progress.show_bar("compare images", len(upright)) as bar:
         for start in range(0, len(upright), BLOCK_ROWS):
             block = upright[start : start + BLOCK_ROWS]
             for mirror, view in enumerate(views):
-                alike = block @ view[start:].T
-                left, right = np.nonzero(np.triu(alike > MIN_SIMILARITY, 1))
-                parts.append(_Pairs(left + start, right + start, np.full(len(left), mirror), alike[left, right]))
+                similarity = block @ view[start:].T
+                left, right = np.nonzero(np.triu(similarity > MIN_SIMILARITY, 1))
+                blocks.append(_Pairs(left + start, right + start, np.full(len(left), mirror), similarity[left, right]))
                 count += len(left)
             bar.step(count=len(block))
             if count >= MAX_PAIRS:
                 break
     return _Pairs(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("left", "right", "mirror", "alike"))
+        *(
+            np.concatenate([getattr(block, name) for block in blocks])
+            for name in ("left", "right", "mirror", "similarity")
+        )
     )
 
 
-def _closer(found: _Pairs, upright: np.ndarray) -> _Pairs:
-    """Pairs much closer than the tenth neighbour of either."""
-    asked = np.unique(np.concatenate([found.left, found.right]))
-    tenth = np.zeros(len(upright), np.float32)
-    place = min(REFERENCE_NEIGHBOUR + 1, len(upright))  # a picture is its own nearest neighbour
-    for start in range(0, len(asked), BLOCK_ROWS):
-        some = asked[start : start + BLOCK_ROWS]
-        tenth[some] = np.partition(upright[some] @ upright.T, -place, axis=1)[:, -place]
-    usual = 1 - np.maximum(tenth[found.left], tenth[found.right])
-    return found.chosen((found.alike >= CERTAIN_SIMILARITY) | (1 - found.alike <= MAX_DISTANCE_RATIO**2 * usual))
+def _keep_closest(pairs: _Pairs, upright: np.ndarray) -> _Pairs:
+    """Keep the pairs that are much closer than either image and its tenth neighbour."""
+    rows = np.unique(np.concatenate([pairs.left, pairs.right]))
+    neighbour_similarity = np.zeros(len(upright), np.float32)
+    rank = min(REFERENCE_NEIGHBOUR + 1, len(upright))  # an image is its own nearest neighbour
+    for start in range(0, len(rows), BLOCK_ROWS):
+        block = rows[start : start + BLOCK_ROWS]
+        neighbour_similarity[block] = np.partition(upright[block] @ upright.T, -rank, axis=1)[:, -rank]
+    neighbour_distance = 1 - np.maximum(neighbour_similarity[pairs.left], neighbour_similarity[pairs.right])
+    close = 1 - pairs.similarity <= MAX_DISTANCE_RATIO**2 * neighbour_distance
+    return pairs.select((pairs.similarity >= CERTAIN_SIMILARITY) | close)
 
 
-def _in_detail(found: _Pairs, gray: np.ndarray) -> np.ndarray:
-    """Whether pairs agree in what the finer thumbnails hold beyond their neighbourhood's mean: bool [pairs]."""
-    agree = np.zeros(len(found.left), bool)
+def _details_agree(pairs: _Pairs, gray: np.ndarray) -> np.ndarray:
+    """Return whether the finer thumbnails agree after subtracting each pixel's neighbourhood mean: bool [pairs]."""
+    agree = np.zeros(len(pairs.left), bool)
     for start in range(0, len(agree), BLOCK_ROWS):
-        part = slice(start, start + BLOCK_ROWS)
-        left, right = (gray[side[part]].astype(np.float32) for side in (found.left, found.right))
-        for mirror, turned in enumerate(MIRRORS):
-            own = found.mirror[part] == mirror
-            right[own] = turned(right[own])
-        flat = (_unit((x - uniform_filter(x, (0, 5, 5), mode="nearest")).reshape(len(x), -1)) for x in (left, right))
-        agree[part] = np.multiply(*flat).sum(1) >= MIN_DETAIL_CORRELATION
+        block = slice(start, start + BLOCK_ROWS)
+        left, right = (gray[indices[block]].astype(np.float32) for indices in (pairs.left, pairs.right))
+        for index, mirror in enumerate(MIRRORS):
+            rows = pairs.mirror[block] == index
+            right[rows] = mirror(right[rows])
+        details = (
+            _normalise_rows((image - uniform_filter(image, (0, 5, 5), mode="nearest")).reshape(len(image), -1))
+            for image in (left, right)
+        )
+        agree[block] = np.multiply(*details).sum(1) >= MIN_DETAIL_CORRELATION
     return agree
 
 
-def _in_colour(found: _Pairs, gray: np.ndarray, looks: Sequence[ImageInfo]) -> np.ndarray:
-    """Whether the tints of pairs agree, contrasts made equal; a picture turned gray agrees with all: bool [pairs]."""
-    agree = np.ones(len(found.left), bool)
-    for row, (i, j, mirror) in enumerate(zip(found.left, found.right, found.mirror, strict=True)):
-        first, second = looks[i].tint_thumbnail, looks[j].tint_thumbnail
+def _tints_agree(pairs: _Pairs, gray: np.ndarray, images: Sequence[ImageInfo]) -> np.ndarray:
+    """Return whether the tints agree at equal contrast: bool [pairs]. An image that was turned gray agrees with all."""
+    agree = np.ones(len(pairs.left), bool)
+    for row, (i, j, mirror) in enumerate(zip(pairs.left, pairs.right, pairs.mirror, strict=True)):
+        first, second = images[i].tint_thumbnail, images[j].tint_thumbnail
         if first is None or second is None:
             continue
         left, right = first.astype(np.float32), MIRRORS[mirror](second[None])[0].astype(np.float32)
         left = left * (gray[j].astype(np.float32).std() / gray[i].astype(np.float32).std())
-        strengths = sorted(float(np.sqrt((x**2).mean())) for x in (left, right))
-        apart = float(np.sqrt(((left - right) ** 2).mean()))
-        agree[row] = strengths[0] < 1 or apart <= MAX_TINT_DIFFERENCE + MAX_TINT_DIFFERENCE_SHARE * strengths[1]
+        strengths = sorted(float(np.sqrt((tint**2).mean())) for tint in (left, right))
+        difference = float(np.sqrt(((left - right) ** 2).mean()))
+        agree[row] = strengths[0] < 1 or difference <= MAX_TINT_DIFFERENCE + MAX_TINT_DIFFERENCE_SHARE * strengths[1]
     return agree

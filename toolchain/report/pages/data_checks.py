@@ -19,9 +19,8 @@ from toolchain.data.checks.finding import (
     DuplicateGroup,
     DuplicateImage,
     Finding,
-    from_display_path,
-    pluralize,
 )
+from toolchain.data.checks.wording import from_display_path, pluralize
 from toolchain.edge import run
 from toolchain.report import html_page, number_format
 from toolchain.report.pages import data_checks_text
@@ -49,15 +48,15 @@ details { margin-top: .3rem; font-size: .875rem; color: var(--muted); }
 details p { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .8125rem; }
 .columns { display: grid; gap: 0 2.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
 .sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
-.copies { background: var(--card); border-radius: 10px; padding: .8rem 1rem 1rem; break-inside: avoid; }
-.copies h3 { font-size: .9375rem; font-weight: 600; margin: 0 0 .6rem; }
-.copies div { display: flex; flex-wrap: wrap; gap: .8rem; }
-.copies figure { margin: 0; width: 10rem; }
-.copies img { display: block; width: 10rem; height: 8rem; object-fit: contain; background: var(--rule);
+.duplicates { background: var(--card); border-radius: 10px; padding: .8rem 1rem 1rem; break-inside: avoid; }
+.duplicates h3 { font-size: .9375rem; font-weight: 600; margin: 0 0 .6rem; }
+.duplicates div { display: flex; flex-wrap: wrap; gap: .8rem; }
+.duplicates figure { margin: 0; width: 10rem; }
+.duplicates img { display: block; width: 10rem; height: 8rem; object-fit: contain; background: var(--rule);
   border-radius: 4px; }
-.copies img.small { image-rendering: pixelated; }
-.copies figcaption { font-size: .8125rem; overflow-wrap: anywhere; margin-top: .3rem; }
-.copies figcaption b { color: var(--ink); font-weight: 600; }
+.duplicates img.small { image-rendering: pixelated; }
+.duplicates figcaption { font-size: .8125rem; overflow-wrap: anywhere; margin-top: .3rem; }
+.duplicates figcaption b { color: var(--ink); font-weight: 600; }
 @media (max-width: 30rem) { .findings > li { grid-template-columns: 1fr; gap: .2rem; } }
 """
 
@@ -180,7 +179,7 @@ def _choose_groups(copies: Sequence[DuplicateGroup]) -> Iterator[DuplicateGroup]
 
 def _card(folder: Path, mode: str, group: DuplicateGroup) -> str:
     images = "".join(_lay_out_image(folder, mode, member) for member in group.members)
-    return f'<div class="copies"><h3>{escape(_describe_group(group))}</h3><div>{images}</div></div>'
+    return f'<div class="duplicates"><h3>{escape(_describe_group(group))}</h3><div>{images}</div></div>'
 
 
 def _describe_group(group: DuplicateGroup) -> str:

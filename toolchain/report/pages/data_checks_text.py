@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from toolchain.data.checks.finding import SEVERITIES, DatasetCheck, pluralize
+from toolchain.data.checks.finding import SEVERITIES, DatasetCheck
+from toolchain.data.checks.wording import pluralize
 from toolchain.report import number_format
 from toolchain.report.table import Table
 from toolchain.report.terminal import make_text
