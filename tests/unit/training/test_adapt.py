@@ -32,7 +32,7 @@ def test_all_seeds_are_reported_and_the_best_on_validation_goes_on(domain: Domai
     assert sum(seed["chosen"] for seed in seeds) == 1
     tables = adapt.tabulate(written)
     assert [row[0] for row in tables[0].rows] == [
-        "seed 0", "seed 1", "mean of 2 seeds", "linear probe", "gain over the probe, paired",
+        "seed 0", "seed 1", "mean of 2 seeds", "linear probe", "gain over the linear probe, paired",
     ]  # fmt: skip
     assert tables[0].columns[0] == "On 24 test images"
 
