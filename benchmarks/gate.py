@@ -63,7 +63,9 @@ def main(
 
 def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dict[str, Any]:
     """One gate on this machine, as `toolchain gate` runs it."""
-    reference, candidate = (model_files.open_model(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name])
+    reference, candidate = (
+        model_files.open_model(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name]
+    )
     target, started = toml_files.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
         found = regression_gate.compare_pair(
@@ -136,7 +138,8 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     order = random.Random(0)
     threshold = toml_files.read_target("cpu").gate.regression_threshold
     drawn = Counter(
-        sequential_test.run_test(lambda count: order.choices(pool, k=count), threshold).outcome for _ in range(resampled)
+        sequential_test.run_test(lambda count: order.choices(pool, k=count), threshold).outcome
+        for _ in range(resampled)
     )
     seconds = [one["seconds"] for one in found]
     spread = statistics.timing_noise([sample.candidate for sample in pool])

@@ -20,7 +20,9 @@ def main(path: Path) -> None:
     dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
     shape = tuple(d.dim_value for d in dims)
     sides = [
-        paired_timing.TimedModel(name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape)
+        paired_timing.TimedModel(
+            name=name, runtime="onnxruntime", path=str(path), precision="f32", threads=1, shape=shape
+        )
         for name in ("first", "second")
     ]
     ratios = []

@@ -106,7 +106,7 @@ def test_a_lock_gives_the_same_archive_without_a_search(
     )
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(search_space, "plan_for_ratio", lambda *_, **__: pytest.fail("planned again"))
-    monkeypatch.setattr(place, "run", lambda *_, **__: pytest.fail("searched again"))
+    monkeypatch.setattr(place, "find_placement", lambda *_, **__: pytest.fail("searched again"))
     monkeypatch.setattr(
         place, "time_placement", lambda model, image, target, chosen, work: PlacementResult(chosen, "", (), 0.0)
     )
@@ -192,7 +192,7 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
         ({"budget": {"latency": "0.5x"}}, "prune.ratio = 0.4 and budget.latency both say how far"),
         ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 is searched for a budget"),
         ({"prune": {"ratio": None}, "budget": {"latency": "0.5x"}}, "budget.latency = '0.5x' needs models to be timed"),
-        ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not take pictures of 32x32"),
+        ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not accept images of 32x32"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_training(

@@ -80,7 +80,9 @@ def make_forms(job: Job, variant: Variant, answers: Predictions, data: Dataset) 
         return PackagedForms(forms=found, files=(*files, *golden, *sources))
 
 
-def _made(variant: Variant, answers: Predictions, target: Target, data: Dataset, folder: Path) -> Iterator[PackagedForm]:
+def _made(
+    variant: Variant, answers: Predictions, target: Target, data: Dataset, folder: Path
+) -> Iterator[PackagedForm]:
     """One form after the other, written to `folder` under the names that they ship by."""
     asked, runtime = target.package, load_runtime(target.runtime)
     judge = _Judge(variant, answers, target, data)

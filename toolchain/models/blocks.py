@@ -1,7 +1,7 @@
-"""The blocks of a classifier in the order in which they run, where it can be cut, and the shallower network that is left.
+"""Find the blocks of a classifier in the order in which they run, and cut it after one to get a shallower network.
 
-A cut leaves everything behind the last kept block out and puts a new linear head there. Modules that are left out become
-`nn.Identity`, as dropped blocks do elsewhere, so that no name shifts and checkpoints of the whole network load.
+Cutting removes everything after the last kept block and puts a new linear head there. Removed modules become
+`nn.Identity`, as dropped blocks do elsewhere, so that no name changes and checkpoints of the whole network still load.
 """
 
 import contextlib
@@ -15,73 +15,77 @@ from torch import Tensor, nn
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
-PROBE_SIZE = 224, 192  # height and width of a picture that tells maps from lists of tokens
+PROBE_SIZE = 224, 192  # height and width of a probe image; not square, so that feature maps differ from token lists
 NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-MIN_TRUNK_LAYERS = (
-    6  # plain layers in a row from which on a sequence is a trunk (VGG), not a block of layer, norm and activation
-)
+# a sequence with more plain layers is a trunk (VGG), not a block of convolution, norm and activation
+MIN_TRUNK_LAYERS = 6
 
 
 @dataclass(frozen=True)
 class Block:
-    """One place to cut behind: a module that learns, and what only follows it (norm, activation, pooling)."""
+    """A module with parameters, and those that only follow it (norm, activation, pooling): the network can be cut after it."""
 
-    name: str  # of the module that learns
+    name: str  # of the module with parameters
     module_names: tuple[str, ...]
 
     @property
     def last_module(self) -> str:
-        """The module whose output leaves the block."""
+        """Return the name of the module whose output leaves the block."""
         return self.module_names[-1]
 
 
 def find(model: nn.Module, head: str) -> tuple[Block, ...]:
-    """Blocks that give maps [images, channels, height, width], in order, without what the head's own part does.
-
-    Empty where the network is not a chain of such blocks, as transformers with their tokens are not.
+    """Find the blocks that give feature maps [images, channels, height, width], in order, without those of the head.
 
     Args:
-        head: name of the layer that gives the class scores.
+        model: a classifier.
+        head: name of the layer that gives the logits.
+
+    Returns:
+        The blocks; none where the network is not a chain of such blocks, as transformers with their tokens are not.
     """
-    part = head.partition(".")[0]
-    found = list[Block]()
-    for name, module in _row(model):
-        if name.partition(".")[0] == part:
+    head_part = head.partition(".")[0]
+    blocks = list[Block]()
+    for name, module in _list_modules(model):
+        if name.partition(".")[0] == head_part:
             continue
-        learns = any(True for _ in module.parameters())
-        if found and (isinstance(module, NORM_LAYERS) or not learns):
-            last = found.pop()
-            found.append(Block(last.name, (*last.module_names, name)))
-        elif learns:
-            found.append(Block(name, (name,)))
-    if found:  # the pooling before the head stands at the top and belongs to it
-        last = found.pop()
-        members = list(last.module_names)
-        while "." not in members[-1] and not any(True for _ in model.get_submodule(members[-1]).parameters()):
-            members.pop()
-        found.append(Block(last.name, tuple(members)))
-    return tuple(found) if _maps(model, found) else ()
+        if blocks and (isinstance(module, NORM_LAYERS) or not _has_parameters(module)):
+            last = blocks.pop()
+            blocks.append(Block(last.name, (*last.module_names, name)))
+        elif _has_parameters(module):
+            blocks.append(Block(name, (name,)))
+    if blocks:  # pooling before the head is a direct child of the model, and belongs to the head
+        last = blocks.pop()
+        names = list(last.module_names)
+        while "." not in names[-1] and not _has_parameters(model.get_submodule(names[-1])):
+            names.pop()
+        blocks.append(Block(last.name, tuple(names)))
+    return tuple(blocks) if _gives_maps_in_order(model, blocks) else ()
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
 
 
 def cut(model: nn.Module, head: str, keep: str, classes: int) -> nn.Module:
-    """Cuts `model` in place behind the block `keep` and gives it a fresh linear head for `classes`.
+    """Cut `model` in place after the block `keep`, and give it a new linear head for `classes`.
 
     Raises:
         ToolchainError: there is no such block; names the nearest, or says that this network has none.
     """
     blocks = find(model, head)
-    behind = blocks[_index(model, blocks, keep) + 1 :]
-    if not behind:
+    removed = blocks[_index(model, blocks, keep) + 1 :]
+    if not removed:
         return model
-    for member in (member for block in behind for member in block.module_names):
-        model.set_submodule(member, nn.Identity())
-    part = head.partition(".")[0]
-    model.set_submodule(part, _head(model, part, classes))
+    for name in (name for block in removed for name in block.module_names):
+        model.set_submodule(name, nn.Identity())
+    head_part = head.partition(".")[0]
+    model.set_submodule(head_part, _make_head(model, head_part, classes))
     return model
 
 
 def modules_between(model: nn.Module, head: str, *, first: str = "", last: str = "") -> tuple[str, ...]:
-    """Modules from the block `first` to the block `last`, both among them; "": from the start, or to the end.
+    """Return the modules from the block `first` to the block `last`, inclusive; "" stands for the start and the end.
 
     Raises:
         ToolchainError: as `cut`.
@@ -89,82 +93,91 @@ def modules_between(model: nn.Module, head: str, *, first: str = "", last: str =
     blocks = find(model, head)
     start = _index(model, blocks, first) if first else 0
     end = _index(model, blocks, last) + 1 if last else len(blocks)
-    return tuple(member for block in blocks[start:end] for member in block.module_names)
+    return tuple(name for block in blocks[start:end] for name in block.module_names)
 
 
 def check_freeze_before_fresh(model: nn.Module, head: str, *, freeze: str, fresh: str) -> None:
-    """Asserts that what stays as it is ends before what starts anew.
+    """Check that the frozen blocks end before the first block with random weights.
+
+    Args:
+        model: a classifier.
+        head: name of the layer that gives the logits.
+        freeze: the last frozen block.
+        fresh: the first block that starts from random weights.
 
     Raises:
-        ToolchainError: as `cut`; or random weights would stay random.
+        ToolchainError: as `cut`; or random weights would be frozen.
     """
     blocks = find(model, head)
     if _index(model, blocks, freeze) >= _index(model, blocks, fresh):
         raise ToolchainError(
-            f"[reuse] freeze = {freeze!r} reaches into what starts anew from fresh = {fresh!r}: random weights would stay "
-            "random; freeze less, or start anew later"
+            f"[reuse] freeze = {freeze!r} would freeze random weights: blocks from fresh = {fresh!r} on start from random "
+            "weights and must be trained; freeze fewer blocks, or move fresh to a later block"
         )
 
 
 def _index(model: nn.Module, blocks: Sequence[Block], name: str) -> int:
     names = [block.name for block in blocks]
     if name not in names:
-        said = registry.suggest(name, names) if names else f"this {type(model).__name__} is no chain of blocks"
-        raise ToolchainError(f"[reuse] there is no block {name!r}; {said}")
+        hint = registry.suggest(name, names) if names else f"this {type(model).__name__} is not a chain of blocks"
+        raise ToolchainError(f"[reuse] there is no block {name!r}; {hint}")
     return names.index(name)
 
 
-def _row(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Modules in order; sequences of blocks are opened, blocks are not."""
+def _list_modules(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules in order; a sequence of blocks is entered, a block is not."""
     for name, child in model.named_children():
-        inner = list(child.children())
-        opened = isinstance(child, nn.Sequential) and (
-            len(inner) > MIN_TRUNK_LAYERS or any(True for i in inner for _ in i.children())
+        layers = list(child.children())
+        is_sequence_of_blocks = isinstance(child, nn.Sequential) and (
+            len(layers) > MIN_TRUNK_LAYERS or any(True for layer in layers for _ in layer.children())
         )
-        if opened:
-            yield from _row(child, f"{prefix}{name}.")
+        if is_sequence_of_blocks:
+            yield from _list_modules(child, f"{prefix}{name}.")
         else:
             yield prefix + name, child
 
 
-def _maps(model: nn.Module, blocks: list[Block]) -> bool:
-    """Whether every block runs once, in this order, and gives a map."""
-    shapes = list[tuple[str, tuple[int, ...]]]()
-    sketch = copy.deepcopy(model).to("meta").eval()
+def _gives_maps_in_order(model: nn.Module, blocks: list[Block]) -> bool:
+    """Return whether every block runs once, in this order, and gives a feature map."""
+    outputs = list[tuple[str, tuple[int, ...]]]()  # block and shape
+    probe = copy.deepcopy(model).to("meta").eval()
     for block in blocks:
 
-        def note(_: nn.Module, __: object, output: object, name: str = block.name) -> None:
-            shapes.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
+        def note_shape(_: nn.Module, __: object, output: object, name: str = block.name) -> None:
+            outputs.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
 
-        sketch.get_submodule(block.last_module).register_forward_hook(note)
+        probe.get_submodule(block.last_module).register_forward_hook(note_shape)
     try:
-        sketch(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
-    except Exception:  # a network that takes squares only, or asks for values: no place to cut
+        probe(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
+    except Exception:  # a network that takes square images only, or depends on values: it cannot be cut
         return False
-    flat = all(len(shape) == 4 and 1 < shape[3] <= shape[2] <= 1.5 * shape[3] for _, shape in shapes)  # as PROBED is
-    return flat and [name for name, _ in shapes] == [block.name for block in blocks]
+    maps = all(  # height to width about as PROBE_SIZE
+        len(shape) == 4 and 1 < shape[3] <= shape[2] <= 1.5 * shape[3] for _, shape in outputs
+    )
+    return maps and [name for name, _ in outputs] == [block.name for block in blocks]
 
 
-def _head(model: nn.Module, part: str, classes: int) -> nn.Module:
-    """A linear head on what reaches `part` now."""
-    seen = list[tuple[int, ...]]()
-    sketch = copy.deepcopy(model).to("meta").eval()
+def _make_head(model: nn.Module, head_part: str, classes: int) -> nn.Module:
+    """Return a linear head that fits the present input of `head_part`, with the dropout of the head it replaces."""
+    shapes = list[tuple[int, ...]]()
+    probe = copy.deepcopy(model).to("meta").eval()
 
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        seen.append(tuple(given[0].shape))
-        raise _Reached
+    def note_shape(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        shapes.append(tuple(inputs[0].shape))
+        raise _HeadReached
 
-    sketch.get_submodule(part).register_forward_pre_hook(note)
-    with contextlib.suppress(_Reached):
-        sketch(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
-    own = model.get_submodule(part)
-    layer = nn.Linear(seen[0][1], classes)
-    if isinstance(own, nn.Linear):
-        return layer
-    rates = [module.p for module in own.modules() if isinstance(module, nn.Dropout)]
-    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)] if len(seen[0]) == 4 else []
-    return nn.Sequential(*pooled, *(nn.Dropout(rate) for rate in rates[:1]), layer)
+    probe.get_submodule(head_part).register_forward_pre_hook(note_shape)
+    with contextlib.suppress(_HeadReached):
+        probe(torch.zeros(1, 3, *PROBE_SIZE, device="meta"))
+    (shape,) = shapes
+    replaced = model.get_submodule(head_part)
+    linear = nn.Linear(shape[1], classes)
+    if isinstance(replaced, nn.Linear):
+        return linear
+    dropout_rates = [module.p for module in replaced.modules() if isinstance(module, nn.Dropout)]
+    pooling = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1)] if len(shape) == 4 else []
+    return nn.Sequential(*pooling, *(nn.Dropout(rate) for rate in dropout_rates[:1]), linear)
 
 
-class _Reached(Exception):
-    """The head's part was reached; what lies behind it is not run."""
+class _HeadReached(Exception):
+    """The probe has reached the head; the rest need not run."""

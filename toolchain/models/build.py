@@ -1,4 +1,4 @@
-"""Builds a classifier of torchvision or timm for a domain's classes and loads pretrained weights into it, saying what matched."""
+"""Build a classifier of torchvision or timm for a domain's classes, and load pretrained weights into its backbone."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -11,44 +11,53 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.core.types import Preprocessing
 from toolchain.models import blocks
-from toolchain.models.padding import _padded
+from toolchain.models.padding import pad_like_tensorflow
 from toolchain.models.sources import timm_hub
 from toolchain.models.sources.torchvision_hub import list_models
 from toolchain.models.sources.torchvision_import import import_torchvision
-from toolchain.models.weights import LoadedWeights, _load, _read
+from toolchain.models.weights import LoadedWeights, load_backbone, read_checkpoint
 
-MIN_MATCHED_SHARE = 0.5  # share of the backbone's values that a checkpoint must bring
+MIN_MATCHED_SHARE = 0.5  # of the backbone's values that a checkpoint must match in name and shape
 WHOLE_NETWORK = ReuseSpec()
 
 
 def build_with_new_head(
     spec: ModelSpec, classes: int, *, seed: int, reuse: ReuseSpec = WHOLE_NETWORK
 ) -> tuple[nn.Module, str, LoadedWeights]:
-    """A model with a new head for `classes`, the head's module name, and what was loaded.
+    """Build a model with pretrained weights and a new head.
+
+    Args:
+        spec: architecture and weights.
+        classes: outputs of the head.
+        seed: of the random weights.
+        reuse: where the network is cut, and which blocks start from random weights.
+
+    Returns:
+        The model, the name of its head, and which weights were loaded.
 
     Raises:
-        ToolchainError: unknown model, block or argument; unreadable, foreign or non-finite weights.
+        ToolchainError: unknown model, block or argument; weights that cannot be read, do not fit or are not finite.
     """
-    return _built_from(spec, classes, seed, reuse)[:3]
+    return _build_and_load(spec, classes, seed, reuse)[:3]
 
 
-def _built_from(
+def _build_and_load(
     spec: ModelSpec, classes: int, seed: int, reuse: ReuseSpec
 ) -> tuple[nn.Module, str, LoadedWeights, Mapping[str, Tensor]]:
-    """As `build`, with the checkpoint's tensors last."""
+    """As `build_with_new_head`, with the checkpoint's tensors last."""
     torch.manual_seed(seed)
     model = build_untrained(spec, classes, reuse)
     head = find_head(model, classes)
-    state, source, digest = _read(spec)
-    left = blocks.modules_between(model, head, first=reuse.fresh) if reuse.fresh else ()
-    if reuse.keep:  # what was cut off is not missed
+    state, source, digest = read_checkpoint(spec)
+    fresh_modules = blocks.modules_between(model, head, first=reuse.fresh) if reuse.fresh else ()
+    if reuse.keep:  # tensors of blocks that were cut off do not count as unused
         state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
     loaded = (
-        _load(model, state, (head, *left), source, digest)
+        load_backbone(model, state, (head, *fresh_modules), source, digest)
         if spec.weights
         else LoadedWeights(source, digest, 0.0, (), (), ())
     )
-    if spec.weights and loaded.share < MIN_MATCHED_SHARE and not _only_architecture(model, head, reuse):
+    if spec.weights and loaded.share < MIN_MATCHED_SHARE and not _uses_architecture_only(model, head, reuse):
         raise ToolchainError(
             f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
             "check [model] name and arguments (width_mult, …) against the checkpoint"
@@ -56,36 +65,43 @@ def _built_from(
     return model, head, loaded, state
 
 
-def build_with_pretrained_head(
-    spec: ModelSpec, classes: int, *, seed: int
-) -> tuple[nn.Module, str, LoadedWeights, bool]:
-    """As `build`, but with the head that the checkpoint brings; last, whether it brings one. Without one: for `classes`.
-
-    Raises:
-        ToolchainError: as `build`.
-    """
-    model, head, loaded, state = _built_from(spec, classes, seed, WHOLE_NETWORK)
-    own, fresh = state.get(f"{head}.weight"), model.get_submodule(head).weight
-    assert isinstance(fresh, Tensor)
-    if own is None or own.shape[1:] != fresh.shape[1:]:
-        return model, head, loaded, False
-    whole = build_untrained(spec, len(own))
-    named = whole.state_dict()
-    whole.load_state_dict({k: v for k, v in state.items() if k in named and named[k].shape == v.shape}, strict=False)
-    return whole, find_head(whole, len(own)), loaded, True
-
-
-def _only_architecture(model: nn.Module, head: str, reuse: ReuseSpec) -> bool:
+def _uses_architecture_only(model: nn.Module, head: str, reuse: ReuseSpec) -> bool:
+    """Return whether all blocks start from random weights."""
     return bool(reuse.fresh) and reuse.fresh == blocks.find(model, head)[0].name
 
 
-def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETWORK) -> nn.Module:
-    """The untrained model, cut where `reuse` says.
+def build_with_pretrained_head(
+    spec: ModelSpec, classes: int, *, seed: int
+) -> tuple[nn.Module, str, LoadedWeights, bool]:
+    """Build a model with the head of its checkpoint, or with a new one for `classes` where the checkpoint has none.
+
+    Returns:
+        The model, the name of its head, which weights were loaded, and whether the head is the checkpoint's.
 
     Raises:
-        ToolchainError: unknown model or block, a refused argument, or weights that are to start anew and stay so.
+        ToolchainError: as `build_with_new_head`.
     """
-    model = _built(spec, classes)
+    model, head, loaded, state = _build_and_load(spec, classes, seed, WHOLE_NETWORK)
+    pretrained, new = state.get(f"{head}.weight"), model.get_submodule(head).weight
+    assert isinstance(new, Tensor)
+    if pretrained is None or pretrained.shape[1:] != new.shape[1:]:
+        return model, head, loaded, False
+    source_classes = len(pretrained)
+    model = build_untrained(spec, source_classes)
+    own = model.state_dict()
+    matching = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    model.load_state_dict(matching, strict=False)
+    return model, find_head(model, source_classes), loaded, True
+
+
+def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETWORK) -> nn.Module:
+    """Build the model with random weights, cut where `reuse` says.
+
+    Raises:
+        ToolchainError: unknown model or block, an argument that is not accepted, or blocks that would be both random and
+            frozen.
+    """
+    model = _build_from_library(spec, classes)
     if spec.norm_eps is not None:
         for module in model.modules():
             if isinstance(module, blocks.NORM_LAYERS):
@@ -94,7 +110,7 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETW
         for parent in model.modules():
             for name, child in parent.named_children():
                 if isinstance(child, nn.Conv2d) and max(child.stride) > 1 and child.padding != (0, 0):
-                    setattr(parent, name, _padded(child))
+                    setattr(parent, name, pad_like_tensorflow(child))
     head = find_head(model, classes)
     if reuse.fresh and reuse.freeze:
         blocks.check_freeze_before_fresh(model, head, freeze=reuse.freeze, fresh=reuse.fresh)
@@ -104,15 +120,18 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETW
 def build_for_image_size(
     spec: ModelSpec, classes: int, image: Tensor, reuse: ReuseSpec | Literal["auto"] = WHOLE_NETWORK
 ) -> nn.Module:
-    """The untrained model, after it took a picture of the job's size.
+    """Build the model with random weights, and check that it accepts images of this size.
 
     Args:
+        spec: architecture.
+        classes: outputs of the head.
         image: an example, float32 [1, 3, height, width].
+        reuse: where the network is cut.
 
     Raises:
-        ToolchainError: as `architecture`; or the model does not take pictures of this size.
+        ToolchainError: as `build_untrained`; or the model does not accept images of this size.
     """
-    assert reuse != "auto", "settled before a model is built"
+    assert reuse != "auto", "decided before a model is built"
     model = build_untrained(spec, classes, reuse).eval()
     try:
         with torch.no_grad():
@@ -120,12 +139,12 @@ def build_for_image_size(
     except Exception as reason:  # networks' own asserts among them
         height, width = image.shape[2:]
         raise ToolchainError(
-            f"{spec.name} does not take pictures of {height}x{width}: {first_line(reason)}"
+            f"{spec.name} does not accept images of {height}x{width}: {first_line(reason)}; choose another image size or model"
         ) from reason
     return model
 
 
-def _built(spec: ModelSpec, classes: int) -> nn.Module:
+def _build_from_library(spec: ModelSpec, classes: int) -> nn.Module:
     if spec.name.startswith(timm_hub.PREFIX):
         return timm_hub.build_untrained(spec.name, classes, spec.arguments)
     library = import_torchvision().models
@@ -142,23 +161,36 @@ def _built(spec: ModelSpec, classes: int) -> nn.Module:
 
 
 def renormalize_input(model: nn.Module, preprocess: Preprocessing, spec: ModelSpec) -> nn.Module:
-    """Lets a teacher see pixels normalised for its student: they are scaled to what its own weights expect."""
+    """Make a teacher accept images that are normalised for its student, by a hook that rescales them.
+
+    Args:
+        model: the teacher; changed in place.
+        preprocess: how the student's images are normalised.
+        spec: says how the teacher's images must be normalised.
+    """
     if (preprocess.mean, preprocess.std) == (spec.mean, spec.std):
         return model
-    given, own = torch.tensor(preprocess.std), torch.tensor(spec.std)
-    scale = (given / own).view(1, 3, 1, 1)
-    shift = ((torch.tensor(preprocess.mean) - torch.tensor(spec.mean)) / own).view(1, 3, 1, 1)
-    model.register_forward_pre_hook(lambda _, images: (images[0] * scale + shift,))
+    student_std, teacher_std = torch.tensor(preprocess.std), torch.tensor(spec.std)
+    scale = (student_std / teacher_std).view(1, 3, 1, 1)
+    shift = ((torch.tensor(preprocess.mean) - torch.tensor(spec.mean)) / teacher_std).view(1, 3, 1, 1)
+    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift,))
     return model
 
 
 def find_head(model: nn.Module, classes: int) -> str:
-    """Name of the layer that gives the class scores: the last linear layer or convolution with that many outputs."""
-    found = ""
+    """Return the name of the layer that gives the logits: the last linear layer or convolution with `classes` outputs.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    head = ""
     for name, module in model.named_modules():
-        linear, convolution = isinstance(module, nn.Linear), isinstance(module, nn.Conv2d)
-        if (linear or convolution) and getattr(module, "out_features" if linear else "out_channels") == classes:
-            found = name
-    if not found:
-        raise ToolchainError(f"no layer of this {type(model).__name__} gives {classes} class scores")
-    return found
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            head = name if outputs == classes else head
+    if not head:
+        raise ToolchainError(
+            f"no linear layer or convolution of this {type(model).__name__} has {classes} outputs, one per class, so it has "
+            "no head for these classes"
+        )
+    return head

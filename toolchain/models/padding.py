@@ -1,34 +1,36 @@
-"""Padding: carried out of a larger module; to be described."""
+"""Pad strided convolutions as TensorFlow does, for checkpoints that were trained there."""
 
 from torch import Tensor, nn
 
 
 class SamePaddedConv2d(nn.Conv2d):
-    """A convolution that pads as TensorFlow's "same" does: where the total is odd, right and bottom get one more.
+    """A convolution with TensorFlow's "same" padding: an odd total puts the extra pixel at the right and the bottom.
 
-    Weights trained that way and padded evenly see everything half a step aside: a linear probe on TrashNet loses two
-    points by it. In ONNX the padding becomes the convolution's own and costs nothing.
+    Weights trained that way but padded evenly see everything half a step off: a linear probe on TrashNet loses two points
+    of accuracy. In ONNX the padding becomes the convolution's own and costs nothing.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch names it so
+        """Convolve [images, channels, height, width]."""
         pads: list[int] = []
-        for side, size, step, apart in zip(
+        for side, kernel, stride, dilation in zip(
             reversed(input.shape[2:]),
             reversed(self.kernel_size),
             reversed(self.stride),
             reversed(self.dilation),
             strict=True,
         ):
-            total = max((-(-side // step) - 1) * step + (size - 1) * apart + 1 - side, 0)
+            total = max((-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side, 0)
             pads += [total // 2, total - total // 2]
         padded = nn.functional.pad(input, pads)
         return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def _padded(child: nn.Conv2d) -> SamePaddedConv2d:
-    made = SamePaddedConv2d(
-        child.in_channels, child.out_channels, child.kernel_size, child.stride, 0, child.dilation, child.groups,  # type: ignore[arg-type]
-        child.bias is not None,
+def pad_like_tensorflow(convolution: nn.Conv2d) -> SamePaddedConv2d:
+    """Return a convolution with the same weights and TensorFlow's padding."""
+    padded = SamePaddedConv2d(
+        convolution.in_channels, convolution.out_channels, convolution.kernel_size, convolution.stride, 0, convolution.dilation, convolution.groups,  # type: ignore[arg-type]
+        convolution.bias is not None,
     )  # fmt: skip
-    made.load_state_dict(child.state_dict())
-    return made
+    padded.load_state_dict(convolution.state_dict())
+    return padded

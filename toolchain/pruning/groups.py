@@ -1,7 +1,7 @@
-"""Groups of channels that can only be removed together, with everything that a criterion may rank them by.
+"""Pruning groups: channels that can only be removed together, with everything that a criterion may rank them by.
 
-Torch-Pruning's dependency graph says which channels must go together; here they are read into values of our own: for
-each layer that sees a group, its parameters with one row for each of the group's channels.
+Torch-Pruning's dependency graph says which channels are coupled. Here they are read into values of our own: for each
+coupled layer, its parameters with one row for each channel of the group.
 """
 
 import copy
@@ -25,75 +25,76 @@ from toolchain.pruning.traceable_parts import TraceablePart
 
 ChannelRole = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
-# in the names of what windows of attention hold (Swin, MaxViT): Torch-Pruning 1.6.1 follows single channels through every
-# shift and partition of the windows and had not ended after 200 s
+# Part of the names of tensors in window attention (Swin, MaxViT). Torch-Pruning 1.6.1 follows single channels through
+# every shift and partition of the windows and had not finished after 200 s.
 WINDOW_ATTENTION_TENSOR = "relative_position"
 ROLE_OF_PRUNING_FUNCTION: Mapping[str, ChannelRole] = {
     "prune_out_channels": "out",
     "prune_depthwise_conv_out_channels": "out",
     "prune_in_channels": "in",
-    "prune_depthwise_conv_in_channels": "out",  # one weight row a channel: the same slice from either side
+    "prune_depthwise_conv_in_channels": "out",  # one weight row per channel, so the slice is the same from either side
 }
+Indices = tuple[tuple[int, ...], ...]  # for each channel of a group, its indices in a layer's dimension
 
 
 @dataclass(frozen=True)
 class ParameterRows:
-    """One parameter of a member: a row for each of the group's channels."""
+    """One parameter of a coupled layer, with a row for each channel of the group."""
 
     name: str  # "weight" | "bias"; of a norm its scale and its shift
     value: Tensor  # float32 [channels, values]
-    gradient_moments: GradientMoments | None = None  # of the same shape; None where nobody asked for it
+    gradient_moments: GradientMoments | None = None  # of the same shape; None where none were collected
 
     @property
     def gradient(self) -> Tensor:
         """Mean gradient of the loss over the images, float32 [channels, values]."""
-        return self._known().mean
+        return self._require_gradients().mean
 
     @property
     def squared_gradient(self) -> Tensor:
-        """Mean of every single image's squared gradient, float32 [channels, values]."""
-        return self._known().mean_square
+        """Mean over the images of the squared gradient of each, float32 [channels, values]."""
+        return self._require_gradients().mean_square
 
-    def _known(self) -> GradientMoments:
+    def _require_gradients(self) -> GradientMoments:
         if self.gradient_moments is None:
             raise ToolchainError(
-                "this pruning criterion reads gradients, and none were collected; "
-                'its file must say NEEDS = ("gradients",), and the plan be given gradients of this model'
+                "this pruning criterion reads gradients, and none were collected. "
+                'Its file must say NEEDS = ("gradients",), and the caller must pass gradients of this model'
             )
         return self.gradient_moments
 
 
 @dataclass(frozen=True)
 class CoupledLayer:
-    """One side of a layer that sees a group's channels.
+    """The output or input side of a layer that reads or writes a group's channels.
 
-    `positions[c]` are the indices in the module's own dimension that belong to the group's channel c
-    (several where a flatten stands in between).
+    `channel_indices[c]` are the indices in the layer's own dimension that belong to the group's channel c; there are
+    several where a flatten stands in between.
     """
 
     module_name: str
     layer_type: str  # "conv" | "depthwise" | "linear" | "norm"
     role: ChannelRole
-    channel_indices: tuple[tuple[int, ...], ...]
-    parameters: tuple[ParameterRows, ...]  # the weight first; the bias where the layer has one and gives the channels
+    channel_indices: Indices
+    parameters: tuple[ParameterRows, ...]  # the weight first; then the bias, on the output side of a layer that has one
 
     @property
     def weight(self) -> Tensor:
-        """Float32 [channels, values]; a norm's scale."""
+        """Float32 [channels, values]; the scale of a norm."""
         return self.parameters[0].value
 
 
 @dataclass(frozen=True)
 class PruningGroup:
-    """Channels that can only be removed together, over all layers that see them."""
+    """Channels that can only be removed together, with all layers they are coupled to."""
 
     channels: int
     coupled_layers: tuple[CoupledLayer, ...]
 
     @property
     def layer_count(self) -> int:
-        """How many convolutions and linear layers read or write these channels."""
-        return sum(member.layer_type != "norm" for member in self.coupled_layers)
+        """Number of convolutions and linear layers that read or write these channels."""
+        return sum(layer.layer_type != "norm" for layer in self.coupled_layers)
 
     @property
     def name(self) -> str:
@@ -102,21 +103,21 @@ class PruningGroup:
 
     @property
     def parameters(self) -> tuple[ParameterRows, ...]:
-        """All parameters of all members."""
-        return tuple(parameter for member in self.coupled_layers for parameter in member.parameters)
+        """All parameters of all coupled layers."""
+        return tuple(parameter for layer in self.coupled_layers for parameter in layer.parameters)
 
 
 def find(
     model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, GradientMoments] | None = None
 ) -> tuple[PruningGroup, ...]:
-    """Every prunable group of channels.
+    """Find every group of channels that can be pruned.
 
-    Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which
-    would have to keep equal shares in each of its groups), or that the dependency graph does not account for fully.
-    A model that cannot be traced as a whole is traced in parts: channels that leave a part stay.
+    Left out are groups whose channels reach the outputs of `head`, that run through a grouped convolution (which would
+    have to keep equal shares in each of its groups), or that the dependency graph does not cover completely. A model
+    that cannot be traced as a whole is traced in parts, and channels that leave a part stay.
 
     Args:
-        model: the network; left as it was.
+        model: the network, left as it was.
         image: one example input, float32 [1, 3, height, width].
         head: the layer whose outputs are the classes.
         gradients: by parameter name, for criteria that need them.
@@ -127,130 +128,145 @@ def find(
     model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    pending, found, refused = [TraceablePart("", model, image)], list[PruningGroup](), list[Exception]()
+    pending, groups, failures = [TraceablePart("", model, image)], list[PruningGroup](), list[Exception]()
     while pending:
         part = pending.pop(0)
         try:
-            found += _traced(part, head, gradients or {})
+            groups += _trace(part, head, gradients or {})
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met
-            refused.append(reason)
-            with suppress(Exception):  # a part that cannot be called again as it was called has no parts to be had
+            failures.append(reason)
+            with suppress(Exception):  # a part that cannot be called again with its example input cannot be split
                 pending += traceable_parts.split(part)
-    if refused and not found:
-        first = refused[0]
+    if failures and not groups:
+        first = failures[0]
         raise ToolchainError(
-            f"the channels of this model cannot be traced for pruning ({type(first).__name__}: {first}); "
-            "set [prune] ratio = 0 to go on without pruning"
+            f"the channels of this model cannot be traced for pruning ({type(first).__name__}: {first}). "
+            "Set [prune] ratio = 0 to continue without pruning"
         ) from first
-    if refused:
-        progress.log(f"pruning: traced in parts, whose outer channels stay ({first_line(refused[0])})")
-    return tuple(found)
+    if failures:
+        progress.log(
+            "pruning: the model is traced in parts, and channels between parts are kept, because it cannot be traced as "
+            f"a whole ({first_line(failures[0])})"
+        )
+    return tuple(groups)
 
 
-def _traced(part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]) -> list[PruningGroup]:
-    """The groups of one part, without those whose channels come into it or leave it."""
-    import torch_pruning  # here, because importing it costs a second that replaying a plan does not need
+def _trace(part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]) -> list[PruningGroup]:
+    """Return the prunable groups of one part, without those whose channels enter or leave it."""
+    import torch_pruning  # here, because the import takes a second, and replaying a plan does not need it
 
-    windows = next((name for name, _ in _tensors(part.module) if WINDOW_ATTENTION_TENSOR in name), None)
-    if windows:
-        raise ToolchainError(f"attention in windows ({part.full_name(windows)}) is not followed")
+    window_tensor = next((name for name, _ in _named_tensors(part.module) if WINDOW_ATTENTION_TENSOR in name), None)
+    if window_tensor:
+        raise ToolchainError(f"window attention ({part.full_name(window_tensor)}) cannot be traced")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # bare parameters, which we leave alone
-        framed = part.module if not part.name else traceable_parts.FixedBoundary(part)
-        graph = torch_pruning.DependencyGraph().build_dependency(framed, example_inputs=part.example_input)
-        raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
-    names = {module: part.full_name(name) for name, module in part.module.named_modules()}
-    read = [_read_group(item, names, head, gradients) for item in raw]
-    whole = _covered_once(read, {part.full_name(name): module for name, module in part.module.named_modules()})
-    return [g for g, free in read if free and all((m.module_name, m.role) in whole for m in g.coupled_layers)]
+        warnings.simplefilter("ignore")  # about bare parameters, which are not pruned
+        traced = part.module if not part.name else traceable_parts.FixedBoundary(part)
+        graph = torch_pruning.DependencyGraph().build_dependency(traced, example_inputs=part.example_input)
+        graph_groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
+    modules = {part.full_name(name): module for name, module in part.module.named_modules()}
+    names = {module: name for name, module in modules.items()}
+    candidates = [_read_group(graph_group, names, head, gradients) for graph_group in graph_groups]
+    covered = _find_covered_sides([group for group, _ in candidates], modules)
+    return [
+        group
+        for group, prunable in candidates
+        if prunable and all((layer.module_name, layer.role) in covered for layer in group.coupled_layers)
+    ]
 
 
-def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
+def _named_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
 def _read_group(
-    raw: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, GradientMoments]
+    graph_group: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, GradientMoments]
 ) -> tuple[PruningGroup, bool]:
-    """A group of the dependency graph in our terms, and whether it may lose channels."""
-    roots = sorted({root for item in raw.items for root in item.root_idxs})
-    place = {root: row for row, root in enumerate(roots)}
-    members: dict[tuple[str, ChannelRole], CoupledLayer] = {}
-    free = True
-    for item in raw.items:
+    """Convert a group of the dependency graph, and return with it whether it may lose channels."""
+    roots = sorted({root for item in graph_group.items for root in item.root_idxs})
+    channel_of_root = {root: channel for channel, root in enumerate(roots)}
+    layers: dict[tuple[str, ChannelRole], CoupledLayer] = {}
+    prunable = True
+    for item in graph_group.items:
         module = item.dep.target.module
         if module not in names:
-            # an operation of the graph, not a layer; or a bare parameter, which we cannot name
-            free = free and not isinstance(module, nn.Parameter)
+            # an operation of the graph, which has no parameters; or a bare parameter, which cannot be named
+            prunable = prunable and not isinstance(module, nn.Parameter)
             continue
-        name, side = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
+        name, role = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
         grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
         sliceable = isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
-        if side is None or grouped or not sliceable or (name == head and side == "out"):
-            free = False
+        if role is None or grouped or not sliceable or (name == head and role == "out"):
+            prunable = False
             continue
         rows: list[list[int]] = [[] for _ in roots]
         for index, root in zip(item.idxs, item.root_idxs, strict=True):
-            rows[place[root]].append(int(index))
-        positions = tuple(tuple(row) for row in rows)
-        parameters = _parameters(name, module, side, positions, gradients)
+            rows[channel_of_root[root]].append(int(index))
+        indices = tuple(tuple(row) for row in rows)
+        parameters = _read_parameters(name, module, role, indices, gradients)
         if not parameters:
-            free = False
+            prunable = False
             continue
-        members.setdefault((name, side), CoupledLayer(name, _kind(module), side, positions, parameters))
-    return PruningGroup(len(roots), tuple(members.values())), free and any(side == "out" for _, side in members)
+        layers.setdefault((name, role), CoupledLayer(name, _layer_type(module), role, indices, parameters))
+    return PruningGroup(len(roots), tuple(layers.values())), prunable and any(role == "out" for _, role in layers)
 
 
-def _covered_once(
-    read: Sequence[tuple[PruningGroup, bool]], modules: Mapping[str, nn.Module]
+def _find_covered_sides(
+    groups: Sequence[PruningGroup], modules: Mapping[str, nn.Module]
 ) -> set[tuple[str, ChannelRole]]:
-    """The sides of layers whose every channel is in exactly one group.
+    """Return the sides of layers whose every channel is in exactly one group.
 
-    Torch-Pruning 1.6.1 loses track of channels that run through a concatenation straight into a flatten; a group
-    that misses channels, or claims another's, would cut the wrong ones.
+    Torch-Pruning 1.6.1 loses track of channels that run through a concatenation straight into a flatten. A group that
+    misses channels, or claims those of another, would remove the wrong ones.
     """
     seen: dict[tuple[str, ChannelRole], list[int]] = defaultdict(list)
-    for group, _ in read:
-        for member in group.coupled_layers:
-            seen[member.module_name, member.role] += [i for row in member.channel_indices for i in row]
-    return {key for key, found in seen.items() if sorted(found) == list(range(_extent(modules[key[0]], key[1])))}
+    for group in groups:
+        for layer in group.coupled_layers:
+            seen[layer.module_name, layer.role] += [index for row in layer.channel_indices for index in row]
+    return {
+        (name, role)
+        for (name, role), indices in seen.items()
+        if sorted(indices) == list(range(_side_channels(modules[name], role)))
+    }
 
 
-def _extent(module: nn.Module, side: ChannelRole) -> int:
+def _side_channels(module: nn.Module, role: ChannelRole) -> int:
     weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight.shape[0 if side == "out" else 1]
+    return weight.shape[0 if role == "out" else 1]
 
 
-def _parameters(
-    name: str,
-    module: nn.Module,
-    side: ChannelRole,
-    positions: tuple[tuple[int, ...], ...],
-    gradients: Mapping[str, GradientMoments],
+def _read_parameters(
+    name: str, module: nn.Module, role: ChannelRole, indices: Indices, gradients: Mapping[str, GradientMoments]
 ) -> tuple[ParameterRows, ...]:
-    """What of a module goes with the channels; nothing where they are not laid out evenly, or there is no weight."""
-    own = dict(module.named_parameters(recurse=False))
-    if "weight" not in own or any(not row or len(row) != len(positions[0]) for row in positions):
+    """Return the parameters of a module that are removed with the channels.
+
+    Empty where the module has no weight, or its channels have different numbers of indices.
+    """
+    parameters = dict(module.named_parameters(recurse=False))
+    if "weight" not in parameters or any(not row or len(row) != len(indices[0]) for row in indices):
         return ()
 
-    def read(kind: str) -> ParameterRows:
-        known = gradients.get(f"{name}.{kind}")
-        rows = known and GradientMoments(_rows(known.mean, side, positions), _rows(known.mean_square, side, positions))
-        return ParameterRows(kind, _rows(own[kind].detach(), side, positions), rows)
+    def read(parameter: str) -> ParameterRows:
+        moments = gradients.get(f"{name}.{parameter}")
+        rows = moments and GradientMoments(
+            _channel_rows(moments.mean, role, indices), _channel_rows(moments.mean_square, role, indices)
+        )
+        return ParameterRows(parameter, _channel_rows(parameters[parameter].detach(), role, indices), rows)
 
-    # inputs are not added anything to: a bias belongs to the outputs
-    return tuple(read(kind) for kind in ("weight", "bias") if kind in own and (kind == "weight" or side == "out"))
+    # the bias is added to the outputs, so it is not removed with the inputs
+    with_bias = "bias" in parameters and role == "out"
+    return tuple(read(parameter) for parameter in (("weight", "bias") if with_bias else ("weight",)))
 
 
-def _rows(tensor: Tensor, side: ChannelRole, positions: tuple[tuple[int, ...], ...]) -> Tensor:
+def _channel_rows(tensor: Tensor, role: ChannelRole, indices: Indices) -> Tensor:
+    """Return a parameter as float32 [channels, values]."""
     rows = tensor.float()
-    rows = rows.transpose(0, 1) if side == "in" else rows
+    rows = rows.transpose(0, 1) if role == "in" else rows
     rows = rows.reshape(rows.shape[0], -1)
-    return torch.stack([rows[list(row)].flatten() for row in positions])
+    return torch.stack([rows[list(row)].flatten() for row in indices])
 
 
-def _kind(module: nn.Module) -> str:
+def _layer_type(module: nn.Module) -> str:
     if isinstance(module, nn.Conv2d):
         return "depthwise" if is_depthwise(module) else "conv"
     return "linear" if isinstance(module, nn.Linear) else "norm"

@@ -1,7 +1,7 @@
-"""How wide each group of channels is to be and which residual blocks are to go: a greedy search over what costs least.
+"""Greedy search for the width of each pruning group and the residual blocks to drop, within a limit on cost.
 
-The search is told what an architecture costs, in multiply-accumulates or in predicted milliseconds, and what each
-channel is worth. Nothing is timed and nothing is cut here.
+The caller gives the cost of an architecture, in multiply-accumulates or predicted milliseconds, and the importance of each
+channel. Nothing is timed and nothing is pruned here.
 """
 
 import math
@@ -22,214 +22,228 @@ CostFunction = Callable[[Sequence[Layer]], float]
 
 @dataclass(frozen=True)
 class Subnetwork:
-    """An architecture: channels kept of each group, and the residual blocks that are gone."""
+    """An architecture: the number of channels kept in each group, and the residual blocks dropped."""
 
     kept_channels: tuple[int, ...]
     dropped_blocks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
+class _Coupling:
+    """A group's share of one side of a layer."""
+
+    group: int
+    share: float  # of the channels on that side
+    outputs: bool  # whether it is the output side
+
+
+@dataclass(frozen=True)
 class SearchSpace:
-    """What may be cut of a model, and what it is worth."""
+    """The channels and blocks that may be removed from a model, and their importance."""
 
     full_layers: tuple[Layer, ...]  # of the whole model
     groups: tuple[PruningGroup, ...]
     channel_order: tuple[Tensor, ...]  # each group's channels, the least important first
     sorted_importance: tuple[Tensor, ...]  # their importance, in that order
-    droppable_blocks: tuple[str, ...]  # residual blocks, which can be left out
-    alignment: int
-    max_pruned_share: float  # of a group's channels that may go
+    droppable_blocks: tuple[str, ...]  # residual blocks
+    alignment: int  # pruned widths are multiples of it
+    max_pruned_share: float  # of a group's channels, 0..1
 
     @property
     def unpruned(self) -> Subnetwork:
-        """Nothing cut."""
+        """The whole model."""
         return Subnetwork(tuple(group.channels for group in self.groups))
 
     @property
     def narrowest(self) -> Subnetwork:
-        """As little as may be left of every group, and no block."""
+        """Every group at its smallest width, and every droppable block dropped."""
         return Subnetwork(
             tuple(self.allowed_widths(index)[0] for index in range(len(self.groups))), frozenset(self.droppable_blocks)
         )
 
     @cached_property
-    def _touching(self) -> Mapping[str, list[tuple[int, float, bool]]]:
-        """By layer: which group, which share of that side of the layer it covers, whether it is the output side."""
-        sizes, found = (
-            {layer.name: layer for layer in self.full_layers},
-            defaultdict[str, list[tuple[int, float, bool]]](list),
-        )
+    def _couplings(self) -> Mapping[str, list[_Coupling]]:
+        """By layer: the groups on each of its sides."""
+        layers = {layer.name: layer for layer in self.full_layers}
+        couplings = defaultdict[str, list[_Coupling]](list)
         for index, group in enumerate(self.groups):
-            for member in group.coupled_layers:
-                layer = sizes.get(member.module_name)
+            for coupled in group.coupled_layers:
+                layer = layers.get(coupled.module_name)
                 if layer is not None:
-                    out = member.role == "out"
-                    covered = sum(len(row) for row in member.channel_indices)
-                    found[layer.name].append((index, covered / (layer.outputs if out else layer.inputs), out))
-        return found
+                    outputs = coupled.role == "out"
+                    covered = sum(len(row) for row in coupled.channel_indices)
+                    share = covered / (layer.outputs if outputs else layer.inputs)
+                    couplings[layer.name].append(_Coupling(index, share, outputs))
+        return couplings
 
-    def remaining_layers(self, choice: Subnetwork) -> list[Layer]:
-        """Sizes of the layers that are left."""
-        found = []
+    def remaining_layers(self, subnetwork: Subnetwork) -> list[Layer]:
+        """Return the sizes of the layers that remain."""
+        remaining = []
         for layer in self.full_layers:
-            if any(is_inside(layer.name, block) for block in choice.dropped_blocks):
+            if any(is_inside(layer.name, block) for block in subnetwork.dropped_blocks):
                 continue
-            inputs = outputs = 1.0
-            for index, covered, out in self._touching.get(layer.name, ()):
-                gone = covered * (1 - choice.kept_channels[index] / self.groups[index].channels)
-                inputs, outputs = (inputs, outputs - gone) if out else (inputs - gone, outputs)
+            inputs = outputs = 1.0  # shares that remain
+            for coupling in self._couplings.get(layer.name, ()):
+                kept = subnetwork.kept_channels[coupling.group] / self.groups[coupling.group].channels
+                removed = coupling.share * (1 - kept)
+                inputs, outputs = (inputs, outputs - removed) if coupling.outputs else (inputs - removed, outputs)
             if layer.kind == "depthwise":
                 inputs, share = outputs, outputs
             else:
                 share = inputs * outputs
             weights = layer.macs / layer.sites
             bias = layer.parameters - weights
-            found.append(
+            remaining.append(
                 replace(
                     layer, inputs=round(layer.inputs * inputs), outputs=round(layer.outputs * outputs),
                     macs=round(layer.macs * share), parameters=round(weights * share + bias * outputs),
                 )
             )  # fmt: skip
-        return found
+        return remaining
 
-    def list_reductions(self, choice: Subnetwork) -> list[tuple[Subnetwork, float]]:
-        """What may go next, with the importance that is lost: each group one step narrower, each block that is left."""
-        found = []
-        for index in range(len(self.groups)):
-            narrower = [width for width in self.allowed_widths(index) if width < choice.kept_channels[index]]
-            if not narrower:
-                continue
-            lower = narrower[-1]
-            if self._gone(index, choice):
-                continue
-            kept = (*choice.kept_channels[:index], lower, *choice.kept_channels[index + 1 :])
-            found.append(
-                (
-                    replace(choice, kept_channels=kept),
-                    self.importance_between(index, choice.kept_channels[index], lower),
-                )
-            )
+    def list_reductions(self, subnetwork: Subnetwork) -> list[tuple[Subnetwork, float]]:
+        """Return the possible next reductions with the importance each loses: a group one step narrower, a block less."""
+        reductions = []
+        for index, width in enumerate(subnetwork.kept_channels):
+            narrower = [smaller for smaller in self.allowed_widths(index) if smaller < width]
+            if narrower and not self._is_dropped(index, subnetwork):
+                lost = self.importance_between(index, width, narrower[-1])
+                reductions.append((_with_width(subnetwork, index, narrower[-1]), lost))
         for block in self.droppable_blocks:
-            if block not in choice.dropped_blocks:
-                lost = self._worth_of_block(block, choice)
-                found.append((replace(choice, dropped_blocks=choice.dropped_blocks | {block}), lost))
-        return found
+            if block not in subnetwork.dropped_blocks:
+                lost = self._block_importance(block, subnetwork)
+                dropped = subnetwork.dropped_blocks | {block}
+                reductions.append((replace(subnetwork, dropped_blocks=dropped), lost))
+        return reductions
 
-    def list_restorations(self, choice: Subnetwork) -> list[tuple[Subnetwork, float]]:
-        """What may come back, with the importance that is regained: each group one step wider, each block that is gone."""
-        found = []
-        for index, width in enumerate(choice.kept_channels):
-            wider = [one for one in self.allowed_widths(index) if one > width]
-            if wider and not self._gone(index, choice):
-                kept = (*choice.kept_channels[:index], wider[0], *choice.kept_channels[index + 1 :])
-                found.append((replace(choice, kept_channels=kept), self.importance_between(index, wider[0], width)))
-        for block in choice.dropped_blocks:
-            back = replace(choice, dropped_blocks=choice.dropped_blocks - {block})
-            found.append((back, self._worth_of_block(block, back)))
-        return found
+    def list_restorations(self, subnetwork: Subnetwork) -> list[tuple[Subnetwork, float]]:
+        """Return the possible restorations with the importance each regains: a group one step wider, a block more."""
+        restorations = []
+        for index, width in enumerate(subnetwork.kept_channels):
+            wider = [larger for larger in self.allowed_widths(index) if larger > width]
+            if wider and not self._is_dropped(index, subnetwork):
+                gained = self.importance_between(index, wider[0], width)
+                restorations.append((_with_width(subnetwork, index, wider[0]), gained))
+        for block in subnetwork.dropped_blocks:
+            restored = replace(subnetwork, dropped_blocks=subnetwork.dropped_blocks - {block})
+            restorations.append((restored, self._block_importance(block, restored)))
+        return restorations
 
-    def _gone(self, index: int, choice: Subnetwork) -> bool:
-        """Whether a group went with a block that was dropped."""
-        return any(
-            all(is_inside(member.module_name, block) for member in self.groups[index].coupled_layers)
-            for block in choice.dropped_blocks
-        )
+    def _is_dropped(self, index: int, subnetwork: Subnetwork) -> bool:
+        """Return whether a group lies entirely inside a dropped block."""
+        return any(self._is_group_inside(index, block) for block in subnetwork.dropped_blocks)
 
-    def _worth_of_block(self, block: str, choice: Subnetwork) -> float:
-        """Importance of all that is inside of a block and nowhere else."""
+    def _is_group_inside(self, index: int, block: str) -> bool:
+        return all(is_inside(layer.module_name, block) for layer in self.groups[index].coupled_layers)
+
+    def _block_importance(self, block: str, subnetwork: Subnetwork) -> float:
+        """Return the importance of the groups that lie entirely inside a block."""
         return sum(
-            self.importance_between(index, choice.kept_channels[index], 0)
-            for index, group in enumerate(self.groups)
-            if all(is_inside(member.module_name, block) for member in group.coupled_layers)
+            self.importance_between(index, width, 0)
+            for index, width in enumerate(subnetwork.kept_channels)
+            if self._is_group_inside(index, block)
         )
 
     def allowed_widths(self, index: int) -> list[int]:
-        """Widths that a group may have, the narrowest first, the whole last: multiples of the alignment below it."""
+        """Return the widths that a group may have, the narrowest first: multiples of the alignment, then the whole width."""
         channels = self.groups[index].channels
         least = max(1, math.ceil(channels * (1 - self.max_pruned_share) / self.alignment)) * self.alignment
         return [*range(least, channels, self.alignment), channels]
 
     def importance_between(self, index: int, kept: int, lower: int) -> float:
-        """Importance of a group's channels between two widths, counted in every layer that sees them."""
+        """Return the importance of a group's channels between two widths, counted once for every coupled layer."""
         channels = self.groups[index].channels
         return (
             float(self.sorted_importance[index][channels - kept : channels - lower].sum())
             * self.groups[index].layer_count
         )
 
-    def lost_importance(self, choice: Subnetwork) -> float:
-        """What an architecture loses of the whole model's importance."""
-        now, total = self.unpruned, 0.0
-        for block in sorted(choice.dropped_blocks):
-            total += self._worth_of_block(block, now)
-            now = replace(now, dropped_blocks=now.dropped_blocks | {block})
-        for index, width in enumerate(choice.kept_channels):
-            if not self._gone(index, choice):
+    def lost_importance(self, subnetwork: Subnetwork) -> float:
+        """Return the importance that an architecture loses against the whole model."""
+        remaining, total = self.unpruned, 0.0
+        for block in sorted(subnetwork.dropped_blocks):
+            total += self._block_importance(block, remaining)
+            remaining = replace(remaining, dropped_blocks=remaining.dropped_blocks | {block})
+        for index, width in enumerate(subnetwork.kept_channels):
+            if not self._is_dropped(index, subnetwork):
                 total += self.importance_between(index, self.groups[index].channels, width)
         return total
 
 
-def search(options: SearchSpace, cost: CostFunction, limit: float) -> Subnetwork:
-    """The choice that costs at most `limit`, by taking what loses the least importance for what it saves, step by step.
+def _with_width(subnetwork: Subnetwork, index: int, width: int) -> Subnetwork:
+    kept = subnetwork.kept_channels
+    return replace(subnetwork, kept_channels=(*kept[:index], width, *kept[index + 1 :]))
 
-    A block that went early may leave much of the limit unused in the end, for which it and narrower layers could have
-    stayed: each is brought back in turn, and stays where that loses less on the whole.
+
+def search(space: SearchSpace, cost: CostFunction, limit: float) -> Subnetwork:
+    """Return an architecture that costs at most `limit`, by repeatedly taking the least importance lost for cost saved.
+
+    A block that was dropped early may leave much of the limit unused in the end, where narrower layers could have kept
+    it. So each dropped block is restored in turn, and stays where the architecture then loses less importance.
+
+    Args:
+        space: what may be removed.
+        cost: the cost of an architecture's layers.
+        limit: largest cost allowed, in the unit of `cost`.
 
     Raises:
-        ToolchainError: the limit cannot be reached; `Unreachable` says what can.
+        LimitUnreachable: the limit is below the cost of the narrowest architecture, which the error carries.
     """
-    best = _greedy(options, cost, limit)
+    best = _greedy(space, cost, limit)
     while best.dropped_blocks:
-        found = []
+        alternatives = []
         for block in sorted(best.dropped_blocks):
-            others = tuple(sorted(best.dropped_blocks - {block}))  # no further one may go in its place
+            droppable = tuple(sorted(best.dropped_blocks - {block}))  # no other block may be dropped in its place
             with suppress(LimitUnreachable):
-                found.append(_greedy(replace(options, droppable_blocks=others), cost, limit))
-        if not found or options.lost_importance(
-            other := min(found, key=options.lost_importance)
-        ) >= options.lost_importance(best):
+                alternatives.append(_greedy(replace(space, droppable_blocks=droppable), cost, limit))
+        if not alternatives:
             break
-        best = other
+        alternative = min(alternatives, key=space.lost_importance)
+        if space.lost_importance(alternative) >= space.lost_importance(best):
+            break
+        best = alternative
     return best
 
 
-def _greedy(options: SearchSpace, cost: CostFunction, limit: float) -> Subnetwork:
-    choice = options.unpruned
-    now = cost(options.remaining_layers(choice))
-    while now > limit:
+def _greedy(space: SearchSpace, cost: CostFunction, limit: float) -> Subnetwork:
+    """Reduce the whole model step by step until it costs at most `limit`, then restore what still fits."""
+    subnetwork = space.unpruned
+    current = cost(space.remaining_layers(subnetwork))
+    while current > limit:
         best: tuple[float, Subnetwork, float] | None = None
-        for candidate, lost in options.list_reductions(choice):
-            after = cost(options.remaining_layers(candidate))
-            rate = lost / max(now - after, 1e-12 * now)
-            if after < now and (best is None or rate < best[0]):
-                best = (rate, candidate, after)
+        for candidate, lost in space.list_reductions(subnetwork):
+            reduced = cost(space.remaining_layers(candidate))
+            rate = lost / max(current - reduced, 1e-12 * current)
+            if reduced < current and (best is None or rate < best[0]):
+                best = (rate, candidate, reduced)
         if best is None:
-            raise LimitUnreachable(now)
-        _, choice, now = best
-    return _refilled(options, cost, limit, choice)
+            raise LimitUnreachable(current)
+        _, subnetwork, current = best
+    return _restore_within(space, cost, limit, subnetwork)
 
 
-def _refilled(options: SearchSpace, cost: CostFunction, limit: float, choice: Subnetwork) -> Subnetwork:
-    """What a last, coarse step left of the limit is given back to where it is worth most."""
+def _restore_within(space: SearchSpace, cost: CostFunction, limit: float, subnetwork: Subnetwork) -> Subnetwork:
+    """Spend what the last, coarse step left of the limit, on the most important restorations."""
     while True:
-        possible = [
-            (gained, wider)
-            for wider, gained in options.list_restorations(choice)
-            if gained > 0 and cost(options.remaining_layers(wider)) <= limit
+        affordable = [
+            (gained, restored)
+            for restored, gained in space.list_restorations(subnetwork)
+            if gained > 0 and cost(space.remaining_layers(restored)) <= limit
         ]
-        if not possible:
-            return choice
-        choice = max(possible, key=lambda one: one[0])[1]
+        if not affordable:
+            return subnetwork
+        subnetwork = max(affordable, key=lambda restoration: restoration[0])[1]
 
 
 class LimitUnreachable(ToolchainError):
-    """A limit below what the narrowest architecture costs."""
+    """The limit is below the cost of the narrowest architecture."""
 
     def __init__(self, least: float) -> None:
-        super().__init__(f"the narrowest architecture costs {least:g}")
+        """Carry the lowest cost that was reached, `least`."""
+        super().__init__(f"the narrowest architecture costs {least:g}, more than the limit")
         self.lowest_cost = least
 
 
 def is_inside(module: str, block: str) -> bool:
-    """Whether a module is a block or part of it."""
+    """Return whether a module is the block or part of it."""
     return module == block or module.startswith(f"{block}.")

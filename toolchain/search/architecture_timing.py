@@ -77,7 +77,9 @@ class ArchitectureTimer:
             sides = [self._side(plan) for plan in plans[start : start + CANDIDATES_PER_PROCESS]]
             logs: list[list[float]] = [[] for _ in sides]
             for _ in range(rounds):
-                blocks = self.short_rounds.measure(list({side.name: side for side in (self.dense_side, *sides)}.values()))
+                blocks = self.short_rounds.measure(
+                    list({side.name: side for side in (self.dense_side, *sides)}.values())
+                )
                 for side, own in zip(sides, logs, strict=True):
                     own.append(statistics.log_speedup(blocks[self.dense_side.name], blocks[side.name]))
             found += [math.exp(-sum(own) / len(own)) for own in logs]

@@ -213,7 +213,9 @@ class PlacementSearch:
                 self.record_timing(label, part[label], side, blocks)
         return gains
 
-    def record_timing(self, label: str, chosen: Placement, side: paired_timing.TimedModel, blocks: Mapping[str, Any]) -> None:
+    def record_timing(
+        self, label: str, chosen: Placement, side: paired_timing.TimedModel, blocks: Mapping[str, Any]
+    ) -> None:
         """Notes a candidate's speed, and the float forms' with it."""
         base = self.float_sides[0]
         for name, what, placed, precision in (

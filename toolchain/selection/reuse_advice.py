@@ -193,7 +193,9 @@ def _speedup(spec: ModelSpec, data: Dataset, reuse: ReuseSpec, target: Target | 
     if not reuse.keep or target is None:
         return None
     networks = {
-        name: untrained_latency.UntrainedNetwork(build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input)
+        name: untrained_latency.UntrainedNetwork(
+            build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input
+        )
         for name, cut in (("whole", ReuseSpec()), ("cut", reuse))
     }
     taken = {name: min((one.estimate for one in found.latencies.values()), default=None)

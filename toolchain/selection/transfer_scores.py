@@ -10,7 +10,7 @@ from toolchain.models import frozen_features
 from toolchain.selection.extract_features import HEAD_INPUT, ExtractedFeatures
 
 VERSION = 1
-SHARED_MODULES = ("selection/logme", "training/linear_probe")  # rooms that scores call
+SHARED_MODULES = ("selection/log_evidence", "training/linear_probe")  # rooms that scores call
 
 
 def compute(

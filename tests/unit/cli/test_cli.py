@@ -98,7 +98,7 @@ def test_check_data_finds_a_leak_and_says_so_in_all_three_forms(tmp_path: Path) 
     for said in (ended.stdout, (left / "report.html").read_text(), json.dumps(written)):
         assert "same.png" in said
     assert "leak" in {finding["kind"] for finding in written["checkup"]["findings"]}
-    assert "not measured (weights file none.pth is not there" in ended.stdout
+    assert "not measured (weights file none.pth does not exist" in ended.stdout
 
 
 def test_make_turns_variables_into_flags() -> None:

@@ -1,4 +1,4 @@
-"""Folders to datasets: right splits, right pixels, and clear refusals that name the file or the class."""
+"""Folders become datasets with the right splits and pixels; errors name the file or the class."""
 
 import dataclasses
 from pathlib import Path
@@ -13,19 +13,18 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import decoded_dataset as data
-from toolchain.data import image_folder, loader, splits
+from toolchain.data import decoded_dataset, image_folder, loader, splits
 from toolchain.edge import run
 
 PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
 
 
-def load(domain: Domain, tmp_path: Path, preprocess: Preprocessing = PREPROCESS) -> data.Dataset:
-    return data.load(domain, preprocess, tmp_path / "cache")
+def load(domain: Domain, tmp_path: Path, preprocess: Preprocessing = PREPROCESS) -> decoded_dataset.Dataset:
+    return decoded_dataset.load(domain, preprocess, tmp_path / "cache")
 
 
 def test_a_folder_is_split_the_same_way_every_time_and_by_class(domain: Domain, tmp_path: Path) -> None:
-    first, again = load(domain, tmp_path), data.load(domain, PREPROCESS, tmp_path / "elsewhere")
+    first, again = load(domain, tmp_path), decoded_dataset.load(domain, PREPROCESS, tmp_path / "elsewhere")
     assert first.digest == again.digest
     assert {name: len(part) for name, part in first.splits.items()} == {"train": 81, "val": 15, "test": 24}
     assert torch.bincount(first.splits["test"].labels).tolist() == [8, 8, 8]
@@ -37,8 +36,8 @@ def test_a_folder_is_split_the_same_way_every_time_and_by_class(domain: Domain, 
 def test_given_splits_are_kept_and_validation_comes_from_training(tmp_path: Path) -> None:
     draw(tmp_path / "set" / "train", {"ant": 20, "bee": 20})
     draw(tmp_path / "set" / "test", {"ant": 4, "bee": 6}, seed=1)
-    found = load(Domain(name="x", path=str(tmp_path / "set"), mode="gray"), tmp_path)
-    assert [len(found.splits[split]) for split in splits.SPLITS] == [34, 6, 10]
+    dataset = load(Domain(name="x", path=str(tmp_path / "set"), mode="gray"), tmp_path)
+    assert [len(dataset.splits[split]) for split in splits.SPLITS] == [34, 6, 10]
 
 
 def test_training_and_serving_see_the_same_pixels(domain: Domain, tmp_path: Path) -> None:
@@ -62,15 +61,15 @@ def test_the_cache_is_used_and_follows_the_content(
 
 def test_another_decoder_decodes_anew(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(domain, tmp_path)
-    assert any("def read_picture" in part for part in data.DECODER_VERSION)
-    monkeypatch.setattr(data, "DECODER_VERSION", ("another way to read pictures",))
+    assert any("def read_picture" in part for part in decoded_dataset.DECODER_VERSION)
+    monkeypatch.setattr(decoded_dataset, "DECODER_VERSION", ("another way to read pictures",))
     assert load(domain, tmp_path).digest != first.digest
 
 
-def epoch(dataset: data.Dataset, seed: int, workers: int) -> torch.Tensor:
+def epoch(dataset: decoded_dataset.Dataset, seed: int, workers: int) -> torch.Tensor:
     spec = AugmentSpec(horizontal_flip=True, crop=0.3, rotate_degrees=5.0, brightness=0.1, erase=0.5, mixup=0.3)
-    made = loader.training_batches(dataset, 16, seed=seed, augment=spec, workers=workers)
-    return torch.cat([torch.cat([batch.images.flatten(1), batch.soft_labels], 1) for batch in made])
+    batches = loader.training_batches(dataset, 16, seed=seed, augment=spec, workers=workers)
+    return torch.cat([torch.cat([batch.images.flatten(1), batch.soft_labels], 1) for batch in batches])
 
 
 def test_batches_depend_on_the_seed_and_not_on_the_workers(domain: Domain, tmp_path: Path) -> None:
@@ -82,28 +81,26 @@ def test_batches_depend_on_the_seed_and_not_on_the_workers(domain: Domain, tmp_p
     assert not torch.equal(first, epoch(dataset, 4, 0))
 
 
-def test_an_epoch_shows_every_image_once_and_unchanged_where_nothing_is_to_change(
-    domain: Domain, tmp_path: Path
-) -> None:
+def test_an_epoch_without_augmentation_has_every_image_once_and_unchanged(domain: Domain, tmp_path: Path) -> None:
     dataset = load(domain, tmp_path)
-    made = list(loader.training_batches(dataset, 20, seed=0, augment=AugmentSpec()))
-    assert [len(batch.images) for batch in made] == [20, 20, 20, 20]  # of 81: batch norm cannot train on the last alone
+    batches = list(loader.training_batches(dataset, 20, seed=0, augment=AugmentSpec()))
+    assert [len(batch.images) for batch in batches] == [20] * 4  # of 81: batch norm cannot train on a single image
     plain = loader.normalise(dataset.splits["train"].pixels, PREPROCESS)
-    shown = torch.cat([batch.images for batch in made])
-    origin = [int((plain == one).flatten(1).all(1).nonzero()) for one in shown]  # fails unless there is just one
+    shown = torch.cat([batch.images for batch in batches])
+    origin = [int((plain == image).flatten(1).all(1).nonzero()) for image in shown]  # fails unless there is exactly one
     assert len(set(origin)) == 80
-    labels = torch.cat([batch.soft_labels for batch in made]).argmax(1)
+    labels = torch.cat([batch.soft_labels for batch in batches]).argmax(1)
     assert torch.equal(labels, dataset.splits["train"].labels[origin])
 
 
-def test_a_broken_batch_is_reported_by_the_training_that_wanted_it(domain: Domain, tmp_path: Path) -> None:
+def test_an_error_in_a_thread_reaches_the_training_loop(domain: Domain, tmp_path: Path) -> None:
     dataset = load(domain, tmp_path)
     few = dataclasses.replace(dataset, classes=("ant",))  # one class fewer than the labels name
     with pytest.raises(RuntimeError, match="num_classes"):
         list(loader.training_batches(few, 16, seed=0, augment=AugmentSpec(), workers=2))
 
 
-def broken(folder: Path, how: str) -> Path:
+def corrupt(folder: Path, how: str) -> Path:
     path = folder / "bee" / "000.png"
     body = path.read_bytes()
     path.write_bytes({"truncated": body[: len(body) // 2], "empty": b"", "text": b"not a picture"}[how])
@@ -111,29 +108,29 @@ def broken(folder: Path, how: str) -> Path:
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "text"])
-def test_a_corrupt_picture_is_named(domain: Domain, pictures: Path, tmp_path: Path, how: str) -> None:
-    path = broken(pictures, how)
+def test_a_corrupt_image_is_named(domain: Domain, pictures: Path, tmp_path: Path, how: str) -> None:
+    path = corrupt(pictures, how)
     with pytest.raises(ToolchainError, match=f"{path.name} is not a readable picture.*on_corrupt"):
         load(domain, tmp_path)
 
 
-def test_corrupt_pictures_can_be_skipped_and_are_reported(domain: Domain, pictures: Path, tmp_path: Path) -> None:
-    path = broken(pictures, "truncated")
-    found = load(dataclasses.replace(domain, on_corrupt="skip"), tmp_path)
-    assert found.skipped_files == (str(path),)
-    assert sum(len(part) for part in found.splits.values()) == 119
+def test_corrupt_images_can_be_skipped_and_are_reported(domain: Domain, pictures: Path, tmp_path: Path) -> None:
+    path = corrupt(pictures, "truncated")
+    dataset = load(dataclasses.replace(domain, on_corrupt="skip"), tmp_path)
+    assert dataset.skipped_files == (str(path),)
+    assert sum(len(part) for part in dataset.splits.values()) == 119
 
 
 @pytest.mark.parametrize("mode", ["I;16", "RGBA", "CMYK", "P", "1", "LA"])
-def test_unusual_pictures_become_eight_bit(tmp_path: Path, mode: str) -> None:
+def test_unusual_images_become_eight_bit(tmp_path: Path, mode: str) -> None:
     if mode == "I;16":
         Image.fromarray(np.full((9, 7), 128 << 8, np.uint16)).save(tmp_path / "x.png")
     else:
         Image.new("L", (7, 9), 128).convert(mode).save(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-    found = run.read_picture(next(tmp_path.glob("x.*")), "gray")
-    assert found.shape == (9, 7)
-    assert found.dtype == np.uint8
-    assert mode == "1" or abs(int(found.mean()) - 128) <= 1
+    pixels = run.read_picture(next(tmp_path.glob("x.*")), "gray")
+    assert pixels.shape == (9, 7)
+    assert pixels.dtype == np.uint8
+    assert mode == "1" or abs(int(pixels.mean()) - 128) <= 1
 
 
 def test_exif_rotation_is_applied(tmp_path: Path) -> None:
@@ -144,35 +141,35 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert run.read_picture(tmp_path / "x.jpg", "gray").shape == (20, 10)
 
 
-def test_wrong_folders_are_refused_in_the_users_words(domain: Domain, tmp_path: Path) -> None:
-    def refused(folder: Path) -> str:
+def test_wrong_folders_are_rejected_with_their_problem(domain: Domain, tmp_path: Path) -> None:
+    def message_of(folder: Path) -> str:
         with pytest.raises(ToolchainError) as error:
             image_folder.find_images(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
-    assert "does not exist" in refused(tmp_path / "nowhere")
+    assert "does not exist" in message_of(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    assert "has no class folders" in refused(tmp_path / "empty")
-    assert "a single class" in refused(draw(tmp_path / "one", {"ant": 9}))
-    assert "too few images" in refused(draw(tmp_path / "few", {"ant": 2, "bee": 9}))
+    assert "has no class folders" in message_of(tmp_path / "empty")
+    assert "a single class" in message_of(draw(tmp_path / "one", {"ant": 9}))
+    assert "too few images" in message_of(draw(tmp_path / "few", {"ant": 2, "bee": 9}))
     draw(tmp_path / "hole", {"ant": 9, "bee": 9})
     (tmp_path / "hole" / "cat").mkdir()
-    assert "class 'cat' has no images" in refused(tmp_path / "hole")
+    assert "class 'cat' has no images" in message_of(tmp_path / "hole")
     draw(tmp_path / "odd" / "train", {"ant": 9, "bee": 9})
     draw(tmp_path / "odd" / "test", {"ant": 9, "wasp": 9})
-    assert "different classes; only in one of them: bee, wasp" in refused(tmp_path / "odd")
+    assert "different classes; only in one of them: bee, wasp" in message_of(tmp_path / "odd")
     draw(tmp_path / "notrain" / "val", {"ant": 9, "bee": 9})
-    assert "no train/" in refused(tmp_path / "notrain")
-    assert "only in one of them: dog" in refused_with_classes(domain, draw(tmp_path / "cls", {"ant": 9, "bee": 9}))
+    assert "no train/" in message_of(tmp_path / "notrain")
+    assert "only in one of them: dog" in message_with_classes(domain, draw(tmp_path / "cls", {"ant": 9, "bee": 9}))
 
 
-def refused_with_classes(domain: Domain, folder: Path) -> str:
+def message_with_classes(domain: Domain, folder: Path) -> str:
     with pytest.raises(ToolchainError) as error:
         image_folder.find_images(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
     return str(error.value)
 
 
-def test_the_calibration_draw_is_fixed_by_count_and_seed(domain: Domain, tmp_path: Path) -> None:
+def test_the_calibration_sample_is_fixed_by_count_and_seed(domain: Domain, tmp_path: Path) -> None:
     first, again = load(domain, tmp_path), load(domain, tmp_path)
     other = load(dataclasses.replace(domain, calibration_seed=1), tmp_path)
     assert len(first.calibration_rows) == 16
@@ -180,16 +177,16 @@ def test_the_calibration_draw_is_fixed_by_count_and_seed(domain: Domain, tmp_pat
     assert first.calibration_digest != other.calibration_digest
 
 
-def test_identical_pictures_and_exposure_groups_stay_on_one_side_of_a_split(tmp_path: Path) -> None:
+def test_identical_images_and_exposure_groups_stay_in_one_split(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 30, "bee": 30})
-    for number in range(6):  # six copies of one picture, two of them in the other class
+    for number in range(6):  # six copies of one image, two of them in the other class
         other = folder / ("bee" if number > 3 else "ant") / f"copy{number}.png"
         other.write_bytes((folder / "ant" / "000.png").read_bytes())
     for number in range(6, 18):
         (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
-    found = image_folder.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
-    side = {path.name: split for split in splits.SPLITS for path in found.files[split]}
-    copies = {split for split in splits.SPLITS for path in found.files[split] if path.name.startswith("copy")}
+    dataset = image_folder.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
+    side = {path.name: split for split in splits.SPLITS for path in dataset.files[split]}
+    copies = {split for split in splits.SPLITS for path in dataset.files[split] if path.name.startswith("copy")}
     assert len(copies) == 1
     for scene in ("scene1", "scene2"):
         assert len({split for name, split in side.items() if name.startswith(scene)}) == 1
@@ -201,7 +198,7 @@ def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_pa
     assert plain.digest == alone.digest
 
 
-def test_a_class_whose_only_picture_leaves_nothing_to_train_on_is_named(tmp_path: Path) -> None:
+def test_a_class_whose_only_image_leaves_none_to_train_on_is_named(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
     with pytest.raises(ToolchainError, match="too few images in .*: the train split would have none of ant, bee"):
         image_folder.find_images(Domain(name="x", path=str(folder)), tmp_path)
@@ -218,11 +215,11 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
     for name in ("ant", "zebra"):
         for number, path in enumerate(sorted((folder / name).glob("*.png"))):
             path.rename(path.with_name(f"s{number}_{name}.png"))  # six scenes show both
-    found = image_folder.find_images(
+    dataset = image_folder.find_images(
         Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path
     )
     for split in splits.SPLITS:
-        assert set(found.labels[split]) == {0, 1}
+        assert set(dataset.labels[split]) == {0, 1}
 
 
 def test_the_weight_of_an_image_is_blended_with_its_label(domain: Domain, tmp_path: Path) -> None:
@@ -252,9 +249,9 @@ def in_fixed_point(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
             columns.append(((rows[..., first:last] * weights).sum(-1) + (1 << 21) >> 22).clip(0, 255))
         return np.stack(columns, -1)
 
-    found = pixels.astype(np.int64)
-    found = along(found, width) if width != found.shape[1] else found
-    return along(found.T, height).T if height != found.shape[0] else found
+    resized = pixels.astype(np.int64)
+    resized = along(resized, width) if width != resized.shape[1] else resized
+    return along(resized.T, height).T if height != resized.shape[0] else resized
 
 
 @pytest.mark.parametrize("shape", [(37, 19), (100, 20), (64, 32), (33, 33), (117, 203), (20, 100), (32, 19), (32, 32)])

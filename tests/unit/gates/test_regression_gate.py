@@ -170,7 +170,9 @@ def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Ca
     found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
-    assert len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS == len(found.rounds)
+    assert (
+        len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS == len(found.rounds)
+    )
     assert found.latency.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
     assert regression_gate.exit_status([found]) == 1
 
@@ -229,17 +231,25 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
     own = home / "out/digits/cpu/bundle"
     one = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
     likely = dataclasses.replace(one, latency=dataclasses.replace(one.latency, p_value=0.004))
-    assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely])] == ["fail"]
-    assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
+    assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely])] == [
+        "fail"
+    ]
+    assert [
+        verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely, likely])
+    ] == ["cannot_tell"] * 2
+    assert regression_gate.exit_status(regression_gate.adjust_for_several_recipes([likely, likely])) == 3
+    assert [found.latency.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
         "cannot_tell"
     ] * 2
-    assert regression_gate.exit_status(regression_gate.adjust_for_several_recipes([likely, likely])) == 3
-    assert [found.latency.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == ["cannot_tell"] * 2
     lost = regression_gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
     assert lost is not None
     worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), p_accuracy=0.03)
-    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == ["fail"]
-    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse, worse])] == ["cannot_tell"] * 2
+    assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == [
+        "fail"
+    ]
+    assert [
+        verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse, worse])
+    ] == ["cannot_tell"] * 2
 
 
 @pytest.mark.parametrize(("longer", "outcomes"), [(8, {"pass", "cannot_tell"}), (24, {"fail", "cannot_tell"})])
@@ -279,7 +289,10 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
 
     asked = made_up(monkeypatch, took)
     own = home / "out/digits/cpu/bundle"
-    assert verdicts(regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0))["latency_growth"] == "cannot_tell"
+    assert (
+        verdicts(regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0))["latency_growth"]
+        == "cannot_tell"
+    )
     asked.clear()
     found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0, attempts=3)
     assert verdicts(found)["latency_growth"] == "pass"

@@ -14,7 +14,9 @@ from toolchain.report import assemble
 
 def test_answers_that_are_all_the_same_have_a_step(recwarn: pytest.WarningsRecorder) -> None:
     same = np.zeros((6, 3), np.float32)
-    found = accuracy.compare_with_torch(SimpleNamespace(output_step=None), Predictions(same, same, None), np.zeros(6, np.int64))
+    found = accuracy.compare_with_torch(
+        SimpleNamespace(output_step=None), Predictions(same, same, None), np.zeros(6, np.int64)
+    )
     assert found.max_steps == 0
     assert found.step > 0
     assert not recwarn.list

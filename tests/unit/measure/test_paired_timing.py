@@ -70,7 +70,11 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(timing_process, "_load", lambda s: lambda: order.append(s["name"]))
-    request = {"sides": [{"name": "a"}, {"name": "b"}], "seed": 1, "effort": dataclasses.asdict(paired_timing.FULL_EFFORT)}
+    request = {
+        "sides": [{"name": "a"}, {"name": "b"}],
+        "seed": 1,
+        "effort": dataclasses.asdict(paired_timing.FULL_EFFORT),
+    }
     timing_process._run_round(request)
     turn = timing_process.RUNS_PER_BLOCK + 1  # one run that warms the side up again, and those that count
     counted = order[-2 * timing_process.BLOCKS_PER_ROUND * turn :]  # what comes before is warm-up

@@ -31,7 +31,11 @@ def net(width: int) -> nn.Module:
 
 
 def test_networks_are_timed_once_and_the_larger_takes_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    networks = {"small": UntrainedNetwork(net(8), IMAGE), "odd": UntrainedNetwork(Odd(), IMAGE), "large": UntrainedNetwork(net(128), IMAGE)}
+    networks = {
+        "small": UntrainedNetwork(net(8), IMAGE),
+        "odd": UntrainedNetwork(Odd(), IMAGE),
+        "large": UntrainedNetwork(net(128), IMAGE),
+    }
     monkeypatch.setattr(untrained_latency, "ROUNDS", 1)
     found, refused = untrained_latency.time_networks(networks, toml_files.read_target("cpu"), tmp_path)
     assert set(refused) == {"odd"}

@@ -69,7 +69,9 @@ def test_a_process_that_ends_is_replaced(ended: Path) -> None:
 
 
 def test_who_stops_listening_waits_for_nobody_but_those_at_work(ended: Path) -> None:
-    answers = worker_processes.share_work("any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2)
+    answers = worker_processes.share_work(
+        "any", {f"n{i}": {"number": i, "takes": 0.2} for i in range(100)}, "a helper", 2
+    )
     next(answers)
     answers.close()
     assert sum(int(path.read_text()) for path in ended.iterdir()) < 20

@@ -1,4 +1,4 @@
-"""Blocks of networks, and the shallower networks that a cut leaves: they run, load the whole one's weights, and are pruned."""
+"""Blocks of networks, and shallower networks after a cut: they run, load the whole network's weights, and can be pruned."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ NETS = {
 IMAGE = torch.zeros(2, 3, 96, 64)
 
 
-def saved(folder: Path) -> tuple[nn.Module, ModelSpec]:
-    """A network with a head for nine classes, and the checkpoint that it is."""
+def save_network(folder: Path) -> tuple[nn.Module, ModelSpec]:
+    """Return a network with a head for nine classes, and the specification of its checkpoint."""
     model = build.build_untrained(ModelSpec(name="squeezenet1_1"), 9)
     save_file(model.state_dict(), folder / "w.safetensors")
     return model, ModelSpec(name="squeezenet1_1", weights=str(folder / "w.safetensors"))
@@ -35,30 +35,32 @@ def saved(folder: Path) -> tuple[nn.Module, ModelSpec]:
 def test_networks_are_cut_where_their_blocks_end(name: str) -> None:
     model = build.build_untrained(ModelSpec(name=name), 7).eval()
     head = build.find_head(model, 7)
-    found = blocks.find(model, head)
-    assert (found[0].name, found[-1].name, len(found)) == NETS[name]
+    chain = blocks.find(model, head)
+    assert (chain[0].name, chain[-1].name, len(chain)) == NETS[name]
     shapes = {}
-    model.get_submodule(found[3].last_module).register_forward_hook(
-        lambda *given: shapes.update(seen=given[2].mean((2, 3)))
+    model.get_submodule(chain[3].last_module).register_forward_hook(
+        lambda *inputs: shapes.update(features=inputs[2].mean((2, 3)))
     )
     with torch.inference_mode():
         model(IMAGE)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    small = blocks.cut(model, head, found[3].name, 7)
-    given = []
-    small.get_submodule(build.find_head(small, 7)).register_forward_pre_hook(lambda _, seen: given.append(seen[0]))
+    small = blocks.cut(model, head, chain[3].name, 7)
+    inputs = []
+    small.get_submodule(build.find_head(small, 7)).register_forward_pre_hook(
+        lambda _, features: inputs.append(features[0])
+    )
     with torch.inference_mode():
         assert small(IMAGE).shape == (2, 7)
     assert sum(parameter.numel() for parameter in small.parameters()) < whole
-    if not name.startswith("vgg"):  # its pooling leaves 7x7 places
-        torch.testing.assert_close(given[0].flatten(1), shapes["seen"])  # nothing runs in between
+    if not name.startswith("vgg"):  # its pooling leaves 7x7 positions
+        torch.testing.assert_close(inputs[0].flatten(1), shapes["features"])  # nothing runs in between
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "googlenet"])
 def test_networks_that_are_no_chain_have_no_blocks(name: str) -> None:
     model = build.build_untrained(ModelSpec(name=name, arguments={"init_weights": False} if "goo" in name else {}), 3)
     assert blocks.find(model, build.find_head(model, 3)) == ()
-    with pytest.raises(ToolchainError, match=r"\[reuse\] there is no block 'x'; this \w+ is no chain of blocks"):
+    with pytest.raises(ToolchainError, match=r"\[reuse\] there is no block 'x'; this \w+ is not a chain of blocks"):
         blocks.cut(model, build.find_head(model, 3), "x", 3)
 
 
@@ -67,8 +69,8 @@ def test_a_block_that_is_not_there_is_named_with_the_nearest() -> None:
         build.build_untrained(ModelSpec(name="resnet18"), 3, ReuseSpec(keep="layer2.5"))
 
 
-def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_rest(tmp_path: Path) -> None:
-    whole, spec = saved(tmp_path)
+def test_a_cut_network_loads_the_weights_of_the_whole_and_reports_no_rest(tmp_path: Path) -> None:
+    whole, spec = save_network(tmp_path)
     model, head, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=ReuseSpec(keep="features.6"))
     assert loaded.share == 1.0
     assert str(loaded) == "w.safetensors: 100% of the backbone loaded"
@@ -78,7 +80,7 @@ def test_a_cut_network_loads_the_weights_of_the_whole_and_says_nothing_of_the_re
 
 
 def test_blocks_that_start_anew_take_no_weights(tmp_path: Path) -> None:
-    whole, spec = saved(tmp_path)
+    whole, spec = save_network(tmp_path)
     model, _, loaded = build.build_with_new_head(spec, 4, seed=0, reuse=ReuseSpec(fresh="features.9"))
     assert loaded.share == 1.0
     torch.testing.assert_close(model.features[7].squeeze.weight, whole.features[7].squeeze.weight)
@@ -111,15 +113,15 @@ def test_modules_between_two_blocks() -> None:
     assert blocks.modules_between(model, "fc", first="layer4.0") == ("layer4.0", "layer4.1")
 
 
-def test_random_weights_are_not_left_as_they_are() -> None:
+def test_random_weights_cannot_be_frozen() -> None:
     spec = ModelSpec(name="squeezenet1_1")
     for freeze in ("features.9", "features.12"):
-        with pytest.raises(ToolchainError, match=f"freeze = '{freeze}' reaches into what starts anew .*'features.9'"):
+        with pytest.raises(ToolchainError, match=f"freeze = '{freeze}' would freeze random weights.*'features.9'"):
             build.build_untrained(spec, 3, ReuseSpec(freeze=freeze, fresh="features.9"))
     build.build_untrained(spec, 3, ReuseSpec(freeze="features.7", fresh="features.9"))
 
 
 @pytest.mark.parametrize(("name", "side"), [("squeezenet1_1", 8), ("vit_b_16", 96)])
-def test_a_size_that_a_model_does_not_take_is_said(name: str, side: int) -> None:
-    with pytest.raises(ToolchainError, match=f"{name} does not take pictures of {side}x{side}: "):
+def test_an_image_size_that_a_model_does_not_accept_is_an_error(name: str, side: int) -> None:
+    with pytest.raises(ToolchainError, match=f"{name} does not accept images of {side}x{side}: "):
         build.build_for_image_size(ModelSpec(name=name), 3, torch.zeros(1, 3, side, side))

@@ -1,4 +1,4 @@
-"""Pretrained weights: what fits is loaded and said; what is foreign, broken or dangerous is refused."""
+"""Pretrained weights: matching tensors are loaded and reported; foreign, broken or dangerous checkpoints are rejected."""
 
 import collections
 import dataclasses
@@ -40,7 +40,7 @@ def test_a_backbone_is_loaded_and_the_head_is_new(tmp_path: Path, name: str) -> 
     torch.testing.assert_close(model.features[0][0].weight, build.build_untrained(SPEC, 9).features[0][0].weight)
 
 
-def test_what_is_missing_or_unused_is_said(tmp_path: Path) -> None:
+def test_missing_and_unused_tensors_are_reported(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, drop="features.3.")
     _, _, loaded = build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
     assert 0.9 < loaded.share < 1
@@ -103,18 +103,18 @@ def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nest
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}])
 def test_a_checkpoint_without_a_model_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ToolchainError, match="wanted is a state_dict|does not fit"):
+    with pytest.raises(ToolchainError, match="expected is a state_dict|does not fit"):
         build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
 
 
 def test_missing_files_models_and_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match="is not there"):
+    with pytest.raises(ToolchainError, match="does not exist"):
         build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "no.pth")), 4, seed=0)
     with pytest.raises(ToolchainError, match="did you mean 'resnet18'"):
         build.build_untrained(ModelSpec(name="resnet_18"), 4)
     with pytest.raises(ToolchainError, match="do not suit"):
         build.build_untrained(ModelSpec(name="resnet18", arguments={"depth": 3}), 4)
-    with pytest.raises(ToolchainError, match="neither a file nor known"):
+    with pytest.raises(ToolchainError, match="neither a file nor the name of published weights"):
         build.build_with_new_head(ModelSpec(name="resnet18", weights="IMAGENET9K"), 4, seed=0)
     with pytest.raises(ToolchainError, match="zoo:squeezenet1_1_glyphs"):
         build.build_with_new_head(ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet"), 4, seed=0)
@@ -133,8 +133,8 @@ def test_weights_that_cannot_be_downloaded_say_what_to_do(monkeypatch: pytest.Mo
 
 def test_norm_epsilon_reaches_every_norm() -> None:
     model = build.build_untrained(dataclasses.replace(SPEC, norm_eps=1e-3), 4)
-    found = collections.Counter(m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    assert list(found) == [1e-3]
+    epsilons = collections.Counter(m.eps for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert list(epsilons) == [1e-3]
 
 
 def test_the_same_seed_gives_the_same_new_head() -> None:
@@ -142,52 +142,57 @@ def test_the_same_seed_gives_the_same_new_head() -> None:
     assert torch.equal(first, second)
 
 
-def pretended(**found: object) -> types.ModuleType:
-    """Stands for timm: two networks of torchvision under names of its own."""
-    made = types.ModuleType("timm")
+def fake_timm(**settings: object) -> types.ModuleType:
+    """Return a stand-in for timm: two networks of torchvision under other names."""
+    module = types.ModuleType("timm")
 
     def create(name: str, *, pretrained: bool, num_classes: int = 10) -> nn.Module:
-        if pretrained and "offline" in found:
+        if pretrained and "offline" in settings:
             raise OSError("no route")
         torch.manual_seed(5)
         return build.build_untrained(ModelSpec(name="squeezenet1_1"), num_classes)
 
-    made.list_models = lambda: ["tiny_net", "tiny_net_2"]  # type: ignore[attr-defined]
-    made.create_model = create  # type: ignore[attr-defined]
-    card = types.SimpleNamespace(mean=(0.4,) * 3, std=(0.3,) * 3, license=found.get("license", "mit"), tag="in1k")
-    made.get_pretrained_cfg = lambda name: card if name != "tiny_net_2" else None  # type: ignore[attr-defined]
-    return made
+    module.list_models = lambda: ["tiny_net", "tiny_net_2"]  # type: ignore[attr-defined]
+    module.create_model = create  # type: ignore[attr-defined]
+    card = types.SimpleNamespace(mean=(0.4,) * 3, std=(0.3,) * 3, license=settings.get("license", "mit"), tag="in1k")
+    module.get_pretrained_cfg = lambda name: card if name != "tiny_net_2" else None  # type: ignore[attr-defined]
+    return module
 
 
 def test_models_of_timm_come_with_their_weights_and_licence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", pretended())
-    one = candidates.resolve(["timm:tiny_net"])[0]
-    assert (one.model.mean, one.model.licence, one.may_ship, one.trained_on) == ((0.4,) * 3, "mit", "yes", "in1k")
-    model, head, loaded = build.build_with_new_head(one.model, 3, seed=0)
+    monkeypatch.setitem(sys.modules, "timm", fake_timm())
+    candidate = candidates.resolve(["timm:tiny_net"])[0]
+    assert (candidate.model.mean, candidate.model.licence, candidate.may_ship, candidate.trained_on) == (
+        (0.4,) * 3,
+        "mit",
+        "yes",
+        "in1k",
+    )
+    model, head, loaded = build.build_with_new_head(candidate.model, 3, seed=0)
     assert (loaded.source, loaded.share) == ("timm tiny_net DEFAULT", 1.0)
     assert model.get_submodule(head).out_channels == 3
-    assert build.build_with_pretrained_head(one.model, 3, seed=0)[3]  # with the head that it was trained with
+    assert build.build_with_pretrained_head(candidate.model, 3, seed=0)[3]  # with the head that it was trained with
     bare = candidates.resolve(["random:timm:tiny_net_2"])[0]
     assert (bare.model.weights, bare.may_ship) == ("", "yes")
-    monkeypatch.setitem(sys.modules, "timm", pretended(license="cc-by-nc-4.0"))
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(license="cc-by-nc-4.0"))
     assert candidates.resolve(["timm:tiny_net"])[0].may_ship == "no"
-    monkeypatch.setitem(sys.modules, "timm", pretended(license=""))
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(license=""))
     assert candidates.resolve(["timm:tiny_net"])[0].may_ship == "unknown"
 
 
-def test_what_timm_cannot_give_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", pretended(offline=True))
+def test_errors_about_timm_say_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", fake_timm(offline=True))
     with pytest.raises(ToolchainError, match="no model 'tiny_nett' in timm; did you mean 'tiny_net'"):
         candidates.resolve(["timm:tiny_nett"])
     with pytest.raises(ToolchainError, match="no weights for timm:tiny_net_2"):
         candidates.resolve(["timm:tiny_net_2"])
-    with pytest.raises(ToolchainError, match=r"weights of timm:tiny_net cannot be had \(no route"):
+    with pytest.raises(ToolchainError, match=r"weights of timm:tiny_net cannot be downloaded \(no route"):
         build.build_with_new_head(ModelSpec(name="timm:tiny_net", weights="DEFAULT"), 3, seed=0)
     with pytest.raises(ToolchainError, match=r"\[model\] arguments .'depth': 3. do not suit timm:tiny_net"):
         build.build_untrained(ModelSpec(name="timm:tiny_net", arguments={"depth": 3}), 3)
     monkeypatch.setitem(sys.modules, "timm", None)
     assert (
         candidates.resolve(["timm:tiny_net"])[0].name == "timm:tiny_net"
-    )  # beside others its row says what is missing
+    )  # among other candidates, its row says what is missing
     with pytest.raises(ToolchainError, match=r"pip install 'edge-toolchain\[timm\]'"):
         build.build_untrained(ModelSpec(name="timm:tiny_net"), 3)

@@ -1,4 +1,4 @@
-"""Padding as TensorFlow's survives every stage: pruned, quantized, and in both runtimes as the convolution's own."""
+"""TensorFlow's padding survives pruning and quantization, and is the convolution's own padding in both runtimes."""
 
 import collections
 import copy
@@ -24,15 +24,15 @@ IMAGE = torch.zeros(1, 3, 32, 24)
 
 
 class Net(nn.Module):
-    """Strided convolutions behind a picture and behind a rectifier, one of them read twice."""
+    """Strided convolutions after the input and after a ReLU whose output is read twice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Sequential(
-            padding._padded(nn.Conv2d(3, 32, 3, 2, 1, bias=False)), nn.BatchNorm2d(32), nn.ReLU6()
+            padding.pad_like_tensorflow(nn.Conv2d(3, 32, 3, 2, 1, bias=False)), nn.BatchNorm2d(32), nn.ReLU6()
         )
         self.second = nn.Sequential(
-            padding._padded(nn.Conv2d(32, 48, 3, 2, 1, bias=False)), nn.BatchNorm2d(48), nn.ReLU6()
+            padding.pad_like_tensorflow(nn.Conv2d(32, 48, 3, 2, 1, bias=False)), nn.BatchNorm2d(48), nn.ReLU6()
         )
         self.aside = nn.Sequential(nn.Conv2d(32, 48, 3, 2, 1), nn.ReLU6())
         self.head = nn.Linear(48, 4)
@@ -72,13 +72,13 @@ def test_no_padding_of_its_own_is_left_and_both_runtimes_agree(precision: Precis
     kinds = collections.Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
     assert kinds["Conv"] == 3
     assert kinds["Pad"] == 0
-    wanted = model(x).detach().numpy()
+    expected = model(x).detach().numpy()
     for runtime in ("onnxruntime", "openvino"):
-        room = registry.load_module("runtimes", runtime)
-        made = room.compile(tmp_path / "m.onnx", tmp_path / runtime)
-        session = room.open(made.path, threads=1, precision=precision)
-        given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(len(x))])
-        step = np.ptp(wanted) / 255 if precision == "int8" else 1e-5
-        assert np.abs(given - wanted).max() <= 3 * step
+        runtime_module = registry.load_module("runtimes", runtime)
+        artefact = runtime_module.compile(tmp_path / "m.onnx", tmp_path / runtime)
+        session = runtime_module.open(artefact.path, threads=1, precision=precision)
+        outputs = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(len(x))])
+        step = np.ptp(expected) / 255 if precision == "int8" else 1e-5
+        assert np.abs(outputs - expected).max() <= 3 * step
         if precision == "int8":
-            assert room.coverage(made.path, precision="int8").integer == 4
+            assert runtime_module.coverage(artefact.path, precision="int8").integer == 4

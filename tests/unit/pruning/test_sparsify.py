@@ -119,7 +119,9 @@ def test_channels_of_equal_strength_are_pressed_alike(net: nn.Module) -> None:
 def norms(found: Sequence[PruningGroup], model: nn.Module) -> list[Tensor]:
     weights = dict(model.named_parameters())
     return [
-        sparsity_penalty._norms(sparsity_penalty._slots(g), {n: t.detach() ** 2 for n, t in weights.items()})
+        sparsity_penalty._squared_norms(
+            sparsity_penalty._weight_slices(g), {n: t.detach() ** 2 for n, t in weights.items()}
+        )
         for g in found
     ]
 

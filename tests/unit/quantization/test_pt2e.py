@@ -291,7 +291,7 @@ def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
             return x * 2 if x.sum() > 0 else x
 
     with pytest.raises(
-        ToolchainError, match=r"cannot be exported for quantization.*test_quantizer.py, line \d+: return x \* 2 if"
+        ToolchainError, match=r"cannot be exported for quantization.*test_pt2e.py, line \d+: return x \* 2 if"
     ):
         pt2e.prepare(Branching(), IMAGE, Placement(), QuantScheme())
 

@@ -103,7 +103,7 @@ def test_the_harmful_block_goes_back_to_float_and_the_budget_is_kept(
     assert found.after <= 0.05
     assert [one.block for one in found.ranking if one.returned] == [HARMED] == [found.ranking[0].block]
     assert own.placement == Placement(float_modules=(HARMED,))
-    assert HARMED not in own.planned
+    assert HARMED not in own.planned_layers
     answers = loop.predict(own.graph, data.splits["val"], data.preprocess).argmax(1)
     assert float((answers == data.splits["val"].labels).float().mean()) >= 0.95
     again, same = run(data, tmp_path, Budget(accuracy_drop=0.05), placed())

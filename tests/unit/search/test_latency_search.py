@@ -70,7 +70,7 @@ class Device:
         padded = sum(rates[one.kind] * one.macs for one in layers)
         return padded + 40_000.0 * len(layers)  # what a call costs
 
-    def latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
+    def measure_latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
         whole = self.true(self.options.remaining_layers(self.options.unpruned))
         self.asked += len(plans)
         noise = 1 + 0.01 / rounds**0.5 * self.dice.standard_normal(len(plans))
@@ -92,8 +92,10 @@ def test_what_is_just_within_the_limit_is_not_taken_for_safe(options: SearchSpac
     class Close(Device):
         first = True
 
-        def latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
-            found = super().latencies(plans, bar, rounds=rounds)
+        def measure_latencies(
+            self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1
+        ) -> list[float]:
+            found = super().measure_latencies(plans, bar, rounds=rounds)
             if rounds == latency_search.CONFIRMING_ROUNDS and self.first:
                 self.first, found = False, [0.995 * 0.5]
             return found

@@ -68,7 +68,9 @@ def test_of_random_weights_nothing_is_advised(domain: Domain, tmp_path: Path) ->
     data = decoded_dataset.load(domain, SHOWN, tmp_path / "data")
     found = reuse_advice.advise("bare", dataclasses.replace(GLYPHS, weights=""), data, tmp_path / "work")
     assert (found.reuse, found.depths) == (ReuseSpec(), ())
-    assert reuse_depths.describe(to_jsonable(found)).startswith("bare: the whole network is used: it has random weights")
+    assert reuse_depths.describe(to_jsonable(found)).startswith(
+        "bare: the whole network is used: it has random weights"
+    )
 
 
 def test_the_curve_ends_where_the_network_does(domain: Domain, tmp_path: Path) -> None:

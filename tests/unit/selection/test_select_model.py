@@ -45,7 +45,9 @@ def milliseconds(value: float) -> Interval:
 def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None, *, timed: bool = True) -> Any:
     """Stands for the clock: as long as it is told, nothing for what the target does not run or on another machine."""
 
-    def run(networks: Mapping[str, UntrainedNetwork], target: Target, work: Path) -> tuple[dict[str, UntrainedLatency], dict[str, str]]:
+    def run(
+        networks: Mapping[str, UntrainedNetwork], target: Target, work: Path
+    ) -> tuple[dict[str, UntrainedLatency], dict[str, str]]:
         found = {
             name: UntrainedLatency(
                 macs=1, parameters=1,
@@ -225,10 +227,10 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=ReuseSpec(keep="features.99"), may_ship="yes")
     found = select_model.rank_candidates(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
-    assert "gone.safetensors is not there" in rows["gone"]["error"]
+    assert "gone.safetensors does not exist" in rows["gone"]["error"]
     assert rows["random"]["error"] == "cannot be exported"
     assert "no block 'features.99'; did you mean 'features.9'?" in rows["nowhere"]["error"]
-    assert "vit_b_16 does not take pictures of 32x32" in rows["square"]["error"]
+    assert "vit_b_16 does not accept images of 32x32" in rows["square"]["error"]
     assert {row["rank"] for row in rows.values()} == {1, 2, None}
     assert rows["glyphs"]["weights"]["sha256"] == weights.weights_digest(GLYPHS)
     assert [row["rank"] for row in found["candidates"]] == [1, 2, None, None, None, None]
@@ -410,7 +412,7 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
     assert "## Model candidates" in markdown.render(written)
     assert "First: random (it was asked for)." in html_report.render(written)
-    assert "weights file gone.safetensors is not there" in html_report.render(written)
+    assert "weights file gone.safetensors does not exist" in html_report.render(written)
     assert "## Candidates left out" in markdown.render(written)
     best = ranked["candidates"][0]
     assert best["bounds"]["probe"]["low"] <= best["scores"]["probe"] <= best["bounds"]["probe"]["high"]

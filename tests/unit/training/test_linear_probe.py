@@ -97,7 +97,7 @@ def test_same_padding_matches_tensorflow() -> None:
     """On an even side the windows of a strided 3x3 convolution begin at 0, on an odd side at -1."""
     torch.manual_seed(0)
     conv = nn.Conv2d(1, 1, 3, 2, 1)
-    same = padding._padded(conv)
+    same = padding.pad_like_tensorflow(conv)
     even, odd = torch.rand(1, 1, 8, 8), torch.rand(1, 1, 9, 9)
     padded = nn.functional.pad(even, (0, 1, 0, 1))
     assert torch.allclose(same(even), nn.functional.conv2d(padded, conv.weight, conv.bias, 2))

@@ -64,9 +64,13 @@ def gate(
         pair = gate_inputs.load_pair(
             job, chosen, out, candidate=candidate, reference=reference, python=python, device=device
         )
-        shown = gate_inputs.list_images(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        shown = (
+            gate_inputs.list_images(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
+        )
         tests.append((pair, shown))
-    gated = regression_gate.adjust_for_several_recipes([regression_gate.compare_pair(pair, chosen, shown, seed, attempts) for pair, shown in tests])
+    gated = regression_gate.adjust_for_several_recipes(
+        [regression_gate.compare_pair(pair, chosen, shown, seed, attempts) for pair, shown in tests]
+    )
     found = gate_report.build_result(gated, chosen)
     gate_report.write(found, folder)
     history.append(out / history.FILE_NAME, history.from_gate(found, chosen.runtime))

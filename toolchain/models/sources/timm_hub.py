@@ -1,4 +1,7 @@
-"""Models of timm, an extra: `timm:<name>` where a model is named; its cards say under which licence the weights are."""
+"""Build models of timm, an optional extra, and download their weights; a recipe names one as `timm:<name>`.
+
+timm's model cards say under which licence the weights are published.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,26 +16,21 @@ from toolchain.models.sources.torchvision_import import import_torchvision
 
 PREFIX = "timm:"
 INSTALL_COMMAND = "pip install 'edge-toolchain[timm]'"
-PERMISSIVE_LICENCES = {
-    "apache-2.0",
-    "mit",
-    "bsd-3-clause",
-    "bsd-2-clause",
-}  # licences that let a product carry the weights
+PERMISSIVE_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause"}  # a product may ship such weights
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What timm knows of a model's published weights."""
+    """What timm says about a model's published weights."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    licence: str  # "" where it does not say
-    training_tag: str  # of the training, as `in1k`
+    licence: str  # "" where timm does not say
+    training_tag: str  # names the training data, such as `in1k`
 
 
 def is_installed() -> bool:
-    """Whether there is a timm to ask."""
+    """Return whether timm can be imported."""
     try:
         import_timm()
     except ToolchainError:
@@ -41,31 +39,39 @@ def is_installed() -> bool:
 
 
 def import_timm() -> Any:
-    """The imported library.
+    """Return the timm module.
 
     Raises:
-        ToolchainError: it is not installed; says what to run.
+        ToolchainError: it is not installed; says which command installs it.
     """
-    import_torchvision()  # timm imports it, and here it may need a hand
+    import_torchvision()  # timm imports torchvision, which may need its operators declared first
     try:
         import timm
     except ImportError as reason:
-        raise ToolchainError(f"models of timm need timm, which is not installed; run: {INSTALL_COMMAND}") from reason
+        raise ToolchainError(
+            f"timm is not installed; models named {PREFIX}<name> need it: {INSTALL_COMMAND}"
+        ) from reason
     return timm
 
 
 def build_untrained(name: str, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
-    """The untrained network of `timm:<name>`.
+    """Build the network `timm:<name>` with random weights.
+
+    Args:
+        name: with the prefix "timm:", and with or without a tag of its weights.
+        classes: outputs of the head.
+        arguments: for timm's builder.
 
     Raises:
-        ToolchainError: there is none, timm is missing, or an argument is refused.
+        ToolchainError: no such model, timm is not installed, or an argument is not accepted.
     """
-    bare, known = _bare(name), import_timm().list_models()
-    if bare.partition(".")[0] not in known:
-        close = get_close_matches(bare, known, n=8, cutoff=0.5)  # of more than a thousand
-        raise ToolchainError(f"there is no model {bare!r} in timm; {registry.suggest(bare, close)}")
+    timm_name = _strip_prefix(name)
+    architecture, known = timm_name.partition(".")[0], import_timm().list_models()
+    if architecture not in known:
+        close = get_close_matches(timm_name, known, n=8, cutoff=0.5)  # not all of more than a thousand
+        raise ToolchainError(f"there is no model {timm_name!r} in timm; {registry.suggest(timm_name, close)}")
     try:
-        model = import_timm().create_model(bare.partition(".")[0], pretrained=False, num_classes=classes, **arguments)
+        model = import_timm().create_model(architecture, pretrained=False, num_classes=classes, **arguments)
     except (TypeError, ValueError, RuntimeError) as reason:
         raise ToolchainError(
             f"[model] arguments {dict(arguments)} do not suit {name}: {first_line(reason)}"
@@ -75,32 +81,37 @@ def build_untrained(name: str, classes: int, arguments: Mapping[str, Any]) -> nn
 
 
 def download_weights(name: str) -> Mapping[str, Tensor]:
-    """The published weights, downloaded.
+    """Download the published weights of `timm:<name>`.
 
     Raises:
         ToolchainError: there are none, or they cannot be downloaded.
     """
     try:
-        state: Mapping[str, Tensor] = import_timm().create_model(_bare(name), pretrained=True).state_dict()
-    except Exception as reason:  # its hub's errors share no base class
+        state: Mapping[str, Tensor] = import_timm().create_model(_strip_prefix(name), pretrained=True).state_dict()
+    except Exception as reason:  # the errors of its hub share no base class
         raise ToolchainError(
-            f"the weights of {name} cannot be had ({first_line(reason)}); download them elsewhere and pass the file"
+            f"the weights of {name} cannot be downloaded ({first_line(reason)}); download them elsewhere and give the file"
         ) from reason
     return state
 
 
 def read_card(name: str) -> ModelCard:
-    """What is said of the published weights.
+    """Return the model card of `timm:<name>`.
 
     Raises:
-        ToolchainError: timm is missing, or knows no such model.
+        ToolchainError: timm is not installed, or has no such model or no weights for it.
     """
-    build_untrained(name, 2, {})  # says what there is
-    found = import_timm().get_pretrained_cfg(_bare(name))
-    if found is None:
-        raise ToolchainError(f"timm has no weights for {name}; random:{name} is the network without any")
-    return ModelCard(tuple(found.mean), tuple(found.std), str(found.license or ""), str(found.tag or ""))
+    build_untrained(name, 2, {})  # raises with the models that there are
+    config = import_timm().get_pretrained_cfg(_strip_prefix(name))
+    if config is None:
+        raise ToolchainError(f"timm has no weights for {name}; random:{name} is the network with random weights")
+    return ModelCard(
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        licence=str(config.license or ""),
+        training_tag=str(config.tag or ""),
+    )
 
 
-def _bare(name: str) -> str:
+def _strip_prefix(name: str) -> str:
     return name.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""Torchvision hub: carried out of a larger module; to be described."""
+"""List torchvision's classifiers and download their published weights."""
 
 import re
 import urllib.error
@@ -6,36 +6,40 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from toolchain.config.recipe import ModelSpec
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.models.sources import timm_hub
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 
 def list_models() -> list[str]:
-    """Names of torchvision's classifiers."""
+    """Return the names of torchvision's classifiers."""
     library = import_torchvision().models
     names: list[str] = library.list_models(module=library)
     return names
 
 
-def _published(spec: ModelSpec) -> Mapping[str, Tensor]:
-    if spec.name.startswith(timm_hub.PREFIX):
-        return timm_hub.download_weights(spec.name)
-    library = import_torchvision().models
-    enum = library.get_model_weights(spec.name)
-    if spec.weights not in enum.__members__ and spec.weights != "DEFAULT":
+def download_weights(model_name: str, weights: str) -> Mapping[str, Tensor]:
+    """Download published weights, or read them from torch's own cache.
+
+    Args:
+        model_name: a torchvision classifier.
+        weights: "DEFAULT", or another name of its weights.
+
+    Raises:
+        ToolchainError: no weights of that name, or they cannot be downloaded.
+    """
+    enum = import_torchvision().models.get_model_weights(model_name)
+    if weights not in enum.__members__ and weights != "DEFAULT":
         raise ToolchainError(
-            f"weights = {spec.weights!r} is neither a file nor known for {spec.name}; "
-            f"{registry.suggest(spec.weights, list(dict.fromkeys(['DEFAULT', *enum.__members__])))}"
+            f"weights = {weights!r} is neither a file nor the name of published weights of {model_name}; "
+            f"{registry.suggest(weights, list(dict.fromkeys(['DEFAULT', *enum.__members__])))}"
         )
     try:
-        state: Mapping[str, Tensor] = enum[spec.weights].get_state_dict(progress=True, check_hash=True)
+        state: Mapping[str, Tensor] = enum[weights].get_state_dict(progress=True, check_hash=True)
     except (urllib.error.URLError, OSError) as reason:
         raise ToolchainError(
-            f"the weights {spec.weights} of {spec.name} cannot be downloaded ({reason}); "
-            "download them elsewhere and name the file: WEIGHTS=file or --weights file, in `select` a shortlist"
+            f"the weights {weights} of {model_name} cannot be downloaded ({reason}); download them elsewhere and give the "
+            "file: WEIGHTS=file or --weights file, in `select` with a shortlist"
         ) from reason
-    # torchvision's own loader renames these for its densenets
+    # torchvision's own loader renames these tensors for its densenets
     return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name): t for name, t in state.items()}

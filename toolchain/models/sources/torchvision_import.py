@@ -1,6 +1,6 @@
-"""Imports torchvision where its compiled operations are missing.
+"""Import torchvision where its compiled operators are missing.
 
-The registry's torchvision is a CUDA build. Beside a CPU build of torch its import fails on two operations that a
+The package registry's torchvision is a CUDA build. Beside a CPU build of torch its import fails on two operators that a
 classifier never calls; declaring their signatures first lets everything else load (pytorch/vision #9077).
 """
 
@@ -17,7 +17,7 @@ _declared: list[torch.library.Library] = []  # a declaration lives as long as it
 
 
 def import_torchvision() -> ModuleType:
-    """The torchvision module, imported."""
+    """Return the torchvision module; declare its missing operators first if the import fails on them."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as reason:
