@@ -1,4 +1,4 @@
-"""Duplicates are found after common changes, similar images are not reported, and file names give exposure groups."""
+"""Duplicates are detected after common changes, similar images are not reported, and file names give exposure groups."""
 
 import dataclasses
 from collections.abc import Callable

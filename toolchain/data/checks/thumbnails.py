@@ -1,4 +1,4 @@
-"""Inspect an image file once: its format and size, a hash of its pixels, and the thumbnails that duplicates are found by.
+"""Inspect an image file once: its format and size, a hash of its pixels, and the thumbnails that are compared for duplicates.
 
 Pixels are decoded by the runner's own function, so that "cannot be read" means the same here as in training and on the
 board.
