@@ -23,7 +23,7 @@ from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import NetworkName
 from toolchain.data import loader
 from toolchain.data.decoded_dataset import Dataset, Images
-from toolchain.quantization import calibration_checks, pt2e, ranges
+from toolchain.quantization import bias_correction, calibration_checks, pt2e, ranges
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.training import loop
@@ -194,7 +194,7 @@ def calibrate(
             graph.load_state_dict(before)
             ranges.calibrate(graph, seen, method)
             if correction != "none":
-                ranges.correct_layers(graph, few, spread=correction == "norm")
+                bias_correction.correct_layers(graph, few, match_std=correction == "norm")
             given = loop.predict(graph, held, data.preprocess)
             tried.append((_start(method, correction, given, wanted, held), copy.deepcopy(graph.state_dict())))
             bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
