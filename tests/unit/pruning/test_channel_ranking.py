@@ -1,4 +1,4 @@
-"""rank: gradients are collected once a model and set of images, and come back from disk as they were."""
+"""Channel ranking: gradients are collected once per model and images, and read back unchanged."""
 
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def test_gradients_come_back_as_they_were(adapted: FinetunedModel, tmp_path: Pat
     assert first is not None
     assert again is not None
     assert set(first) == set(again) == {name for name, _ in adapted.trained.model.named_parameters()}
-    for name, one in first.items():
-        assert torch.equal(one.mean, again[name].mean)
-        assert torch.equal(one.mean_square, again[name].mean_square)
-        assert not torch.equal(one.mean, one.mean_square)
+    for name, moments in first.items():
+        assert torch.equal(moments.mean, again[name].mean)
+        assert torch.equal(moments.mean_square, again[name].mean_square)
+        assert not torch.equal(moments.mean, moments.mean_square)
 
 
 def test_two_plans_of_one_model_share_them(adapted: FinetunedModel, tmp_path: Path, collected: list[nn.Module]) -> None:

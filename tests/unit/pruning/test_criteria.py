@@ -103,7 +103,7 @@ def collected(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Mapping[s
 
 
 @pytest.fixture(scope="module")
-def found(net: nn.Module, collected: Mapping[str, GradientMoments]) -> dict[str, PruningGroup]:
+def pruning_groups(net: nn.Module, collected: Mapping[str, GradientMoments]) -> dict[str, PruningGroup]:
     """By the first layer, in the order of the forward pass, that produces the group's channels."""
     order = [name for name, _ in net.named_modules()]
     read = groups.find(net, IMAGE, "head", collected)
@@ -134,8 +134,8 @@ def gated(net: nn.Module, place: Place, gate: Tensor) -> Iterator[None]:
 def values(net: nn.Module, place: Place, kind: str, channel: int) -> Tensor:
     """What of one tensor belongs to a channel, cut out by hand."""
     tensor = net.state_dict(keep_vars=True)[f"{place.module}.{kind}"]
-    at = slice((place.first + channel) * place.each, (place.first + channel + 1) * place.each)
-    return (tensor[at] if place.side == "out" else tensor[:, at]).flatten()
+    rows = slice((place.first + channel) * place.each, (place.first + channel + 1) * place.each)
+    return (tensor[rows] if place.side == "out" else tensor[:, rows]).flatten()
 
 
 def by_hand(name: str, of: Callable[[int], Tensor]) -> Tensor:
@@ -147,58 +147,68 @@ def weights(net: nn.Module, name: str, channel: int) -> Tensor:
 
 
 def test_groups_are_those_of_the_forward_pass_and_none_touches_the_grouped_convolution(
-    found: dict[str, PruningGroup],
+    pruning_groups: dict[str, PruningGroup],
 ) -> None:
-    seen = {name: {(m.module_name, m.role) for m in group.coupled_layers} for name, group in found.items()}
+    seen = {name: {(m.module_name, m.role) for m in group.coupled_layers} for name, group in pruning_groups.items()}
     assert seen == {name: {place[:2] for place in places} for name, places in PLACES.items()}
-    assert {name: group.channels for name, group in found.items()} == CHANNELS
-    assert not any("grouped" in {m.module_name for m in group.coupled_layers} for group in found.values())
+    assert {name: group.channels for name, group in pruning_groups.items()} == CHANNELS
+    assert not any("grouped" in {m.module_name for m in group.coupled_layers} for group in pruning_groups.values())
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_magnitudes_are_sums_over_all_weights_that_go(
-    name: str, net: nn.Module, found: dict[str, PruningGroup]
+    name: str, net: nn.Module, pruning_groups: dict[str, PruningGroup]
 ) -> None:
-    wanted = by_hand(name, lambda c: weights(net, name, c).square().sum().sqrt())
-    torch.testing.assert_close(magnitude.score(found[name]), wanted)
-    torch.testing.assert_close(l1.score(found[name]), by_hand(name, lambda c: weights(net, name, c).abs().sum()))
+    expected = by_hand(name, lambda c: weights(net, name, c).square().sum().sqrt())
+    torch.testing.assert_close(magnitude.score(pruning_groups[name]), expected)
+    torch.testing.assert_close(
+        l1.score(pruning_groups[name]), by_hand(name, lambda c: weights(net, name, c).abs().sum())
+    )
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_lamp_divides_by_what_is_at_least_as_strong(name: str, net: nn.Module, found: dict[str, PruningGroup]) -> None:
+def test_lamp_divides_by_what_is_at_least_as_strong(
+    name: str, net: nn.Module, pruning_groups: dict[str, PruningGroup]
+) -> None:
     squared = by_hand(name, lambda c: weights(net, name, c).square().sum())
-    wanted = torch.stack([one / squared[squared >= one].sum() for one in squared])
-    torch.testing.assert_close(lamp.score(found[name]), wanted)
-    assert lamp.score(found[name]).max() == 1
+    expected = torch.stack([norm / squared[squared >= norm].sum() for norm in squared])
+    torch.testing.assert_close(lamp.score(pruning_groups[name]), expected)
+    assert lamp.score(pruning_groups[name]).max() == 1
 
 
-def test_batch_norm_scales_are_absolute_and_filters_stand_in(net: nn.Module, found: dict[str, PruningGroup]) -> None:
+def test_batch_norm_scales_are_absolute_and_filters_stand_in(
+    net: nn.Module, pruning_groups: dict[str, PruningGroup]
+) -> None:
     assert (net.norm.weight < 0).any()
-    torch.testing.assert_close(bn_scale.score(found["stem"]), net.norm.weight.abs() + net.back_norm.weight.abs())
-    torch.testing.assert_close(bn_scale.score(found["right"]), net.both_norm.weight[4:].abs())
-    torch.testing.assert_close(bn_scale.score(found["after"]), net.after.weight.flatten(1).square().sum(1).sqrt())
+    torch.testing.assert_close(
+        bn_scale.score(pruning_groups["stem"]), net.norm.weight.abs() + net.back_norm.weight.abs()
+    )
+    torch.testing.assert_close(bn_scale.score(pruning_groups["right"]), net.both_norm.weight[4:].abs())
+    torch.testing.assert_close(
+        bn_scale.score(pruning_groups["after"]), net.after.weight.flatten(1).square().sum(1).sqrt()
+    )
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_taylor_is_the_gradient_of_gates_on_the_channels(
-    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, PruningGroup]
+    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], pruning_groups: dict[str, PruningGroup]
 ) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    wanted = torch.zeros(CHANNELS[name])
+    expected = torch.zeros(CHANNELS[name])
     for place in PLACES[name]:
         gate = torch.ones(CHANNELS[name], requires_grad=True)
         with gated(net, place, gate):
             F.cross_entropy(net(images), labels).backward(inputs=[gate])
-        wanted += gate.grad.abs()
-    torch.testing.assert_close(taylor.score(found[name]), wanted, rtol=1e-4, atol=1e-6)
+        expected += gate.grad.abs()
+    torch.testing.assert_close(taylor.score(pruning_groups[name]), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_fisher_is_half_the_squared_weights_times_squared_gradients_of_single_images(
-    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], found: dict[str, PruningGroup]
+    name: str, net: nn.Module, batches: list[tuple[Tensor, Tensor]], pruning_groups: dict[str, PruningGroup]
 ) -> None:
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    wanted = torch.zeros(CHANNELS[name])
+    expected = torch.zeros(CHANNELS[name])
     tensors = net.state_dict(keep_vars=True)
     for image, label in zip(images, labels, strict=True):
         net.zero_grad()
@@ -209,26 +219,31 @@ def test_fisher_is_half_the_squared_weights_times_squared_gradients_of_single_im
                     continue
                 slope = tensors[f"{place.module}.{kind}"].grad
                 for channel in range(CHANNELS[name]):
-                    at = range((place.first + channel) * place.each, (place.first + channel + 1) * place.each)
-                    rows = slope[at] if place.side == "out" else slope[:, at]
-                    own = values(net, place, kind, channel).detach()
-                    wanted[channel] += (own * rows.flatten()).square().sum() / 2 / len(images)
+                    indices = range((place.first + channel) * place.each, (place.first + channel + 1) * place.each)
+                    rows = slope[indices] if place.side == "out" else slope[:, indices]
+                    weights_of_channel = values(net, place, kind, channel).detach()
+                    expected[channel] += (weights_of_channel * rows.flatten()).square().sum() / 2 / len(images)
     net.zero_grad()
-    torch.testing.assert_close(fisher.score(found[name]), wanted, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(fisher.score(pruning_groups[name]), expected, rtol=1e-4, atol=1e-8)
 
 
-def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(found: dict[str, PruningGroup]) -> None:
+def test_the_scale_and_shift_of_batch_norm_count_in_both_gradient_criteria(
+    pruning_groups: dict[str, PruningGroup],
+) -> None:
     bare = dataclasses.replace(
-        found["inner"], coupled_layers=tuple(m for m in found["inner"].coupled_layers if m.layer_type != "norm")
+        pruning_groups["inner"],
+        coupled_layers=tuple(m for m in pruning_groups["inner"].coupled_layers if m.layer_type != "norm"),
     )
     for score in (taylor.score, fisher.score):
-        assert not torch.isclose(score(bare), score(found["inner"])).any()
+        assert not torch.isclose(score(bare), score(pruning_groups["inner"])).any()
 
 
 @pytest.mark.parametrize("name", registry.list_modules("criteria"))
-def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, found: dict[str, PruningGroup]) -> None:
+def test_every_criterion_gives_finite_scores_that_are_not_negative(
+    name: str, pruning_groups: dict[str, PruningGroup]
+) -> None:
     score = registry.load_module("criteria", name).score
-    for group in found.values():
+    for group in pruning_groups.values():
         given = score(group)
         assert given.shape == (group.channels,)
         assert given.isfinite().all()
@@ -238,9 +253,11 @@ def test_every_criterion_gives_finite_scores_that_are_not_negative(name: str, fo
 
 
 @pytest.mark.parametrize("name", registry.list_modules("criteria"))
-def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, found: dict[str, PruningGroup]) -> None:
+def test_the_name_of_a_group_decides_random_importance_and_no_other(
+    name: str, pruning_groups: dict[str, PruningGroup]
+) -> None:
     score = registry.load_module("criteria", name).score
-    group = found["inner"]
+    group = pruning_groups["inner"]
     renamed = tuple(
         dataclasses.replace(member, module_name=f"other.{member.module_name}") for member in group.coupled_layers
     )
@@ -248,8 +265,8 @@ def test_the_name_of_a_group_decides_random_importance_and_no_other(name: str, f
     assert same == (name != "random")
 
 
-def test_random_importance_does_not_see_weights_nor_torchs_seed(found: dict[str, PruningGroup]) -> None:
-    group = found["inner"]
+def test_random_importance_does_not_see_weights_nor_torchs_seed(pruning_groups: dict[str, PruningGroup]) -> None:
+    group = pruning_groups["inner"]
     first = random.score(group)
     torch.manual_seed(99)
     members = tuple(
@@ -275,30 +292,34 @@ def test_every_criterion_and_ranking_plans_a_network_that_runs(
     name: str, ranking: str, net: nn.Module, collected: Mapping[str, GradientMoments]
 ) -> None:
     spec, score = PruneSpec(ratio=0.2, ranking=ranking), registry.load_module("criteria", name).score
-    planned = search_space.plan_for_ratio(
+    plan = search_space.plan_for_ratio(
         net, IMAGE, head="head", spec=spec, alignment=1, criterion=score, gradients=collected
     )
-    small = surgery.apply(net, planned)
+    small = surgery.apply(net, plan)
     assert sum(layer.macs for layer in profile.measure_layers(small, IMAGE)) < 0.8 * sum(
         layer.macs for layer in profile.measure_layers(net, IMAGE)
     )
     assert small(torch.randn(2, 3, 4, 4)).shape == (2, 3)
 
 
-def test_global_shares_add_up_to_one_in_every_group(found: dict[str, PruningGroup]) -> None:
-    for share in importance.compute_shares(list(found.values()), magnitude.score, "global"):
+def test_global_shares_add_up_to_one_in_every_group(pruning_groups: dict[str, PruningGroup]) -> None:
+    for share in importance.compute_shares(list(pruning_groups.values()), magnitude.score, "global"):
         assert share.sum().item() == pytest.approx(1)
 
 
 def test_isomorphic_shares_keep_the_criterions_scale_among_groups_of_one_structure_only(
-    found: dict[str, PruningGroup],
+    pruning_groups: dict[str, PruningGroup],
 ) -> None:
-    left, right, after = found["left"], found["right"], found["after"]
+    left, right, after = pruning_groups["left"], pruning_groups["right"], pruning_groups["after"]
     assert importance.structure_key(left) == importance.structure_key(right) != importance.structure_key(after)
     given = dict(
-        zip(found, importance.compute_shares(list(found.values()), magnitude.score, "isomorphic"), strict=True)
+        zip(
+            pruning_groups,
+            importance.compute_shares(list(pruning_groups.values()), magnitude.score, "isomorphic"),
+            strict=True,
+        )
     )
-    scores = {name: magnitude.score(group).double() for name, group in found.items()}
+    scores = {name: magnitude.score(group).double() for name, group in pruning_groups.items()}
     torch.testing.assert_close(given["left"] / given["right"].sum(), scores["left"] / scores["right"].sum())
     assert (given["left"].sum() + given["right"].sum()).item() == pytest.approx(2)
     assert given["left"].sum().item() != pytest.approx(1, rel=0.01)
@@ -306,13 +327,13 @@ def test_isomorphic_shares_keep_the_criterions_scale_among_groups_of_one_structu
         torch.testing.assert_close(given[alone], scores[alone] / scores[alone].sum())
 
 
-def test_where_gradients_vanish_nothing_is_chosen(net: nn.Module) -> None:
+def test_vanishing_gradients_are_refused(net: nn.Module) -> None:
     with torch.no_grad():
         net.head.weight.zero_()
         net.head.bias.copy_(torch.tensor([200.0, 0.0, 0.0]))  # without any doubt
     nothing = gradients.collect(net, [(torch.randn(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64))])
-    found = groups.find(net, torch.zeros(1, 3, 4, 4), "head", nothing)
+    pruning_groups = groups.find(net, torch.zeros(1, 3, 4, 4), "head", nothing)
     for criterion in (taylor.score, fisher.score):
         with pytest.raises(ToolchainError, match=r"scores every channel 0.*criterion = .magnitude."):
-            importance.compute_shares(found, criterion, "global")
-    importance.compute_shares(found, magnitude.score, "global")
+            importance.compute_shares(pruning_groups, criterion, "global")
+    importance.compute_shares(pruning_groups, magnitude.score, "global")

@@ -25,26 +25,26 @@ def images() -> tuple[Tensor, Tensor]:
 
 def test_means_are_the_gradient_of_the_mean_loss_and_batches_do_not_matter(images: tuple[Tensor, Tensor]) -> None:
     model, (x, labels) = net(), images
-    found = gradients.collect(model, [(x[:4], labels[:4]), (x[4:], labels[4:])])
+    moments = gradients.collect(model, [(x[:4], labels[:4]), (x[4:], labels[4:])])
     whole = gradients.collect(model, [(x, labels)])
     F.cross_entropy(model.eval()(x), labels).backward()
-    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert set(moments) == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(found[name].mean, parameter.grad)
-        assert torch.equal(found[name].mean, whole[name].mean)
-        assert torch.equal(found[name].mean_square, whole[name].mean_square)
+        torch.testing.assert_close(moments[name].mean, parameter.grad)
+        assert torch.equal(moments[name].mean, whole[name].mean)
+        assert torch.equal(moments[name].mean_square, whole[name].mean_square)
 
 
 def test_squares_are_of_single_images_and_not_of_the_mean(images: tuple[Tensor, Tensor]) -> None:
     model = net().eval()
-    found = gradients.collect(model, [images])
+    moments = gradients.collect(model, [images])
     squares = []
     for image, label in zip(*images, strict=True):
         model.zero_grad()
         F.cross_entropy(model(image.unsqueeze(0)), label.unsqueeze(0)).backward()
         squares.append(model[0].weight.grad.square().clone())
-    torch.testing.assert_close(found["0.weight"].mean_square, torch.stack(squares).mean(0))
-    assert (found["0.weight"].mean_square >= found["0.weight"].mean.square()).all()
+    torch.testing.assert_close(moments["0.weight"].mean_square, torch.stack(squares).mean(0))
+    assert (moments["0.weight"].mean_square >= moments["0.weight"].mean.square()).all()
 
 
 def test_the_model_stays_as_it_was(images: tuple[Tensor, Tensor]) -> None:
@@ -53,8 +53,8 @@ def test_the_model_stays_as_it_was(images: tuple[Tensor, Tensor]) -> None:
     model[0].weight.requires_grad_(False)
     model[5].weight.grad = torch.full_like(model[5].weight, 3.0)
     before = copy.deepcopy(model)
-    found = gradients.collect(model, [images])
-    assert found["0.weight"].mean.abs().max() > 0  # frozen, and still ranked
+    moments = gradients.collect(model, [images])
+    assert moments["0.weight"].mean.abs().max() > 0  # frozen, and still ranked
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     assert all(torch.equal(tensor, before.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
@@ -62,7 +62,7 @@ def test_the_model_stays_as_it_was(images: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(model[5].weight.grad, torch.full_like(model[5].weight, 3.0))
 
 
-def test_a_parameter_that_the_answer_does_not_use_has_a_gradient_of_zero(images: tuple[Tensor, Tensor]) -> None:
+def test_a_parameter_that_the_output_does_not_use_has_a_gradient_of_zero(images: tuple[Tensor, Tensor]) -> None:
     model = net()
     model.add_module("spare", nn.Identity())
     model.spare.register_parameter("weight", nn.Parameter(torch.ones(2)))

@@ -16,16 +16,15 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.models import profile
-from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, surgery, width_search
-from toolchain.pruning import search_space as options_module
+from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover, search_space, surgery, width_search
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import pruning_plan
 from toolchain.search.plan import PruningPlan
 from toolchain.training import loop
-from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained_model import TrainedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
@@ -78,7 +77,7 @@ def adapted() -> FinetunedModel:
     preprocess = Preprocessing(image_size=(8, 8), mode="rgb", mean=(0.5,) * 3, std=(0.2,) * 3)
     data = Dataset(("a", "b"), splits, preprocess, "data", tuple(range(0, 32, 2)), "drawn", ())  # type: ignore[arg-type]
     return FinetunedModel(
-        trained_module.TrainedModel(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
+        TrainedModel(Net().eval(), "dense", {"history": []}, 0.0), "head", data, AugmentSpec(), (), ()
     )
 
 
@@ -90,13 +89,13 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
     )  # fmt: skip
 
 
-def planned(adapted: FinetunedModel, asked: Recipe, work: Path) -> PruningPlan:
-    return pruning_plan.run(job_of(asked, TARGET, out=work), adapted)
+def planned(adapted: FinetunedModel, settings: Recipe, work: Path) -> PruningPlan:
+    return pruning_plan.run(job_of(settings, TARGET, out=work), adapted)
 
 
-def pruned(adapted: FinetunedModel, asked: Recipe, work: Path, plan: PruningPlan | None = None) -> PrunedModel:
-    plan = plan or planned(adapted, asked, work)
-    return prune.run(job_of(asked, TARGET, out=work), adapted.trained, plan.surgery, adapted)
+def pruned(adapted: FinetunedModel, settings: Recipe, work: Path, plan: PruningPlan | None = None) -> PrunedModel:
+    plan = plan or planned(adapted, settings, work)
+    return prune.run(job_of(settings, TARGET, out=work), adapted.trained, plan.surgery, adapted)
 
 
 def shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -105,27 +104,27 @@ def shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def dropping(plan: PruningPlan, adapted: FinetunedModel, block: str) -> PruningPlan:
     """The plan without one block."""
-    found = options_module.build_search_space(
+    space = search_space.build_search_space(
         adapted.trained.model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
     )
-    wanted = tuple(
+    widths = tuple(
         8
         if group.channels > 8 and any(m.module_name in plan.surgery.attributes for m in group.coupled_layers)
         else group.channels
-        for group in found.groups
+        for group in space.groups
     )
-    made = surgery.build(adapted.trained.model, found, width_search.Subnetwork(wanted, frozenset({block})))
-    return dataclasses.replace(plan, surgery=made)
+    dropped = surgery.build(adapted.trained.model, space, width_search.Subnetwork(widths, frozenset({block})))
+    return dataclasses.replace(plan, surgery=dropped)
 
 
 def only_mix(adapted: FinetunedModel, channels: int) -> Surgery:
     """A plan that narrows the layer `mix` and nothing else."""
     net = adapted.trained.model
-    found = options_module.build_search_space(
+    space = search_space.build_search_space(
         net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
     )
-    kept = tuple(channels if group.name == "mix" else group.channels for group in found.groups)
-    return surgery.build(net, found, width_search.Subnetwork(kept))
+    kept = tuple(channels if group.name == "mix" else group.channels for group in space.groups)
+    return surgery.build(net, space, width_search.Subnetwork(kept))
 
 
 @pytest.fixture
@@ -146,11 +145,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[loop.TrainingJob]:
 
 
 def cut(model: nn.Module, kept: Callable[[int], int], *dropped: str) -> Surgery:
-    found = options_module.build_search_space(
+    space = search_space.build_search_space(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score, blocks=("first", "second")
     )
-    choice = width_search.Subnetwork(tuple(kept(group.channels) for group in found.groups), frozenset(dropped))
-    return surgery.build(model, found, choice)
+    choice = width_search.Subnetwork(tuple(kept(group.channels) for group in space.groups), frozenset(dropped))
+    return surgery.build(model, space, choice)
 
 
 def test_two_plans_as_one_replay_identically(tmp_path: Path) -> None:
@@ -199,11 +198,11 @@ def test_nothing_before_or_behind_a_plan_changes_nothing() -> None:
 def test_widths_fall_by_the_same_share_and_end_at_the_plan() -> None:
     assert [pruning_rounds.interpolate_width(256, 32, share / 3, 16) for share in (1, 2, 3)] == [128, 64, 32]
     for whole, final, alignment in ((320, 48, 16), (72, 16, 16), (24, 24, 16), (100, 12, 4), (40, 24, 16)):
-        found = [pruning_rounds.interpolate_width(whole, final, share / 7, alignment) for share in range(1, 8)]
-        assert found == sorted(found, reverse=True)
-        assert found[0] > final or whole == final or whole - final == alignment
-        assert found[-1] == final
-        assert all(one % alignment == 0 or one in (whole, final) for one in found)
+        widths = [pruning_rounds.interpolate_width(whole, final, share / 7, alignment) for share in range(1, 8)]
+        assert widths == sorted(widths, reverse=True)
+        assert widths[0] > final or whole == final or whole - final == alignment
+        assert widths[-1] == final
+        assert all(width % alignment == 0 or width in (whole, final) for width in widths)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -211,29 +210,30 @@ def test_widths_fall_by_the_same_share_and_end_at_the_plan() -> None:
 def test_the_architecture_is_the_planned_one_and_one_plan_leads_to_it(
     adapted: FinetunedModel, tmp_path: Path, count: int, block: str
 ) -> None:
-    asked = recipe(count)
-    plan = planned(adapted, asked, tmp_path)
+    settings = recipe(count)
+    plan = planned(adapted, settings, tmp_path)
     plan = dropping(plan, adapted, block) if block else plan
     once = pruned(adapted, recipe(1), tmp_path, plan)
-    found = pruned(adapted, asked, tmp_path, plan)
-    assert shapes(found.model) == shapes(once.model)
-    assert str(found.model) == str(once.model)
-    assert found.surgery.dropped == plan.surgery.dropped == ((block,) if block else ())
-    fresh = surgery.apply(Net().eval(), found.surgery)
+    result = pruned(adapted, settings, tmp_path, plan)
+    assert shapes(result.model) == shapes(once.model)
+    assert str(result.model) == str(once.model)
+    assert result.surgery.dropped == plan.surgery.dropped == ((block,) if block else ())
+    fresh = surgery.apply(Net().eval(), result.surgery)
     assert profile.measure_layers(fresh, IMAGE) == profile.measure_layers(once.model, IMAGE)
-    fresh.load_state_dict(found.model.state_dict())
+    fresh.load_state_dict(result.model.state_dict())
     x = torch.randn(2, 3, 8, 8)
-    torch.testing.assert_close(fresh(x), found.model.eval()(x))
+    torch.testing.assert_close(fresh(x), result.model.eval()(x))
 
 
 def test_the_way_leads_over_widths_in_between(adapted: FinetunedModel, tmp_path: Path) -> None:
-    asked = recipe(3)
-    plan = planned(adapted, asked, tmp_path)
-    found = pruned(adapted, asked, tmp_path, plan)
+    settings = recipe(3)
+    plan = planned(adapted, settings, tmp_path)
+    result = pruned(adapted, settings, tmp_path, plan)
     sizes = [
-        sum(t.numel() for t in one.model.state_dict().values()) for one in (adapted.trained, *found.round_trainings)
+        sum(t.numel() for t in training.model.state_dict().values())
+        for training in (adapted.trained, *result.round_trainings)
     ]
-    sizes.append(sum(t.numel() for t in found.model.state_dict().values()))
+    sizes.append(sum(t.numel() for t in result.model.state_dict().values()))
     assert len(sizes) == 4
     assert sizes == sorted(set(sizes), reverse=True)
 
@@ -242,7 +242,7 @@ def test_the_way_leads_over_widths_in_between(adapted: FinetunedModel, tmp_path:
 def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
     adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, criterion: str
 ) -> None:
-    train, asked = loop.train, recipe(2, criterion)
+    train, settings = loop.train, recipe(2, criterion)
     seen: list[dict[str, torch.Size]] = []
     collect = gradients.collect
     monkeypatch.setattr(
@@ -258,10 +258,10 @@ def test_channels_are_ranked_anew_on_the_model_that_has_recovered(
 
     monkeypatch.setattr(loop, "train", other)
     plan = dataclasses.replace(planned(adapted, recipe(2), tmp_path), surgery=only_mix(adapted, 8))
-    found = pruned(adapted, asked, tmp_path, plan)
-    middle = found.round_trainings[0].model
+    result = pruned(adapted, settings, tmp_path, plan)
+    middle = result.round_trainings[0].model
     assert middle.get_submodule("mix").out_channels == 12
-    assert torch.equal(found.model.get_submodule("mix").weight, middle.get_submodule("mix").weight[4:])
+    assert torch.equal(result.model.get_submodule("mix").weight, middle.get_submodule("mix").weight[4:])
     assert seen == ([] if criterion == "magnitude" else [shapes(adapted.trained.model), shapes(middle)])
 
 
@@ -275,7 +275,7 @@ def test_groups_that_share_a_layers_outputs_are_told_apart() -> None:
         return Surgery(keep={"a.weight": {0: [index for row in rows for index in row]}})
 
     now = (group(0, 4), group(4, 8))
-    ranked = tuple(torch.arange(one.channels) for one in now)
+    ranked = tuple(torch.arange(remaining.channels) for remaining in now)
     options = width_search.SearchSpace((), now, ranked, ranked, (), 1, 1.0)
     done, plan = kept(range(4), range(8, 16)), kept(range(2), range(8, 14))
     choice = pruning_rounds.choose_widths(options, (group(0, 8), group(8, 8)), plan, done, 1.0)
@@ -285,11 +285,11 @@ def test_groups_that_share_a_layers_outputs_are_told_apart() -> None:
 def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: FinetunedModel) -> None:
     net = adapted.trained.model
     whole = groups.find(net, IMAGE, "head")
-    found = options_module.build_search_space(
+    space = search_space.build_search_space(
         net, IMAGE, head="head", spec=PruneSpec(), alignment=4, criterion=magnitude.score
     )
     plan = cut(net, lambda channels: channels - 4)
-    fewer = dataclasses.replace(found, groups=found.groups[1:], channel_order=found.channel_order[1:])
+    fewer = dataclasses.replace(space, groups=space.groups[1:], channel_order=space.channel_order[1:])
     with pytest.raises(ToolchainError, match="can no longer be traced .* rounds = 1"):
         pruning_rounds.choose_widths(fewer, whole, plan, Surgery(), 0.5)
 
@@ -300,13 +300,13 @@ def test_a_model_that_cannot_be_traced_any_more_is_refused(adapted: FinetunedMod
 def test_the_rounds_share_the_epochs_of_one_recovery(
     adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob]
 ) -> None:
-    asked = recipe(3, epochs=8)
-    found = pruned(adapted, asked, tmp_path)
-    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
+    settings = recipe(3, epochs=8)
+    result = pruned(adapted, settings, tmp_path)
+    small = recover.run(job_of(settings, out=tmp_path), result, adapted)
     assert [job.spec.epochs for job in trained] == [2, 2, 4]
     assert [job.label for job in trained] == ["prune: round 1", "prune: round 2", "recover"]
     assert all(job.teacher is adapted.trained.model for job in trained)
-    assert [entry["epoch"] for entry in found.history] == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in result.history] == [1, 2, 3, 4]
     assert len(small.record["history"]) == 4
 
 
@@ -319,18 +319,18 @@ def test_a_round_that_cuts_nothing_leaves_its_epochs_to_the_last(
     dropped: tuple[str, ...],
     begins: int,
 ) -> None:
-    asked, plan = recipe(3, epochs=8), planned(adapted, recipe(3), tmp_path)
+    settings, plan = recipe(3, epochs=8), planned(adapted, recipe(3), tmp_path)
     way = dataclasses.replace(only_mix(adapted, channels), dropped=dropped)  # 16 channels, 16, 12 and 12; or a block
-    found = pruned(adapted, asked, tmp_path, dataclasses.replace(plan, surgery=way))
-    recover.run(job_of(asked, out=tmp_path), found, adapted)
+    result = pruned(adapted, settings, tmp_path, dataclasses.replace(plan, surgery=way))
+    recover.run(job_of(settings, out=tmp_path), result, adapted)
     assert [(job.label, job.spec.epochs) for job in trained] == [(f"prune: round {begins}", 2), ("recover", 6)]
 
 
 def test_a_killed_run_does_no_finished_round_again(
     adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = recipe(3, "taylor", epochs=8)
-    whole = pruned(adapted, asked, tmp_path / "whole")
+    settings = recipe(3, "taylor", epochs=8)
+    whole = pruned(adapted, settings, tmp_path / "whole")
     trained.clear()
 
     class Killed(Exception):
@@ -353,29 +353,29 @@ def test_a_killed_run_does_no_finished_round_again(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", killed)
         with pytest.raises(Killed):
-            pruned(adapted, asked, tmp_path / "cut")
+            pruned(adapted, settings, tmp_path / "cut")
     assert len(ranked) == 2
     trained.clear()
-    again = pruned(adapted, asked, tmp_path / "cut")
+    again = pruned(adapted, settings, tmp_path / "cut")
     assert [job.label for job in trained] == ["prune: round 2"]
     assert len(ranked) == 3  # the round that was killed had been ranked
     assert files.to_jsonable(again.surgery) == files.to_jsonable(whole.surgery)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
     trained.clear()
-    third = pruned(adapted, asked, tmp_path / "cut")
+    third = pruned(adapted, settings, tmp_path / "cut")
     assert (trained, len(ranked), third.key, third.history) == ([], 3, again.key, again.history)
 
 
 def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: FinetunedModel, tmp_path: Path) -> None:
     plans = [planned(adapted, recipe(count), tmp_path).key for count in (1, 4)]
     assert plans[0] == plans[1]
-    asked = recipe(1)
-    found = pruned(adapted, asked, tmp_path)
-    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
+    settings = recipe(1)
+    result = pruned(adapted, settings, tmp_path)
+    small = recover.run(job_of(settings, out=tmp_path), result, adapted)
     assert not (tmp_path / "prune").exists()
     assert small.key == files.digest(
-        recover.VERSION, "dense", found.surgery, asked.recover, adapted.augment, asked.balance, asked.seed
+        recover.VERSION, "dense", result.surgery, settings.recover, adapted.augment, settings.balance, settings.seed
     )  # as before there were rounds
     in_rounds = recover.run(job_of(recipe(2), out=tmp_path), pruned(adapted, recipe(2), tmp_path), adapted)
     assert in_rounds.key != small.key
@@ -384,8 +384,8 @@ def test_rounds_change_no_plan_and_one_round_changes_no_key(adapted: FinetunedMo
 def test_without_a_plan_there_is_nothing_to_do(
     adapted: FinetunedModel, tmp_path: Path, trained: list[loop.TrainingJob]
 ) -> None:
-    asked = dataclasses.replace(recipe(3), prune=PruneSpec(ratio=0, rounds=3))
-    assert recover.run(job_of(asked, out=tmp_path), pruned(adapted, asked, tmp_path), adapted) is adapted.trained
+    settings = dataclasses.replace(recipe(3), prune=PruneSpec(ratio=0, rounds=3))
+    assert recover.run(job_of(settings, out=tmp_path), pruned(adapted, settings, tmp_path), adapted) is adapted.trained
     assert trained == []
 
 

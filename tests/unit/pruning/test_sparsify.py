@@ -35,9 +35,9 @@ def net() -> nn.Module:
 
 
 def sparse(count: int = 1, strength: float = STRENGTH, epochs: int | None = 6) -> Recipe:
-    asked = recipe(count)
+    settings = recipe(count)
     return dataclasses.replace(
-        asked, prune=dataclasses.replace(asked.prune, sparsity=strength, sparse_epochs=epochs)
+        settings, prune=dataclasses.replace(settings.prune, sparsity=strength, sparse_epochs=epochs)
     )  # fmt: skip
 
 
@@ -97,18 +97,18 @@ def _all(weights: dict[str, Tensor]) -> list[list[list[Tensor]]]:
 
 
 def test_penalty_and_gradient_are_those_of_a_sum_by_hand(net: nn.Module) -> None:
-    found = groups.find(net, IMAGE, "head")
-    assert len(found) == 6
-    term = sparsity_penalty.make_penalty(found, STRENGTH)(net)
+    pruning_groups = groups.find(net, IMAGE, "head")
+    assert len(pruning_groups) == 6
+    term = sparsity_penalty.make_penalty(pruning_groups, STRENGTH)(net)
     term.backward()
-    wanted, gradient = by_hand(net)
-    assert term.item() == pytest.approx(wanted, rel=1e-5)
+    expected, gradient = by_hand(net)
+    assert term.item() == pytest.approx(expected, rel=1e-5)
     for name, parameter in net.named_parameters():
         given = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(given.double(), gradient[name], rtol=1e-4, atol=1e-7, msg=name)
 
 
-def test_channels_of_equal_strength_are_pressed_alike(net: nn.Module) -> None:
+def test_channels_of_equal_strength_are_penalized_alike(net: nn.Module) -> None:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(0.5)
@@ -116,22 +116,22 @@ def test_channels_of_equal_strength_are_pressed_alike(net: nn.Module) -> None:
     torch.testing.assert_close(net.get_parameter("stem.weight").grad, torch.full((24, 3, 3, 3), STRENGTH))
 
 
-def norms(found: Sequence[PruningGroup], model: nn.Module) -> list[Tensor]:
+def norms(pruning_groups: Sequence[PruningGroup], model: nn.Module) -> list[Tensor]:
     weights = dict(model.named_parameters())
     return [
         sparsity_penalty._squared_norms(
             sparsity_penalty._weight_slices(g), {n: t.detach() ** 2 for n, t in weights.items()}
         )
-        for g in found
+        for g in pruning_groups
     ]
 
 
 def weakest(adapted: FinetunedModel, model: nn.Module) -> float:  # noqa: F811
     """Mean share of its norm that the weakest quarter of each group's channels has kept."""
     dense = adapted.trained.model
-    found = groups.find(dense, IMAGE, "head")
+    pruning_groups = groups.find(dense, IMAGE, "head")
     shares = []
-    for before, after in zip(norms(found, dense), norms(found, model), strict=True):
+    for before, after in zip(norms(pruning_groups, dense), norms(pruning_groups, model), strict=True):
         rows = before.argsort()[: len(before) // 4]
         shares.append((after[rows] / before[rows]).mean())
     return float(torch.stack(shares).mean())
@@ -139,10 +139,10 @@ def weakest(adapted: FinetunedModel, model: nn.Module) -> float:  # noqa: F811
 
 def test_weak_channels_shrink_and_the_dense_model_stays(adapted: FinetunedModel, tmp_path: Path) -> None:  # noqa: F811
     before = copy.deepcopy(adapted.trained.model.state_dict())
-    pressed = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "pressed"), adapted)
+    sparse_model = sparsify.run(job_of(sparse(), TARGET, out=tmp_path / "sparse"), adapted)
     plain = sparsify.run(job_of(sparse(strength=1e-12), TARGET, out=tmp_path / "plain"), adapted)
-    assert weakest(adapted, pressed.model) < 0.8 * weakest(adapted, plain.model)
-    assert pressed.record["weak_after"] >= pressed.record["weak_before"]
+    assert weakest(adapted, sparse_model.model) < 0.8 * weakest(adapted, plain.model)
+    assert sparse_model.record["weak_after"] >= sparse_model.record["weak_before"]
     assert all(torch.equal(before[name], tensor) for name, tensor in adapted.trained.model.state_dict().items())
 
 
@@ -156,8 +156,8 @@ def test_the_last_epoch_goes_on_where_there_is_a_penalty(
 
     def falling(model: nn.Module, *given: object) -> Score:
         ends.append(model.get_parameter("stem.weight").detach().clone())
-        found: Score = evaluate(model, *given)  # type: ignore[arg-type]
-        return dataclasses.replace(found, aim=-float(len(ends)))
+        score: Score = evaluate(model, *given)  # type: ignore[arg-type]
+        return dataclasses.replace(score, aim=-float(len(ends)))
 
     monkeypatch.setattr(loop, "evaluate", falling)
     done = sparsify.run(job_of(sparse(), TARGET, out=tmp_path), adapted)
@@ -165,7 +165,7 @@ def test_the_last_epoch_goes_on_where_there_is_a_penalty(
     assert torch.equal(done.model.get_parameter("stem.weight"), ends[-1])
 
 
-def test_only_what_may_be_narrowed_is_pressed(
+def test_only_what_may_be_narrowed_is_penalized(
     adapted: FinetunedModel,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -173,14 +173,14 @@ def test_only_what_may_be_narrowed_is_pressed(
     seen: list[str] = []
     penalty = sparsity_penalty.make_penalty
 
-    def noted(found: Sequence[PruningGroup], strength: float) -> object:
-        seen.extend(group.name for group in found)
-        return penalty(found, strength)
+    def noted(pruning_groups: Sequence[PruningGroup], strength: float) -> object:
+        seen.extend(group.name for group in pruning_groups)
+        return penalty(pruning_groups, strength)
 
     monkeypatch.setattr(sparsity_penalty, "make_penalty", noted)
-    asked = sparse(epochs=1)
-    asked = dataclasses.replace(asked, prune=dataclasses.replace(asked.prune, protect=("right",)))
-    sparsify.run(job_of(asked, dataclasses.replace(TARGET, alignment=12), out=tmp_path), adapted)
+    settings = sparse(epochs=1)
+    settings = dataclasses.replace(settings, prune=dataclasses.replace(settings.prune, protect=("right",)))
+    sparsify.run(job_of(settings, dataclasses.replace(TARGET, alignment=12), out=tmp_path), adapted)
     assert len(seen) == 4
     assert not {"right", "left"} & set(seen)  # protected; and as narrow as the alignment
 
@@ -190,9 +190,9 @@ def test_without_it_nothing_is_done_and_no_key_changes(adapted: FinetunedModel, 
     unpruned = dataclasses.replace(sparse(), prune=dataclasses.replace(sparse().prune, ratio=0))
     assert sparsify.run(job_of(unpruned, TARGET, out=tmp_path), adapted) is adapted.trained
     assert not (tmp_path / "sparsify").exists()
-    found = pruning_plan.run(job_of(recipe(1), TARGET, out=tmp_path), adapted)
+    plan = pruning_plan.run(job_of(recipe(1), TARGET, out=tmp_path), adapted)
     assert (
-        found.key == pruning_plan.run(job_of(sparse(3), TARGET, out=tmp_path), adapted).key
+        plan.key == pruning_plan.run(job_of(sparse(3), TARGET, out=tmp_path), adapted).key
     )  # as long as the model is it
 
 
@@ -201,19 +201,21 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = sparse(2)
-    start = sparsify.run(job_of(asked, TARGET, out=tmp_path), adapted)
-    plan = pruning_plan.run(job_of(asked, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
+    settings = sparse(2)
+    start = sparsify.run(job_of(settings, TARGET, out=tmp_path), adapted)
+    plan = pruning_plan.run(job_of(settings, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
     train, teachers = loop.train, list[nn.Module | None]()
     monkeypatch.setattr(loop, "train", lambda model, job: teachers.append(job.teacher) or train(model, job))
     once = prune.apply_plan(start, plan.surgery)
     assert torch.equal(once.model.get_parameter("head.bias"), start.model.get_parameter("head.bias"))
-    found = prune.run(job_of(asked, TARGET, out=tmp_path), start, plan.surgery, adapted)
-    small = recover.run(job_of(asked, out=tmp_path), found, adapted)
+    pruned = prune.run(job_of(settings, TARGET, out=tmp_path), start, plan.surgery, adapted)
+    small = recover.run(job_of(settings, out=tmp_path), pruned, adapted)
     assert teachers == [adapted.trained.model] * 2
     assert profile.measure_layers(small.model, IMAGE) == profile.measure_layers(once.model, IMAGE)
-    plain = recover.run(job_of(asked, out=tmp_path), dataclasses.replace(once, key=adapted.trained.key), adapted)
-    assert recover.run(job_of(asked, out=tmp_path), once, adapted).key != plain.key  # other weights, another training
+    plain = recover.run(job_of(settings, out=tmp_path), dataclasses.replace(once, key=adapted.trained.key), adapted)
+    assert (
+        recover.run(job_of(settings, out=tmp_path), once, adapted).key != plain.key
+    )  # other weights, another training
 
 
 def test_it_is_done_once_and_continues_where_it_was_cut(

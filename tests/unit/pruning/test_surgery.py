@@ -65,13 +65,13 @@ def test_pruned_network_runs_and_saves_at_least_the_ratio(net: nn.Module) -> Non
 
 
 def test_predicted_layers_are_those_of_the_network_that_comes_out(net: nn.Module) -> None:
-    found = search_space.build_search_space(
+    space = search_space.build_search_space(
         net, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score
     )
-    kept = tuple(16 if group.channels > 16 else group.channels for group in found.groups)
-    choice = width_search.Subnetwork(kept)
-    assert tuple(found.remaining_layers(choice)) == profile.measure_layers(
-        surgery.apply(net, surgery.build(net, found, choice)), IMAGE
+    kept = tuple(16 if group.channels > 16 else group.channels for group in space.groups)
+    subnetwork = width_search.Subnetwork(kept)
+    assert tuple(space.remaining_layers(subnetwork)) == profile.measure_layers(
+        surgery.apply(net, surgery.build(net, space, subnetwork)), IMAGE
     )
 
 
@@ -96,18 +96,22 @@ def test_removing_channels_that_do_nothing_changes_no_output(net: nn.Module) -> 
 
 
 def test_flattened_inputs_lose_all_positions_of_a_channel(net: nn.Module) -> None:
-    found = groups.find(net, IMAGE, "head")
+    pruning_groups = groups.find(net, IMAGE, "head")
     mix = next(
-        group for group in found if any(m.module_name == "mix" and m.role == "out" for m in group.coupled_layers)
+        group
+        for group in pruning_groups
+        if any(m.module_name == "mix" and m.role == "out" for m in group.coupled_layers)
     )
     head = next(member for member in mix.coupled_layers if member.module_name == "head")
     assert head.channel_indices[1] == tuple(range(16, 32))
 
 
 def test_concatenated_channels_keep_their_offset(net: nn.Module) -> None:
-    found = groups.find(net, IMAGE, "head")
+    pruning_groups = groups.find(net, IMAGE, "head")
     right = next(
-        group for group in found if any(m.module_name == "right" and m.role == "out" for m in group.coupled_layers)
+        group
+        for group in pruning_groups
+        if any(m.module_name == "right" and m.role == "out" for m in group.coupled_layers)
     )
     mix = next(member for member in right.coupled_layers if member.module_name == "mix")
     assert mix.channel_indices == tuple((i,) for i in range(32, 72))
@@ -172,13 +176,13 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path) -> None:
 
 
 def test_magnitude_agrees_with_a_brute_force_sum(net: nn.Module) -> None:
-    found = groups.find(net, IMAGE, "head")
-    stem = next(group for group in found if any(m.module_name == "stem" for m in group.coupled_layers))
+    pruning_groups = groups.find(net, IMAGE, "head")
+    stem = next(group for group in pruning_groups if any(m.module_name == "stem" for m in group.coupled_layers))
     parts = [net.stem.weight.flatten(1), net.norm.weight[:, None], net.inner.weight.transpose(0, 1).flatten(1)]
     parts += [net.back.weight.flatten(1), net.left.weight.transpose(0, 1).flatten(1)]
     parts += [net.right.weight.transpose(0, 1).flatten(1)]
-    wanted = torch.cat(parts, 1).square().sum(1).sqrt()
-    torch.testing.assert_close(magnitude.score(stem), wanted)
+    expected = torch.cat(parts, 1).square().sum(1).sqrt()
+    torch.testing.assert_close(magnitude.score(stem), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121"])

@@ -1,4 +1,4 @@
-"""What cannot be traced as a whole is traced in parts, and what comes into a part or leaves it stays."""
+"""A model that cannot be traced as a whole is traced in parts, and the channels that enter or leave a part stay."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ IMAGE = torch.zeros(1, 3, 8, 8)
 
 
 class Windows(nn.Module):
-    """Stands for attention in windows: a module that is not followed."""
+    """Stands for window attention, which cannot be traced."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Windows(nn.Module):
 
 
 class Net(nn.Module):
-    """Two parts around attention in windows, the second with a residual and a depthwise layer at its entry."""
+    """Two parts around window attention, the second with a residual and a depthwise layer at its entry."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Net(nn.Module):
         return self.head(self.second(self.windows(self.first(x))).mean((2, 3)))
 
 
-def sides(found: tuple[PruningGroup, ...]) -> set[tuple[str, str]]:
-    return {(member.module_name, member.role) for group in found for member in group.coupled_layers}
+def sides(pruning_groups: tuple[PruningGroup, ...]) -> set[tuple[str, str]]:
+    return {(member.module_name, member.role) for group in pruning_groups for member in group.coupled_layers}
 
 
 def test_only_channels_inside_of_parts_may_go() -> None:
-    found = groups.find(Net().eval(), IMAGE, "head")
+    pruning_groups = groups.find(Net().eval(), IMAGE, "head")
     inside = {("first.0", "out"), ("first.1", "out"), ("first.3", "in"), ("second.1", "out"), ("second.3", "in")}
-    assert sides(found) == inside
+    assert sides(pruning_groups) == inside
 
 
 def test_a_plan_made_of_parts_cuts_the_same_channels_everywhere() -> None:
@@ -100,7 +100,7 @@ def test_what_is_called_twice_is_no_part() -> None:
 
 
 @pytest.mark.parametrize("needed", [False, True])
-def test_what_is_called_with_names_is_no_part(needed: bool) -> None:
+def test_a_module_called_with_keyword_arguments_is_no_part(needed: bool) -> None:
     class Skips(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -126,9 +126,7 @@ def test_what_is_called_with_names_is_no_part(needed: bool) -> None:
 
 
 def test_a_model_without_a_part_that_can_be_traced_is_refused() -> None:
-    with pytest.raises(
-        ToolchainError, match=r"cannot be traced .*attention in windows \(.*relative_position.* ratio = 0"
-    ):
+    with pytest.raises(ToolchainError, match=r"cannot be traced .*window attention \(.*relative_position.* ratio = 0"):
         groups.find(nn.Sequential(Windows(3), nn.Flatten(), nn.Linear(192, 5)).eval(), IMAGE, "2")
 
 

@@ -1,7 +1,7 @@
-"""Second-order Taylor with the diagonal empirical Fisher as curvature: sum of w^2 E[g^2] / 2 over all a channel takes along.
+"""Second-order Taylor with the diagonal empirical Fisher as curvature: sum of w^2 E[g^2] / 2 over a channel's parameters.
 
-Optimal Brain Damage's saliency (LeCun et al., NeurIPS 1989), whose Hessian diagonal is replaced by the mean over the
-images of the squared gradient of each one's cross-entropy (Theis et al., arXiv 1801.05787).
+This is the saliency of Optimal Brain Damage (LeCun et al., NeurIPS 1989). The diagonal of the Hessian is replaced by the
+mean over the images of the squared gradient of each image's cross-entropy (Theis et al., arXiv 1801.05787).
 """
 
 import torch
@@ -13,5 +13,6 @@ NEEDS: tuple[Need, ...] = ("gradients",)
 
 
 def score(group: PruningGroup) -> Tensor:
-    """Importance of each channel of the group, [channels]."""
-    return torch.stack([(each.squared_gradient * each.value.square()).sum(1) for each in group.parameters]).sum(0) / 2
+    """Return the importance of each channel of the group, [channels]."""
+    rows = [(parameter.squared_gradient * parameter.value.square()).sum(1) for parameter in group.parameters]
+    return torch.stack(rows).sum(0) / 2

@@ -1,4 +1,4 @@
-"""L1 magnitude (Li et al., arXiv 1608.08710), over every weight that a channel takes along and not one filter alone."""
+"""L1 magnitude (Li et al., arXiv 1608.08710), over all coupled layers instead of a single filter."""
 
 import torch
 from torch import Tensor
@@ -9,5 +9,5 @@ NEEDS: tuple[Need, ...] = ()
 
 
 def score(group: PruningGroup) -> Tensor:
-    """Importance of each channel of the group, [channels]: the sum of its absolute weights."""
-    return torch.stack([member.weight.abs().sum(1) for member in group.coupled_layers]).sum(0)
+    """Return the importance of each channel of the group, [channels]: the sum of its absolute weights."""
+    return torch.stack([layer.weight.abs().sum(1) for layer in group.coupled_layers]).sum(0)

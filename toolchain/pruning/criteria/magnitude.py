@@ -1,4 +1,4 @@
-"""L2 magnitude over the whole group: every weight that a channel would take along counts (DepGraph, arXiv 2301.12900)."""
+"""L2 magnitude over all coupled layers: every weight removed with a channel counts (DepGraph, Fang et al., arXiv 2301.12900)."""
 
 import torch
 from torch import Tensor
@@ -9,5 +9,5 @@ NEEDS: tuple[Need, ...] = ()
 
 
 def score(group: PruningGroup) -> Tensor:
-    """Importance of each channel of the group, [channels]: the root of the sum of its squared weights."""
-    return torch.stack([member.weight.square().sum(1) for member in group.coupled_layers]).sum(0).sqrt()
+    """Return the importance of each channel of the group, [channels]: the root of the sum of its squared weights."""
+    return torch.stack([layer.weight.square().sum(1) for layer in group.coupled_layers]).sum(0).sqrt()

@@ -1,4 +1,4 @@
-"""Random importance: the control that any other criterion has to beat. The same for the same layer, whatever its weights."""
+"""Random importance, the control that any other criterion has to beat: the same for the same layer, whatever its weights."""
 
 import zlib
 
@@ -11,5 +11,5 @@ NEEDS: tuple[Need, ...] = ()
 
 
 def score(group: PruningGroup) -> Tensor:
-    """Importance of each channel of the group, [channels], uniform in 0..1, seeded by the group's name."""
+    """Return the importance of each channel of the group, [channels], uniform in 0..1, seeded by the group's name."""
     return torch.rand(group.channels, generator=torch.Generator().manual_seed(zlib.crc32(group.name.encode())))
