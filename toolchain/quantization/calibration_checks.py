@@ -1,8 +1,7 @@
-"""What is wrong with a calibration, in words: dead and clipped activations, channels that never change, poor images.
+"""Checks of a calibration: dead and clipped activations, constant channels, and images that are too few or unrepresentative.
 
-One pass over the calibration images and one over validation images, in float, beside the graph: fake quantizations are
-stepped over, never run, so that nothing in them can change. Of every image the extremes of every activation are kept,
-which is enough to judge the ranges, and little.
+The checks compare the activations of the calibration images with those of validation images. Each problem becomes a
+`Finding`: a sentence for the user with the measured figures and the next step.
 """
 
 import dataclasses
@@ -28,44 +27,43 @@ FindingKind = Literal[
 ]  # fmt: skip
 MAX_CLIPPED_SHARE = 1e-3  # share of an activation's values; a percentile calibration clips up to 2e-4 on purpose
 RANGE_GROWTH = 0.05  # of a range when the images are doubled: 13 of 256 steps
-MAX_GROWING_SHARE = (
-    0.35  # share of the activations that may grow so much; measured: 0.07 to 0.2 with 256 images, 0.46 with 8
-)
-MAX_OUTLIER_IMAGES_SHARE = (
-    0.05  # share of the validation images that may be clipped a lot: outliers, no fault of the calibration
-)
-MAX_OUT_OF_RANGE_SHARE = 0.1  # share of the validation images; one in ten is more than a few odd ones
-CHANCE_FACTOR = 3  # times what images of the same kind would do
-MEDIUM_EFFECT_SIZE = 0.5  # standard deviations between means of images: what Cohen calls a medium effect
-MIN_STANDARD_ERRORS = 4  # standard errors: six figures are compared, so 1 false alarm in 2,600 sound sets
-CONSTANT_CHANNEL_SHARE = (
-    1e-4  # of a layer's range, a fortieth of an eight-bit step: no integer tells it from a constant
-)
+# share of the activations that may grow by RANGE_GROWTH; measured: 0.07 to 0.2 with 256 images, 0.46 with 8
+MAX_GROWING_SHARE = 0.35
+# share of the validation images that may be clipped heavily: outliers, which no calibration can cover
+MAX_OUTLIER_IMAGES_SHARE = 0.05
+MAX_OUT_OF_RANGE_SHARE = 0.1  # share of the validation images; one in ten is more than a few outliers
+CHANCE_FACTOR = 3  # times the share that images of the same distribution reach by chance
+MEDIUM_EFFECT_SIZE = 0.5  # standard deviations between the means of two image sets: Cohen's medium effect
+MIN_STANDARD_ERRORS = 4  # six figures are compared, so a sound calibration gives 1 false alarm in 2,600
+CONSTANT_CHANNEL_SHARE = 1e-4  # of a layer's range, a fortieth of an 8-bit step: in int8 the channel is a constant
 DEAD_RANGE = 3e-5  # range of 255 steps of 1.2e-7, the smallest scale that torchao gives
-MIN_COMPARED_IMAGES = 8  # images with means and deviations worth comparing
-MAX_NAMED_MODULES = 3  # modules named of one kind
-ADVICE = "put images like them into the training split, from which calibration draws"
-RANDOM_HALVES = 16  # random ones to average over; an order of the images would show itself in a single one
+MIN_COMPARED_IMAGES = 8  # fewer images give no usable means and standard deviations
+MAX_NAMED_MODULES = 3  # modules named in findings of one kind
+ADVICE = "add images like them to the training split, from which the calibration images are taken"
+RANDOM_HALVES = 16  # averaged over; a single half could depend on the order of the images
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong with the calibration."""
+    """One problem of the calibration."""
 
     kind: FindingKind
-    module: str  # "input" for the images as the network takes them, "" where all of the model is meant
+    module: str  # "input" for the images as the network takes them, "" for the whole model
     measured: float
     limit: float
-    why: str  # a sentence with figures and what to do
+    why: str  # the message: figures and the next step
+
+
+ActivationPair = tuple[ActivationExtremes, ActivationExtremes]  # one activation: calibration images, validation images
 
 
 def check(graph: GraphModule, calibration: Iterable[Tensor], validation: Iterable[Tensor]) -> tuple[Finding, ...]:
-    """Looks for what is wrong with the ranges of a calibrated graph.
+    """Return the problems of a calibrated graph's ranges.
 
     Args:
-        graph: as `quantizer.prepare` and calibration left it; not changed.
-        calibration: the images it was calibrated on, normalised, float32 [n, 3, height, width] a batch.
-        validation: the same of validation images, drawn from all of the split: several hundred are enough.
+        graph: as `pt2e.prepare` and calibration left it; not changed.
+        calibration: batches of the images it was calibrated on, normalised, float32 [n, 3, height, width].
+        validation: the same of validation images, sampled from the whole split: several hundred are enough.
 
     Raises:
         ToolchainError: as `check_weights`; there are no images; a range or a value is NaN or infinite.
@@ -77,180 +75,198 @@ def check(graph: GraphModule, calibration: Iterable[Tensor], validation: Iterabl
 
 
 def check_weights(graph: GraphModule) -> None:
-    """Worth a call of its own before calibration, which fails on such weights with no name.
+    """Raise an error that names the first weight that is not finite.
+
+    Call it before calibration too, which fails on such weights without naming them.
 
     Raises:
         ToolchainError: a weight or bias is NaN or infinite.
     """
     for name, weight in graph.named_parameters():
         if not bool(weight.isfinite().all()):
-            (module, _, which), count = name.rpartition("."), int((~weight.isfinite()).sum())
+            (module, _, parameter), count = name.rpartition("."), int((~weight.isfinite()).sum())
             raise ToolchainError(
-                f"{module}: {count:,} of {weight.numel():,} values of its {which} are NaN or infinite; a scale needs "
+                f"{module}: {count:,} of {weight.numel():,} values of its {parameter} are NaN or infinite; a scale needs "
                 "finite ones: start from another checkpoint, or train again with a lower learning_rate"
             )
 
 
-# --- collecting ---------------------------------------------------------------------------------------------
-
-
-# --- judging ------------------------------------------------------------------------------------------------
-
-
 def find_problems(calibration: ActivationStatistics, validation: ActivationStatistics) -> tuple[Finding, ...]:
-    """What the figures say, gravest first; a pure function."""
+    """Return the problems that the statistics of both image sets show, most severe first."""
     if calibration.all_identical:
-        return (_one_image(calibration),)  # all else follows from it
-    pairs = zip(calibration.activations, validation.activations, strict=True)
-    both = [(old, new) for old, new in pairs if old.clip_bounds and not old.derived]
-    both = [
-        (a, b)
-        for a, b in both
-        if len(a.image_low) == calibration.image_count and len(b.image_low) == validation.image_count
+        return (_identical_images(calibration),)  # all other problems would follow from it
+    pairs = [
+        (seen, unseen)
+        for seen, unseen in zip(calibration.activations, validation.activations, strict=True)
+        if seen.clip_bounds
+        and not seen.derived
+        and len(seen.image_low) == calibration.image_count
+        and len(unseen.image_low) == validation.image_count
     ]
-    found = [*_dead(calibration), *_constant(calibration), *_unlike_inputs(calibration, validation)]
-    if both:
-        found += [*_beyond(both), *_growing([old for old, _ in both]), *_saturated(both)]
-    return tuple(found)
+    findings = [
+        *_dead_activations(calibration),
+        *_constant_channels(calibration),
+        *_different_inputs(calibration, validation),
+    ]
+    if pairs:
+        findings += [
+            *_images_out_of_range(pairs),
+            *_growing_ranges([seen for seen, _ in pairs]),
+            *_saturated_activations(pairs),
+        ]
+    return tuple(findings)
 
 
-def _one_image(seen: ActivationStatistics) -> Finding:
-    one = seen.image_count == 1
-    what = "there is one calibration image" if one else f"all {seen.image_count:,} calibration images are the same"
-    why = f"{what}: ranges drawn from it fit no other; calibrate on at least {MIN_IMAGES} different images, better 256"
-    kind: FindingKind = "one image" if one else "identical images"
+def _identical_images(calibration: ActivationStatistics) -> Finding:
+    count = calibration.image_count
+    problem = "there is one calibration image" if count == 1 else f"all {count:,} calibration images are the same"
+    why = f"{problem}: its ranges fit no other image; calibrate on at least {MIN_IMAGES} different images, better 256"
+    kind: FindingKind = "one image" if count == 1 else "identical images"
     return Finding(kind=kind, module="input", measured=1, limit=MIN_IMAGES, why=why)
 
 
-def _dead(seen: ActivationStatistics) -> list[Finding]:
-    found = []
-    for one in seen.activations:
-        spread = (
-            float(one.image_high.max() - one.image_low.min()) if one.clip_bounds and len(one.image_low) else torch.inf
-        )
-        if spread <= DEAD_RANGE and not one.derived:
+def _dead_activations(calibration: ActivationStatistics) -> list[Finding]:
+    findings = []
+    for activation in calibration.activations:
+        if activation.derived or not activation.clip_bounds or not len(activation.image_low):
+            continue
+        low, module = float(activation.image_low.min()), activation.module
+        spread = float(activation.image_high.max() - activation.image_low.min())
+        if spread <= DEAD_RANGE:
             why = (
-                f"{one.module}: its values are all {float(one.image_low.min()):.3g} on {seen.image_count:,} calibration images, so "
-                "its scale means nothing; it is dead: look at the layers before it, or prune it"
+                f"{module}: its values are all {low:.3g} on {calibration.image_count:,} calibration images, so its scale "
+                "is meaningless; the activation is dead: look at the layers before it, or prune it"
             )
-            found.append(Finding(kind="dead activation", module=one.module, measured=spread, limit=DEAD_RANGE, why=why))
-    return _worst(found, largest=False)
+            findings.append(Finding(kind="dead activation", module=module, measured=spread, limit=DEAD_RANGE, why=why))
+    return _select_worst(findings, largest=False)
 
 
-def _constant(seen: ActivationStatistics) -> list[Finding]:
-    found = []
-    for one in seen.activations:
-        reach = one.channel_high.max() - one.channel_low.min()
-        still = int((one.channel_high - one.channel_low <= CONSTANT_CHANNEL_SHARE * reach).sum())
-        if one.layer and still and seen.image_count >= MIN_IMAGES:
+def _constant_channels(calibration: ActivationStatistics) -> list[Finding]:
+    if calibration.image_count < MIN_IMAGES:
+        return []
+    findings = []
+    for activation in calibration.activations:
+        if not activation.layer or not activation.channel_high.ndim:  # no layer's output, or never measured
+            continue
+        layer, channels = activation.layer, len(activation.channel_high)
+        layer_range = activation.channel_high.max() - activation.channel_low.min()
+        channel_ranges = activation.channel_high - activation.channel_low
+        constant = int((channel_ranges <= CONSTANT_CHANNEL_SHARE * layer_range).sum())
+        if constant:
             why = (
-                f"{one.layer}: {still:,} of its {len(one.channel_high):,} output channels never change over "
-                f"{seen.image_count:,} calibration images: they cost time and tell nothing; prune them"
+                f"{layer}: {constant:,} of its {channels:,} output channels never change over "
+                f"{calibration.image_count:,} calibration images: they cost time and carry no information; prune them"
             )
-            share = still / len(one.channel_high)
-            found.append(Finding(kind="constant channels", module=one.layer, measured=share, limit=0, why=why))
-    return _worst(found)
+            share = constant / channels
+            findings.append(Finding(kind="constant channels", module=layer, measured=share, limit=0, why=why))
+    return _select_worst(findings)
 
 
-def _saturated(both: Sequence[tuple[ActivationExtremes, ActivationExtremes]]) -> list[Finding]:
-    """Only what is clipped more than on the calibration images counts: some methods clip on purpose."""
-    found = []
-    for old, one in both:
-        share, before, total = float(one.clipped_share.mean()), float(old.clipped_share.mean()), len(one.clipped_share)
-        limit = max(MAX_CLIPPED_SHARE, 2 * before)
-        images = int((one.clipped_share > 0).sum())
-        several = images >= 3 and images / total > max(
-            MAX_OUTLIER_IMAGES_SHARE, CHANCE_FACTOR * _chance(len(old.image_low))
-        )
-        if share > limit and several:
+def _saturated_activations(pairs: Sequence[ActivationPair]) -> list[Finding]:
+    """Return the activations that are clipped more than on the calibration images: some methods clip on purpose."""
+    findings = []
+    for seen, unseen in pairs:
+        share, calibration_share = float(unseen.clipped_share.mean()), float(seen.clipped_share.mean())
+        limit = max(MAX_CLIPPED_SHARE, 2 * calibration_share)
+        clipped_images, images = int((unseen.clipped_share > 0).sum()), len(unseen.clipped_share)
+        outlier_share = max(MAX_OUTLIER_IMAGES_SHARE, CHANCE_FACTOR * _chance_share(len(seen.image_low)))
+        if share > limit and clipped_images >= 3 and clipped_images / images > outlier_share:
             why = (
-                f"{one.module}: {_percent(share)} of its values on the validation images lie outside the calibrated "
-                f"range and are clipped ({_percent(before)} on the calibration images), in {images:,} of {total:,} "
-                "images; calibrate on images like them, or leave it in float"
+                f"{unseen.module}: {_percent(share)} of its values on the validation images lie outside the calibrated "
+                f"range and are clipped ({_percent(calibration_share)} on the calibration images), in "
+                f"{clipped_images:,} of {images:,} images; calibrate on images like them, or leave it in float"
             )
-            found.append(Finding(kind="saturated activation", module=one.module, measured=share, limit=limit, why=why))
-    return _worst(found)
+            findings.append(
+                Finding(kind="saturated activation", module=unseen.module, measured=share, limit=limit, why=why)
+            )
+    return _select_worst(findings)
 
 
-def _chance(images: int) -> float:
-    """How often another image of the same kind goes beyond the extremes of so many, at either end."""
+def _chance_share(images: int) -> float:
+    """Return the share of new images of the same distribution that exceed the extremes of so many, at either end."""
     return 2 / (images + 1)
 
 
-def _beyond(both: Sequence[tuple[ActivationExtremes, ActivationExtremes]]) -> list[Finding]:
-    """Whether many validation images go beyond all of the calibration images."""
-    beyond = torch.stack(
-        [(new.image_low < old.image_low.min()) | (new.image_high > old.image_high.max()) for old, new in both]
-    )
-    images, share = len(both[0][0].image_low), float(beyond.float().mean())
-    expected = _chance(images)
+def _images_out_of_range(pairs: Sequence[ActivationPair]) -> list[Finding]:
+    """Return a finding where many validation images exceed the range of all calibration images."""
+    out_of_range = torch.stack(
+        [
+            (unseen.image_low < seen.image_low.min()) | (unseen.image_high > seen.image_high.max())
+            for seen, unseen in pairs
+        ]
+    )  # [activations, validation images]
+    images, share = len(pairs[0][0].image_low), float(out_of_range.float().mean())
+    expected = _chance_share(images)
     limit = max(MAX_OUT_OF_RANGE_SHARE, CHANCE_FACTOR * expected)
     if share <= limit:
         return []
     why = (
-        f"{_percent(share)} of the {beyond.shape[1]:,} validation images go beyond the range of all {images:,} "
-        f"calibration images, on average over {len(both):,} activations; {_percent(expected)} would if they were of the "
+        f"{_percent(share)} of the {out_of_range.shape[1]:,} validation images go beyond the range of all {images:,} "
+        f"calibration images, on average over {len(pairs):,} activations; {_percent(expected)} would if they were of the "
         f"same kind: {ADVICE}"
     )
     return [Finding(kind="unlike validation", module="", measured=share, limit=limit, why=why)]
 
 
-def _unlike_inputs(seen: ActivationStatistics, new: ActivationStatistics) -> list[Finding]:
-    """Brightness and contrast of the images: standardised mean difference of either set (Cohen's d)."""
-    if min(seen.image_count, new.image_count) < MIN_COMPARED_IMAGES:
+def _different_inputs(calibration: ActivationStatistics, validation: ActivationStatistics) -> list[Finding]:
+    """Compare brightness and contrast of both image sets: standardised mean difference (Cohen's d)."""
+    if min(calibration.image_count, validation.image_count) < MIN_COMPARED_IMAGES:
         return []
-    one, other = seen.input_moments, new.input_moments
-    spread = ((one.var(0) + other.var(0)) / 2).sqrt().clamp_min(1e-6)
-    apart = ((other.mean(0) - one.mean(0)) / spread).abs()
-    limit = max(MEDIUM_EFFECT_SIZE, MIN_STANDARD_ERRORS * (1 / seen.image_count + 1 / new.image_count) ** 0.5)
-    worst, measured = int(apart.argmax()), float(apart.max())
+    seen, unseen = calibration.input_moments, validation.input_moments
+    deviation = ((seen.var(0) + unseen.var(0)) / 2).sqrt().clamp_min(1e-6)
+    effect_sizes = ((unseen.mean(0) - seen.mean(0)) / deviation).abs()
+    standard_error = (1 / calibration.image_count + 1 / validation.image_count) ** 0.5
+    limit = max(MEDIUM_EFFECT_SIZE, MIN_STANDARD_ERRORS * standard_error)
+    worst, measured = int(effect_sizes.argmax()), float(effect_sizes.max())
     if measured <= limit:
         return []
-    channels = one.shape[1] // 2
-    what = f"{'brightness' if worst < channels else 'contrast'} of colour channel {worst % channels + 1}"
+    channels = seen.shape[1] // 2
+    moment = f"{'brightness' if worst < channels else 'contrast'} of colour channel {worst % channels + 1}"
     why = (
-        f"the validation images differ from the calibration images: {what} is {float(other.mean(0)[worst]):.3g} against "
-        f"{float(one.mean(0)[worst]):.3g} (normalised), {measured:.1f} standard deviations apart: {ADVICE}"
+        f"the validation images differ from the calibration images: {moment} is {float(unseen.mean(0)[worst]):.3g} against "
+        f"{float(seen.mean(0)[worst]):.3g} (normalised), {measured:.1f} standard deviations apart: {ADVICE}"
     )
     return [Finding(kind="unlike validation", module="input", measured=measured, limit=limit, why=why)]
 
 
-def _growing(seen: Sequence[ActivationExtremes]) -> list[Finding]:
-    """Whether ranges still grow when half the images become all of them."""
-    low, high = torch.stack([one.image_low for one in seen]), torch.stack([one.image_high for one in seen])
-    images, random = low.shape[1], torch.Generator().manual_seed(0)
-    whole, grown = _reach(low, high), torch.zeros(len(low))
+def _growing_ranges(activations: Sequence[ActivationExtremes]) -> list[Finding]:
+    """Return a finding where ranges still grow when half the calibration images become all of them."""
+    low = torch.stack([activation.image_low for activation in activations])  # [activations, images]
+    high = torch.stack([activation.image_high for activation in activations])
+    images, generator = low.shape[1], torch.Generator().manual_seed(0)
+    full_range, growth = _range_with_zero(low, high), torch.zeros(len(low))
     for _ in range(RANDOM_HALVES):
-        half = torch.randperm(images, generator=random)[: images // 2]
-        grown += (whole / _reach(low[:, half], high[:, half]) - 1) / RANDOM_HALVES
-    share = float((grown > RANGE_GROWTH).float().mean())
-    limit = MAX_GROWING_SHARE + 2 / len(seen) if images >= MIN_IMAGES else 0  # a small net's logits always grow
+        half = torch.randperm(images, generator=generator)[: images // 2]
+        growth += (full_range / _range_with_zero(low[:, half], high[:, half]) - 1) / RANDOM_HALVES
+    share = float((growth > RANGE_GROWTH).float().mean())
+    # two activations more may grow in a small network, whose logits always do
+    limit = MAX_GROWING_SHARE + 2 / len(activations) if images >= MIN_IMAGES else 0
     if share <= limit:
         return []
     why = (
         f"{images:,} calibration images are too few: from {images // 2:,} to {images:,} of them the range of "
-        f"{_percent(share)} of {len(low):,} activations grows by more than {_percent(RANGE_GROWTH)} (in the middle by "
-        f"{_percent(float(grown.median()))}); more images help, several hundred are usual"
+        f"{_percent(share)} of {len(low):,} activations grows by more than {_percent(RANGE_GROWTH)} (median "
+        f"{_percent(float(growth.median()))}); more images help, several hundred are usual"
     )
     return [Finding(kind="too few images", module="", measured=share, limit=limit, why=why)]
 
 
-def _reach(low: Tensor, high: Tensor) -> Tensor:
-    """What integers must cover: the range with zero in it."""
+def _range_with_zero(low: Tensor, high: Tensor) -> Tensor:
+    """Return the size [activations] of each quantization range, which always contains zero."""
     return (high.amax(1).clamp_min(0) - low.amin(1).clamp_max(0)).clamp_min(DEAD_RANGE)
 
 
-def _worst(found: Sequence[Finding], *, largest: bool = True) -> list[Finding]:
-    """The few worst, one a module."""
-    best: dict[str, Finding] = {}
-    for one in sorted(found, key=lambda one: one.measured, reverse=largest):
-        best.setdefault(one.module, one)
-    by_module = list(best.values())
-    if len(by_module) <= MAX_NAMED_MODULES:
-        return by_module
-    last = by_module[MAX_NAMED_MODULES - 1]
-    more = f"{last.why} (and {len(by_module) - MAX_NAMED_MODULES:,} more likewise)"
-    return [*by_module[: MAX_NAMED_MODULES - 1], dataclasses.replace(last, why=more)]
+def _select_worst(findings: Sequence[Finding], *, largest: bool = True) -> list[Finding]:
+    """Return the few worst findings, one a module; the last one says how many more there are."""
+    worst_by_module: dict[str, Finding] = {}
+    for finding in sorted(findings, key=lambda finding: finding.measured, reverse=largest):
+        worst_by_module.setdefault(finding.module, finding)
+    worst = list(worst_by_module.values())
+    if len(worst) <= MAX_NAMED_MODULES:
+        return worst
+    last = worst[MAX_NAMED_MODULES - 1]
+    why = f"{last.why} (and {len(worst) - MAX_NAMED_MODULES:,} more modules)"
+    return [*worst[: MAX_NAMED_MODULES - 1], dataclasses.replace(last, why=why)]
 
 
 def _percent(share: float) -> str:

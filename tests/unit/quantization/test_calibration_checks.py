@@ -1,4 +1,4 @@
-"""A poor calibration is named in the user's words, and a sound one says nothing."""
+"""A poor calibration gives a finding that names the problem, and a sound calibration gives none."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def calibrated(model: nn.Module, calibration: Tensor, method: CalibrationMethod 
     return graph
 
 
-def found(
+def find(
     model: nn.Module, calibration: Tensor, validation: Tensor, method: CalibrationMethod = "minmax"
 ) -> tuple[Finding, ...]:
     graph = calibrated(model, calibration, method)
@@ -52,7 +52,7 @@ def found(
 
 
 def of_kind(findings: tuple[Finding, ...], kind: str) -> list[Finding]:
-    return [one for one in findings if one.kind == kind]
+    return [finding for finding in findings if finding.kind == kind]
 
 
 def zeroed(layer: nn.Module, channels: slice) -> None:
@@ -63,19 +63,19 @@ def zeroed(layer: nn.Module, channels: slice) -> None:
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
 def test_a_sound_model_on_ordinary_images_gives_no_findings(model: nn.Module, method: CalibrationMethod) -> None:
-    assert found(model, images(256, 1), images(200, 2), method) == ()
+    assert find(model, images(256, 1), images(200, 2), method) == ()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_chance_alone_gives_no_findings(seed: int) -> None:
     torch.manual_seed(seed)
     varied = images(400, seed) * torch.rand(400, 1, 1, 1).add(0.5)  # of different contrast
-    assert found(Net().eval(), varied[:256], varied[256 : 256 + 40]) == ()
+    assert find(Net().eval(), varied[:256], varied[256 : 256 + 40]) == ()
 
 
 def test_channels_that_never_change_are_counted_and_named(model: nn.Module) -> None:
     zeroed(model.inner[0], slice(3, 5))
-    (finding,) = found(model, images(64, 1), images(64, 2))
+    (finding,) = find(model, images(64, 1), images(64, 2))
     assert (finding.kind, finding.module, finding.measured, finding.limit) == (
         "constant channels",
         "inner.0",
@@ -90,47 +90,47 @@ def test_a_channel_that_only_its_bias_fills_never_changes_either(model: nn.Modul
     with torch.no_grad():
         model.back.weight[7] = 0
         model.back.bias[7] = 0.5
-    (finding,) = found(model, images(64, 1), images(64, 2))
+    (finding,) = find(model, images(64, 1), images(64, 2))
     assert (finding.kind, finding.module) == ("constant channels", "back")
 
 
 def test_a_dead_activation_is_named(model: nn.Module) -> None:
     zeroed(model.inner[0], slice(None))
-    findings = found(model, images(64, 1), images(64, 2))
+    findings = find(model, images(64, 1), images(64, 2))
     dead = of_kind(findings, "dead activation")
-    assert [one.module for one in dead] == ["inner.1"]
+    assert [finding.module for finding in dead] == ["inner.1"]
     assert "its values are all 0 on 64 calibration images" in dead[0].why
-    assert {one.module for one in of_kind(findings, "constant channels")} == {"inner.0", "back"}
+    assert {finding.module for finding in of_kind(findings, "constant channels")} == {"inner.0", "back"}
 
 
-def test_brighter_validation_images_are_said_to_be_clipped_worst_module_first(model: nn.Module) -> None:
-    findings = found(model, images(64, 1), images(64, 2) * 3)
+def test_brighter_validation_images_are_clipped_and_the_worst_modules_are_named_first(model: nn.Module) -> None:
+    findings = find(model, images(64, 1), images(64, 2) * 3)
     clipped = of_kind(findings, "saturated activation")
-    shares = [one.measured for one in clipped]
+    shares = [finding.measured for finding in clipped]
     assert len(clipped) == calibration_checks.MAX_NAMED_MODULES
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] > clipped[-1].limit == calibration_checks.MAX_CLIPPED_SHARE
     assert " % of its values on the validation images lie outside the calibrated range" in clipped[0].why
-    assert "more likewise)" in clipped[-1].why
+    assert "more modules)" in clipped[-1].why
 
 
-def test_one_odd_validation_image_is_no_saturation(model: nn.Module) -> None:
+def test_a_single_outlier_among_validation_images_is_no_saturation(model: nn.Module) -> None:
     validation = images(64, 2)
     validation[5] *= 20
-    assert found(model, images(64, 1), validation) == ()
+    assert find(model, images(64, 1), validation) == ()
 
 
-def test_two_images_of_wide_variation_are_too_few(model: nn.Module) -> None:
+def test_two_images_of_different_contrast_are_too_few(model: nn.Module) -> None:
     calibration = images(2, 1) * torch.tensor([0.2, 1.0]).reshape(2, 1, 1, 1)
-    (finding,) = of_kind(found(model, calibration, images(64, 2)), "too few images")
+    (finding,) = of_kind(find(model, calibration, images(64, 2)), "too few images")
     assert finding.measured > finding.limit
     assert finding.why.startswith("2 calibration images are too few")
     assert "more images help" in finding.why
 
 
 def test_validation_images_of_another_brightness_are_unlike(model: nn.Module) -> None:
-    findings = found(model, images(128, 1), images(128, 2) * 0.5 + 0.3)
-    (finding,) = [one for one in of_kind(findings, "unlike validation") if one.module == "input"]
+    findings = find(model, images(128, 1), images(128, 2) * 0.5 + 0.3)
+    (finding,) = [candidate for candidate in of_kind(findings, "unlike validation") if candidate.module == "input"]
     assert "the validation images differ from the calibration images" in finding.why
 
 
@@ -138,7 +138,7 @@ def test_validation_images_of_another_pattern_are_unlike_though_just_as_bright(m
     sparse = images(128, 2) * (images(128, 3) > 1.5)  # one pixel in fifteen
     even, sparse = (each / each.std((2, 3), keepdim=True) for each in (images(128, 1), sparse))
     even, sparse = (each - each.mean((2, 3), keepdim=True) for each in (even, sparse))
-    (finding,) = of_kind(found(model, even, sparse), "unlike validation")
+    (finding,) = of_kind(find(model, even, sparse), "unlike validation")
     assert finding.module == ""
     assert "go beyond the range of all 128 calibration images" in finding.why
 
@@ -174,9 +174,9 @@ def test_no_images_are_an_error_that_says_what_to_do(model: nn.Module) -> None:
         calibration_checks.check(graph, [images(16)], [])
 
 
-def test_a_single_image_and_copies_of_it_are_warned_of_and_nothing_else(model: nn.Module) -> None:
-    (single,) = found(model, images(1), images(16, 1))
-    (copies,) = found(model, images(1).expand(70, -1, -1, -1), images(16, 1))
+def test_a_single_image_and_copies_of_it_give_one_finding(model: nn.Module) -> None:
+    (single,) = find(model, images(1), images(16, 1))
+    (copies,) = find(model, images(1).expand(70, -1, -1, -1), images(16, 1))
     assert (single.kind, copies.kind) == ("one image", "identical images")
     assert "there is one calibration image" in single.why
     assert "all 70 calibration images are the same" in copies.why
@@ -194,11 +194,11 @@ def test_the_graph_is_left_as_it_was(model: nn.Module, observing: bool, rounding
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in graph.modules())
 
 
-def test_layers_left_in_float_are_looked_at_for_constant_channels_alone(model: nn.Module) -> None:
+def test_layers_left_in_float_are_checked_for_constant_channels_only(model: nn.Module) -> None:
     zeroed(model.inner[0], slice(3, 5))
     graph, _ = pt2e.prepare(model, images(1), Placement(float_modules=("",)), QuantScheme())
     findings = calibration_checks.check(graph, [images(64)], [images(64, 1) * 3])
-    assert {one.kind for one in findings} == {"constant channels", "unlike validation"}
+    assert {finding.kind for finding in findings} == {"constant channels", "unlike validation"}
 
 
 def test_channels_of_a_linear_layer_on_tokens_are_its_last_dimension() -> None:
@@ -213,5 +213,5 @@ def test_channels_of_a_linear_layer_on_tokens_are_its_last_dimension() -> None:
     torch.manual_seed(1)
     model = Tokens().eval()
     zeroed(model.mix, slice(0, 3))
-    (finding,) = of_kind(found(model, images(64, 1), images(64, 2)), "constant channels")
+    (finding,) = of_kind(find(model, images(64, 1), images(64, 2)), "constant channels")
     assert "mix: 3 of its 12 output channels" in finding.why
