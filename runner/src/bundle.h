@@ -1,29 +1,28 @@
-// A bundle as it was built: every file hashed before anything in it is believed.
+// A bundle as it was built: every file is hashed before anything in it is believed.
 #pragma once
 
 #include <map>
 #include <string>
 #include <vector>
 
-#include "picture.h"
+#include "preprocess.h"
 
 namespace edge {
 
 struct Bundle {
-  std::map<std::string, Bytes> files;   // those that are needed, as they were hashed
-  std::size_t vouched = 0;              // how many files SHA256SUMS names; all are intact
-  std::string runtime, runtime_built;   // that the model is for, and the version that it was checked with
+  std::map<std::string, Bytes> files;  // all of them, as they were hashed
+  std::string runtime, runtime_built;  // that the model is for, and the version that it was checked with
   std::string precision_hint;
   std::size_t threads = 1;
-  std::vector<std::string> model;       // the first is opened, the second has its weights
-  Preprocess sees;
+  std::vector<std::string> model_files;  // the first is opened, the second has its weights
+  Preprocess preprocess;
   std::vector<std::string> classes;
-  double step = 1, tolerance = 0;       // of the golden answers: a quantization step, and how many of them are allowed
-  std::vector<Pixels> golden;
-  std::vector<std::vector<float>> answers;
+  double step = 1, tolerance_steps = 0;  // of the golden outputs: a quantization step, and how many of them are allowed
+  std::vector<Image> golden_images;
+  std::vector<std::vector<float>> golden_logits;
 };
 
-// Throws Refused, naming the file, where one is missing, was changed, or is not as a manifest of schema 1 says.
-Bundle load(const std::string& folder);
+// Throws Error, naming the file, where one is missing, was changed, or is not as a manifest of schema 1 says.
+Bundle load_bundle(const std::string& folder);
 
 }  // namespace edge

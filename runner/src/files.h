@@ -10,7 +10,7 @@ namespace edge {
 
 using Bytes = std::vector<std::uint8_t>;
 
-// Everything in a regular file. Throws Refused where it is missing, no file, or longer than `limit` bytes.
+// Everything in a regular file. Throws Error where it is missing, no file, or longer than `limit` bytes.
 Bytes read_file(const std::string& path, std::size_t limit);
 
 }  // namespace edge

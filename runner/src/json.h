@@ -1,8 +1,8 @@
-// The JSON that manifests are written in (RFC 8259), read with limits.
+// JSON: manifests are read, output is quoted. nlohmann/json does the work.
 #pragma once
 
-#include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -10,36 +10,32 @@
 
 namespace edge {
 
-class Json {
+// A value of a document that knows its place there, so that a message can name it. Keeps the document alive.
+class JsonValue {
  public:
-  // Throws Refused where the text is no JSON, nested deeper than 64, or holds a name twice.
-  static Json parse(const Bytes& text, const std::string& where);
-
-  // Each throws Refused, naming the place, where the value is missing or of another kind.
-  const Json& operator[](const std::string& name) const;
-  const std::vector<Json>& list() const;
-  const std::string& text() const;
+  // Each throws Error, naming the place, where the value is missing or of another type.
+  JsonValue operator[](const std::string& key) const;
+  std::vector<JsonValue> items() const;
+  std::string string() const;
   double number() const;
-  std::size_t count() const;  // a number that is whole, not negative and below 2^31
-  bool empty() const { return kind_ == Kind::null; }
+  std::size_t count() const;  // a whole number, at least 0 and below 2^31
 
  private:
-  friend class JsonReader;
-  enum class Kind { null, boolean, number, text, list, object };
-  [[noreturn]] void wrong(const std::string& wanted) const;
+  friend JsonValue parse_json(const Bytes& text, const std::string& file);
+  JsonValue(std::shared_ptr<const nlohmann::json> value, std::string place) : value_(std::move(value)), place_(std::move(place)) {}
+  [[noreturn]] void fail(const std::string& expected) const;
 
-  Kind kind_ = Kind::null;
-  std::string place_;  // in the document, for messages
-  double number_ = 0;
-  std::string text_;
-  std::vector<Json> list_;
-  std::map<std::string, Json> object_;
+  std::shared_ptr<const nlohmann::json> value_;
+  std::string place_;
 };
 
-// A text as JSON, with its quotes. What is no UTF-8 becomes a question mark.
-std::string quoted(const std::string& text);
+// Throws Error where the text is not JSON (RFC 8259), is nested deeper than 64, or holds a key twice.
+JsonValue parse_json(const Bytes& text, const std::string& file);
 
-// A text for a terminal: neither control characters nor what is no UTF-8.
-std::string printable(const std::string& text);
+// A text as a JSON string in ASCII, as Python's json.dumps writes it. Bytes that are not UTF-8 become U+FFFD.
+std::string quote_json(const std::string& text);
+
+// A text as one line for a terminal: control characters are escaped, bytes that are not UTF-8 become U+FFFD.
+std::string escape_for_terminal(const std::string& text);
 
 }  // namespace edge

@@ -1,4 +1,4 @@
-// What is wrong with a bundle, an input or the runtime, in words for whoever starts the program.
+// What is wrong with a bundle, an input or the runtime, as one message for whoever starts the program.
 #pragma once
 
 #include <stdexcept>
@@ -6,7 +6,7 @@
 
 namespace edge {
 
-struct Refused : std::runtime_error {
+struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 

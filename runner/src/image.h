@@ -1,0 +1,38 @@
+// Images in memory, and what Pillow does with them in run.py: the same pixels, bit for bit.
+#pragma once
+
+#include <string>
+
+#include "files.h"
+
+namespace edge {
+
+struct Size {
+  std::size_t height = 0, width = 0;
+  bool operator==(const Size& other) const { return height == other.height && width == other.width; }
+};
+
+std::string to_string(const Size& size);  // 480x640: height first
+
+// 8 bits a channel, [height, width, channels] with 1 (gray) or 3 (red, green, blue) channels.
+struct Image {
+  Size size;
+  std::size_t channels = 1;
+  Bytes pixels;
+};
+
+constexpr std::size_t kMaxPixels = 100'000'000;  // more is taken for a decompression bomb
+constexpr std::size_t kMaxSide = 65'535;         // with it no product of sizes leaves 32 bits
+
+// Throws Error, naming the file, for an image without pixels or beyond those limits.
+void check_image_size(const Size& size, const std::string& file);
+
+// Turns and mirrors the pixels as EXIF's orientation 1 to 8 asks, so that the image is upright; others change nothing.
+Image apply_orientation(Image image, unsigned orientation);
+
+Image convert_channels(Image image, std::size_t channels);
+
+// Bilinear with antialiasing, in the fixed point of Pillow's `resize`: width first, then height, as run.py does.
+Image resize(Image image, const Size& size);
+
+}  // namespace edge
