@@ -368,6 +368,12 @@ def test_wrong_use_gets_one_message(bundle: Path, run: Run, program: Path, tmp_p
     claims = bytearray((tmp_path / "claims.png").read_bytes())
     claims[16:24] = struct.pack(">II", 9_999, 9_999)
     (tmp_path / "claims.png").write_bytes(checked(claims))
+    noise.save(tmp_path / "exif.png", exif=b"Exif\0\0neither II nor MM")
+    png(tmp_path / "palette.png", np.full((2, 2, 1), 200), 8, 3, interlaced=False)
+    colours = (tmp_path / "palette.png").read_bytes()
+    at = colours.index(b"PLTE") - 4
+    colours = colours[:at] + struct.pack(">I4s30sI", 30, b"PLTE", bytes(30), 0) + colours[at + 12 + 768 :]
+    (tmp_path / "palette.png").write_bytes(checked(bytearray(colours)))
     for words, status, message in [
         ((), 2, "name a bundle"),
         ((bundle,), 2, "name an image, or ask for --self-test or --time"),
@@ -379,6 +385,8 @@ def test_wrong_use_gets_one_message(bundle: Path, run: Run, program: Path, tmp_p
         ((bundle, tmp_path / "nothing.png"), 2, "nothing.png is not there"),
         ((bundle, tmp_path / "tall.png"), 2, "70000x1 pixels (height x width); accepted are up to 65535 a side"),
         ((bundle, tmp_path / "claims.png"), 2, "claims.png is cut short"),
+        ((bundle, tmp_path / "exif.png"), 2, "exif.png has EXIF that cannot be read"),
+        ((bundle, tmp_path / "palette.png"), 2, "palette.png is damaged: "),
         ((bundle, tmp_path / "cmyk.jpg"), 2, "is in CMYK, the colours of a printer; convert it to RGB"),
         ((bundle, tmp_path / "cut.jpg"), 2, "cut.jpg is cut short"),
         ((bundle, tmp_path / "no_end.jpg"), 2, "no_end.jpg is cut short"),

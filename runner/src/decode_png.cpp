@@ -106,7 +106,7 @@ class PngReader {
     png_read_update_info(png_, info_);
   }
 
-  // libpng would make black of an index beyond the palette.
+  // A libpng built without its own check lets an index beyond the palette pass.
   Image look_up(const Image& indices) {
     png_colorp palette = nullptr;
     int colours = 0;
