@@ -32,7 +32,9 @@ def main(
     emulator: str = "",
 ) -> None:
     command = [*shlex.split(emulator), str(program.resolve()), str(bundle)]
-    files = sorted(str(path) for path in pictures.rglob("*") if path.suffix in {".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".npy"})
+    files = sorted(
+        str(path) for path in pictures.rglob("*") if path.suffix in {".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".npy"}
+    )
     files = random.Random(0).sample(files, min(images, len(files)))
     manifest = json.loads((bundle / "manifest.json").read_text())
     model = run.open_model(bundle, manifest, run.check_files(bundle))
