@@ -1,8 +1,9 @@
-"""quantize: small model, scheme, placement -> fake-quantized trained model; never worse on validation than calibrated.
+"""The quantize step: fake-quantize a trained model, calibrate it and fine-tune it; never worse on validation than
+calibration alone.
 
-Ranges are first drawn from the calibration images, by the method that stays closest to the float model on validation.
-Training then moves weights and ranges together; the ranges of activations are frozen for the last epoch, so that what
-is validated is what is exported.
+Activation ranges first come from the calibration images, by the method whose logits stay closest to the float model's on
+validation. Training then moves weights and ranges together; the ranges of activations are frozen for the last epoch, so
+that the validated model is exactly the exported one.
 """
 
 import copy
@@ -27,33 +28,35 @@ from toolchain.quantization import bias_correction, calibration_checks, pt2e, ra
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.training import loop
-from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
+from toolchain.training.trained_model import TrainedModel, load_trained_model, save_trained_model
 
 VERSION = 8
-MAX_CHOICE_IMAGES = 1024  # of validation, at most, to choose a calibration by
-MAX_CHECKED_IMAGES = 512  # of validation, at most, to look for clipped values
-MAX_CORRECTION_PIXELS = 64 * 224 * 224  # of images whose activations are in memory together
+MAX_CHOICE_IMAGES = 1024  # validation images that a calibration method is chosen on
+MAX_CHECKED_IMAGES = 512  # validation images that the calibration is checked on
+MAX_CORRECTION_PIXELS = 64 * 224 * 224  # of the images for bias correction, whose activations are in memory together
 
 
 @dataclass(frozen=True)
 class CalibrationTrial:
-    """One way to calibrate, and how far it is from the float model on validation."""
+    """One way to calibrate, and how close to the float model it is on validation."""
 
     method: CalibrationMethod
     correction: CorrectionMethod
-    divergence: float  # Kullback-Leibler, nats an image, from the float model's answers
-    accuracy: float  # on the validation images that the choice is made by
+    divergence: float  # Kullback-Leibler divergence from the float model's predictions, nats an image
+    accuracy: float  # on the validation images that the choice is made on
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
     """A fake-quantized graph ready for export."""
 
-    trained: trained_module.TrainedModel
+    trained: TrainedModel
     placement: Placement
-    planned_layers: tuple[str, ...]  # modules that are to run in integers
-    method: Literal["qat", "ptq"]  # "ptq" where calibration was all, or training did not improve on it
+    planned_layers: tuple[str, ...]  # modules that are to run in int8
+    method: Literal[
+        "qat", "ptq"
+    ]  # "ptq" where the model was only calibrated, or training did not improve on calibration
     requested_method: Literal["qat", "ptq"]
 
     @property
@@ -68,13 +71,13 @@ class Network:
     """The float and the quantized form of one architecture."""
 
     name: NetworkName
-    trained: trained_module.TrainedModel
-    quantized: QuantizedModel | None  # None where the target has no integers
-    dataset: Dataset  # at the size that it takes its pictures
+    trained: TrainedModel
+    quantized: QuantizedModel | None  # None where the target has no int8
+    dataset: Dataset  # with images of the size that the network takes
 
 
 def shipping(networks: Mapping[NetworkName, Network]) -> NetworkName:
-    """Return the architecture that is to ship: the pruned one where there is one."""
+    """Return the name of the network that is to ship: the pruned one where there is one."""
     return "pruned" if "pruned" in networks else "dense"
 
 
@@ -82,177 +85,186 @@ def run(
     job: Job,
     dense: FinetunedModel,
     view: FinetunedModel,
-    small: trained_module.TrainedModel,
+    small: TrainedModel,
     placed: Mapping[NetworkName, PlacementResult],
 ) -> dict[NetworkName, Network]:
-    """Quantize what may ship with training; beside it the dense model by calibration alone, for comparison.
+    """Quantize the network that may ship, with training; calibrate the dense one beside it, for comparison.
 
     Where a float form is faster than every int8 one, nothing is trained for int8.
 
     Args:
-        job: whose recipe says how to quantize, and whose target for which kernels.
-        dense: the dense model and its images.
+        job: its recipe says how to quantize, its target for which kernels.
+        dense: the dense model and its dataset.
         view: the same with images of the size that the pruned model takes.
         small: the pruned model, or the dense one where nothing was pruned.
-        placed: the placement of each architecture.
+        placed: the placement of each network.
 
     Raises:
         ToolchainError: a model cannot be exported, or training diverged.
     """
 
-    def network(
-        name: NetworkName, source: trained_module.TrainedModel, taught: FinetunedModel, *, ships: bool
-    ) -> Network:
+    def quantize_network(name: NetworkName, source: TrainedModel, teacher: FinetunedModel, *, ships: bool) -> Network:
         if "int8" not in job.target.precisions:
-            return Network(name, source, None, taught.dataset)
+            return Network(name, source, None, teacher.dataset)
         method = "ptq" if not ships or placed[name].float_wins else job.recipe.quantize.method
-        teacher = taught.trained.model if method == "qat" else None
-        return Network(
-            name, source, calibrate_and_train(job, source, teacher, placed[name].placement, taught), taught.dataset
-        )
+        teacher_model = teacher.trained.model if method == "qat" else None
+        quantized = calibrate_and_train(job, source, teacher_model, placed[name].placement, teacher)
+        return Network(name, source, quantized, teacher.dataset)
 
     if small is dense.trained:
-        return {"dense": network("dense", small, dense, ships=True)}
+        return {"dense": quantize_network("dense", small, dense, ships=True)}
     return {
-        "dense": network("dense", dense.trained, dense, ships=False),
-        "pruned": network("pruned", small, view, ships=True),
+        "dense": quantize_network("dense", dense.trained, dense, ships=False),
+        "pruned": quantize_network("pruned", small, view, ships=True),
     }
 
 
 def calibrate_and_train(
     job: Job,
-    source: trained_module.TrainedModel,
+    source: TrainedModel,
     teacher: nn.Module | None,
     placement: Placement,
-    adapted: FinetunedModel,
+    finetuned: FinetunedModel,
 ) -> QuantizedModel:
     """Calibrate, then train with quantization simulated; without a teacher only calibrate.
 
     Args:
         job: its recipe and target.
-        source: the float model; left as it was.
+        source: the float model; not changed.
         teacher: the dense model to distil from; None means post-training quantization.
         placement: what is quantized.
-        adapted: what the dense model was trained on and with.
+        finetuned: the dense model's dataset and augmentation.
 
     Raises:
         ToolchainError: the model cannot be exported, or training diverged.
     """
-    recipe, target, image = job.recipe, job.target, adapted.dataset.example_input
-    asked: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
-    spec = recipe.quantize.train if asked == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
+    recipe, target, dataset = job.recipe, job.target, finetuned.dataset
+    requested_method: Literal["qat", "ptq"] = "ptq" if teacher is None else "qat"
+    spec = recipe.quantize.train if requested_method == "qat" else dataclasses.replace(recipe.quantize.train, epochs=0)
     key = files.digest(
         VERSION, source.key, placement, target.scheme, spec, recipe.quantize.calibration,
-        recipe.quantize.correction, adapted.augment, recipe.balance, recipe.seed, adapted.dataset.calibration_rows,
+        recipe.quantize.correction, finetuned.augment, recipe.balance, recipe.seed, dataset.calibration_rows,
     )  # fmt: skip
-    graph, planned = pt2e.prepare(source.model, image, placement, target.scheme)
+    graph, planned_layers = pt2e.prepare(source.model, dataset.example_input, placement, target.scheme)
     with stage_cache.open_stage(job.work, "quantize", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            starts, findings = calibrate(graph, adapted.dataset, recipe.quantize)
+            trials, findings = calibrate(graph, dataset, recipe.quantize)
             training_job = loop.TrainingJob(
-                dataset=adapted.dataset, spec=spec, augment=adapted.augment, seed=recipe.seed + 2, label="quantize",
-                folder=stage.folder, balance=recipe.balance, teacher=teacher, before_phase=_ranges_until(spec.epochs - 1),
+                dataset=dataset, spec=spec, augment=finetuned.augment, seed=recipe.seed + 2, label="quantize",
+                folder=stage.folder, balance=recipe.balance, teacher=teacher,
+                before_phase=_observe_ranges_until(spec.epochs - 1),
             )  # fmt: skip
             training = loop.train(graph, training_job, keep_start=True)
-            figures = {"planned": planned, "starts": files.to_jsonable(starts), "findings": files.to_jsonable(findings)}
-            trained = trained_module.save_trained_model(stage, started, graph, training, figures)
+            figures = {
+                "planned": planned_layers,
+                "starts": files.to_jsonable(trials),
+                "findings": files.to_jsonable(findings),
+            }
+            trained = save_trained_model(stage, started, graph, training, figures)
         else:
-            trained = trained_module.load_trained_model(stage, graph)
+            trained = load_trained_model(stage, graph)
     pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
     method: Literal["qat", "ptq"] = "qat" if trained.record["best_epoch"] >= 0 else "ptq"
-    return QuantizedModel(trained, placement, planned, method, asked)
+    return QuantizedModel(trained, placement, planned_layers, method, requested_method)
 
 
 def calibrate(
-    graph: GraphModule, data: Dataset, spec: QuantizeSpec
+    graph: GraphModule, dataset: Dataset, spec: QuantizeSpec
 ) -> tuple[tuple[CalibrationTrial, ...], tuple[calibration_checks.Finding, ...]]:
-    """Draws activation ranges from the calibration images and leaves `graph` with the best of what was tried.
+    """Choose activation ranges from the calibration images and leave `graph` with the best trial's ranges and biases.
 
-    The best is the closest to the float model's answers on validation: that takes no labels and tells ways apart that
-    classify the same images right. Ranges are chosen first, then what to correct with them.
+    The best trial is the one whose logits are closest to the float model's on validation: that takes no labels and
+    separates methods that classify the same images correctly. The calibration method is chosen first, with the first
+    correction; then the other corrections are tried with that method.
+
+    Args:
+        graph: as `pt2e.prepare` returns it; changed.
+        dataset: its calibration images and its validation split are used.
+        spec: which calibration and correction methods to try; "auto" means all.
 
     Returns:
-        all that was tried, the best first; and what is wrong with the calibration.
+        all trials, the best first, and the problems of the calibration.
 
     Raises:
-        ToolchainError: no images, or a weight or value that is not finite.
+        ToolchainError: there are no images, or a weight or value is not finite.
     """
     calibration_checks.check_weights(graph)
-    held = _some(data.splits["val"], MAX_CHOICE_IMAGES)
-    batches = [images for images, _ in loader.ordered_batches(data.calibration_images, data.preprocess, 64)]
-    seen = ranges.collect_histograms(graph, batches)
-    wanted = loop.predict(graph, held, data.preprocess)
-    few = torch.cat(batches)[: max(16, MAX_CORRECTION_PIXELS // (batches[0].shape[2] * batches[0].shape[3]))]
+    validation = _evenly_spaced(dataset.splits["val"], MAX_CHOICE_IMAGES)
+    batches = [images for images, _ in loader.ordered_batches(dataset.calibration_images, dataset.preprocess, 64)]
+    histograms = ranges.collect_histograms(graph, batches)
+    float_logits = loop.predict(graph, validation, dataset.preprocess)
+    image_pixels = batches[0].shape[2] * batches[0].shape[3]
+    correction_images = torch.cat(batches)[: max(16, MAX_CORRECTION_PIXELS // image_pixels)]
     methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
-    first, *others = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
-    tried: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
-    before = copy.deepcopy(graph.state_dict())
-    with progress.show_bar("quantize: calibration", len(methods) + len(others)) as bar:
+    corrections = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
+    trials: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
+    uncalibrated = copy.deepcopy(graph.state_dict())
+    with progress.show_bar("quantize: calibration", len(methods) + len(corrections) - 1) as bar:
 
         def attempt(method: CalibrationMethod, correction: CorrectionMethod) -> None:
-            graph.load_state_dict(before)
-            ranges.calibrate(graph, seen, method)
+            graph.load_state_dict(uncalibrated)
+            ranges.calibrate(graph, histograms, method)
             if correction != "none":
-                bias_correction.correct_layers(graph, few, match_std=correction == "norm")
-            given = loop.predict(graph, held, data.preprocess)
-            tried.append((_start(method, correction, given, wanted, held), copy.deepcopy(graph.state_dict())))
-            bar.step(f"{method} {tried[-1][0].accuracy:.4f}")
+                bias_correction.correct_layers(graph, correction_images, match_std=correction == "norm")
+            logits = loop.predict(graph, validation, dataset.preprocess)
+            trial = CalibrationTrial(
+                method,
+                correction,
+                kl_divergence(logits, float_logits),
+                loop.score(logits, validation.labels).accuracy,
+            )
+            trials.append((trial, copy.deepcopy(graph.state_dict())))
+            bar.step(f"{method} {trial.accuracy:.4f}")
 
         for method in methods:
-            attempt(method, first)
-        best = min((start for start, _ in tried), key=lambda start: start.divergence).method
-        for correction in others:
-            attempt(best, correction)
-    tried.sort(key=lambda one: one[0].divergence)
-    graph.load_state_dict(tried[0][1])
-    looked_at = loader.ordered_batches(_some(data.splits["val"], MAX_CHECKED_IMAGES), data.preprocess, 64)
-    found = calibration_checks.check(graph, batches, (images for images, _ in looked_at))
-    return tuple(start for start, _ in tried), found
+            attempt(method, corrections[0])
+        best_method = min((trial for trial, _ in trials), key=lambda trial: trial.divergence).method
+        for correction in corrections[1:]:
+            attempt(best_method, correction)
+    trials.sort(key=lambda trial_and_state: trial_and_state[0].divergence)
+    graph.load_state_dict(trials[0][1])
+    checked = loader.ordered_batches(_evenly_spaced(dataset.splits["val"], MAX_CHECKED_IMAGES), dataset.preprocess, 64)
+    findings = calibration_checks.check(graph, batches, (images for images, _ in checked))
+    return tuple(trial for trial, _ in trials), findings
 
 
-def _some(images: Images, most: int) -> Images:
-    return images.select(range(0, len(images), -(-len(images) // most)))
+def _evenly_spaced(images: Images, limit: int) -> Images:
+    return images.select(range(0, len(images), -(-len(images) // limit)))
 
 
-def _start(
-    method: CalibrationMethod, correction: CorrectionMethod, given: Tensor, wanted: Tensor, held: Images
-) -> CalibrationTrial:
-    return CalibrationTrial(method, correction, kl_divergence(given, wanted), loop.score(given, held.labels).accuracy)
+def kl_divergence(logits: Tensor, reference: Tensor) -> float:
+    """Return the Kullback-Leibler divergence of logits [images, classes] from reference logits, in nats an image."""
+    divergence = F.kl_div(logits.log_softmax(1), reference.log_softmax(1), reduction="batchmean", log_target=True)
+    return max(0.0, float(divergence))  # negative only by rounding
 
 
-def kl_divergence(given: Tensor, wanted: Tensor) -> float:
-    """How far logits [images, classes] are from others: Kullback-Leibler, nats an image."""
-    found = F.kl_div(given.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-    return max(0.0, float(found))  # below 0 only by rounding
-
-
-def _ranges_until(last: int) -> loop.PhaseHook:
-    """Observes ranges while training in every epoch before `last`, never while validating."""
+def _observe_ranges_until(last_epoch: int) -> loop.PhaseHook:
+    """Return a hook that observes ranges while training in every epoch before `last_epoch`, never while validating."""
 
     def switch(model: nn.Module, epoch: int, training: bool) -> None:
-        pt2e.configure_fake_quantize(model, ranges=training and epoch < last, rounding=True)
+        pt2e.configure_fake_quantize(model, ranges=training and epoch < last_epoch, rounding=True)
 
     return switch
 
 
 def notes(networks: Mapping[NetworkName, Network], placed: Mapping[NetworkName, PlacementResult]) -> list[str]:
-    """What a reader must know of how the integers came about."""
-    found = []
-    for family in networks.values():
-        own = family.quantized
-        if own is None:
+    """Return the report's notes on networks that were quantized in another way than the recipe requests."""
+    sentences = []
+    for network in networks.values():
+        quantized = network.quantized
+        if quantized is None:
             continue
-        where = placed[family.name]
-        if where.float_wins and where.fastest_int8 and where.fastest_float:
-            found.append(
-                f"{family.name}: no integer placement is as fast as {where.fastest_float.precision} on this target (the "
-                f"best of {len(where.timed_placements)} is {where.fastest_int8.speedup / where.fastest_float.speedup:.2f}x as "
-                "fast), so none was trained"
+        placement = placed[network.name]
+        if placement.float_wins and placement.fastest_int8 and placement.fastest_float:
+            relative_speed = placement.fastest_int8.speedup / placement.fastest_float.speedup
+            sentences.append(
+                f"{network.name}: no int8 placement is as fast as {placement.fastest_float.precision} on this target (the "
+                f"best of {len(placement.timed_placements)} has {relative_speed:.2f}x its speed), so none was trained"
             )
-        if own.requested_method == "qat" and own.method == "ptq":
-            found.append(
-                f"{family.name}: quantization-aware training did not improve on calibration on the validation images, so "
+        if quantized.requested_method == "qat" and quantized.method == "ptq":
+            sentences.append(
+                f"{network.name}: quantization-aware training did not improve on calibration on the validation images, so "
                 "the calibrated model was kept"
             )
-    return found
+    return sentences
