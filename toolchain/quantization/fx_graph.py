@@ -1,4 +1,6 @@
-"""A torch graph as `placement` reads it, and its rewriting into operations that a runtime has in integers."""
+"""Torch graphs for quantization: read into the operations of `placement`, restricted to a placement, and lowered into
+operations that the runtimes have in int8.
+"""
 
 import copy
 import operator
@@ -41,54 +43,54 @@ GATE_TARGETS = {ATEN.silu.default: ATEN.sigmoid.default, ATEN.hardswish.default:
 
 
 def module_name(node: Node) -> str:
-    """Name of the innermost `nn.Module` that a graph node was traced from; "" for the model itself."""
+    """Return the name of the innermost `nn.Module` that a graph node was traced from; "" for the model itself."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     return str(path).removeprefix("L['self'].").removeprefix("L['self']")
 
 
 def is_fake_quantize(model: GraphModule, node: Node) -> bool:
-    """Whether a node is a fake quantization that `quantizer.prepare` put in."""
+    """Return whether a node is a fake quantization that `pt2e.prepare` inserted."""
     return node.op == "call_module" and hasattr(model.get_submodule(str(node.target)), "fake_quant_enabled")
 
 
 def find_float_source(model: GraphModule, node: Node) -> Node:
-    """The value behind fake quantizations, which is what a runtime would see in float."""
+    """Return the float value that a node's fake quantizations read, or the node itself where it is none."""
     while is_fake_quantize(model, node):
         node = cast(Node, node.args[0])
     return node
 
 
 def list_operations(model: GraphModule) -> list[GraphOperation]:
-    """The graph as `placement` reads it, the same with and without fake quantization inside."""
-    found = []
+    """Return the graph's operations for `placement`, the same with and without fake quantization inside."""
+    operations = []
     for node in model.graph.nodes:
         if node.op not in {"call_function", "output"}:
             continue
         kind = OPERATION_KINDS.get(node.target, "other")
-        parts = [find_float_source(model, part) for part in node.all_input_nodes]
-        inputs = [part for part in parts if part.op != "get_attr" and (_is_float(part) or kind == "other")]
+        sources = [find_float_source(model, source) for source in node.all_input_nodes]
+        inputs = [source for source in sources if source.op != "get_attr" and (_is_float(source) or kind == "other")]
         if kind == "layer":
-            inputs = [find_float_source(model, part) for part in node.args[:1] if isinstance(part, Node)]
-        whole = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
-        found.append(
+            inputs = [find_float_source(model, source) for source in node.args[:1] if isinstance(source, Node)]
+        supported = len(inputs) == 2 if kind in {"add", "multiply"} else bool(inputs)
+        operations.append(
             GraphOperation(
-                name=node.name, kind=kind if whole else "other", module=module_name(node),
-                inputs=tuple(part.name for part in inputs), output=node.name,
+                name=node.name, kind=kind if supported else "other", module=module_name(node),
+                inputs=tuple(source.name for source in inputs), output=node.name,
             )
         )  # fmt: skip
-    return found
+    return operations
 
 
 def restrict_to_placement(model: GraphModule, chosen: Placement) -> GraphModule:
-    """A copy of a fake-quantized graph that rounds only what `chosen` says; weights and ranges stay as they are.
+    """Return a copy of a fake-quantized graph that quantizes only what `chosen` says, with the same weights and ranges.
 
     Args:
-        model: as `quantizer.prepare` and training left it.
+        model: as `pt2e.prepare` and training left it.
         chosen: a placement with more in float than the graph's own.
     """
     ops = list_operations(model)
-    wanted = quantized_edges(ops, resolve(ops, chosen))
+    edges = quantized_edges(ops, resolve(ops, chosen))
     layers = {op.name for op in ops if op.kind == "layer" and chosen.quantizes(op.module)}
     copied = copy.deepcopy(model)
     for node in list(copied.graph.nodes):
@@ -96,7 +98,7 @@ def restrict_to_placement(model: GraphModule, chosen: Placement) -> GraphModule:
             continue
         value = find_float_source(copied, node)
         for user in list(node.users):
-            stays = user.name in layers if value.op == "get_attr" else (value.name, user.name) in wanted
+            stays = user.name in layers if value.op == "get_attr" else (value.name, user.name) in edges
             if not stays and not is_fake_quantize(copied, user):
                 user.replace_input_with(node, value)
     copied.graph.eliminate_dead_code()
@@ -106,13 +108,13 @@ def restrict_to_placement(model: GraphModule, chosen: Placement) -> GraphModule:
 
 
 def lower(model: GraphModule) -> GraphModule:
-    """Writes a graph in fewer operations, each of which a runtime has in integers; changes `model` and returns it.
+    """Rewrite a graph in fewer operations that the runtimes have in int8; change `model` and return it.
 
-    Operations in place become their plain forms, SiLU and hard-swish a gate times their input, chunks slices.
+    In-place operations become their plain forms, SiLU and hard-swish a gate times their input, chunks slices.
     """
     graph = model.graph
     for node in list(graph.nodes):
-        if node.target in OUT_OF_PLACE and not _read_later(node):
+        if node.target in OUT_OF_PLACE and not _input_is_read_later(node):
             node.target = OUT_OF_PLACE[node.target]
         if node.target in GATE_TARGETS:
             with graph.inserting_before(node):
@@ -122,17 +124,17 @@ def lower(model: GraphModule) -> GraphModule:
             node.replace_all_uses_with(product)
             graph.erase_node(node)
         elif node.target == ATEN.chunk.default and all(user.target is operator.getitem for user in node.users):
-            _slices(graph, node)
+            _chunk_to_slices(graph, node)
     model.recompile()
     return model
 
 
-def _read_later(node: Node) -> bool:
-    """Whether the input of an operation in place is read again behind it, and so must change."""
+def _input_is_read_later(node: Node) -> bool:
+    """Return whether the input of an in-place operation is read again later, so that it must really change."""
     return any(user > node for user in cast(Node, node.args[0]).users if user is not node)
 
 
-def _slices(graph: Graph, node: Node) -> None:
+def _chunk_to_slices(graph: Graph, node: Node) -> None:
     source, count, dimension = cast(Node, node.args[0]), cast(int, node.args[1]), cast(int, (*node.args, 0)[2])
     length = source.meta["val"].shape[dimension]
     size = -(-length // count)

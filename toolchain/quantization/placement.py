@@ -1,7 +1,8 @@
-"""Which activations a Placement rounds to integers: decided once, on operations that a torch graph and an ONNX graph share.
+"""Q/DQ placement: which activations are quantized, decided on operations that a torch graph and an ONNX graph share.
 
-`fxgraph` reads torch's graph into these operations, for `quantizer` to train with the rounding simulated; `candidates`
-reads the ONNX graph, to be timed before anything is trained. Both ask `rounded` and therefore place the same Q/DQ pairs.
+`fx_graph` reads torch's graph into these operations, so that `pt2e` can train with quantization simulated;
+`export.insert_qdq` reads the ONNX graph, which is timed before anything is trained. Both call `resolve` and therefore
+place the same Q/DQ pairs.
 """
 
 import dataclasses
@@ -14,11 +15,12 @@ PlaceableOperation = Literal["add", "multiply", "average", "concatenate", "activ
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What runs in integers, by `nn.Module` name and kind of operation.
+    """What is quantized, by `nn.Module` name and kind of operation.
 
-    Convolution and linear layers do, but for those in `float_modules` and below ("" is the whole model). `results`
-    decides how: rounded right behind the layer, which ONNX Runtime needs for integer kernels, or only where an integer
-    operation reads the value, which leaves the activation functions between them in float, as OpenVINO fuses them.
+    Convolution and linear layers are, except those in `float_modules` and below ("" is the whole model). With `results`
+    a layer's output is quantized right behind the layer, which ONNX Runtime needs for its int8 kernels. Without it, a
+    value is quantized only where a quantized operation reads it: the activation functions in between stay in float, as
+    OpenVINO fuses them.
     """
 
     float_modules: tuple[str, ...] = ()
@@ -26,149 +28,158 @@ class Placement:
     results: bool = True
 
     def quantizes(self, module: str) -> bool:
-        """Whether operations inside `module` are quantized."""
+        """Return whether operations inside `module` are quantized."""
         return not any(name in {"", module} or module.startswith(name + ".") for name in self.float_modules)
 
 
 OperationKind = PlaceableOperation | Literal["layer", "rectifier", "keep", "other"]
-ALL_FLOAT = Placement(float_modules=("",))  # all of a model
-FUSES_RECTIFIER: frozenset[OperationKind] = frozenset({"layer", "add"})  # may have a rectifier fused behind them
+ALL_FLOAT = Placement(float_modules=("",))  # the whole model
+FUSES_RECTIFIER: frozenset[OperationKind] = frozenset({"layer", "add"})  # runtimes fuse a rectifier behind them
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphOperation:
-    """One operation on activations; weights are no inputs of it."""
+    """One operation on activations; weights do not count as its inputs."""
 
     name: str
     kind: OperationKind
-    module: str  # of the `nn.Module` it was traced from
+    module: str  # name of the `nn.Module` it was traced from
     inputs: tuple[str, ...]  # names of the float activations it reads
     output: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperationQuantization:
-    """What of one operation is rounded."""
+    """Which inputs of one operation are quantized, and whether its output is."""
 
     inputs: tuple[str, ...] = ()
     output: bool = False
-    shared_scale: bool = False  # all that is rounded has the scale of the first input
+    shared_scale: bool = False  # all quantized values have the scale of the first input
 
 
 def resolve(ops: Sequence[GraphOperation], placement: Placement) -> dict[str, OperationQuantization]:
-    """Rounding by operation name; operations without any are left out.
+    """Return what is quantized, by operation name; operations without quantization are left out.
 
-    A layer or an addition and the rectifier behind it are one unit without rounding in between. Pooling by maximum and
-    reshaping keep their input's scale, so that the runtimes can run them on integers, where integers come in or integer
-    layers read what comes out. An average has a smaller range than its input and gets a scale of its own.
+    A layer or an addition and the rectifier behind it are one unit without quantization in between. Max pooling and
+    reshaping keep their input's scale, so that the runtimes can run them on integers; they are quantized where their
+    input is, or where only quantized layers read their output. An average has a smaller range than its input and gets a
+    scale of its own.
 
     Args:
-        ops: the whole graph, in an order in which it can run.
-        placement: what is wanted.
+        ops: the whole graph, in running order.
+        placement: the placement to apply.
     """
     readers: dict[str, list[GraphOperation]] = {}
     for op in ops:
         for value in op.inputs:
             readers.setdefault(value, []).append(op)
-    found: dict[str, OperationQuantization] = {}
-    at_source = set[str]()  # values that are rounded where they are made
+    quantizations: dict[str, OperationQuantization] = {}
+    quantized_values = set[str]()  # values that are quantized where they are computed
     for op in ops:
-        if op.name in found:  # a rectifier, done with its unit
+        if op.name in quantizations:  # a rectifier, handled with its unit
             continue
-        one = _rounding(op, placement, at_source, readers)
-        if one is None:
+        quantization = _quantize_operation(op, placement, quantized_values, readers)
+        if quantization is None:
             continue
-        behind = readers.get(op.output, [])
-        if one.output and op.kind in FUSES_RECTIFIER and len(behind) == 1 and behind[0].kind == "rectifier":
-            found[behind[0].name] = OperationQuantization(output=True)
-            at_source.add(behind[0].output)
-            one = OperationQuantization(inputs=one.inputs)
-        elif one.output:
-            at_source.add(op.output)
-        found[op.name] = one
-    return found
+        output_readers = readers.get(op.output, [])
+        rectified = len(output_readers) == 1 and output_readers[0].kind == "rectifier"
+        if quantization.output and op.kind in FUSES_RECTIFIER and rectified:
+            rectifier = output_readers[0]
+            quantizations[rectifier.name] = OperationQuantization(output=True)
+            quantized_values.add(rectifier.output)
+            quantization = OperationQuantization(inputs=quantization.inputs)
+        elif quantization.output:
+            quantized_values.add(op.output)
+        quantizations[op.name] = quantization
+    return quantizations
 
 
-def _rounding(
-    op: GraphOperation, placement: Placement, at_source: set[str], readers: Mapping[str, Sequence[GraphOperation]]
+def _quantize_operation(
+    op: GraphOperation,
+    placement: Placement,
+    quantized_values: set[str],
+    readers: Mapping[str, Sequence[GraphOperation]],
 ) -> OperationQuantization | None:
     if op.kind in {"other", "rectifier"} or not placement.quantizes(op.module):
         return None
     if op.kind == "layer":
         return OperationQuantization(inputs=op.inputs[:1], output=placement.results)
     if op.kind == "keep":
-        integer = op.inputs[0] in at_source or _read_by_layers(op, readers, placement)
-        return OperationQuantization(inputs=op.inputs[:1], output=True, shared_scale=True) if integer else None
+        quantized = op.inputs[0] in quantized_values or _only_layers_read(op, readers, placement)
+        return OperationQuantization(inputs=op.inputs[:1], output=True, shared_scale=True) if quantized else None
     if op.kind in placement.float_operations:
         return None
-    shared = op.kind == "concatenate"  # of integers of one scale: what comes out is rounded already
+    shared = op.kind == "concatenate"  # of integers of one scale: its output needs no rounding of its own
     return OperationQuantization(inputs=op.inputs, output=placement.results or shared, shared_scale=shared)
 
 
-def _read_by_layers(op: GraphOperation, readers: Mapping[str, Sequence[GraphOperation]], placement: Placement) -> bool:
-    """Whether a value is read by integer layers alone, perhaps through more reshaping: then it may be rounded early."""
-    behind = readers.get(op.output, [])
-    return bool(behind) and all(
+def _only_layers_read(
+    op: GraphOperation, readers: Mapping[str, Sequence[GraphOperation]], placement: Placement
+) -> bool:
+    """Return whether only quantized layers read the output, perhaps through more reshaping: then quantize it early."""
+    output_readers = readers.get(op.output, [])
+    return bool(output_readers) and all(
         placement.quantizes(reader.module)
-        and (reader.kind == "layer" or (reader.kind == "keep" and _read_by_layers(reader, readers, placement)))
-        for reader in behind
+        and (reader.kind == "layer" or (reader.kind == "keep" and _only_layers_read(reader, readers, placement)))
+        for reader in output_readers
     )
 
 
 def quantized_edges(
-    ops: Sequence[GraphOperation], roundings: Mapping[str, OperationQuantization]
+    ops: Sequence[GraphOperation], quantizations: Mapping[str, OperationQuantization]
 ) -> set[tuple[str, str]]:
-    """Which operation reads which value rounded: (value, name of the reader)."""
-    found = set[tuple[str, str]]()
+    """Return the edges with a quantized value, as pairs (value, name of the operation that reads it)."""
+    edges = set[tuple[str, str]]()
     for op in ops:
-        one = roundings.get(op.name)
-        if one is None:
+        quantization = quantizations.get(op.name)
+        if quantization is None:
             continue
-        found |= {(value, op.name) for value in one.inputs}
-        if one.output:
-            found |= {(op.output, reader.name) for reader in ops if op.output in reader.inputs}
-    return found
+        edges |= {(value, op.name) for value in quantization.inputs}
+        if quantization.output:
+            edges |= {(op.output, reader.name) for reader in ops if op.output in reader.inputs}
+    return edges
 
 
-def leave_in_float(one: Placement, modules: Sequence[str]) -> Placement:
-    """The same with further modules in float."""
-    return dataclasses.replace(one, float_modules=tuple(dict.fromkeys((*one.float_modules, *modules))))
+def leave_in_float(placement: Placement, modules: Sequence[str]) -> Placement:
+    """Return the placement with further modules in float."""
+    float_modules = tuple(dict.fromkeys((*placement.float_modules, *modules)))
+    return dataclasses.replace(placement, float_modules=float_modules)
 
 
 def quantized_layers(ops: Sequence[GraphOperation], placement: Placement) -> tuple[str, ...]:
-    """Modules of the convolution and linear layers that are to run in integers."""
+    """Return the modules of the convolution and linear layers that are quantized."""
     return tuple(op.module for op in ops if op.kind == "layer" and placement.quantizes(op.module))
 
 
-def split_into_blocks(modules: Sequence[str], most: int) -> list[str]:
-    """Module names that divide layers into at most `most` parts along the model's own structure.
+def split_into_blocks(modules: Sequence[str], limit: int) -> list[str]:
+    """Return module names that divide layers into at most `limit` blocks along the model's own structure.
 
     Args:
         modules: names of layers, in running order.
-        most: parts wanted at the most; the largest part is divided first.
+        limit: highest number of blocks; the block with the most layers is divided first.
     """
-    parts = _children(modules, "")
+    blocks = _group_by_child(modules, "")
     while True:
-        for name in sorted(parts, key=lambda part: -len(parts[part])):
-            inner = _children(parts[name], name)
-            if len(inner) > 1 and len(parts) - 1 + len(inner) <= most:
+        for name in sorted(blocks, key=lambda block: -len(blocks[block])):
+            children = _group_by_child(blocks[name], name)
+            if len(children) > 1 and len(blocks) - 1 + len(children) <= limit:
                 break
         else:
-            return list(parts)
-        at = list(parts).index(name)
-        items = list(parts.items())
-        parts = dict([*items[:at], *inner.items(), *items[at + 1 :]])
+            return list(blocks)
+        index = list(blocks).index(name)
+        items = list(blocks.items())
+        blocks = dict([*items[:index], *children.items(), *items[index + 1 :]])
 
 
-def _children(modules: Sequence[str], parent: str) -> Mapping[str, list[str]]:
-    """Layers by the part of `parent` they lie in; a part with a single child is named after that child."""
-    found: dict[str, list[str]] = {}
+def _group_by_child(modules: Sequence[str], parent: str) -> Mapping[str, list[str]]:
+    """Return layers by the child of `parent` that they lie in; a child with a single child is named after that one."""
+    groups: dict[str, list[str]] = {}
     for module in modules:
         rest = module.removeprefix(parent).lstrip(".") if parent else module
-        first = rest.partition(".")[0]
-        found.setdefault(f"{parent}.{first}" if parent and first else first or parent, []).append(module)
-    if len(found) == 1:
-        (only,) = found
-        deeper = only != parent and any(module != only for module in modules)
-        return _children(modules, only) if deeper else found
-    return found
+        child = rest.partition(".")[0]
+        groups.setdefault(f"{parent}.{child}" if parent and child else child or parent, []).append(module)
+    if len(groups) == 1:
+        (only,) = groups
+        can_divide = only != parent and any(module != only for module in modules)
+        return _group_by_child(modules, only) if can_divide else groups
+    return groups
