@@ -1,6 +1,5 @@
-"""Quantization: what is trained is what is exported, and all of it runs in integers in both runtimes."""
+"""Quantization: the trained model equals the exported one, and all planned layers run in int8 in both runtimes."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 from toolchain.export import to_onnx
 from toolchain.export.passes import cleanup, runtime_fusions
+from toolchain.export.runtime import load_runtime
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 
@@ -96,34 +96,34 @@ def test_preparing_leaves_the_float_model_alone(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
-def test_all_planned_layers_run_in_integers(model: nn.Module, runtime: str, tmp_path: Path) -> None:
+def test_all_planned_layers_run_in_int8(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model)
-    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
-    made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
-    found = room.coverage(made.path, precision="int8")
-    assert (found.integer, found.float_ops) == (len(planned), ())
+    runtime_module = load_runtime(runtime)
+    artefact = runtime_module.compile(exported(graph, tmp_path), tmp_path / "compiled")
+    coverage = runtime_module.coverage(artefact.path, precision="int8")
+    assert (coverage.integer, coverage.float_ops) == (len(planned), ())
 
 
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_a_module_left_in_float_is_named_as_float(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, planned = calibrated(model, Placement(float_modules=("inner",)))
-    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
-    made = room.compile(exported(graph, tmp_path), tmp_path / "compiled")
-    found = room.coverage(made.path, precision="int8")
+    runtime_module = load_runtime(runtime)
+    artefact = runtime_module.compile(exported(graph, tmp_path), tmp_path / "compiled")
+    coverage = runtime_module.coverage(artefact.path, precision="int8")
     assert planned == ("stem.0", "back", "head")
-    assert found.integer == 3
-    assert found.float_ops == ("inner.0",)
+    assert coverage.integer == 3
+    assert coverage.float_ops == ("inner.0",)
 
 
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
-def test_the_runtime_answers_within_two_steps_of_torch(model: nn.Module, runtime: str, tmp_path: Path) -> None:
+def test_the_runtime_agrees_with_torch_within_two_steps(model: nn.Module, runtime: str, tmp_path: Path) -> None:
     graph, _ = calibrated(model)
     x = torch.randn(20, 3, 8, 8)
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
     step = to_onnx.read_output_step(path)
-    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
-    session = room.open(room.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
+    runtime_module = load_runtime(runtime)
+    session = runtime_module.open(runtime_module.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     assert step is not None
     assert np.abs(given - wanted).max() <= 2 * step + 1e-6
@@ -145,7 +145,7 @@ class Hard(nn.Module):
 
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 @pytest.mark.parametrize("chosen", [Placement(float_modules=("",)), Placement(), Placement(float_operations=())])
-def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
+def test_hard_activations_keep_their_values_in_the_form_a_runtime_fuses(
     runtime: str, chosen: Placement, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -154,16 +154,16 @@ def test_hard_activations_keep_their_values_in_the_form_a_runtime_likes(
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
     assert "HardSigmoid" in {node.op_type for node in onnx.load(path).graph.node}
-    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
-    made = room.compile(path, tmp_path / "compiled")
-    session = room.open(made.path, threads=1, precision="int8" if planned else "f32")
+    runtime_module = load_runtime(runtime)
+    artefact = runtime_module.compile(path, tmp_path / "compiled")
+    session = runtime_module.open(artefact.path, threads=1, precision="int8" if planned else "f32")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     step = to_onnx.read_output_step(path)
     assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
 
 
 class Rows(nn.Module):
-    """Products over the channels of pictures that have them last, as in ConvNeXt, with weights of equally many rows."""
+    """Products over the channels of images that have them last, as in ConvNeXt, with weights of equally many rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,18 +179,18 @@ class Rows(nn.Module):
 
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 @pytest.mark.parametrize("results", [True, False])
-def test_products_over_the_last_of_four_dimensions_run_in_integers(runtime: str, results: bool, tmp_path: Path) -> None:
+def test_products_over_the_last_of_four_dimensions_run_in_int8(runtime: str, results: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, planned = calibrated(Rows().eval(), Placement(results=results))
     path = exported(graph, tmp_path)
-    room = importlib.import_module(f"toolchain.export.runtimes.{runtime}")
-    made = room.compile(path, tmp_path / "compiled")
-    in_float = room.coverage(made.path, precision="int8").float_ops
+    runtime_module = load_runtime(runtime)
+    artefact = runtime_module.compile(path, tmp_path / "compiled")
+    in_float = runtime_module.coverage(artefact.path, precision="int8").float_ops
     assert set(planned) == {"stem", "wide", "plain", "narrow", "head"}
-    # ONNX Runtime has no integer convolution whose result is float
+    # ONNX Runtime has no int8 convolution with a float result
     assert in_float == (("stem",) if runtime == "onnxruntime" and not results else ())
     x = torch.randn(20, 3, 8, 8)
-    session = room.open(made.path, threads=1, precision="int8")
+    session = runtime_module.open(artefact.path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     wanted = graph(x).detach().numpy()
     assert np.abs(given - wanted).max() <= 2 * (to_onnx.read_output_step(path) or np.ptp(wanted) / 255) + 1e-6
@@ -211,7 +211,7 @@ class Shuffled(nn.Module):
         return self.head(shuffled).mean((2, 3))
 
 
-def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
+def test_data_movement_is_not_quantized_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, _ = calibrated(Shuffled().eval())
     written = onnx_ir.load(exported(graph, tmp_path))
@@ -229,7 +229,7 @@ def test_moving_values_needs_no_rounding_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(given[0], given[1])
 
 
-def test_a_move_into_another_scale_is_rounded_again() -> None:
+def test_data_movement_into_another_scale_is_quantized_again() -> None:
     values = {name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")}
     scales = [("one", 0.1), ("other", 0.2)]
     known = [onnx.numpy_helper.from_array(np.asarray(step, np.float32), name) for name, step in scales]
@@ -274,15 +274,17 @@ def test_exported_files_carry_no_comments_and_no_paths(model: nn.Module, tmp_pat
     assert str(Path.cwd()).encode() not in proto.SerializeToString()
 
 
-def test_rectifiers_biases_and_repeated_rounding_are_cleaned_away(model: nn.Module, tmp_path: Path) -> None:
+def test_rectifiers_float_biases_and_repeated_quantization_are_removed(model: nn.Module, tmp_path: Path) -> None:
     graph, _ = calibrated(model)
     nodes = onnx.load(exported(graph, tmp_path)).graph.node
-    kinds = [node.op_type for node in nodes]
-    assert "Relu" not in kinds
-    assert "Clip" not in kinds
-    assert "ReduceMean" not in kinds
-    made_by = {output: node.op_type for node in nodes for output in node.output}
-    assert all(made_by[node.input[2]] == "DequantizeLinear" for node in nodes if node.op_type in {"Conv", "Gemm"})
+    op_types = [node.op_type for node in nodes]
+    assert "Relu" not in op_types
+    assert "Clip" not in op_types
+    assert "ReduceMean" not in op_types
+    op_types_by_output = {output: node.op_type for node in nodes for output in node.output}
+    assert all(
+        op_types_by_output[node.input[2]] == "DequantizeLinear" for node in nodes if node.op_type in {"Conv", "Gemm"}
+    )
 
 
 def test_a_model_that_branches_on_its_data_is_refused_with_a_reason() -> None:
@@ -348,16 +350,16 @@ def test_frozen_ranges_are_those_that_conversion_uses(model: nn.Module) -> None:
     assert torch.equal(pt2e.convert(graph, IMAGE)(x), shown)
 
 
-def test_an_activation_in_channels_last_is_rounded_like_any_other() -> None:
+def test_an_activation_in_channels_last_is_quantized_like_any_other() -> None:
     values = torch.randn(2, 5, 7, 3)
-    found = []
+    results = []
     for form in (torch.contiguous_format, torch.channels_last):
         graph, _ = pt2e.prepare(nn.Sequential(nn.Conv2d(5, 4, 1)), torch.zeros(1, 5, 7, 3), Placement(), QuantScheme())
-        one = next(iter(pt2e.find_activation_quantizers(graph).values()))
+        quantizer = next(iter(pt2e.find_activation_quantizers(graph).values()))
         pt2e.configure_fake_quantize(graph, ranges=True, rounding=True)
         given = values.clone(memory_format=form).requires_grad_()
-        rounded = one(given)
+        rounded = quantizer(given)
         rounded.square().sum().backward()
-        found.append((rounded, given.grad, one.scale.clone(), one.zero_point.clone()))
-    for contiguous, last in zip(*found, strict=True):
+        results.append((rounded, given.grad, quantizer.scale.clone(), quantizer.zero_point.clone()))
+    for contiguous, last in zip(*results, strict=True):
         assert torch.equal(contiguous, last)
