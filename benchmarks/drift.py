@@ -20,7 +20,7 @@ from toolchain.core import files as records
 from toolchain.deploy import drift, drift_reference
 from toolchain.edge import archive, run, watch
 
-WINDOW = watch.WINDOW
+WINDOW = watch.IMAGES_PER_WINDOW
 
 
 def blur(radius: float) -> Callable[[np.ndarray, np.random.Generator], np.ndarray]:
@@ -84,7 +84,7 @@ def read(folder: Path, sees: Mapping[str, object], classes: tuple[str, ...]) -> 
     """Pixels as the network sees them, and classes; -1 where a folder's name is none."""
     rows, labels = [], []
     for path in sorted(path for path in folder.rglob("*") if path.suffix in {".png", ".jpg", ".jpeg"}):
-        rows.append(run.fit_size(run.read_picture(path, sees["mode"]), sees["image_size"]))
+        rows.append(run.fit_size(run.read_image(path, sees["mode"]), sees["image_size"]))
         labels.append(classes.index(path.parent.name) if path.parent.name in classes else -1)
     return np.stack(rows), np.array(labels)
 

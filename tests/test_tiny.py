@@ -330,7 +330,7 @@ def test_nobody_reads_what_it_prints(flashed: Path) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run([sys.executable, "run.py", "good.npy"], cwd=flashed, stdout=full, stderr=subprocess.PIPE, text=True, check=False)  # fmt: skip
     assert ended.returncode == 2
-    assert ended.stderr == "error: cannot write what was found: No space left on device\n"
+    assert ended.stderr == "error: cannot write the results: No space left on device\n"
 
 
 @pytest.mark.parametrize("counts", ["", "."])
@@ -338,7 +338,7 @@ def test_counters_go_into_a_file(counts: str, flashed: Path) -> None:
     np.save(flashed / "good.npy", np.zeros((32, 32), np.uint8))
     ended = device(flashed, "--watch", counts, "good.npy")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert "a file is wanted, such as counts.json" in ended.stderr
+    assert "give a file, such as counts.json" in ended.stderr
 
 
 def test_what_cannot_be_read_is_no_failure_to_write(flashed: Path, tmp_path: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_board_counts_and_drift_reads_it(flashed: Path, run: Run, tmp_path: Pa
     (flashed / "counts.json").write_text((flashed / "counts.json").read_text()[:100])
     for ended in (device(flashed, "--watch", "counts.json", "seen"), subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)):  # fmt: skip
         assert ended.returncode == 2
-        assert "cut or damaged" in ended.stderr
+        assert "truncated or damaged" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 

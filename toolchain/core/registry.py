@@ -15,7 +15,7 @@ from toolchain.core.errors import ToolchainError
 ConfigKind = Literal["targets", "calibration", "recipes", "shortlists"]
 DropInKind = Literal["criteria", "runtimes", "scores", "sections", "sources", "updates", "verbs"]
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-ROOMS = {  # where each kind of drop-in lies
+DROP_IN_FOLDERS = {  # where each kind of drop-in lies
     "criteria": "pruning/criteria",
     "runtimes": "export/runtimes",
     "scores": "selection/scores",
@@ -74,7 +74,7 @@ def suggest(name: str, accepted: list[str]) -> str:
 
 def list_modules(kind: DropInKind) -> list[str]:
     """Names of all drop-in modules of a kind."""
-    return sorted(path.stem for path in (PACKAGE_FOLDER / ROOMS[kind]).glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem for path in (PACKAGE_FOLDER / DROP_IN_FOLDERS[kind]).glob("*.py") if not path.stem.startswith("_"))
 
 
 def load_module(kind: DropInKind, name: str) -> ModuleType:
@@ -85,4 +85,4 @@ def load_module(kind: DropInKind, name: str) -> ModuleType:
     """
     if name not in list_modules(kind):
         raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {suggest(name, list_modules(kind))}")
-    return importlib.import_module(f"toolchain.{ROOMS[kind].replace('/', '.')}.{name}")
+    return importlib.import_module(f"toolchain.{DROP_IN_FOLDERS[kind].replace('/', '.')}.{name}")

@@ -28,7 +28,7 @@ from toolchain.edge import run
 
 # only what decides pixels: a change elsewhere in the runner, such as to a message, does not retrain anything
 DECODER_VERSION = (
-    *(inspect.getsource(function) for function in (run.read_picture, run.fit_size, run.normalise)),
+    *(inspect.getsource(function) for function in (run.read_image, run.fit_size, run.normalise)),
     PIL.__version__,
 )
 
@@ -167,7 +167,7 @@ def decode_files(
     with progress.show_bar(f"decode {target.stem}", len(paths)) as bar:
         for index, path in enumerate(paths):
             try:
-                images.append(run.fit_size(run.read_picture(path, preprocess.mode), preprocess.image_size))
+                images.append(run.fit_size(run.read_image(path, preprocess.mode), preprocess.image_size))
             except run.Refused as reason:
                 if on_corrupt == "fail":
                     raise ToolchainError(

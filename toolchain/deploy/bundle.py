@@ -80,7 +80,7 @@ def write(shipment: Shipment, forms: PackagedForms, out: Path) -> Path:
         making.mkdir(parents=True)
         _copy_model(variant.artefact, making)
         golden = _goldens(variant, predictions["test"], data, making / "golden.npz")
-        _reference(predictions, data, making / watch.REFERENCE)
+        _reference(predictions, data, making / watch.REFERENCE_FILE)
         for file in forms.files:
             shutil.copyfile(file, making / file.name)
         facts = {**shipment.facts, "forms": records.to_jsonable(forms.forms)}
@@ -184,7 +184,7 @@ def _manifest(variant: Variant, facts: Mapping[str, Any], data: Dataset, golden:
         },
         "classes": list(data.classes),
         "runtime_least": load_runtime(facts["runtime"]).least_version(variant.artefact.path),
-        "watch": watch.REFERENCE,
+        "watch": watch.REFERENCE_FILE,
         "golden": {"file": "golden.npz", **golden},
         **facts,
     }

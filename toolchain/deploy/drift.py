@@ -91,7 +91,7 @@ def detect(
         _window(name, number, {key: np.array(row) for key, row in window["counts"].items()}, whole, reference, level)
         for name, number, window in judged
     )
-    typical = int(np.median([window.pictures for window in windows])) if windows else watch.WINDOW
+    typical = int(np.median([window.pictures for window in windows])) if windows else watch.IMAGES_PER_WINDOW
     verdict, why = _verdict(windows, reference)
     return DriftResult(
         bundle=bundle, verdict=verdict, why=why, windows=windows, left_out=len(found) - len(judged),
@@ -183,6 +183,6 @@ def read_counters(paths: Sequence[Path], bundle: str, sizes: Mapping[str, int]) 
     for path in paths:
         try:
             found[str(path)] = watch.read(path, bundle, sizes)
-        except watch.Unusable as reason:
+        except watch.CounterFileError as reason:
             raise ToolchainError(str(reason)) from reason
     return found

@@ -36,7 +36,7 @@ class DriftReference:
         """How many bins every reading has, for a model of so many classes."""
         return {
             **{name: len(own) + 1 for name, own in self.bin_edges.items()},
-            "class": min(classes, watch.MOST_CLASSES),
+            "class": min(classes, watch.MAX_COUNTED_CLASSES),
         }
 
     def count_images(self, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -50,14 +50,14 @@ def build_arrays(splits: Sequence[SplitPredictions]) -> dict[str, np.ndarray]:
     logits = np.concatenate([one.logits for one in splits])
     labels = np.concatenate([one.labels for one in splits])
     chosen = np.linspace(0, len(labels) - 1, min(MAX_IMAGES, len(labels))).astype(int)
-    values = np.stack([watch.inputs(one) for one in pixels[chosen]])
-    found = dict(zip(watch.INPUTS, values.T, strict=True)) | {"confidence": watch.confidence(logits[chosen])}
+    values = np.stack([watch.measure_image(one) for one in pixels[chosen]])
+    found = dict(zip(watch.INPUT_READINGS, values.T, strict=True)) | {"confidence": watch.confidence(logits[chosen])}
     kept: dict[str, np.ndarray] = {"right": logits[chosen].argmax(1) == labels[chosen]}
     for name, own in found.items():
-        edges: np.ndarray = watch.edges_of(own)
+        edges: np.ndarray = watch.compute_bin_edges(own)
         kept[f"edges_{name}"] = edges
         kept[f"bins_{name}"] = np.asarray(np.searchsorted(edges, own, side="left"), np.uint8)
-    classes = min(logits.shape[1], watch.MOST_CLASSES)
+    classes = min(logits.shape[1], watch.MAX_COUNTED_CLASSES)
     kept["bins_class"] = np.minimum(logits[chosen].argmax(1), classes - 1).astype(np.uint8)
     return kept
 

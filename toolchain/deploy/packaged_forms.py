@@ -129,7 +129,7 @@ class _Judge:
     def look(self, size: tuple[int, int], golden: Path) -> None:
         """From now on pictures come as a camera's frames would; some of them are written for the self-test."""
         sees, files = self.data.preprocess, [self.data.splits["test"].files[i] for i in self.chosen]
-        shots = np.stack([runner.fit_size(runner.read_picture(file, sees.mode), size) for file in files])
+        shots = np.stack([runner.fit_size(runner.read_image(file, sees.mode), size) for file in files])
         room, shown = load_runtime(self.target.runtime), runner.normalise
         session = room.open(self.variant.artefact.path, threads=1, precision=self.variant.precision)
         small = [runner.fit_size(shot, sees.image_size) for shot in shots]

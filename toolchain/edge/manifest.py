@@ -1,7 +1,7 @@
-"""The manifest of a bundle: what it holds, what it answers, what it was made of, as one checked value.
+"""The manifest of a bundle: its files, inputs and outputs, accuracy and provenance, as one checked value.
 
-It is an interface: boards, pipelines and other languages read it. `toolchain schema manifest` prints its JSON schema.
-Keys are added where the schema number stays; it changes where one takes another meaning.
+It is an interface: boards, pipelines and programs in other languages read it. `toolchain schema manifest` prints its JSON
+schema. New keys keep the schema number; it goes up when an existing key changes its meaning.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class ModelFiles:
     """The canonical model."""
 
     __pydantic_config__ = STRICT
-    files: tuple[str, ...]  # the first is opened, the others belong to it
+    files: tuple[str, ...]  # the runtime opens the first; the others belong to it
     sha256: Mapping[str, str]
     size_bytes: int
     macs: int
@@ -45,7 +45,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestPreprocessing(Preprocessing):
-    """From a decoded picture to the input, in words for those who write it in another language."""
+    """From a decoded image to the input, with resizing and scaling in words for a port to another language."""
 
     __pydantic_config__ = STRICT
     resize: str
@@ -54,37 +54,39 @@ class ManifestPreprocessing(Preprocessing):
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenOutputs:
-    """Inputs with the answers that a board must give again."""
+    """Golden inputs with the logits that a board must reproduce."""
 
     __pydantic_config__ = STRICT
     file: str
     step: float  # quantization step of the logits
-    tolerance_steps: float
+    tolerance_steps: float  # largest difference allowed, in quantization steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedForm:
-    """The model once more in another form, and how far its answers are from the canonical one's."""
+    """The model in a further form, and how far its logits are from the canonical model's."""
 
     __pydantic_config__ = STRICT
     form: str
     files: tuple[str, ...]
     sha256: Mapping[str, str]
     deterministic: bool  # whether another build gives the same bytes
-    bound_to: Mapping[str, str] = field(default_factory=dict)  # runtime version and instructions that it needs exactly
-    input: TensorSpec | None = None  # where it is not the canonical one
-    images: int  # that both were asked
-    top1_agreement: float
-    max_steps: float
+    bound_to: Mapping[str, str] = field(default_factory=dict)  # the exact runtime version and instructions it needs
+    input: TensorSpec | None = None  # None: the same as the canonical model's
+    images: int  # that both were compared on
+    top1_agreement: float  # share of the images with the same predicted class
+    max_steps: float  # largest difference of the logits, in quantization steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What the model was made of."""
+    """Pretrained weights, data, seed, lock and library versions that the model was made from."""
 
     __pydantic_config__ = STRICT
     model: Mapping[str, Any]
-    reuse: Mapping[str, str] = field(default_factory=dict)  # blocks: kept up to, frozen up to, fresh from
+    reuse: Mapping[str, str] = field(
+        default_factory=dict
+    )  # of the pretrained blocks: keep, freeze, fresh (see ReuseSpec)
     weights: str
     weights_sha256: str
     weights_licence: str = ""
@@ -92,25 +94,25 @@ class Provenance:
     calibration_digest: str
     data_licence: str
     seed: int
-    lock: str = ""  # digest of what was cut and what runs in integers
+    lock: str = ""  # digest of the pruning plan and the Q/DQ placement
     versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that is known of a bundle; nothing in it depends on the day."""
+    """Everything that is known about a bundle, except what changes from day to day, such as latencies."""
 
     __pydantic_config__ = STRICT
     schema: Literal[1]
-    release: int = 0  # counted by its makers; a board refuses to go back
+    release: int = 0  # counted up by whoever ships; a board refuses an older one
     recipe: str
     target: str
     variant: str
     precision: Precision
     precision_hint: str
     runtime: str
-    runtime_version: Mapping[str, str]  # that it was built and checked with
-    runtime_least: str = ""  # that can read the model; "" where nothing is known
+    runtime_version: Mapping[str, str]  # that it was built and verified with
+    runtime_least: str = ""  # oldest version that can read the model; "": not known
     threads: int
     isa: str  # vector instructions of the machine that built it
     target_isa: str
@@ -121,35 +123,36 @@ class Manifest:
     classes: tuple[str, ...]
     scheme: QuantScheme | None
     placement: Mapping[str, Any]
-    coverage: IntegerCoverage | None  # None: nobody has run it on a machine of its kind
+    coverage: IntegerCoverage | None  # None: not run on a machine with the target's instructions
     accuracy: Mapping[str, Interval | str | None]  # "accuracy", "balanced", and the "split" they were measured on
     accuracy_drop: Mapping[str, Any]
     golden: GoldenOutputs
     forms: tuple[PackagedForm, ...] = ()
-    watch: str = ""  # file with what `run.py --watch` compares to
+    watch: str = ""  # file with the drift reference of `run.py --watch`
     provenance: Provenance
 
 
 def parse(content: Any, where: Path) -> Manifest:
-    """A manifest as it was read from JSON.
+    """Turn a manifest's JSON into a checked value.
+
+    Args:
+        where: the bundle, for messages.
 
     Raises:
-        ToolchainError: of another schema, or not as this one is.
+        ToolchainError: it has another schema, or a key is missing, unknown or of the wrong type.
     """
     check_schema(content, where)
-    found: Manifest = toml_files.to_dataclass(
-        Manifest, content, f"{where}: the manifest is not one that this toolchain wrote"
-    )
-    return found
+    manifest: Manifest = toml_files.to_dataclass(Manifest, content, f"{where}: the manifest is not valid")
+    return manifest
 
 
 def check_schema(content: Any, where: Path) -> None:
-    """Makes sure that a manifest is of the schema that this version reads.
+    """Check that a manifest has the schema that this version reads.
 
     Raises:
-        ToolchainError: it is of another.
+        ToolchainError: it has another schema.
     """
     given = content.get("schema") if isinstance(content, dict) else None
     if given != SCHEMA:
-        newer = "; a newer toolchain wrote it: upgrade" if isinstance(given, int) and given > SCHEMA else ""
+        newer = "; a newer toolchain wrote it: upgrade this one" if isinstance(given, int) and given > SCHEMA else ""
         raise ToolchainError(f"{where}: manifest schema {given!r}; this version reads {SCHEMA}{newer}")

@@ -1,4 +1,4 @@
-"""Which processor this is and what its vector instructions are: standard library only, so that it runs on a board too."""
+"""Describe this machine's processor and its vector instructions. Standard library only, so that it runs on a board too."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ VNNI_FLAGS = {"avx512_vnni", "avx_vnni"}
 
 
 def describe() -> dict[str, str | int]:
-    """Processor, its vector instructions, cores and system; part of the key of everything timed."""
+    """Return processor, vector instructions, cores and system; part of the cache key of everything that is timed."""
     model = platform.processor() or platform.machine()
     flags, fields = set[str](), dict[str, str]()
     info = Path("/proc/cpuinfo")
@@ -18,20 +18,19 @@ def describe() -> dict[str, str | int]:
         lines = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
         fields = {name.strip(): value.strip() for name, value in lines.items()}
         model, flags = fields.get("model name", model), set(fields.get("flags", fields.get("Features", "")).split())
-    part = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields] if flags else []
-    board = _first_line(Path("/proc/device-tree/model"))  # ARM's Linux names no processor, but the board
-    model = ", ".join(one for one in (board, model, *part) if one)
+    part_numbers = [fields[name] for name in ("CPU implementer", "CPU part") if name in fields] if flags else []
+    board = _read_text(Path("/proc/device-tree/model"))  # Linux on ARM names the board, not the processor
+    model = ", ".join(name for name in (board, model, *part_numbers) if name)
     isa = " ".join(flag for flag in ISA_FLAGS if flag in flags)
     system = f"{platform.system()} {platform.machine()}"
-    found: dict[str, str | int] = {"cpu": model, "isa": isa, "cores": os.cpu_count() or 1, "system": system}
-    if own := _first_line(
-        Path("/etc/machine-id")
-    ):  # two of a kind are two machines; which one it is nobody needs to know
-        found["machine"] = hashlib.sha256(own.encode()).hexdigest()[:8]
-    return found
+    description: dict[str, str | int] = {"cpu": model, "isa": isa, "cores": os.cpu_count() or 1, "system": system}
+    # tells two machines of one model apart; hashed, so that a report does not identify the machine
+    if machine_id := _read_text(Path("/etc/machine-id")):
+        description["machine"] = hashlib.sha256(machine_id.encode()).hexdigest()[:8]
+    return description
 
 
-def _first_line(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip("\0\n ")
     except OSError:

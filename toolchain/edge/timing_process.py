@@ -1,7 +1,7 @@
-"""The process in which models are timed: every side loaded, warmed up, and run in blocks that take turns.
+"""The process in which models are timed: load and warm up all of them, then run them in blocks that take turns.
 
-Runs wherever Python, numpy and a runtime are: here, under another version of the runtime, or on a board. So it imports
-neither torch nor scipy, and of the toolchain only what `files()` lists.
+It runs wherever Python, numpy and a runtime are installed: on this machine, in an environment with another version of the
+runtime, or on a board. So it imports neither torch nor scipy, and of the toolchain only what `list_required_files` names.
 """
 
 import importlib
@@ -24,32 +24,34 @@ import numpy as np
 from toolchain.edge import processor
 
 WARMUP_RUNS = 10
-WARMUP_SECONDS = 0.05  # at least, for kernels so short that ten runs do not wake the core
+WARMUP_SECONDS = 0.05  # at least: ten runs of a small model are too short to bring the core up to its full clock
 BLOCKS_PER_ROUND = 25
 RUNS_PER_BLOCK = 5
 ROUND_SECONDS = 4.0  # slow models get fewer blocks rather than longer rounds
 MIN_BLOCKS = 5
-MIN_BLOCKS_OF_SLOW_MODELS = 3  # of models so slow that a round must be cut short
-WATCHDOG_SECONDS = 60  # after which a process on a board takes it that nobody waits for it any more
+MIN_BLOCKS_OF_SLOW_MODELS = 3  # where one round would exceed `most_seconds`
+WATCHDOG_SECONDS = 60  # without a sign of life from the host, after which the process on a board ends itself
 
 InferenceCall = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimingEffort:
-    """How long a round takes: exact enough to report, or short, to choose among many candidates."""
+    """How long a round takes: long enough for reported latencies, or short, to choose among many candidates."""
 
-    seconds: float = ROUND_SECONDS  # of inferences, after warming up
+    seconds: float = ROUND_SECONDS  # of inferences in a round, after the warm-up
     warmup_runs: int = WARMUP_RUNS
     warmup_seconds: float = WARMUP_SECONDS
     fewest_blocks: int = MIN_BLOCKS
-    most_seconds: float = math.inf  # of a round: beyond it blocks are single inferences, and fewer still
-    slow_seconds: float = math.inf  # of an inference: one that takes longer is warm after two
+    most_seconds: float = (
+        math.inf
+    )  # limit of a round; where it is exceeded, a block is one inference and blocks are fewer
+    slow_seconds: float = math.inf  # an inference that takes longer than this counts as warm after two runs
 
 
 def list_required_files(runtimes: Sequence[str]) -> list[str]:
-    """What of the package a process needs that times models of these runtimes, relative to the package's folder."""
-    rooms = (
+    """Return the files that a process needs to time models of these runtimes, relative to the package's folder."""
+    modules = (
         "__init__",
         "core/__init__",
         "core/errors",
@@ -64,52 +66,63 @@ def list_required_files(runtimes: Sequence[str]) -> list[str]:
         "export/__init__",
         "export/runtimes/__init__",
     )
-    return [f"{name}.py" for name in (*rooms, *(f"export/runtimes/{name}" for name in runtimes))]
+    return [f"{name}.py" for name in (*modules, *(f"export/runtimes/{name}" for name in runtimes))]
 
 
 def find_weight_files(path: Path) -> list[Path]:
-    """Further files that a model consists of: the weights of an OpenVINO IR."""
+    """Return the further files that a model consists of: the weights of an OpenVINO IR."""
     weights = path.with_suffix(".bin")
     return [weights] if path.suffix == ".xml" and weights.is_file() else []
 
 
 def time_blocks(
     names: Sequence[str],
-    once: float,
+    seconds_per_turn: float,
     effort: TimingEffort,
     order: random.Random,
-    block: Callable[[str, int], list[float]],
+    time_block: Callable[[str, int], list[float]],
 ) -> dict[str, list[list[float]]]:
-    """A round's blocks: in each every side has its turn, in random order.
+    """Time the blocks of one round. Within a block every model has its turn, in random order.
 
     Args:
-        once: seconds that one inference of every side takes together.
-        block: times a side so many times, in milliseconds.
+        names: of the models.
+        seconds_per_turn: seconds that one inference of every model takes together.
+        time_block: runs a model, by name, so many times and returns the latencies in milliseconds.
 
     Returns:
-        milliseconds by side, [blocks][runs of a block].
+        milliseconds by model, [blocks][runs of a block].
     """
-    count, runs = plan_round(once, effort)
+    blocks, runs = plan_round(seconds_per_turn, effort)
     samples: dict[str, list[list[float]]] = {name: [] for name in names}
     turn = list(names)
-    for _ in range(count):
+    for _ in range(blocks):
         order.shuffle(turn)
         for name in turn:
-            samples[name].append(block(name, runs))
+            samples[name].append(time_block(name, runs))
     return samples
 
 
-def plan_round(once: float, effort: TimingEffort) -> tuple[int, int]:
-    """Blocks of a round and runs of a block, where one inference of every side takes `once` seconds together."""
-    count = int(max(effort.fewest_blocks, min(BLOCKS_PER_ROUND, effort.seconds / (once * RUNS_PER_BLOCK))))
-    if count * (RUNS_PER_BLOCK + 1) * once <= effort.most_seconds:
-        return count, RUNS_PER_BLOCK
-    # an inference that takes so long averages over the noise itself
-    return max(MIN_BLOCKS_OF_SLOW_MODELS, min(count, int(effort.most_seconds / (2 * once)))), 1
+def plan_round(seconds_per_turn: float, effort: TimingEffort) -> tuple[int, int]:
+    """Return the number of blocks of a round and of runs in a block.
+
+    Args:
+        seconds_per_turn: seconds that one inference of every model takes together.
+    """
+    wanted = effort.seconds / (seconds_per_turn * RUNS_PER_BLOCK)
+    blocks = int(max(effort.fewest_blocks, min(BLOCKS_PER_ROUND, wanted)))
+    if blocks * (RUNS_PER_BLOCK + 1) * seconds_per_turn <= effort.most_seconds:
+        return blocks, RUNS_PER_BLOCK
+    # an inference this long averages out the noise by itself, so a block needs only one
+    return max(MIN_BLOCKS_OF_SLOW_MODELS, min(blocks, int(effort.most_seconds / (2 * seconds_per_turn)))), 1
 
 
-def _load(side: Mapping[str, Any]) -> InferenceCall:
-    runtime = importlib.import_module(f"toolchain.export.runtimes.{side['runtime']}")
+def _import_runtime(name: str) -> Any:
+    return importlib.import_module(f"toolchain.export.runtimes.{name}")
+
+
+def _load_model(side: Mapping[str, Any]) -> InferenceCall:
+    """Open the model of one side of a comparison, and return a call that runs it on random input."""
+    runtime = _import_runtime(side["runtime"])
     session = runtime.open(Path(side["path"]), threads=side["threads"], precision=side["precision"])
     generator, dtype = np.random.default_rng(0), np.dtype(side["dtype"])
     if dtype.kind == "f":
@@ -119,92 +132,92 @@ def _load(side: Mapping[str, Any]) -> InferenceCall:
     return lambda: session.run(image)
 
 
-def _loaded(request: Mapping[str, Any], order: random.Random) -> tuple[dict[str, InferenceCall], float]:
-    """All sides of a request in random order, warm; and the seconds that one inference of each takes together."""
+def _load_models(request: Mapping[str, Any], order: random.Random) -> tuple[dict[str, InferenceCall], float]:
+    """Load and warm up all models of a request, in random order.
+
+    Returns:
+        the calls by name, and the seconds that one inference of every model takes together.
+    """
     sides = list(request["sides"])
     order.shuffle(sides)
-    calls = {side["name"]: _load(side) for side in sides}
+    calls = {side["name"]: _load_model(side) for side in sides}
     effort = TimingEffort(**request["effort"])
     return calls, sum(_warm_up(call, effort) for call in calls.values())
 
 
-def _block(call: InferenceCall, runs: int) -> list[float]:
-    call()  # its data is cold after the other sides' turns; that is not the latency of a steady stream
-    return [_milliseconds(call) for _ in range(runs)]
+def _time_block(call: InferenceCall, runs: int) -> list[float]:
+    call()  # untimed: the other models have evicted this one's data from the caches, as a steady stream would not
+    return [_time_call(call) for _ in range(runs)]
 
 
 def _run_round(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """Time one round of all models in this process."""
     order = random.Random(request["seed"])
-    calls, once = _loaded(request, order)
-    return time_blocks(
-        list(calls), once, TimingEffort(**request["effort"]), order, lambda name, runs: _block(calls[name], runs)
-    )
+    calls, seconds_per_turn = _load_models(request, order)
+    effort = TimingEffort(**request["effort"])
+    return time_blocks(list(calls), seconds_per_turn, effort, order, lambda name, runs: _time_block(calls[name], runs))
 
 
 def _run_turns(request: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-    """Times a block whenever a line asks for one: its side takes turns with sides of another process."""
-    calls, once = _loaded(request, random.Random(request["seed"]))
-    print(json.dumps(once), flush=True)
+    """Time one block for each line of standard input, so that models here take turns with those of another process."""
+    calls, seconds_per_turn = _load_models(request, random.Random(request["seed"]))
+    print(json.dumps(seconds_per_turn), flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(_block(calls[asked["name"]], asked["runs"])), flush=True)
+        turn = json.loads(line)
+        print(json.dumps(_time_block(calls[turn["name"]], turn["runs"])), flush=True)
     return {}
 
 
 def _warm_up(call: InferenceCall, effort: TimingEffort) -> float:
-    """Runs until warm; the median of the last runs in seconds."""
-    began = time.perf_counter()
-    taken: list[float] = []
-    while len(taken) < effort.warmup_runs or time.perf_counter() - began < effort.warmup_seconds:
-        taken.append(_milliseconds(call) / 1e3)
-        if len(taken) == 2 and taken[1] > effort.slow_seconds:
+    """Run a model until it is warm, and return the median latency of the later half of the runs, in seconds."""
+    started = time.perf_counter()
+    seconds: list[float] = []
+    while len(seconds) < effort.warmup_runs or time.perf_counter() - started < effort.warmup_seconds:
+        seconds.append(_time_call(call) / 1e3)
+        if len(seconds) == 2 and seconds[1] > effort.slow_seconds:
             break
-    return float(np.median(taken[len(taken) // 2 :]))
+    return float(np.median(seconds[len(seconds) // 2 :]))
 
 
-def _milliseconds(call: InferenceCall) -> float:
+def _time_call(call: InferenceCall) -> float:
+    """Return how long a call takes, in milliseconds."""
     start = time.perf_counter_ns()
     call()
     return (time.perf_counter_ns() - start) / 1e6
 
 
 def _run_footprint(request: Mapping[str, Any]) -> dict[str, float]:
-    importlib.import_module(
-        f"toolchain.export.runtimes.{request['side']['runtime']}"
-    ).library()  # its import is not our load
+    """Measure load time, first inference and peak memory of one model that is alone in this process."""
+    _import_runtime(request["side"]["runtime"]).library()  # importing the library is not part of the load time
     start = time.perf_counter()
-    call = _load(request["side"])
+    call = _load_model(request["side"])
     loaded = time.perf_counter()
-    first = _milliseconds(call)
+    first_ms = _time_call(call)
     for _ in range(WARMUP_RUNS):
         call()
-    return {"load_ms": (loaded - start) * 1e3, "first_ms": first, "peak_rss_bytes": _peak_rss()}
+    return {"load_ms": (loaded - start) * 1e3, "first_ms": first_ms, "peak_rss_bytes": _read_peak_rss()}
 
 
 def _run_versions(request: Mapping[str, Any]) -> dict[str, str]:
-    """Which version of a runtime this interpreter has."""
-    found: dict[str, str] = dict(
-        importlib.import_module(f"toolchain.export.runtimes.{request['runtime']}").fingerprint()
-    )
-    return found
+    """Return the version of a runtime that this interpreter has."""
+    return dict(_import_runtime(request["runtime"]).fingerprint())
 
 
 def _run_available(request: Mapping[str, Any]) -> bool:
-    """Whether the processor computes in a precision."""
-    room = importlib.import_module(f"toolchain.export.runtimes.{request['runtime']}")
-    return bool(room.available(request["precision"]))
+    """Return whether the processor computes in a precision."""
+    return bool(_import_runtime(request["runtime"]).available(request["precision"]))
 
 
 def _run_machine(request: Mapping[str, Any]) -> dict[str, str | int]:
-    """Which processor this is."""
+    """Return what this machine's processor is."""
     return processor.describe()
 
 
-def _leash() -> None:
-    """Ends this process as soon as whoever asked is gone: a board must not be left computing for nobody."""
+def _start_watchdog() -> None:
+    """End this process when the host closes the connection or goes silent, so that a board is not left computing."""
 
     def watch() -> None:
-        # not through sys.stdin, whose lock a waiting thread would hold when the process ends
+        # os.read and not sys.stdin: a waiting thread would hold the lock of sys.stdin when the process ends
         while select.select([0], [], [], WATCHDOG_SECONDS)[0] and os.read(0, 4096):
             pass
         os._exit(1)
@@ -212,8 +225,11 @@ def _leash() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _peak_rss() -> int:
-    """Of this process image alone; `getrusage` would carry over the size of the parent it was forked from."""
+def _read_peak_rss() -> int:
+    """Return the peak resident memory of this process in bytes.
+
+    `VmHWM` counts this process alone; `getrusage` would include the size of the parent that it was forked from.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -222,14 +238,17 @@ def _peak_rss() -> int:
 
 
 def main() -> None:
-    """Entry of the process: a JSON request as the first line of standard input, a JSON answer as the last of output."""
+    """Run the job that the first argument names.
+
+    The request is JSON in the first line of standard input, the result is JSON in the last line of standard output.
+    """
     jobs: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "round": _run_round, "turns": _run_turns, "footprint": _run_footprint, "versions": _run_versions,
         "machine": _run_machine, "available": _run_available,
     }  # fmt: skip
     request = json.loads(sys.stdin.readline())
     if "--leash" in sys.argv:
-        _leash()
+        _start_watchdog()
     print(json.dumps(jobs[sys.argv[1]](request)), flush=True)
 
 

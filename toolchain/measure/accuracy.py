@@ -79,7 +79,7 @@ def read_served_pixels(data: Dataset, split: Split) -> np.ndarray:
     rows = []
     with progress.show_bar(f"verify: read original files of {split}", len(images)) as bar:
         for file in images.files:
-            rows.append(runner.fit_size(runner.read_picture(file, data.preprocess.mode), data.preprocess.image_size))
+            rows.append(runner.fit_size(runner.read_image(file, data.preprocess.mode), data.preprocess.image_size))
             bar.step()
     served = np.stack(rows)
     if not np.array_equal(served, images.pixels.numpy()):

@@ -137,7 +137,7 @@ def _load_images(domain: Domain, image_size: tuple[int, int], cache: Path) -> np
         if len(images) == MAX_IMAGES:
             break
         try:
-            images.append(run.fit_size(run.read_picture(files[index], domain.mode), image_size))
+            images.append(run.fit_size(run.read_image(files[index], domain.mode), image_size))
         except run.Refused:  # the checks of the dataset report it
             continue
     if len(images) < MIN_IMAGES:

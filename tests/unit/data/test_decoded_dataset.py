@@ -52,7 +52,7 @@ def test_the_cache_is_used_and_follows_the_content(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load(domain, tmp_path)
-    monkeypatch.setattr(run, "read_picture", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(run, "read_image", lambda *_: pytest.fail("decoded again"))
     assert load(domain, tmp_path).digest == first.digest
     monkeypatch.undo()
     Image.fromarray(np.zeros((12, 10), np.uint8)).save(first.splits["train"].files[0])
@@ -61,7 +61,7 @@ def test_the_cache_is_used_and_follows_the_content(
 
 def test_another_decoder_decodes_anew(domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(domain, tmp_path)
-    assert any("def read_picture" in part for part in decoded_dataset.DECODER_VERSION)
+    assert any("def read_image" in part for part in decoded_dataset.DECODER_VERSION)
     monkeypatch.setattr(decoded_dataset, "DECODER_VERSION", ("another way to read pictures",))
     assert load(domain, tmp_path).digest != first.digest
 
@@ -127,7 +127,7 @@ def test_unusual_images_become_eight_bit(tmp_path: Path, mode: str) -> None:
         Image.fromarray(np.full((9, 7), 128 << 8, np.uint16)).save(tmp_path / "x.png")
     else:
         Image.new("L", (7, 9), 128).convert(mode).save(tmp_path / ("x.tif" if mode == "CMYK" else "x.png"))
-    pixels = run.read_picture(next(tmp_path.glob("x.*")), "gray")
+    pixels = run.read_image(next(tmp_path.glob("x.*")), "gray")
     assert pixels.shape == (9, 7)
     assert pixels.dtype == np.uint8
     assert mode == "1" or abs(int(pixels.mean()) - 128) <= 1
@@ -138,7 +138,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "x.jpg", exif=exif)
-    assert run.read_picture(tmp_path / "x.jpg", "gray").shape == (20, 10)
+    assert run.read_image(tmp_path / "x.jpg", "gray").shape == (20, 10)
 
 
 def test_wrong_folders_are_rejected_with_their_problem(domain: Domain, tmp_path: Path) -> None:

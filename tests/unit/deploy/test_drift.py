@@ -52,7 +52,7 @@ def arrays() -> dict[str, np.ndarray]:
 def reference(
     arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> drift_reference.DriftReference:
-    path = tmp_path_factory.mktemp("reference") / watch.REFERENCE
+    path = tmp_path_factory.mktemp("reference") / watch.REFERENCE_FILE
     np.savez(path, **arrays)
     return drift_reference.read(path)
 
@@ -153,9 +153,9 @@ def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_refer
         counted(path, reference, pictures(300, seed), answers(300, seed)[0])
     assert [window["pictures"] for window in watch.read(path, "me", sizes)["windows"]] == [500, 100]
     some = pictures(100, 3), answers(100, 3)[0]
-    for _ in range(watch.WINDOWS * watch.WINDOW // 100 + 5):
+    for _ in range(watch.MAX_WINDOWS * watch.IMAGES_PER_WINDOW // 100 + 5):
         counted(path, reference, *some)
-    assert len(watch.read(path, "me", sizes)["windows"]) == watch.WINDOWS
+    assert len(watch.read(path, "me", sizes)["windows"]) == watch.MAX_WINDOWS
     assert path.stat().st_size < 20_000
     assert {file.name for file in tmp_path.iterdir()} == {"c.json", ".c.json.lock"}
 
@@ -163,13 +163,13 @@ def test_counting_goes_on_and_stays_small(tmp_path: Path, reference: drift_refer
 def test_a_killed_counter_leaves_whole_counts(
     tmp_path: Path, arrays: dict[str, np.ndarray], reference: drift_reference.DriftReference
 ) -> None:
-    np.savez(tmp_path / watch.REFERENCE, **arrays)
+    np.savez(tmp_path / watch.REFERENCE_FILE, **arrays)
     body = f"""
 import sys, numpy as np
 from toolchain.edge import watch
 folder = sys.argv[1]
-counters = watch.Counters(folder + "/c.json", "me", watch.edges_in(folder + "/{watch.REFERENCE}"), 3)
-watch.EVERY = 1
+counters = watch.Counters(folder + "/c.json", "me", watch.read_bin_edges(folder + "/{watch.REFERENCE_FILE}"), 3)
+watch.IMAGES_PER_WRITE = 1
 print("counting", flush=True)
 while True:
     counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
@@ -185,11 +185,11 @@ while True:
         child.wait()
         child.stdout.close()
         watch.read(tmp_path / "c.json", "me", reference.count_bins(3))
-    assert {one.name for one in tmp_path.iterdir()} <= {"c.json", ".c.json.lock", ".c.json.tmp", watch.REFERENCE}
+    assert {one.name for one in tmp_path.iterdir()} <= {"c.json", ".c.json.lock", ".c.json.tmp", watch.REFERENCE_FILE}
 
 
-@pytest.mark.parametrize("where", ["inputs", "confidence", "bin_of"])
-@pytest.mark.parametrize("before", [0, 3, watch.WINDOW])
+@pytest.mark.parametrize("where", ["measure_image", "confidence", "find_bin"])
+@pytest.mark.parametrize("before", [0, 3, watch.IMAGES_PER_WINDOW])
 def test_an_interrupted_picture_leaves_whole_counts(
     where: str, before: int, tmp_path: Path, reference: drift_reference.DriftReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +200,7 @@ def test_an_interrupted_picture_leaves_whole_counts(
     real, calls = getattr(watch, where), iter(range(4))
 
     def cut(*given: Any) -> Any:
-        if next(calls) == (3 if where == "bin_of" else 0):
+        if next(calls) == (3 if where == "find_bin" else 0):
             raise KeyboardInterrupt
         return real(*given)
 
@@ -221,16 +221,16 @@ def test_a_full_disk_is_one_message_and_counting_goes_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for number in range(watch.EVERY):
-        if number == watch.EVERY - 1:
-            with pytest.raises(watch.Unusable, match="cannot write .*: No space left"):
+    for number in range(watch.IMAGES_PER_WRITE):
+        if number == watch.IMAGES_PER_WRITE - 1:
+            with pytest.raises(watch.CounterFileError, match="cannot write .*: No space left"):
                 counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
         else:
             counters.add(np.zeros((24, 20), np.uint8), np.zeros(3))
     monkeypatch.undo()
     counters.close()
     found = watch.read(tmp_path / "c.json", "me", reference.count_bins(3))
-    assert found["windows"][0]["pictures"] == watch.EVERY
+    assert found["windows"][0]["pictures"] == watch.IMAGES_PER_WRITE
 
 
 def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_sure(
@@ -250,7 +250,7 @@ def test_many_windows_of_other_pictures_are_not_taken_for_a_model_that_is_less_s
 
 def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_reference.DriftReference) -> None:
     first = watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3)
-    with pytest.raises(watch.Unusable, match="another process counts into"):
+    with pytest.raises(watch.CounterFileError, match="another process counts into"):
         watch.Counters(tmp_path / "c.json", "me", reference.bin_edges, 3)
     first.close()
 
@@ -258,16 +258,16 @@ def test_two_do_not_count_into_one_file(tmp_path: Path, reference: drift_referen
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda text: text[: len(text) // 2], "cut or damaged"),
-        (lambda text: "", "cut or damaged"),
-        (lambda text: "[" * 100_000, "cut or damaged"),
+        (lambda text: text[: len(text) // 2], "truncated or damaged"),
+        (lambda text: "", "truncated or damaged"),
+        (lambda text: "[" * 100_000, "truncated or damaged"),
         (lambda text: "[1]", "holds no counters"),
-        (lambda text: text.replace('"me"', '"somebody else"'), "counts for another bundle"),
+        (lambda text: text.replace('"me"', '"somebody else"'), "belongs to another bundle"),
         (lambda text: text.replace('"schema": 1', '"schema": 2'), "schema 2; this version reads 1"),
-        (lambda text: text.replace('"pictures": 200', '"pictures": 201'), "its window 1 does not add up"),
-        (lambda text: text.replace('"pictures": 200', '"pictures": true'), "its window 1 does not add up"),
-        (lambda text: text.replace('"noise"', '"smell"'), "its window 1 does not add up"),
-        (lambda text: text + " " * watch.MOST_BYTES, "holds no counters"),
+        (lambda text: text.replace('"pictures": 200', '"pictures": 201'), "its window 1 do not add up"),
+        (lambda text: text.replace('"pictures": 200', '"pictures": true'), "its window 1 do not add up"),
+        (lambda text: text.replace('"noise"', '"smell"'), "its window 1 do not add up"),
+        (lambda text: text + " " * watch.MAX_BYTES, "holds no counters"),
     ],
 )
 def test_counters_that_are_not_whole_are_refused(
@@ -277,7 +277,7 @@ def test_counters_that_are_not_whole_are_refused(
     path.write_text(spoil(path.read_text()))
     with pytest.raises(ToolchainError, match=said):
         drift.read_counters([path], "me", reference.count_bins(len(CLASSES)))
-    with pytest.raises(watch.Unusable, match=said):
+    with pytest.raises(watch.CounterFileError, match=said):
         watch.Counters(path, "me", reference.bin_edges, len(CLASSES))
 
 
@@ -290,7 +290,7 @@ def test_readings_say_what_they_are_called() -> None:
     order = np.random.default_rng(0)
     flat, loud = np.full((24, 20), 100, np.uint8), order.integers(90, 110, (24, 20)).astype(np.uint8)
     colourful = np.stack([flat, flat // 2, flat], axis=2)
-    read = {name: dict(zip(watch.INPUTS, watch.inputs(one), strict=True)) for name, one in
+    read = {name: dict(zip(watch.INPUT_READINGS, watch.measure_image(one), strict=True)) for name, one in
             {"flat": flat, "loud": loud, "colour": colourful, "black": 0 * flat}.items()}  # fmt: skip
     assert (read["flat"]["brightness"], read["flat"]["contrast"], read["flat"]["noise"]) == (100, 0, 0)
     assert read["loud"]["noise"] > 10

@@ -69,7 +69,7 @@ def test_an_interrupted_series_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_blocks_take_turns_in_random_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(timing_process, "_load", lambda s: lambda: order.append(s["name"]))
+    monkeypatch.setattr(timing_process, "_load_model", lambda s: lambda: order.append(s["name"]))
     request = {
         "sides": [{"name": "a"}, {"name": "b"}],
         "seed": 1,

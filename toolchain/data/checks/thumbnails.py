@@ -74,7 +74,7 @@ def inspect_file(file: ImageFile, mode: ColourMode) -> ImageInfo:
     if area > run.LARGEST_PICTURE:
         return too_large
     try:
-        pixels = run.read_picture(file.path, mode)
+        pixels = run.read_image(file.path, mode)
     except run.Refused as reason:
         return ImageInfo(file=file, problem=_describe_problem(reason.__cause__ or reason, file))
     gray, tint = make_thumbnails(pixels)

@@ -192,7 +192,7 @@ def _lay_out_image(folder: Path, mode: str, member: DuplicateImage) -> str:
     where = f"{escape(member.split)} · " if member.split else ""
     name = f"<figcaption><b>{escape(member.label)}</b><br>{where}{escape(Path(member.file).name)}</figcaption>"
     try:
-        image = Image.fromarray(run.read_picture(folder / from_display_path(member.file), mode))
+        image = Image.fromarray(run.read_image(folder / from_display_path(member.file), mode))
     except run.Refused:
         return f"<figure>{name}</figure>"
     small = ' class="small"' if max(image.size) < THUMBNAIL_SIDE else ""
