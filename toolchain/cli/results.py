@@ -1,4 +1,4 @@
-"""What several verbs print when they are done."""
+"""What several verbs print at the end: where a run's results are, and the files of one kind."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_paths(folder: Path, written: Mapping[str, Any]) -> None:
-    """Print where a run's report and bundle lie, or which budgets it missed."""
+    """Print where a run's report and bundle are, or which budgets it missed."""
     typer.echo(f"report: {folder / 'report.html'}")
     if written["shipped"]:
         typer.echo(
@@ -38,11 +38,11 @@ def print_files(kind: "ConfigKind", title: str) -> None:
         "recipes": toml_files.read_recipe,
         "calibration": toml_files.read_domain,
     }
-    table = Table(title, "what for", "file", box=None, header_style="bold")
+    table = Table(title, "description", "file", box=None, header_style="bold")
     for name in registry.list_names(kind):
         try:
             description = readers[kind](name).description
         except ToolchainError as reason:
-            description = f"(cannot be used: {reason})"
+            description = f"(invalid: {reason})"
         table.add_row(name, description, os.path.relpath(registry.find_file(kind, name)))
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`toolchain accept`: a bundle becomes the baseline that `gate` compares with."""
+"""`toolchain accept`: make a bundle the baseline that `gate` compares with."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,18 +12,21 @@ PANEL = "Measure and gate"
 
 def accept(
     target: TargetName = "cpu",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe whose bundle is accepted.")] = "digits",
-    bundle: Annotated[Path | None, typer.Option(help="Archive instead of the last run's bundle.tar.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe whose bundle to accept.")] = "digits",
+    bundle: Annotated[Path | None, typer.Option(help="Archive to accept. Default: the last run's bundle.tar.")] = None,
     uri: Annotated[
-        str, typer.Option(help="Folder to keep the archive in, or http address of the folder it will be uploaded to.")
+        str, typer.Option(help="Folder to keep the archive in, or http address of the folder you will upload it to.")
     ] = "",
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs.")] = Path("out"),
+    out: Annotated[Path, typer.Option("--out", help="Folder with the results of the runs.")] = Path("out"),
 ) -> None:
-    """Make a bundle the reference that `gate` compares with from now on; commit the file that this writes."""
+    """Make a bundle the baseline that `gate` compares with from now on. Commit the file that this writes."""
     from toolchain.config import toml_files
     from toolchain.gates import baselines
 
-    chosen, name = toml_files.read_target(target), toml_files.read_recipe(recipe).name
-    archive = bundle or out / name / chosen.name / "bundle.tar"
-    record, kept = baselines.accept(archive, chosen, name, uri)
-    typer.echo(f"reference of {name} on {chosen.name}: {record}  (archive: {kept.uri}, SHA-256 {kept.sha256[:16]}...)")
+    deployment, name = toml_files.read_target(target), toml_files.read_recipe(recipe).name
+    archive = bundle or out / name / deployment.name / "bundle.tar"
+    record, baseline = baselines.accept(archive, deployment, name, uri)
+    typer.echo(
+        f"baseline of {name} on {deployment.name}: {record}  "
+        f"(archive: {baseline.uri}, SHA-256 {baseline.sha256[:16]}...)"
+    )

@@ -1,4 +1,4 @@
-"""`toolchain adapt`: fine-tuning alone."""
+"""`toolchain adapt`: fine-tune only."""
 
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def adapt(
     on_corrupt: OnCorrupt = "",
     out: OutFolder = Path("out"),
 ) -> None:
-    """Fine-tune only, with one or several seeds; show accuracy on test, its intervals and the gain over a linear probe.
+    """Fine-tune only, with one or several seeds; report test accuracy with intervals and the gain over a linear probe.
 
-    `export` with the same settings goes on from here without training again.
+    `export` with the same settings continues from here without training again.
     """
     from toolchain.config import overrides
 
@@ -47,7 +47,7 @@ def adapt(
         seeds=seeds, balance=balance, on_corrupt=on_corrupt,
     )  # fmt: skip
     job = overrides.read_job(recipe, "cpu", flags, out)
-    from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
+    from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.report import terminal
     from toolchain.report.pages import adapt as page
 

@@ -1,4 +1,4 @@
-"""`toolchain bench`: any models timed against one another."""
+"""`toolchain bench`: compare the latency of any models."""
 
 import shutil
 from pathlib import Path
@@ -13,38 +13,46 @@ PANEL = "Measure and gate"
 
 
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Bundles, their archives, .onnx or OpenVINO .xml files.")],
-    rounds: Annotated[int, typer.Option(help="Fresh processes in which all are timed in turns.", min=3)] = 10,
-    batch: Annotated[str, typer.Option(help="Further batch sizes, with commas: pictures a second.")] = "",
-    threads: Annotated[str, typer.Option(help="Numbers of threads for that, with commas.")] = "",
-    runtime: Annotated[str, typer.Option(help="What runs bare .onnx files: onnxruntime or openvino.")] = "",
-    precision: Annotated[str, typer.Option(help="Of bare files: f32, bf16 or int8, as the runtime has it.")] = "",
+    models: Annotated[
+        list[Path], typer.Argument(help="Models: bundles (folder or archive), .onnx or OpenVINO .xml files.")
+    ],
+    rounds: Annotated[
+        int, typer.Option(help="Number of rounds; each times all models in turns in a fresh process.", min=3)
+    ] = 10,
+    batch: Annotated[
+        str, typer.Option(help="Batch sizes to measure throughput at, comma-separated, such as 1,4,8.")
+    ] = "",
+    threads: Annotated[str, typer.Option(help="Thread counts to measure throughput at, comma-separated.")] = "",
+    runtime: Annotated[str, typer.Option(help="Runtime for .onnx files: onnxruntime or openvino.")] = "",
+    precision: Annotated[
+        str, typer.Option(help="Precision of .onnx and .xml files: f32, bf16 or int8, if the runtime has it.")
+    ] = "",
     device: Board = "",
-    pin: Annotated[str, typer.Option(help="Processor cores to stay on, with commas.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the order in which they take turns.", min=0)] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder; results are written to bench/ in it.")] = Path("out"),
+    pin: Annotated[str, typer.Option(help="Processor cores to run on, comma-separated.")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the order in which models take turns.", min=0)] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Results are written to bench/ in this folder.")] = Path("out"),
 ) -> None:
-    """Time models against one another: percentiles with intervals, memory, load time, ratios, share of the core's peak.
+    """Compare the latency of models in paired rounds: percentiles and speed-ups with intervals, memory, load time.
 
-    Exit status: 0 done (whatever the warnings), 2 wrong input.
+    Exit status: 0 done (also with warnings), 2 wrong input.
     """
     from toolchain.measure import benchmark, history, model_files
     from toolchain.report import terminal
     from toolchain.report.pages import bench as bench_report
 
     scratch, folder = out / "work" / "subjects", out / "bench"
-    found = model_files.make_names_unique([
+    opened = model_files.make_names_unique([
         model_files.open_model(path, scratch, runtime=runtime, precision=precision).on_board(device) for path in models
     ])  # fmt: skip
-    asked = benchmark.BenchmarkSettings(
+    settings = benchmark.BenchmarkSettings(
         rounds=rounds, seed=seed, batches=_numbers("--batch", batch), threads=_numbers("--threads", threads),
         cpus=_numbers("--pin", pin, least=0),
     )  # fmt: skip
-    raw = folder / "rounds"
-    shutil.rmtree(raw, ignore_errors=True)
-    written = benchmark.compare_models(found, asked, raw)
+    samples = folder / "rounds"
+    shutil.rmtree(samples, ignore_errors=True)
+    written = benchmark.compare_models(opened, settings, samples)
     bench_report.write(written, folder)
-    shutil.rmtree(raw, ignore_errors=True)  # all samples stand in bench.json
+    shutil.rmtree(samples, ignore_errors=True)  # bench.json holds all samples
     history.append(out / history.FILE_NAME, history.from_bench(written))
     terminal.print_tables(
         [
@@ -64,5 +72,5 @@ def _numbers(option: str, text: str, least: int = 1) -> tuple[int, ...]:
     except ValueError:
         numbers = (least - 1,)
     if any(number < least for number in numbers):
-        raise ToolchainError(f"{option} {text!r}: whole numbers from {least} on are wanted, with commas, such as 1,4,8")
+        raise ToolchainError(f"{option} {text!r}: give whole numbers from {least} up, comma-separated, such as 1,4,8")
     return numbers

@@ -1,4 +1,4 @@
-"""`toolchain check-data`: examines a dataset before any training."""
+"""`toolchain check-data`: check a dataset before any training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,8 @@ PANEL = "Before training"
 
 def check_data(
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="Recipe whose domain, budget and model are meant, or a .toml file.")
+        str,
+        typer.Option("--recipe", "-r", help="Recipe whose dataset, budget and model to check: a name or a .toml file."),
     ] = "digits",
     data: DataFolder = "",
     domain: DomainName = "",
@@ -29,34 +30,37 @@ def check_data(
     weights: Weights = "",
     image_size: ImageSize = "",
     source: Annotated[
-        str, typer.Option(help="Domain to measure the distance from: what the model was trained on.")
+        str, typer.Option(help="Domain that the model was trained on, to measure the domain shift from.")
     ] = "",
     out: OutFolder = Path("out"),
 ) -> None:
-    """Examine a set before training: corrupt files, copies across splits, wrong labels, imbalance, what it can show.
+    """Check a dataset before training: corrupt files, leakage, wrong labels, imbalance, minimum detectable drop.
 
-    Exit status: 0 nothing severe, 1 something that should be put right before training, 2 wrong input.
+    Exit status: 0 nothing severe, 1 a finding to fix before training, 2 wrong input.
     """
     from toolchain.config import overrides, toml_files
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
-    chosen, images = overrides.read_recipe(recipe, flags)
+    settings, dataset = overrides.read_recipe(recipe, flags)
     from toolchain.report.pages import data_checks_text
 
-    checkup, shift, folder = _examine(chosen, images, toml_files.read_domain(source) if source else None, out)
+    checkup, shift, folder = _check_dataset(settings, dataset, toml_files.read_domain(source) if source else None, out)
     data_checks_text.print_results(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if checkup.has_severe_finding:
         raise typer.Exit(1)
 
 
-def _examine(
+def _check_dataset(
     recipe: "Recipe", domain: "Domain", source: "Domain | None", out: Path
 ) -> tuple["DatasetCheck", "DomainShift | None", Path]:
-    """Run all checks, write `out/check-data/<domain>/report.html` and `report.json`, and return what they say.
+    """Run all checks and write `report.html` and `report.json` to `out/check-data/<domain>/`.
+
+    Returns:
+        the findings, the domain shift, and the folder of the report.
 
     Raises:
-        ToolchainError: there is no folder, or not a single image in it.
+        ToolchainError: the image folder does not exist or holds no image.
     """
     from toolchain.core import files
     from toolchain.data.checks import run_checks
@@ -75,14 +79,14 @@ def _examine(
 def _measure_shift(
     recipe: "Recipe", domain: "Domain", source: "Domain | None", size: tuple[int, int], out: Path
 ) -> "DomainShift | None":
-    """Return the distance to what the recipe's model was trained on; None, after saying why, where it has none."""
+    """Return the shift from the dataset that the recipe's model was trained on; log why and return None if not known."""
     from toolchain.core import progress
-    from toolchain.models import domain_shift  # brings torch, which the other checks do without
+    from toolchain.models import domain_shift  # imports torch, which the other checks do not need
 
     try:
         return domain_shift.measure(domain, recipe.model, size, out / "data", source)
     except ToolchainError as reason:
-        if source:  # asked for by name: not to be passed over
+        if source:  # the user asked for it
             raise
-        progress.log(f"distance to what the model knows: not measured ({reason})")
+        progress.log(f"domain shift: not measured ({reason})")
         return None

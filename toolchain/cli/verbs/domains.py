@@ -1,4 +1,4 @@
-"""`toolchain domains`: which image domains there are."""
+"""`toolchain domains`: list the dataset descriptions."""
 
 from toolchain.cli import results
 
@@ -6,5 +6,5 @@ PANEL = "Look things up"
 
 
 def domains() -> None:
-    """List image domains."""
+    """List dataset descriptions (domains): classes, splits and where the images come from."""
     results.print_files("calibration", "domain")

@@ -1,4 +1,4 @@
-"""`toolchain export`: the whole job, from a pretrained model to a bundle and a report."""
+"""`toolchain export`: the whole pipeline, from a pretrained model to a bundle and a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,22 +39,25 @@ def export(
     seed: Seed = -1,
     seeds: Seeds = 0,
     balance: Balance = -1.0,
-    ratio: Annotated[float, typer.Option(help="Share of multiply-accumulates to prune; -1 keeps the recipe's.")] = -1.0,
+    ratio: Annotated[
+        float, typer.Option(help="Share of multiply-accumulates to prune, 0 for none; -1: as in the recipe.")
+    ] = -1.0,
     latency: Annotated[
-        str, typer.Option(help='Prune down to it: "0.5x" of the dense model as shipped, or "1.2 ms".')
+        str, typer.Option(help='Latency budget to prune to: "0.5x" of the dense model, or "1.2 ms".')
     ] = "",
     resolution: Annotated[
-        float, typer.Option(help="Least share of each side that pictures may shrink to for it; -1 keeps the recipe's.")
+        float,
+        typer.Option(help="Smallest share of the input height and width the search may use; -1: as in the recipe."),
     ] = -1.0,
     lock: Annotated[
-        Path | None, typer.Option(help="Lock of an earlier run: the same architecture without a search.")
+        Path | None, typer.Option(help="Lock file of an earlier run: reuse its architecture and placement, no search.")
     ] = None,
-    release: Annotated[int, typer.Option(help="Number of this release in the manifest; -1 keeps the recipe's.")] = -1,
+    release: Annotated[int, typer.Option(help="Release number in the manifest; -1: as in the recipe.")] = -1,
     device: Board = "",
     on_corrupt: OnCorrupt = "",
     out: OutFolder = Path("out"),
 ) -> None:
-    """Fine-tune, prune, quantize, export, verify and time a model; write bundle and report.
+    """Fine-tune, prune, quantize, export, verify and time a model; write a bundle and a report.
 
     Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
     """
@@ -66,7 +69,7 @@ def export(
         on_corrupt=on_corrupt, release=release, device=device,
     )  # fmt: skip
     job = overrides.read_job(recipe, target, flags, out, lock_file=lock)
-    from toolchain import pipeline  # after the user's input is checked: torch takes seconds to import
+    from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.core import files
     from toolchain.measure import history
     from toolchain.report import terminal

@@ -1,4 +1,4 @@
-"""`toolchain gate`: the candidate against the accepted baseline, for CI."""
+"""`toolchain gate`: compare a candidate with the accepted baseline, for CI."""
 
 import os
 from pathlib import Path
@@ -16,31 +16,33 @@ def gate(
     target: TargetName = "cpu",
     recipe: Annotated[
         list[str] | None,
-        typer.Option("--recipe", "-r", help="Recipe whose bundle is the candidate; may be given often."),
+        typer.Option("--recipe", "-r", help="Recipe whose bundle is the candidate; repeat it for several recipes."),
     ] = None,
     candidate: Annotated[
-        Path | None, typer.Option(help="Bundle or archive instead of the last run's of that recipe.")
+        Path | None, typer.Option(help="Candidate: a bundle's folder or archive. Default: the recipe's last run.")
     ] = None,
-    reference: Annotated[Path | None, typer.Option(help="Bundle or archive instead of the accepted reference.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Baseline: a bundle's folder or archive. Default: the accepted baseline.")
+    ] = None,
     reference_python: Annotated[
         Path | None,
         typer.Option(
-            help="Virtual environment whose runtime runs the reference: the same artefact under two versions."
+            help="Virtual environment to run the baseline in, to compare one model under two versions of the runtime."
         ),
     ] = None,
     device: Board = "",
-    data: Annotated[str, typer.Option(help="Folder of the test pictures, as for export.")] = "",
+    data: Annotated[str, typer.Option(help="Image folder with the test images, as for export.")] = "",
     attempts: Annotated[
-        int, typer.Option(help="How often latency is tried where it cannot be told.", min=1, max=9)
+        int, typer.Option(help="How many times to measure latency while the result is undecided.", min=1, max=9)
     ] = 1,
-    seed: Annotated[int, typer.Option(help="Of the order in which rounds are timed.", min=0)] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs; results are written to gate/ in it.")] = Path(
-        "out"
-    ),
+    seed: Annotated[int, typer.Option(help="Seed of the order in which models are timed.", min=0)] = 0,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder with the results of the runs; the gate writes to gate/ in it.")
+    ] = Path("out"),
 ) -> None:
-    """Compare the candidate with the accepted reference in this very job: latency, accuracy, size, memory, coverage.
+    """Compare a candidate with the accepted baseline, side by side: latency, accuracy, size, memory, int8 coverage.
 
-    Exit status: 0 pass, 1 regression, 3 cannot tell (the machine is too noisy, the pictures too few), 2 wrong input.
+    Exit status: 0 pass, 1 regression, 2 wrong input, 3 cannot tell (machine too noisy or too few images).
     """
     from toolchain.config import overrides, toml_files
     from toolchain.gates import gate_inputs, regression_gate
@@ -48,52 +50,56 @@ def gate(
     from toolchain.report import terminal
     from toolchain.report.pages import gate as gate_report
 
-    chosen, recipes = toml_files.read_target(target), recipe or ["digits"]
-    device = device or chosen.device
+    deployment, recipes = toml_files.read_target(target), recipe or ["digits"]
+    device = device or deployment.device
     if len(recipes) > 1 and (candidate or reference):
-        raise ToolchainError("--candidate and --reference name one bundle; give one --recipe with them")
+        raise ToolchainError(
+            f"--candidate and --reference name one bundle, but {len(recipes)} recipes are given; give one --recipe"
+        )
     if device and reference_python:
-        raise ToolchainError("--reference-python is of this machine and --device is not; give one of them")
-    folder = out / "gate" / chosen.name
+        raise ToolchainError(
+            f"--reference-python {reference_python} runs on this machine, but latency is measured on {device}; give one of "
+            "--reference-python and --device"
+        )
+    folder = out / "gate" / deployment.name
     gate_report.remove_files(folder)
-    regression_gate.check_environment(chosen, device)
+    regression_gate.check_environment(deployment, device)
     python = gate_inputs.find_interpreter(reference_python) if reference_python else ""
-    tests = []
-    for name in recipes:  # whatever is wrong shows before anything is timed
-        job, domain = overrides.read_recipe(name, overrides.Flags(data=data))
+    pairs = []
+    for name in recipes:  # all inputs are checked before anything is timed
+        settings, domain = overrides.read_recipe(name, overrides.Flags(data=data))
         pair = gate_inputs.load_pair(
-            job, chosen, out, candidate=candidate, reference=reference, python=python, device=device
+            settings, deployment, out, candidate=candidate, reference=reference, python=python, device=device
         )
-        shown = (
-            gate_inputs.list_images(domain, out / "data", pair) if domain.path or domain.source != "folder" else None
-        )
-        tests.append((pair, shown))
-    gated = regression_gate.adjust_for_several_recipes(
-        [regression_gate.compare_pair(pair, chosen, shown, seed, attempts) for pair, shown in tests]
+        has_images = domain.path or domain.source != "folder"
+        images = gate_inputs.list_images(domain, out / "data", pair) if has_images else None
+        pairs.append((pair, images))
+    results = regression_gate.adjust_for_several_recipes(
+        [regression_gate.compare_pair(pair, deployment, images, seed, attempts) for pair, images in pairs]
     )
-    found = gate_report.build_result(gated, chosen)
-    gate_report.write(found, folder)
-    history.append(out / history.FILE_NAME, history.from_gate(found, chosen.runtime))
-    terminal.print_tables([gate_report.tabulate_checks(found), gate_report.tabulate_latencies(found)])
-    for row in found["gates"]:
+    written = gate_report.build_result(results, deployment)
+    gate_report.write(written, folder)
+    history.append(out / history.FILE_NAME, history.from_gate(written, deployment.runtime))
+    terminal.print_tables([gate_report.tabulate_checks(written), gate_report.tabulate_latencies(written)])
+    for row in written["gates"]:
         for verdict in row["verdicts"]:
             if verdict["outcome"] != "pass":
                 typer.echo(f"{row['recipe']}: {verdict['check']}: {verdict['why']}")
-    typer.echo(gate_report.describe_outcome(found))
+    typer.echo(gate_report.describe_outcome(written))
     typer.echo(f"figures: {folder / 'gate.json'}, gate.md, gate.xml (JUnit), gate.codequality.json (GitLab)")
-    _announce(gate_report.render_annotations(found), folder / "gate.md")
-    if found["exit_status"]:
-        raise typer.Exit(found["exit_status"])
+    _write_github_output(gate_report.render_annotations(written), folder / "gate.md")
+    if written["exit_status"]:
+        raise typer.Exit(written["exit_status"])
 
 
-def _announce(lines: list[str], summary: Path) -> None:
-    """Annotations and summary where GitHub looks for them."""
+def _write_github_output(annotations: list[str], markdown: Path) -> None:
+    """On GitHub Actions, print the annotations and add the Markdown report to the job summary."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in lines:
+        for line in annotations:
             typer.echo(line)
-    if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         try:
-            with Path(page).open("a") as file:
-                file.write(summary.read_text())
+            with Path(summary).open("a") as file:
+                file.write(markdown.read_text())
         except OSError as reason:
-            typer.echo(f"Warning: cannot add to the job's summary at {page}: {reason.strerror}", err=True)
+            typer.echo(f"Warning: cannot add to the job summary at {summary}: {reason.strerror}", err=True)

@@ -1,4 +1,4 @@
-"""`toolchain package`: a bundle for the update system of a board."""
+"""`toolchain package`: wrap a bundle for the update system of a board."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,19 +12,24 @@ PANEL = "Ship and watch"
 
 def package(
     bundle: BundleArchive,
-    system: Annotated[str, typer.Option("--for", metavar="SYSTEM", help="swupdate, mender or rauc.")],
-    device_type: Annotated[str, typer.Option(help="The board's type, as its update system knows it.")],
+    system: Annotated[str, typer.Option("--for", metavar="SYSTEM", help="Update system: swupdate, mender or rauc.")],
+    device_type: Annotated[str, typer.Option(help="Device type of the board, as its update system knows it.")],
     key: Annotated[
-        Path | None, typer.Option(help="PEM file of the private key (TOOLCHAIN_KEY_PASSWORD); unsigned without one.")
+        Path | None,
+        typer.Option(help="Private key to sign with (PEM; password in TOOLCHAIN_KEY_PASSWORD). Default: unsigned."),
     ] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="Its X.509 certificate: RAUC's signature, and CMS for SWUpdate.")
+        Path | None, typer.Option(help="X.509 certificate of the key; required for RAUC, gives CMS for SWUpdate.")
     ] = None,
-    folder: Annotated[str, typer.Option(help="On the board, in which bundles are kept.")] = "/var/lib/edge-models",
+    folder: Annotated[
+        str, typer.Option(help="Folder on the board in which bundles are kept.")
+    ] = "/var/lib/edge-models",
     templates: Annotated[
-        str, typer.Option(help="Folder of your own templates, or one that ships: rauc-artifact.")
+        str, typer.Option(help="Folder with your own templates, or the name of one that ships: rauc-artifact.")
     ] = "",
-    out: Annotated[Path, typer.Option("--out", help="Folder; package/<system>/ is written in it.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", help="The package is written to package/<system>/ in this folder.")
+    ] = Path("out"),
 ) -> None:
     """Wrap a bundle's archive for the update system of a board: SWUpdate, Mender or RAUC.
 
@@ -35,12 +40,12 @@ def package(
     from toolchain.deploy import update_package
     from toolchain.deploy.signing import Signer
 
-    room = registry.load_module("updates", system)
+    update_system = registry.load_module("updates", system)
     if certificate and not key:
-        raise ToolchainError("--certificate without --key: the private key signs, the certificate says whose it is")
-    load = update_package.prepare(bundle, system, device_type, folder, templates)
+        raise ToolchainError("--certificate needs --key: give the private key that belongs to the certificate")
+    update = update_package.prepare(bundle, system, device_type, folder, templates)
     signer = Signer(key=key, certificate=certificate) if key else None
-    for what, path in room.build(load, out / "package" / system, signer).items():
-        typer.echo(f"{what}: {path}")
+    for description, path in update_system.build(update, out / "package" / system, signer).items():
+        typer.echo(f"{description}: {path}")
     if not signer:
-        typer.echo("warning: not signed (--key)", err=True)
+        typer.echo("Warning: the package is not signed; sign it with --key", err=True)

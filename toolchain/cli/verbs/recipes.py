@@ -1,4 +1,4 @@
-"""`toolchain recipes`: which recipes there are."""
+"""`toolchain recipes`: list the recipes."""
 
 from toolchain.cli import results
 
@@ -6,5 +6,5 @@ PANEL = "Look things up"
 
 
 def recipes() -> None:
-    """List recipes and what each does."""
+    """List recipes: which model, which dataset, how to train, prune and quantize."""
     results.print_files("recipes", "recipe")

@@ -1,4 +1,4 @@
-"""`toolchain report`: a finished run again, or how a target has moved over time."""
+"""`toolchain report`: show a finished run's report again, or latency and accuracy over time."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,30 +13,29 @@ PANEL = "Measure and gate"
 
 def report(
     run: Annotated[
-        Path | None, typer.Argument(help="Folder of a run, such as out/digits/cpu; with --history the folder of all.")
+        Path | None, typer.Argument(help="Folder of a run, such as out/digits/cpu; with --history, of all runs (out).")
     ] = None,
-    history: Annotated[bool, typer.Option(help="Latency and accuracy over time instead, from history.jsonl.")] = False,
+    history: Annotated[bool, typer.Option(help="Show latency and accuracy over time, from history.jsonl.")] = False,
 ) -> None:
-    """Show a finished run's report again and rewrite its HTML and Markdown; or how a target has moved over time."""
+    """Show a finished run's report again and rewrite its HTML and Markdown, or show latency and accuracy over time."""
     from toolchain.core import files
-    from toolchain.measure import history as histories
+    from toolchain.measure import history as run_history
     from toolchain.report import terminal, write
 
     if history:
         from toolchain.report.pages import history as history_report
 
         folder = run or Path("out")
-        entries, odd = histories.read(folder / histories.FILE_NAME)
-        history_report.write_page(entries, odd, folder / "history.html")
-        terminal.print_tables(
-            [history_report.tabulate(name, own) for name, own in history_report.group_by_target(entries).items()]
-        )
-        if odd:
-            typer.echo(f"Warning: {history_report.describe_skipped_lines(odd)}", err=True)
+        entries, skipped = run_history.read(folder / run_history.FILE_NAME)
+        history_report.write_page(entries, skipped, folder / "history.html")
+        targets = history_report.group_by_target(entries)
+        terminal.print_tables([history_report.tabulate(name, of_target) for name, of_target in targets.items()])
+        if skipped:
+            typer.echo(f"Warning: {history_report.describe_skipped_lines(skipped)}", err=True)
         typer.echo(f"plots: {folder / 'history.html'}")
         return
     if run is None:
-        raise ToolchainError("name the folder of a run, such as out/digits/cpu, or ask for --history")
+        raise ToolchainError("no run given; give the folder of a run, such as out/digits/cpu, or --history")
     written = files.read_json(run / "report.json")
     write.write_files(written, run)
     terminal.print_report(written)

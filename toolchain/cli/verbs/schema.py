@@ -1,4 +1,4 @@
-"""`toolchain schema`: the JSON schema of one kind of file."""
+"""`toolchain schema`: print the JSON schema of one kind of file."""
 
 from typing import Annotated
 
@@ -10,19 +10,19 @@ PANEL = "Look things up"
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(help="recipes, targets, calibration, shortlists or manifest")],
+    kind: Annotated[str, typer.Argument(help="Kind of file: recipes, targets, calibration, shortlists or manifest.")],
 ) -> None:
-    """Print the JSON schema of one kind of file, for editors."""
+    """Print the JSON schema of recipes, targets, domains, shortlists or manifests, for editors."""
     import json
 
     from toolchain.config import toml_files
     from toolchain.core import registry
     from toolchain.edge import manifest
 
-    shapes: dict[str, type] = {
-        **{str(k): v for k, v in toml_files.CLASS_BY_KIND.items()},
+    class_by_kind: dict[str, type] = {
+        **{str(key): value for key, value in toml_files.CLASS_BY_KIND.items()},
         "manifest": manifest.Manifest,
     }
-    if kind not in shapes:
-        raise ToolchainError(f"there is no kind {kind!r}; {registry.suggest(kind, list(shapes))}")
-    typer.echo(json.dumps(toml_files.json_schema(shapes[kind]), indent=1))
+    if kind not in class_by_kind:
+        raise ToolchainError(f"there is no kind of file {kind!r}; {registry.suggest(kind, list(class_by_kind))}")
+    typer.echo(json.dumps(toml_files.json_schema(class_by_kind[kind]), indent=1))

@@ -1,4 +1,4 @@
-"""`toolchain sign`: a detached signature beside a bundle's archive."""
+"""`toolchain sign`: write a detached signature beside a bundle's archive."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,10 @@ PANEL = "Ship and watch"
 def sign(
     bundle: BundleArchive,
     key: Annotated[
-        Path, typer.Option(help="PEM file of the private key; TOOLCHAIN_KEY_PASSWORD where it is encrypted.")
+        Path, typer.Option(help="Private key (PEM); if it is encrypted, set its password in TOOLCHAIN_KEY_PASSWORD.")
     ],
 ) -> None:
-    """Write a detached signature beside an archive, which `toolchain verify` and openssl check.
+    """Write a detached signature beside a bundle's archive. `toolchain verify` and openssl can check it.
 
     Exit status: 0 done, 2 wrong input.
     """

@@ -1,4 +1,4 @@
-"""`toolchain targets`: which deployment targets there are."""
+"""`toolchain targets`: list the deployment targets."""
 
 from toolchain.cli import results
 
@@ -6,5 +6,5 @@ PANEL = "Look things up"
 
 
 def targets() -> None:
-    """List deployment targets and what each is for."""
+    """List deployment targets: runtime, instruction set and precisions."""
     results.print_files("targets", "target")

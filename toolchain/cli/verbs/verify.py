@@ -1,4 +1,4 @@
-"""`toolchain verify`: checks an archive before anything reads the model."""
+"""`toolchain verify`: check a bundle before anything reads the model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +12,12 @@ PANEL = "Ship and watch"
 
 def verify(
     bundle: BundleArchive,
-    key: Annotated[Path | None, typer.Option(help="PEM file of the public key; unsigned is refused then.")] = None,
-    min_release: Annotated[int, typer.Option(help="Older releases are refused.", min=0)] = 0,
+    key: Annotated[Path | None, typer.Option(help="Public key (PEM); an unsigned archive is then refused.")] = None,
+    min_release: Annotated[int, typer.Option(help="Refuse releases older than this one.", min=0)] = 0,
 ) -> None:
-    """Check an archive's signature, its hashes and its release, before anything reads the model.
+    """Check a bundle's signature, hashes and release number before anything reads the model.
 
-    Exit status: 0 all in order, 2 refused; the message says what.
+    Exit status: 0 valid, 2 refused; the message says why.
     """
     from toolchain.deploy import verify_bundle
 
