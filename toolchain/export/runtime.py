@@ -1,4 +1,4 @@
-"""What a file in `runtimes/` gives: how a target's runtime compiles, opens and inspects a model.
+"""The `Runtime` protocol of the files in `runtimes/`: how a target's runtime compiles, opens and inspects a model.
 
 A module is a `Runtime` by having these names. Each says so to mypy at its end, so that a missing or changed one is found
 before it runs.

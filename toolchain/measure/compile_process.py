@@ -17,8 +17,7 @@ import onnx_ir
 from toolchain.config.target import QuantScheme, Target
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.core.types import Artefact, Precision
-from toolchain.export import insert_qdq
-from toolchain.export.passes import cleanup
+from toolchain.export import insert_qdq, onnx_graph
 from toolchain.export.runtime import load_runtime
 from toolchain.quantization.placement import Placement
 
@@ -75,7 +74,7 @@ def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
     model, _ = insert_qdq.build_candidate(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
     made = Path(asked["folder"]) / f"{graph.parent.name}-{'int8' if integers else 'float'}"
     made.mkdir(parents=True, exist_ok=True)
-    cleanup.save(model, made / graph.name)
+    onnx_graph.save_model(model, made / graph.name)
     runtime = asked["runtime"]
     artefact: Artefact = load_runtime(runtime).compile(made / graph.name, made / runtime)
     return artefact

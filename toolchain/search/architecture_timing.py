@@ -18,8 +18,7 @@ from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Precision
-from toolchain.export import insert_qdq, prune_graph, to_onnx
-from toolchain.export.passes import cleanup
+from toolchain.export import insert_qdq, onnx_graph, prune_graph, to_onnx
 from toolchain.export.runtime import load_runtime
 from toolchain.measure.paired_timing import TimedModel
 from toolchain.measure.short_rounds import ShortRounds
@@ -98,7 +97,7 @@ class ArchitectureTimer:
     def _made(self, plan: Surgery) -> tuple[str, Artefact]:
         path = self.folder / "candidate.onnx"
         model, _ = insert_qdq.build_candidate(self._cut(plan), self._placement(), self.target.scheme)
-        cleanup.save(model, path)
+        onnx_graph.save_model(model, path)
         name = f"candidate-{self.form.precision}-{files.sha256_file(path)[:12]}"
         return name, self.runtime.compile(path, self.folder / name)
 

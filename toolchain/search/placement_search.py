@@ -22,8 +22,7 @@ from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
-from toolchain.export import insert_qdq
-from toolchain.export.passes import cleanup
+from toolchain.export import insert_qdq, onnx_graph
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine, paired_timing, short_rounds
 from toolchain.measure.boards import BoardUnreachable
@@ -242,7 +241,7 @@ class PlacementSearch:
         if chosen not in self.compiled:
             path = self.folder / "candidate.onnx"
             model, layers = insert_qdq.build_candidate(self.float_graph, chosen, self.target.scheme)
-            cleanup.save(model, path)
+            onnx_graph.save_model(model, path)
             name = f"candidate-{files.sha256_file(path)[:12]}"
             made = self.runtime.compile(path, self.folder / name)
             self.compiled[chosen] = paired_timing.TimedModel(

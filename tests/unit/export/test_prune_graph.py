@@ -1,4 +1,4 @@
-"""A plan on the dense model's ONNX graph answers as the pruned model does, without tracing it again."""
+"""A plan applied to the dense model's ONNX graph gives the logits of the pruned model, without tracing it again."""
 
 from pathlib import Path
 
@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from toolchain.config.recipe import PruneSpec
 from toolchain.config.target import QuantScheme
-from toolchain.export import prune_graph, to_onnx
-from toolchain.export.passes import cleanup
-from toolchain.pruning import search_space as options_module
-from toolchain.pruning import surgery
+from toolchain.export import onnx_graph, prune_graph, to_onnx
+from toolchain.pruning import search_space, surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.width_search import Subnetwork
 from toolchain.quantization import pt2e
@@ -43,21 +41,21 @@ class Flat(nn.Module):
         return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
 
-def test_a_cut_graph_answers_as_the_pruned_model(tmp_path: Path) -> None:
+def test_a_pruned_graph_gives_the_logits_of_the_pruned_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Flat().eval()
     graph = to_onnx.export_graph(pt2e.prepare(model, IMAGE, None, QuantScheme())[0], IMAGE)
     blocks = prune_graph.find_droppable_blocks(graph)
     assert blocks == ("body.0", "body.1")
-    options = options_module.build_search_space(
+    options = search_space.build_search_space(
         model, IMAGE, head="head", spec=PruneSpec(), alignment=16, criterion=magnitude.score, blocks=blocks
     )
     kept = tuple(options.allowed_widths(index)[0] for index in range(len(options.groups)))
     plan = surgery.build(model, options, Subnetwork(kept, frozenset({"body.0"})))
     assert plan.keep["head.weight"].keys() == {1}
-    cleanup.save(prune_graph.apply_surgery(graph, plan), tmp_path / "small.onnx")
-    picture = torch.randn(1, 3, 12, 12)
+    onnx_graph.save_model(prune_graph.apply_surgery(graph, plan), tmp_path / "small.onnx")
+    image = torch.randn(1, 3, 12, 12)
     with torch.no_grad():
-        wanted = surgery.apply(model, plan)(picture).numpy()
-    found = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": picture.numpy()})[0]
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+        expected = surgery.apply(model, plan)(image).numpy()
+    logits = onnxruntime.InferenceSession(tmp_path / "small.onnx").run(None, {"input": image.numpy()})[0]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)

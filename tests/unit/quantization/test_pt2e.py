@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from toolchain.config.target import QuantScheme
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.export import to_onnx
-from toolchain.export.passes import cleanup, runtime_fusions
+from toolchain.export import onnx_graph, quantized_tensors, to_onnx
+from toolchain.export.passes import runtime_fusions
 from toolchain.export.runtime import load_runtime
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
@@ -121,7 +121,7 @@ def test_the_runtime_agrees_with_torch_within_two_steps(model: nn.Module, runtim
     x = torch.randn(20, 3, 8, 8)
     wanted = graph(x).detach().numpy()
     path = exported(graph, tmp_path)
-    step = to_onnx.read_output_step(path)
+    step = quantized_tensors.read_output_step(path)
     runtime_module = load_runtime(runtime)
     session = runtime_module.open(runtime_module.compile(path, tmp_path / "compiled").path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
@@ -158,7 +158,7 @@ def test_hard_activations_keep_their_values_in_the_form_a_runtime_fuses(
     artefact = runtime_module.compile(path, tmp_path / "compiled")
     session = runtime_module.open(artefact.path, threads=1, precision="int8" if planned else "f32")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
-    step = to_onnx.read_output_step(path)
+    step = quantized_tensors.read_output_step(path)
     assert np.abs(given - wanted).max() <= (2 * step + 1e-6 if step else 1e-5)
 
 
@@ -193,7 +193,7 @@ def test_products_over_the_last_of_four_dimensions_run_in_int8(runtime: str, res
     session = runtime_module.open(artefact.path, threads=1, precision="int8")
     given = np.concatenate([session.run(x[i : i + 1].numpy()) for i in range(20)])
     wanted = graph(x).detach().numpy()
-    assert np.abs(given - wanted).max() <= 2 * (to_onnx.read_output_step(path) or np.ptp(wanted) / 255) + 1e-6
+    assert np.abs(given - wanted).max() <= 2 * (quantized_tensors.read_output_step(path) or np.ptp(wanted) / 255) + 1e-6
 
 
 class Shuffled(nn.Module):
@@ -215,12 +215,12 @@ def test_data_movement_is_not_quantized_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph, _ = calibrated(Shuffled().eval())
     written = onnx_ir.load(exported(graph, tmp_path))
-    before = len(cleanup.nodes_of_type(written.graph, "QuantizeLinear"))
+    before = len(onnx_graph.nodes_of_type(written.graph, "QuantizeLinear"))
     runtime_fusions.drop_qdq_after_data_movement(written.graph)
-    cleanup.remove_dead_nodes(written.graph)
+    onnx_graph.remove_dead_nodes(written.graph)
     moves = [node for node in written.graph if node.op_type in {"Concat", "Transpose", "Reshape"}]
-    cleanup.save(written, tmp_path / "moved.onnx")
-    assert len(cleanup.nodes_of_type(written.graph, "QuantizeLinear")) < before
+    onnx_graph.save_model(written, tmp_path / "moved.onnx")
+    assert len(onnx_graph.nodes_of_type(written.graph, "QuantizeLinear")) < before
     assert len(moves) == 4
     assert not any(use.node.op_type == "QuantizeLinear" for node in moves for use in node.outputs[0].uses())
     x = torch.randn(1, 3, 8, 8).numpy()
@@ -251,8 +251,8 @@ def test_data_movement_into_another_scale_is_quantized_again() -> None:
             onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [values["x"]], [values["y"]], known))
         ).graph
         runtime_fusions.drop_qdq_after_data_movement(graph)
-        cleanup.remove_dead_nodes(graph)
-        assert len(cleanup.nodes_of_type(graph, "QuantizeLinear")) == left
+        onnx_graph.remove_dead_nodes(graph)
+        assert len(onnx_graph.nodes_of_type(graph, "QuantizeLinear")) == left
 
 
 def test_seven_bit_weights_stay_within_seven_bits(model: nn.Module, tmp_path: Path) -> None:

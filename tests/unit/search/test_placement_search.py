@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
-from toolchain.export import insert_qdq, to_onnx
-from toolchain.export.passes import cleanup
+from toolchain.export import insert_qdq, onnx_graph, to_onnx
 from toolchain.measure import boards, machine, paired_timing
 from toolchain.measure.boards import BoardUnreachable
 from toolchain.quantization import fx_graph, placement, pt2e
@@ -104,7 +103,7 @@ def test_torch_and_a_candidate_place_the_same_pairs(model: nn.Module, label: str
     to_onnx.export_file(pt2e.convert(graph, IMAGE), IMAGE, tmp_path / "trained.onnx")
     plain, _ = pt2e.prepare(model, IMAGE, None, scheme)
     made, layers = insert_qdq.build_candidate(to_onnx.export_graph(plain, IMAGE), chosen, scheme)
-    cleanup.save(made, tmp_path / "candidate.onnx")
+    onnx_graph.save_model(made, tmp_path / "candidate.onnx")
     onnx.checker.check_model(str(tmp_path / "candidate.onnx"), full_check=True)
     wanted, given = (pairs(onnx.load(tmp_path / name)) for name in ("trained.onnx", "candidate.onnx"))
     assert sorted(given) == sorted(wanted)

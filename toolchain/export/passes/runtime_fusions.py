@@ -1,32 +1,33 @@
-"""Passes over an integer ONNX graph for one runtime: operations written in the form that its fusions know.
+"""Passes over a quantized ONNX graph for one runtime: operations rewritten into patterns that the runtime fuses.
 
-`qdq` cleans what every runtime is given; what stands here is asked for by the runtime that needs it. No result
-changes by more than the rounding of a bias.
+`cleanup` prepares the graph for every runtime; each pass here is called by the runtime that needs it. None changes a
+result by more than rounding a bias.
 """
 
 import numpy as np
 import onnx_ir as ir
 
-from toolchain.export.passes.cleanup import (
+from toolchain.export.onnx_graph import (
     add_initializer,
     constant_value,
     nodes_of_type,
     producer_of_type,
     range_within,
+    readers_of,
     remove_dead_nodes,
     replace_node,
     same_scale,
 )
 
-# values stay what they are
+# operations that move values without changing them
 DATA_MOVEMENT_OPS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat"}
 
 
 def matmul_to_gemm(graph: ir.Graph) -> None:
-    """An integer product over the last of several dimensions, with its bias, as Gemm on rows.
+    """Rewrite an int8 product over the last of several dimensions, with its bias, as a Gemm on rows.
 
-    For runtimes whose integer product has neither a bias nor float results. What is reshaped are integers, so that
-    Gemm stands between DQ and Q.
+    For runtimes whose int8 product has neither a bias nor float results. The integers are reshaped, so that the Gemm
+    stands directly between DQ and Q.
     """
     for node in nodes_of_type(graph, "MatMul"):
         source, kernel = producer_of_type(node, "DequantizeLinear"), producer_of_type(node, "DequantizeLinear", 1)
@@ -34,37 +35,40 @@ def matmul_to_gemm(graph: ir.Graph) -> None:
         shape = node.inputs[0].shape if node.inputs[0] is not None else None
         if source is None or weight is None or weight.ndim != 2 or shape is None or not shape.is_static():
             continue
-        end = _biased(node)
-        bias = [] if end is node else [value for value in end.inputs if constant_value(value) is not None]
+        last = _bias_addition(node) or node
+        bias = [] if last is node else [value for value in last.inputs if constant_value(value) is not None]
         name, outputs = str(node.outputs[0].name), weight.shape[1]
-        sizes = {"rows": [-1, weight.shape[0]], "back": [*shape.numpy()[:-1], outputs]}
-        known = {key: add_initializer(graph, f"{name}_{key}", np.asarray(v, np.int64)) for key, v in sizes.items()}
-        rows = ir.node("Reshape", [source.inputs[0], known["rows"]])
-        real = ir.node("DequantizeLinear", [rows.outputs[0], *source.inputs[1:]])
-        gemm = ir.node("Gemm", [real.outputs[0], node.inputs[1], *bias], name=node.name)
-        graph.insert_before(end, [rows, real, gemm])
-        behind = [use.node for use in end.outputs[0].uses()]
-        for quantize in [one for one in behind if one.op_type == "QuantizeLinear"]:
-            inner = ir.node("QuantizeLinear", [gemm.outputs[0], *quantize.inputs[1:]])
-            replace_node(graph, quantize, [inner, ir.node("Reshape", [inner.outputs[0], known["back"]])])
-        if any(one.op_type != "QuantizeLinear" for one in behind) or end.outputs[0] in graph.outputs:
-            replace_node(graph, end, [ir.node("Reshape", [gemm.outputs[0], known["back"]])])
+        row_shape, full_shape = (
+            add_initializer(graph, f"{name}_{suffix}", np.asarray(sizes, np.int64))
+            for suffix, sizes in (("rows", [-1, weight.shape[0]]), ("back", [*shape.numpy()[:-1], outputs]))
+        )
+        rows = ir.node("Reshape", [source.inputs[0], row_shape])
+        dequantize = ir.node("DequantizeLinear", [rows.outputs[0], *source.inputs[1:]])
+        gemm = ir.node("Gemm", [dequantize.outputs[0], node.inputs[1], *bias], name=node.name)
+        graph.insert_before(last, [rows, dequantize, gemm])
+        readers = readers_of(last.outputs[0])
+        for quantize in [reader for reader in readers if reader.op_type == "QuantizeLinear"]:
+            quantized_rows = ir.node("QuantizeLinear", [gemm.outputs[0], *quantize.inputs[1:]])
+            reshape = ir.node("Reshape", [quantized_rows.outputs[0], full_shape])
+            replace_node(graph, quantize, [quantized_rows, reshape])
+        if any(reader.op_type != "QuantizeLinear" for reader in readers) or last.outputs[0] in graph.outputs:
+            replace_node(graph, last, [ir.node("Reshape", [gemm.outputs[0], full_shape])])
     remove_dead_nodes(graph)
 
 
-def _biased(product: ir.Node) -> ir.Node:
-    """The addition of a constant behind a product, else the product itself."""
-    behind = [use.node for use in product.outputs[0].uses()]
-    if len(behind) != 1 or behind[0].op_type != "Add" or product.outputs[0] in (product.graph or product).outputs:
-        return product
-    found = [array for value in behind[0].inputs if (array := constant_value(value)) is not None]
-    return behind[0] if len(found) == 1 and found[0].ndim == 1 else product
+def _bias_addition(product: ir.Node) -> ir.Node | None:
+    """Return the addition of a constant vector behind a product; None where there is none."""
+    readers = readers_of(product.outputs[0])
+    if len(readers) != 1 or readers[0].op_type != "Add" or product.outputs[0] in (product.graph or product).outputs:
+        return None
+    constants = [array for value in readers[0].inputs if (array := constant_value(value)) is not None]
+    return readers[0] if len(constants) == 1 and constants[0].ndim == 1 else None
 
 
 def separate_zero_points(graph: ir.Graph) -> None:
-    """Each per-channel DQ with a zero point of its own; torch lets all of one length share one.
+    """Give each per-channel DQ its own zero point; torch shares one among all weights with as many channels.
 
-    OpenVINO takes none of them for a constant weight where one zero point serves weights of different shapes.
+    OpenVINO recognizes no constant weight where one zero point serves weights of different shapes.
     """
     for node in nodes_of_type(graph, "DequantizeLinear"):
         zero = constant_value(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -73,89 +77,90 @@ def separate_zero_points(graph: ir.Graph) -> None:
 
 
 def hard_sigmoid_to_add(graph: ir.Graph) -> None:
-    """A hard sigmoid between integers is an addition that saturates: its slope goes into the scale it is read with.
+    """Replace a hard sigmoid between integers by an addition that saturates; its slope goes into the input's scale.
 
-    For runtimes that have an integer addition but no integer hard sigmoid. The rounding behind it cuts at 0 and, with
-    a highest value of at most 1, at the top too, so every result stays the same.
+    For runtimes that have an int8 addition but no int8 hard sigmoid. The Q behind it clips at 0 and, with a highest
+    value of at most 1, at the top too, so every result stays the same.
     """
     for node in nodes_of_type(graph, "HardSigmoid"):
-        before, behind = producer_of_type(node, "DequantizeLinear"), [use.node for use in node.outputs[0].uses()]
-        step = constant_value(before.inputs[1]) if before is not None else None
-        if before is None or step is None or not behind or any(n.op_type != "QuantizeLinear" for n in behind):
+        source, readers = producer_of_type(node, "DequantizeLinear"), readers_of(node.outputs[0])
+        step = constant_value(source.inputs[1]) if source is not None else None
+        if source is None or step is None or not readers:
             continue
-        if not all(range_within(quantize, 0.0, 1.0) for quantize in behind):
+        if not all(reader.op_type == "QuantizeLinear" and range_within(reader, 0.0, 1.0) for reader in readers):
             continue
-        alpha, beta = _hard_sigmoid(node)
-        zero = constant_value(before.inputs[2])
-        assert zero is not None
+        alpha, beta = _slope_and_offset(node)
+        zero_point = constant_value(source.inputs[2])
+        assert zero_point is not None
         name = node.outputs[0].name
-        scaled = add_initializer(graph, f"{name}_slope", np.asarray(step * np.float32(alpha), np.float32))
-        offset = [
-            add_initializer(graph, f"{name}_offset", np.ones((), zero.dtype)),
+        slope = add_initializer(graph, f"{name}_slope", np.asarray(step * np.float32(alpha), np.float32))
+        offset_inputs = [
+            add_initializer(graph, f"{name}_offset", np.ones((), zero_point.dtype)),
             add_initializer(graph, f"{name}_offset_step", np.asarray(beta, np.float32)),
-            add_initializer(graph, f"{name}_offset_zero", np.zeros((), zero.dtype)),
+            add_initializer(graph, f"{name}_offset_zero", np.zeros((), zero_point.dtype)),
         ]
-        sloped = ir.node("DequantizeLinear", [before.inputs[0], scaled, before.inputs[2]])
-        constant_ = ir.node("DequantizeLinear", offset)
-        replace_node(graph, node, [sloped, constant_, ir.node("Add", [sloped.outputs[0], constant_.outputs[0]])])
+        scaled = ir.node("DequantizeLinear", [source.inputs[0], slope, source.inputs[2]])
+        offset = ir.node("DequantizeLinear", offset_inputs)
+        replace_node(graph, node, [scaled, offset, ir.node("Add", [scaled.outputs[0], offset.outputs[0]])])
 
 
 def rewrite_hard_activations(graph: ir.Graph) -> None:
-    """A float hard sigmoid, and its product with its own input, in the form that OpenVINO's fusions know.
+    """Rewrite a float hard sigmoid, and its product with its own input, into patterns that OpenVINO fuses.
 
-    As separate operations they cost MobileNetV3 more than its convolutions. A product of the two is HardSwish; a hard
-    sigmoid alone is a clipped sum. The values stay the same.
+    As separate operations they cost MobileNetV3 more than its convolutions. The product becomes HardSwish, a hard
+    sigmoid alone a clipped sum. The values stay the same.
     """
     for node in nodes_of_type(graph, "HardSigmoid"):
-        alpha, beta = _hard_sigmoid(node)
+        alpha, beta = _slope_and_offset(node)
         if abs(alpha - 1 / 6) > 1e-6 or abs(beta - 0.5) > 1e-6:
             continue
-        source, readers = node.inputs[0], [use.node for use in node.outputs[0].uses()]
+        source, readers = node.inputs[0], readers_of(node.outputs[0])
         if len(readers) == 1 and readers[0].op_type == "Mul" and source in readers[0].inputs:
             replace_node(graph, readers[0], [ir.node("HardSwish", [source])])
             continue
         name = node.outputs[0].name
-        numbers = {"shift": 3.0, "low": 0.0, "high": 6.0, "sixth": 1 / 6}
-        known = {key: add_initializer(graph, f"{name}_{key}", np.asarray(v, np.float32)) for key, v in numbers.items()}
-        shifted = ir.node("Add", [source, known["shift"]])
-        clipped = ir.node("Clip", [shifted.outputs[0], known["low"], known["high"]])
-        replace_node(graph, node, [shifted, clipped, ir.node("Mul", [clipped.outputs[0], known["sixth"]])])
+        shift, low, high, sixth = (
+            add_initializer(graph, f"{name}_{suffix}", np.asarray(number, np.float32))
+            for suffix, number in (("shift", 3.0), ("low", 0.0), ("high", 6.0), ("sixth", 1 / 6))
+        )
+        shifted = ir.node("Add", [source, shift])
+        clipped = ir.node("Clip", [shifted.outputs[0], low, high])
+        replace_node(graph, node, [shifted, clipped, ir.node("Mul", [clipped.outputs[0], sixth])])
 
 
-def _hard_sigmoid(node: ir.Node) -> tuple[float, float]:
-    """Slope and offset, with ONNX's own where they are not given."""
-    alpha, beta = (node.attributes.get(name) for name in ("alpha", "beta"))
+def _slope_and_offset(hard_sigmoid: ir.Node) -> tuple[float, float]:
+    """Return alpha and beta, with ONNX's defaults where they are not given."""
+    alpha, beta = (hard_sigmoid.attributes.get(name) for name in ("alpha", "beta"))
     return alpha.as_float() if alpha else 0.2, beta.as_float() if beta else 0.5
 
 
 def drop_qdq_after_data_movement(graph: ir.Graph) -> None:
-    """Q and DQ behind operations that move values alone, in the scale that these were rounded to before.
+    """Remove Q/DQ pairs behind operations that only move values, where the values are already rounded to that scale.
 
-    For runtimes that carry integers through such operations by themselves: pairs in between hide patterns that they
+    For runtimes that propagate integers through such operations by themselves: pairs in between hide patterns that they
     fuse, a channel shuffle above all, which is Reshape, Transpose, Reshape.
     """
     for quantize in nodes_of_type(graph, "QuantizeLinear"):
-        moved = quantize.inputs[0]
-        behind = [use.node for use in quantize.outputs[0].uses()]
-        if moved is None or any(node.op_type != "DequantizeLinear" for node in behind) or moved in graph.inputs:
+        value, readers = quantize.inputs[0], readers_of(quantize.outputs[0])
+        if value is None or any(reader.op_type != "DequantizeLinear" for reader in readers) or value in graph.inputs:
             continue
-        producer = moved.producer()
-        before = _rounded_by(moved) if producer is not None and producer.op_type in DATA_MOVEMENT_OPS else None
-        if before is not None and same_scale(quantize, before):
-            for dequantize in behind:
-                if dequantize.outputs[0] not in graph.outputs:  # whose names are kept
-                    dequantize.outputs[0].replace_all_uses_with(moved)
+        producer = value.producer()
+        moved = producer is not None and producer.op_type in DATA_MOVEMENT_OPS
+        earlier = _find_dequantize(value) if moved else None
+        if earlier is not None and same_scale(quantize, earlier):
+            for dequantize in readers:
+                if dequantize.outputs[0] not in graph.outputs:  # outputs keep their names
+                    dequantize.outputs[0].replace_all_uses_with(value)
 
 
-def _rounded_by(value: ir.Value | None) -> ir.Node | None:
-    """The DQ whose scale a value is in multiples of; None where it has not been rounded, or to several scales."""
+def _find_dequantize(value: ir.Value | None) -> ir.Node | None:
+    """Return the DQ whose scale a moved value is rounded to; None where it is float or mixes several scales."""
     producer = value.producer() if value is not None else None
     if producer is None or producer.op_type == "DequantizeLinear":
         return producer
     if producer.op_type not in DATA_MOVEMENT_OPS:
         return None
     sources = producer.inputs if producer.op_type == "Concat" else producer.inputs[:1]
-    found = [_rounded_by(source) for source in sources]
-    first = found[0]
-    same = first is not None and all(other is not None and same_scale(first, other) for other in found)
+    first, *others = [_find_dequantize(source) for source in sources]
+    same = first is not None and all(other is not None and same_scale(first, other) for other in others)
     return first if same else None

@@ -1,6 +1,6 @@
-"""OpenVINO on the CPU: converts ONNX to IR with int8 weights; the precision hint is always pinned.
+"""OpenVINO on the CPU: converts ONNX to IR with int8 weights, and always sets the precision hint.
 
-Without a hint OpenVINO runs float models in bf16 on CPUs that have it, which would make "float" mean two things.
+Without the hint OpenVINO runs float models in bf16 on processors that have it, so "float" would mean two things.
 """
 
 import json
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'edge-toolchain[openvino]'"
 PRECISIONS: tuple[Precision, ...] = ("f32", "bf16", "int8")
-HAS_UNOPTIMIZED = False  # can run a graph as it is written, to compare with
+HAS_UNOPTIMIZED = False  # whether it can run a graph without its own optimizations, to compare with
 FILE_NAMES = ("model.xml", "model.bin")
-FORMS = ("blob",)  # beside IR: compiled, so that loading takes no time
-# first release of each operation set, from OpenVINO's list of them; IR 11 came with the eighth
+FORMS = ("blob",)  # beside IR: the compiled model, which loads faster
+# operator set -> first release with it, from OpenVINO's list; IR version 11 came with operator set 8
 OPSET_RELEASES = {
     8: "2022.1",
     9: "2022.2",
@@ -44,32 +44,33 @@ INTEGER_PRECISIONS = {"u8", "i8"}
 BLOB_COMPILER = """
 import io, json, sys
 import openvino
-asked, body = json.loads(sys.argv[1]), io.BytesIO()
-openvino.Core().compile_model(asked["path"], "CPU", asked["hints"]).export_model(body)
-sys.stdout.buffer.write(body.getvalue())
+request, blob = json.loads(sys.argv[1]), io.BytesIO()
+openvino.Core().compile_model(request["path"], "CPU", request["properties"]).export_model(blob)
+sys.stdout.buffer.write(blob.getvalue())
 """
 
 
 def library() -> Any:
-    """The imported runtime.
+    """Import and return the runtime.
 
     Raises:
-        ToolchainError: it is not installed; says what to run.
+        ToolchainError: it is not installed; the message has the command that installs it.
     """
-    # its converter tells its maker of every conversion, ten processes each, unless this package is missing
+    # its converter reports every conversion to its maker, in ten processes, unless this package is missing
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as reason:
-        raise ToolchainError(f"this target needs OpenVINO, which is not installed; run: {INSTALL}") from reason
+        raise ToolchainError(f"this target needs OpenVINO, which is not installed; install it: {INSTALL}") from reason
     return openvino
 
 
 class OpenVinoSession:
     """One compiled model with its own inference request and tensors.
 
-    Images are copied into the request's own input: binding a fresh tensor at every call costs more than the copy.
-    It infers in the caller's thread: handing over to another one and back takes 0.1 ms, a quarter of a small model.
+    Images are copied into the request's own input: binding a new tensor at every call costs more than the copy.
+    Inference runs in the caller's thread: switching to another one and back takes 0.1 ms, a quarter of the latency of a
+    small model.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -79,14 +80,14 @@ class OpenVinoSession:
         self._output = self._request.get_output_tensor(0).data
 
     def run(self, images: np.ndarray) -> np.ndarray:
-        """float32 [1, 3, height, width] -> logits [1, classes]."""
+        """Return the logits [1, classes] of an image, float32 [1, 3, height, width]."""
         np.copyto(self._input, images)
         self._request.infer()
         logits: np.ndarray = self._output.copy()
         return logits
 
     def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The same input -> every output of the graph by its name; for graphs with more than the logits."""
+        """Return every output of the graph by its name, for graphs with more than the logits."""
         self.run(images)
         return {
             name: self._request.get_output_tensor(index).data.copy()
@@ -95,7 +96,7 @@ class OpenVinoSession:
         }
 
     def save_compiled(self, path: Path) -> Path:
-        """Write the model as it was compiled, which this machine opens several times faster than the IR."""
+        """Write the compiled model, which this machine opens several times faster than the IR; return its path."""
         blob = path.with_suffix(".blob")
         with open_atomic(blob) as out:
             out.write(self.compiled.export_model().getvalue())
@@ -103,34 +104,35 @@ class OpenVinoSession:
 
 
 def compile(onnx_path: Path, folder: Path) -> Artefact:
-    """Converts ONNX to `model.xml` and `model.bin`, in operations that it fuses; int8 initialisers stay int8 weights.
+    """Convert ONNX to `model.xml` and `model.bin` with operations that OpenVINO fuses; int8 weights stay int8.
 
     Raises:
-        ToolchainError: OpenVINO is missing, or does not convert the file.
+        ToolchainError: OpenVINO is missing, does not convert the file, or cannot write the model.
     """
     import onnx_ir
 
-    from toolchain.export.passes import cleanup, runtime_fusions
+    from toolchain.export import onnx_graph
+    from toolchain.export.passes import runtime_fusions
 
     ov = library()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        adapted = Path(scratch) / onnx_path.name
+        rewritten = Path(scratch) / onnx_path.name
         try:
-            graph = onnx_ir.load(onnx_path)
-            runtime_fusions.rewrite_hard_activations(graph.graph)
-            runtime_fusions.drop_qdq_after_data_movement(graph.graph)
-            runtime_fusions.separate_zero_points(graph.graph)
-            cleanup.remove_dead_nodes(graph.graph)
-            cleanup.save(graph, adapted)
-            model = ov.convert_model(str(adapted))
-        except Exception as reason:  # its exceptions share no base class
+            onnx_model = onnx_ir.load(onnx_path)
+            runtime_fusions.rewrite_hard_activations(onnx_model.graph)
+            runtime_fusions.drop_qdq_after_data_movement(onnx_model.graph)
+            runtime_fusions.separate_zero_points(onnx_model.graph)
+            onnx_graph.remove_dead_nodes(onnx_model.graph)
+            onnx_graph.save_model(onnx_model, rewritten)
+            model = ov.convert_model(str(rewritten))
+        except Exception as reason:  # the runtime's exceptions share no base class
             raise ToolchainError(f"OpenVINO does not convert {onnx_path}: {first_line(reason)}") from reason
         try:
             ov.save_model(model, str(folder / FILE_NAMES[0]), compress_to_fp16=False)
         except Exception as reason:
             raise ToolchainError(
-                f"OpenVINO cannot write to {folder}: {first_line(reason)}; is there room on the disk?"
+                f"OpenVINO cannot write to {folder}: {first_line(reason)}; is the disk full?"
             ) from reason
     return make_artefact(*(folder / name for name in FILE_NAMES))
 
@@ -145,10 +147,12 @@ def _properties(threads: int, precision: Precision) -> dict[str, Any]:
 
 
 def open(path: Path, *, threads: int, precision: Precision, optimized: bool = True) -> OpenVinoSession:
-    """Compiles an IR or ONNX file for the CPU. OpenVINO cannot run without its optimizations: `optimized` is ignored.
+    """Compile an IR or ONNX file for the CPU, or load a blob.
+
+    OpenVINO cannot run without its optimizations: `optimized` is ignored.
 
     Raises:
-        ToolchainError: OpenVINO is missing, or refuses the file.
+        ToolchainError: OpenVINO is missing, or does not load the file.
     """
     ov = library()
     try:
@@ -156,50 +160,63 @@ def open(path: Path, *, threads: int, precision: Precision, optimized: bool = Tr
             compiled = ov.Core().import_model(path.read_bytes(), "CPU", _properties(threads, precision))
         else:
             compiled = ov.Core().compile_model(str(path), "CPU", _properties(threads, precision))
-    except Exception as reason:  # its exceptions share no base class
+    except Exception as reason:  # the runtime's exceptions share no base class
         raise ToolchainError(f"OpenVINO does not load {path}: {first_line(reason)}") from reason
     return OpenVinoSession(compiled)
 
 
 def pack(path: Path, stem: Path, *, threads: int, precision: Precision, native: bool) -> ConvertedModel:
-    """A model as OpenVINO's compiled blob, which needs this very version and these instructions.
+    """Write a model as OpenVINO's compiled blob, which only this OpenVINO version and these instructions can load.
+
+    Args:
+        path: the model as IR.
+        stem: path of the blob, without a suffix.
+        threads: number of threads that the blob is compiled for.
+        precision: of float operations.
+        native: whether this machine has the target's instructions.
 
     Raises:
-        ToolchainError: this machine lacks the target's instructions, or OpenVINO does not write it.
+        ToolchainError: this machine lacks the target's instructions, or OpenVINO does not write the blob.
     """
     if not native:
         raise ToolchainError(
             f"a blob is compiled for the machine that writes it, and this one lacks the target's instructions; build it "
-            f"on such a machine, or leave {FORMS[0]!r} out of [package] forms"
+            f"on a machine that has them, or remove {FORMS[0]!r} from [package] forms"
         )
-    made = stem.with_suffix(".blob")
-    # in a process of its own: names in a blob count what the process has compiled before
-    asked = json.dumps({"path": str(path), "hints": _properties(threads, precision)})
-    ended = subprocess.run([sys.executable, "-P", "-c", BLOB_COMPILER, asked], capture_output=True, check=False)
-    if ended.returncode or not ended.stdout:
-        reason = (ended.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
-        raise ToolchainError(f"OpenVINO does not write {path} as {made.name}: {reason}")
-    with open_atomic(made) as out:
-        out.write(ended.stdout)
+    blob = stem.with_suffix(".blob")
+    # in its own process: names in a blob are numbered by what the process has compiled before
+    request = json.dumps({"path": str(path), "properties": _properties(threads, precision)})
+    process = subprocess.run([sys.executable, "-P", "-c", BLOB_COMPILER, request], capture_output=True, check=False)
+    if process.returncode or not process.stdout:
+        reason = (process.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"])[-1]
+        raise ToolchainError(f"OpenVINO does not write {path} as {blob.name}: {reason}")
+    with open_atomic(blob) as out:
+        out.write(process.stdout)
     return ConvertedModel(
-        files=(made,), deterministic=True, bound_to={**fingerprint(), "isa": str(processor.describe()["isa"])}
+        files=(blob,), deterministic=True, bound_to={**fingerprint(), "isa": str(processor.describe()["isa"])}
     )
 
 
 def coverage(path: Path, *, precision: Precision) -> IntegerCoverage:
-    """Counts convolutions and linear layers by the precision OpenVINO says it executes them in."""
+    """Count convolutions and linear layers by the precision in which OpenVINO reports that it executes them.
+
+    Raises:
+        ToolchainError: OpenVINO is missing, or does not load the model.
+    """
     session = open(path, threads=1, precision=precision)
-    integer, in_float = 0, []
+    int8_layers, float_layers = 0, []
     for node in session.compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if _text(info, "layerType") not in WEIGHTED_LAYERS:
             continue
         if _text(info, "runtimePrecision") in INTEGER_PRECISIONS:
-            integer += 1
+            int8_layers += 1
         else:
             name = _text(info, "originalLayersNames").split(",")[0] or node.get_friendly_name()
-            in_float.append(name.removesuffix("/WithoutBiases"))
-    return IntegerCoverage(integer=integer, planned=0, total=integer + len(in_float), float_ops=tuple(in_float))
+            float_layers.append(name.removesuffix("/WithoutBiases"))
+    return IntegerCoverage(
+        integer=int8_layers, planned=0, total=int8_layers + len(float_layers), float_ops=tuple(float_layers)
+    )
 
 
 def _text(info: Any, key: str) -> str:
@@ -208,10 +225,10 @@ def _text(info: Any, key: str) -> str:
 
 
 def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
-    """Shape and type of a model's only input, open sides None, and whether it is quantized.
+    """Return a model's input shape (None for a dynamic dimension), its element type, and whether it is quantized.
 
     Raises:
-        ToolchainError: OpenVINO is missing or cannot read the file, or it has another number of inputs.
+        ToolchainError: OpenVINO is missing or cannot read the file, or the model does not have exactly one input.
     """
     ov = library()
     try:
@@ -219,44 +236,45 @@ def signature(path: Path) -> tuple[tuple[int | None, ...], str, bool]:
     except Exception as reason:
         raise ToolchainError(f"{path} is not a readable OpenVINO model: {first_line(reason)}") from reason
     if len(model.inputs) != 1:
-        raise ToolchainError(f"{path} has {len(model.inputs)} inputs; a model of pictures has one")
-    source = model.input()
-    shape = tuple(dim.get_length() if dim.is_static else None for dim in source.partial_shape)
-    return shape, str(source.element_type.to_dtype()), any(n.get_type_name() == "FakeQuantize" for n in model.get_ops())
+        raise ToolchainError(f"{path} has {len(model.inputs)} inputs; it must have one, the image")
+    image = model.input()
+    shape = tuple(dim.get_length() if dim.is_static else None for dim in image.partial_shape)
+    quantized = any(node.get_type_name() == "FakeQuantize" for node in model.get_ops())
+    return shape, str(image.element_type.to_dtype()), quantized
 
 
 def batched(path: Path, batch: int, folder: Path) -> Path:
-    """A copy of a model for so many pictures at once.
+    """Write a copy of a model with another batch size.
 
     Raises:
-        ToolchainError: its graph is fixed to another number.
+        ToolchainError: its graph is fixed to another batch size.
     """
     ov = library()
-    made = folder / f"{path.stem}-batch{batch}.xml"
+    batched_path = folder / f"{path.stem}-batch{batch}.xml"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         model = ov.Core().read_model(str(path))
         shape = model.input().partial_shape
         model.reshape([batch, *(shape[i] for i in range(1, len(shape)))])
-        ov.save_model(model, str(made), compress_to_fp16=False)
+        ov.save_model(model, str(batched_path), compress_to_fp16=False)
     except Exception as reason:
-        raise ToolchainError(f"fixed to another number than {batch} pictures") from reason
-    return made
+        raise ToolchainError(f"the model is fixed to a batch size other than {batch}") from reason
+    return batched_path
 
 
 def available(precision: Precision) -> bool:
-    """Whether this machine's CPU computes in that precision; OpenVINO would fall back in silence."""
+    """Return whether this machine's processor computes in that precision; OpenVINO would fall back silently."""
     return precision != "bf16" or "BF16" in library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def least_version(path: Path) -> str:
-    """The oldest release that reads a model; "" where that is not known."""
+    """Return the oldest release that reads a model; "" where that is not known."""
     newest = max(map(int, re.findall(r'version="opset(\d+)"', path.read_text())), default=0)
     return OPSET_RELEASES.get(max(newest, min(OPSET_RELEASES)), "")
 
 
 def fingerprint() -> Mapping[str, str]:
-    """Versions that decide what the kernels do."""
+    """Return the versions that decide which kernels run."""
     return {"openvino": library().__version__}
 
 
