@@ -58,7 +58,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def build(cargo, out: Path, signer) -> Mapping[str, Path]:
+def build(package, out: Path, signer) -> Mapping[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "toy.img").write_text("toy")
     return {"image": out / "toy.img"}

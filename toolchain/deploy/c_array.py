@@ -1,11 +1,11 @@
-"""A model file as a C array, for firmware that links its model statically."""
+"""Write a model file as a C array, for firmware that links its model statically."""
 
 from pathlib import Path
 
 from toolchain.core import files
 
 FILE_NAMES = ("model_data.c", "model_data.h")
-BYTES_PER_LINE = 20  # bytes
+BYTES_PER_LINE = 20
 HEADER_TEMPLATE = """\
 /* The model of this bundle, {name}: {size} bytes, SHA-256 {digest}. */
 #ifndef MODEL_DATA_H
@@ -40,10 +40,11 @@ const size_t model_data_size = {size};
 
 
 def write(model: Path, folder: Path) -> tuple[Path, ...]:
-    """Writes `model_data.c` and `model_data.h` with the bytes of a file."""
+    """Write `model_data.c` and `model_data.h` with the bytes of a file, and return their paths in this order."""
     body = model.read_bytes()
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [",".join(map(str, body[at : at + BYTES_PER_LINE])) + "," for at in range(0, len(body), BYTES_PER_LINE)]
+    starts = range(0, len(body), BYTES_PER_LINE)
+    rows = [",".join(map(str, body[start : start + BYTES_PER_LINE])) + "," for start in starts]
     source, header = (folder / name for name in FILE_NAMES)
     files.write_text(source, SOURCE_TEMPLATE.format(size=len(body), rows="\n".join(rows)))
     digest = files.sha256_file(model)

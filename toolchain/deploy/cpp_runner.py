@@ -1,4 +1,4 @@
-"""The sources of the C++ runner, as they lie in a clone or in the wheel, and as one archive for a bundle."""
+"""Find the sources of the C++ runner, in a clone or in the wheel, and pack them for a bundle."""
 
 import hashlib
 import tarfile
@@ -14,35 +14,36 @@ ARCHIVE_FOLDER = "runner"
 
 
 def find_sources() -> Path:
-    """Where they lie.
+    """Return the folder with the C++ runner's sources.
 
     Raises:
-        ToolchainError: neither in the package nor beside it.
+        ToolchainError: they are neither in the package nor beside it.
     """
-    for place in (PACKAGE_FOLDER / "runner_sources", PACKAGE_FOLDER.parent / ARCHIVE_FOLDER):
-        if (place / "CMakeLists.txt").is_file():
-            return place
-    raise ToolchainError("the C++ runner's sources are missing from this installation; install it again")
+    for folder in (PACKAGE_FOLDER / "runner_sources", PACKAGE_FOLDER.parent / ARCHIVE_FOLDER):
+        if (folder / "CMakeLists.txt").is_file():
+            return folder
+    raise ToolchainError("the sources of the C++ runner are missing from this installation; reinstall the toolchain")
 
 
 def hash_sources() -> str:
-    """Over names and contents."""
-    found = hashlib.sha256()
-    for name, file in _files():
-        found.update(f"{name}\0{files.sha256_file(file)}\n".encode())
-    return found.hexdigest()
+    """Return the SHA-256 over the names and contents of the sources."""
+    digest = hashlib.sha256()
+    for name, file in _list_sources():
+        digest.update(f"{name}\0{files.sha256_file(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def pack(path: Path) -> Path:
-    """A tar of them with fixed order, owner, mode and time."""
+    """Write a tar of the sources with fixed order, owner, mode and time, and return its path."""
     with files.open_atomic(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, file in _files():
+        for name, file in _list_sources():
             with file.open("rb") as body:
                 tar.addfile(archive.make_member(name, file.stat().st_size), body)
     return path
 
 
-def _files() -> list[tuple[str, Path]]:
-    top = find_sources()
-    kept = [top / "CMakeLists.txt", *sorted((top / "src").iterdir())]
-    return [(f"{ARCHIVE_FOLDER}/{file.relative_to(top)}", file) for file in kept]
+def _list_sources() -> list[tuple[str, Path]]:
+    """Return the name in the archive and the path of every source file, in a fixed order."""
+    folder = find_sources()
+    sources = [folder / "CMakeLists.txt", *sorted((folder / "src").iterdir())]
+    return [(f"{ARCHIVE_FOLDER}/{file.relative_to(folder)}", file) for file in sources]

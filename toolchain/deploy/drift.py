@@ -1,9 +1,10 @@
-"""Has the world moved away from the pictures that a model was tested on? From a bundle's counters, window by window.
+"""Detect drift: compare what boards counted in the field, window by window, with the images that the model was tested on.
 
-A window's counts of every reading are compared with those of the reference (Pearson's chi-square for two samples,
-Bonferroni over all that is compared, so that a call is by chance in one of a hundred). What a change costs is estimated
-from the confidence: the share of right answers that pictures of such confidence had on the reference; after Guillory et
-al., Predicting with Confidence on Unseen Distributions, 2021, it is a lower bound where the pictures are of another world.
+Each reading's histogram in a window is compared with that of the reference by Pearson's chi-square test for two samples,
+with Bonferroni's correction over all windows and readings, so that the false-alarm rate of a whole check is 1 %. The
+accuracy drop is estimated from confidence: the accuracy that reference images of the same confidence had. Where images
+come from another distribution, this is a lower bound of the drop (Guillory et al., Predicting with Confidence on Unseen
+Distributions, 2021).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,169 +21,199 @@ from toolchain.deploy.drift_reference import DriftReference
 from toolchain.edge import watch
 
 DriftVerdict = Literal["fine", "recalibrate", "retrain", "cannot_tell"]
-FALSE_ALARM_LEVEL = 0.01  # that anything is called where nothing moved
-MIN_IMAGES = 100  # pictures in a window that is judged
-FALSE_ALARM_DRAWS = 1000  # windows drawn from the reference, to count false alarms
+FALSE_ALARM_LEVEL = 0.01  # probability that anything is called although nothing has drifted
+MIN_IMAGES = 100  # in a window; smaller windows are left out
+FALSE_ALARM_DRAWS = 1000  # windows drawn from the reference, to estimate the false-alarm rate
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingShift:
-    """One reading of one window against the reference."""
+    """One reading of one window, compared with the reference."""
 
     reading: str
     p: float
     called: bool
-    share: float  # of the reference's pictures below the window's typical one; 0.5: nothing moved
+    share: float  # probability that an image of the window reads higher than one of the reference; 0.5: no shift
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Pictures that were counted together."""
+    """The result of one window: all its readings, compared with the reference."""
 
-    source: str  # of the counters
-    number: int  # in its file, the oldest first
-    pictures: int
-    moved: tuple[ReadingShift, ...]
-    counts: Mapping[str, tuple[int, ...]]
-    expected_drop: Interval  # of the accuracy, by confidence
+    source: str  # counters file
+    number: int  # in its file, from 1, the oldest first
+    pictures: int  # number of images
+    moved: tuple[ReadingShift, ...]  # all readings, the smallest p-value first
+    counts: Mapping[str, tuple[int, ...]]  # histogram by reading
+    expected_drop: Interval  # accuracy drop, estimated from confidence
 
     @property
     def verdict(self) -> DriftVerdict:
-        """What this window alone says. Another mix of classes alone is no call: it may be the season."""
-        moved = {one.reading for one in self.moved if one.called} - {"class"}
-        if not moved:
+        """Return this window's verdict. A different mix of classes alone is no drift: it may be the season."""
+        called = {shift.reading for shift in self.moved if shift.called} - {"class"}
+        if not called:
             return "fine"
-        # where its confidence has moved, its answers have; by how much they are worse, confidence tells too kindly
-        return "retrain" if "confidence" in moved else "recalibrate"
+        # a shift of confidence means that the predictions have changed, and its estimate of the drop is optimistic
+        return "retrain" if "confidence" in called else "recalibrate"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriftResult:
-    """All windows, and what follows."""
+    """All windows and the verdict."""
 
     bundle: str
     verdict: DriftVerdict
     why: str
     windows: tuple[Window, ...]
-    left_out: int  # windows with too few pictures
-    reference: int  # pictures
+    left_out: int  # windows with too few images
+    reference: int  # number of reference images
     false_alarms: Interval  # share of windows drawn from the reference that would have been called
-    chance: float
+    chance: float  # false-alarm level of the whole check
 
 
 def detect(
     bundle: str, reference: DriftReference, classes: int, files: Mapping[str, Mapping[str, Any]], seed: int = 0
 ) -> DriftResult:
-    """Judges counters.
+    """Compare every window of every counters file with the reference, and give a verdict.
 
     Args:
-        bundle: its name.
-        classes: how many the model knows.
-        files: what `watch.read` gave, by name.
+        bundle: its name, for the report.
+        reference: the bundle's drift reference.
+        classes: number of classes of the model.
+        files: counters by file name, as `read_counters` returns them.
+        seed: of the draws that estimate the false-alarm rate.
     """
     sizes = reference.count_bins(classes)
-    found = [
-        (name, number, window) for name, own in files.items() for number, window in enumerate(own["windows"], 1)
+    counted = [
+        (name, number, window) for name, content in files.items() for number, window in enumerate(content["windows"], 1)
     ]  # fmt: skip
-    judged = [entry for entry in found if entry[2]["pictures"] >= MIN_IMAGES]
-    level = FALSE_ALARM_LEVEL / (max(1, len(judged)) * len(watch.READINGS))
-    whole = reference.count_images(sizes)
+    large = [entry for entry in counted if entry[2]["pictures"] >= MIN_IMAGES]
+    level = FALSE_ALARM_LEVEL / (max(1, len(large)) * len(watch.READINGS))
+    expected = reference.count_images(sizes)
     windows = tuple(
-        _window(name, number, {key: np.array(row) for key, row in window["counts"].items()}, whole, reference, level)
-        for name, number, window in judged
+        _compare_window(
+            name, number, {key: np.array(row) for key, row in window["counts"].items()}, expected, reference, level
+        )
+        for name, number, window in large
     )
     typical = int(np.median([window.pictures for window in windows])) if windows else watch.IMAGES_PER_WINDOW
-    verdict, why = _verdict(windows, reference)
+    verdict, why = _decide(windows, reference)
     return DriftResult(
-        bundle=bundle, verdict=verdict, why=why, windows=windows, left_out=len(found) - len(judged),
+        bundle=bundle, verdict=verdict, why=why, windows=windows, left_out=len(counted) - len(large),
         reference=len(reference.correct), chance=FALSE_ALARM_LEVEL, false_alarms=estimate_false_alarms(reference, sizes, typical, level, seed),
     )  # fmt: skip
 
 
-def _window(
-    source: str, number: int, counts: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray],
+def _compare_window(
+    source: str, number: int, counts: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray],
     reference: DriftReference, level: float,
 ) -> Window:  # fmt: skip
-    moved = []
+    """Test every reading of a window against the reference's histograms `expected`, each at significance `level`."""
+    shifts = []
     for name, row in counts.items():
-        p = statistics.homogeneity_p_value(row, whole[name])
-        moved.append(ReadingShift(reading=name, p=p, called=p < level, share=_position(row, whole[name])))
+        p = statistics.homogeneity_p_value(row, expected[name])
+        shifts.append(ReadingShift(reading=name, p=p, called=p < level, share=_rank_share(row, expected[name])))
     return Window(
         source=source, number=number, pictures=int(counts["class"].sum()),
-        moved=tuple(sorted(moved, key=lambda one: one.p)), counts={k: tuple(map(int, v)) for k, v in counts.items()},
+        moved=tuple(sorted(shifts, key=lambda shift: shift.p)), counts={k: tuple(map(int, v)) for k, v in counts.items()},
         expected_drop=estimate_drop(counts["confidence"], reference),
     )  # fmt: skip
 
 
-def _position(row: np.ndarray, whole: np.ndarray) -> float:
-    """Chance that a picture of the window reads higher than one of the reference; ties count half."""
-    below = np.cumsum(whole) - whole / 2
-    return float((row * below).sum() / (row.sum() * whole.sum()))
+def _rank_share(row: np.ndarray, expected: np.ndarray) -> float:
+    """Return the probability that an image of the window reads higher than one of the reference; ties count half."""
+    below = np.cumsum(expected) - expected / 2
+    return float((row * below).sum() / (row.sum() * expected.sum()))
 
 
 def estimate_drop(counts: np.ndarray, reference: DriftReference) -> Interval:
-    """Accuracy lost against the reference, as far as the confidence tells; counts [bins] of a window."""
-    bins, right = reference.bin_indices["confidence"], reference.correct
-    pictures = np.bincount(bins, minlength=len(counts))
-    rights = np.bincount(bins, weights=right, minlength=len(counts))
-    share = np.divide(rights, pictures, out=np.full(len(counts), right.mean()), where=pictures > 0)
+    """Estimate a window's accuracy drop against the reference from its confidence.
+
+    Args:
+        counts: histogram of the confidence in the window, [bins].
+
+    Returns:
+        accuracy drop as a fraction, positive is worse, with its 95 % interval.
+    """
+    bins, correct = reference.bin_indices["confidence"], reference.correct
+    images = np.bincount(bins, minlength=len(counts))
+    hits = np.bincount(bins, weights=correct, minlength=len(counts))
+    # reference accuracy of each bin; where the reference has no image, its overall accuracy
+    accuracy = np.divide(hits, images, out=np.full(len(counts), correct.mean()), where=images > 0)
     total = counts.sum()
-    now = float((counts * share).sum() / total)
-    error = np.sqrt(max(float((counts * share**2).sum() / total) - now**2, 0) / total + right.var() / len(right))
-    drop = float(right.mean()) - now
+    expected = float((counts * accuracy).sum() / total)
+    variance = max(float((counts * accuracy**2).sum() / total) - expected**2, 0)
+    error = np.sqrt(variance / total + correct.var() / len(correct))
+    drop = float(correct.mean()) - expected
     return Interval(estimate=drop, low=drop - 1.96 * float(error), high=drop + 1.96 * float(error), samples=int(total))
 
 
 def estimate_false_alarms(
-    reference: DriftReference, sizes: Mapping[str, int], pictures: int, level: float, seed: int
+    reference: DriftReference, sizes: Mapping[str, int], images: int, level: float, seed: int
 ) -> Interval:
-    """Share of windows that would be called although nothing moved: drawn from one half, compared with the other.
+    """Estimate the false-alarm rate: draw windows from one half of the reference and compare them with the other half.
 
-    A picture is drawn once: where windows are larger than half of the reference, they are that half (`samples` counts draws).
+    Images are drawn without replacement, so a window is never larger than half of the reference.
+
+    Args:
+        sizes: number of bins by reading.
+        images: size of a window.
+        level: significance level of each test.
+
+    Returns:
+        share of drawn windows that are called although nothing has drifted; `samples` counts draws.
     """
     order, called = np.random.default_rng(seed), np.zeros(FALSE_ALARM_DRAWS, bool)
     for draw in range(FALSE_ALARM_DRAWS):
-        mixed = order.permutation(len(reference.correct))
-        half = len(mixed) // 2
-        window, rest = mixed[:half], mixed[half:]
-        chosen = window[:pictures]
+        shuffled = order.permutation(len(reference.correct))
+        half = len(shuffled) // 2
+        window, rest = shuffled[:half][:images], shuffled[half:]
         for name in watch.READINGS:
-            rows = [np.bincount(reference.bin_indices[name][part], minlength=sizes[name]) for part in (chosen, rest)]
+            rows = [np.bincount(reference.bin_indices[name][part], minlength=sizes[name]) for part in (window, rest)]
             if statistics.homogeneity_p_value(*rows) < level:
                 called[draw] = True
                 break
     return statistics.accuracy(called)
 
 
-def _verdict(windows: Sequence[Window], reference: DriftReference) -> tuple[DriftVerdict, str]:
+def _decide(windows: Sequence[Window], reference: DriftReference) -> tuple[DriftVerdict, str]:
+    """Return the worst verdict of all windows and its reason in a sentence."""
     if not windows:
-        return "cannot_tell", f"no window has {MIN_IMAGES} pictures yet; watch on"
-    worst: DriftVerdict = next(
-        (v for v in ("retrain", "recalibrate") if any(one.verdict == v for one in windows)), "fine"
-    )
-    called = [one for one in windows if one.verdict != "fine"]
+        return "cannot_tell", f"no window has {MIN_IMAGES} images yet; keep counting"
+    verdicts = {window.verdict for window in windows}
+    worst: DriftVerdict = next((verdict for verdict in ("retrain", "recalibrate") if verdict in verdicts), "fine")
     if worst == "fine":
-        mixes = any(moved.called for one in windows for moved in one.moved)
-        return worst, "nothing moved beyond chance" + (", but for the mix of classes" if mixes else "")
-    names = dict.fromkeys(m.reading for one in called for m in one.moved if m.called and m.reading != "class")
-    drop = estimate_drop(np.sum([one.counts["confidence"] for one in called], axis=0), reference)
-    lost = "its confidence tells of no loss, which it may well not see"
+        classes_shifted = any(shift.called for window in windows for shift in window.moved)
+        return worst, "no significant drift" + (", except in the mix of classes" if classes_shifted else "")
+    called = [window for window in windows if window.verdict != "fine"]
+    readings = dict.fromkeys(
+        shift.reading for window in called for shift in window.moved if shift.called and shift.reading != "class"
+    )
+    drop = estimate_drop(np.sum([window.counts["confidence"] for window in called], axis=0), reference)
+    cost = "confidence shows no accuracy drop, but there may be one"
     if drop.low > 0:
-        lost = f"its confidence tells of {100 * drop.estimate:.1f} points lost [{100 * drop.low:.1f}, {100 * drop.high:.1f}], "
-        lost += "the least that it can be"
-    return worst, f"{', '.join(names)} moved in {len(called)} of {len(windows)} windows; {lost}"
+        interval = f"[{100 * drop.low:.1f}, {100 * drop.high:.1f}]"
+        cost = f"expected accuracy drop at least {100 * drop.estimate:.1f} points {interval}, estimated from confidence"
+    return worst, f"{', '.join(readings)} shifted in {len(called)} of {len(windows)} windows; {cost}"
 
 
 def read_counters(paths: Sequence[Path], bundle: str, sizes: Mapping[str, int]) -> dict[str, Mapping[str, Any]]:
-    """What several boards counted, by file.
+    """Read the counters files of one or more boards.
+
+    Args:
+        bundle: identity of the bundle, which the files must name.
+        sizes: number of bins by reading.
+
+    Returns:
+        counters by file name.
 
     Raises:
-        ToolchainError: a file is cut, damaged or another bundle's.
+        ToolchainError: a file is truncated, damaged or of another bundle.
     """
-    found = {}
+    counters = {}
     for path in paths:
         try:
-            found[str(path)] = watch.read(path, bundle, sizes)
+            counters[str(path)] = watch.read(path, bundle, sizes)
         except watch.CounterFileError as reason:
             raise ToolchainError(str(reason)) from reason
-    return found
+    return counters

@@ -1,4 +1,4 @@
-"""Named arrays as a .npz file whose bytes depend on them alone."""
+"""Write named arrays to a .npz file whose bytes depend only on the arrays."""
 
 import io
 import zipfile
@@ -11,7 +11,7 @@ ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def save(out: IO[bytes], named: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays; `np.savez` would stamp the time of day into the file."""
+    """Write arrays by name. `np.savez` is not used because it writes the current time into the file."""
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(named):
             body = io.BytesIO()

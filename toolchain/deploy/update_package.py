@@ -1,8 +1,8 @@
-"""What an update system carries to a board: a bundle's archive, and the files that say where it goes.
+"""Prepare what an update system installs on a board: a bundle's archive, an install script and a description.
 
-The files come from templates in `toolchain/templates/<system>/`, in which `@word@` stands for a fact of the bundle; a team
-puts its own beside them (`--templates`). Every system carries the same `install.sh`, which unpacks beside what runs,
-checks hashes and answers, and switches last.
+Scripts and descriptions come from templates in `toolchain/deploy/templates/<system>/`, in which `@name@` is replaced by a
+fact about the bundle; a team can use its own (`--templates`). All systems use the same `install.sh`, which unpacks beside
+the running bundle, checks hashes and golden outputs, and switches over last.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from toolchain.edge.manifest import Manifest
 TEMPLATES_FOLDER = PACKAGE_FOLDER / "deploy" / "templates"
 ARCHIVE_NAME = "bundle.tar"
 INSTALL_SCRIPT = "install.sh"
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # stands in shell scripts and in three other languages
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe in shell scripts and in the systems' own file formats
 DEVICE_TYPE_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._,+-]*")
 FOLDER_PATTERN = re.compile(r"(/[A-Za-z0-9._-]+)+")
 PLACEHOLDER = re.compile(r"@([a-z_]+)@")
@@ -27,39 +27,40 @@ PLACEHOLDER = re.compile(r"@([a-z_]+)@")
 
 @dataclass(frozen=True, kw_only=True)
 class UpdatePackage:
-    """A bundle that is whole, on its way to a kind of board."""
+    """A verified bundle with everything that an update system needs to install it on one type of board."""
 
     archive: bytes
     manifest: Manifest
-    placeholders: Mapping[str, str]  # that templates may use
-    template_folders: tuple[Path, ...]  # folders, the first that has a file wins
+    placeholders: Mapping[str, str]  # values by name, for templates
+    template_folders: tuple[Path, ...]  # searched in this order
 
     @property
     def name(self) -> str:
-        """Of a package, unique for what is in it."""
-        made = self.manifest
-        return f"{made.recipe}-{made.target}-r{made.release}-{self.placeholders['digest'][:8]}"
+        """Return the package's name, unique for its content."""
+        manifest = self.manifest
+        return f"{manifest.recipe}-{manifest.target}-r{manifest.release}-{self.placeholders['digest'][:8]}"
 
-    def fill_template(self, file: str, **more: str) -> bytes:
-        """A template's text with every word filled in.
+    def fill_template(self, file: str, **extra: str) -> bytes:
+        """Return a template with every placeholder replaced.
 
         Args:
-            more: words of this file alone.
+            file: name of the template.
+            extra: placeholders for this file only.
 
         Raises:
-            ToolchainError: there is no such file, or it uses a word that is not known.
+            ToolchainError: there is no such template, or it uses an unknown placeholder.
         """
-        found = next((folder / file for folder in self.template_folders if (folder / file).is_file()), None)
-        if found is None:
-            raise ToolchainError(f"{file} is in none of {', '.join(map(str, self.template_folders))}")
-        return _filled(found, {**self.placeholders, **more}).encode()
+        path = next((folder / file for folder in self.template_folders if (folder / file).is_file()), None)
+        if path is None:
+            raise ToolchainError(f"no template {file} in {', '.join(map(str, self.template_folders))}")
+        return _replace_placeholders(path, {**self.placeholders, **extra}).encode()
 
 
-def _filled(path: Path, words: Mapping[str, str]) -> str:
+def _replace_placeholders(path: Path, values: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        if match[1] not in words:
-            raise ToolchainError(f"{path}: @{match[1]}@ is no word; {suggest(match[1], sorted(words))}")
-        return words[match[1]]
+        if match[1] not in values:
+            raise ToolchainError(f"{path}: unknown placeholder @{match[1]}@; {suggest(match[1], sorted(values))}")
+        return values[match[1]]
 
     try:
         return PLACEHOLDER.sub(value, path.read_text())
@@ -68,51 +69,56 @@ def _filled(path: Path, words: Mapping[str, str]) -> str:
 
 
 def prepare(bundle: Path, system: str, device: str, folder: str, templates: str) -> UpdatePackage:
-    """A bundle's archive, checked, with what templates need to know of it.
+    """Read and check a bundle's archive, and collect what the templates need.
 
     Args:
-        system: its templates are used where `templates` has none.
-        device: the board's type, as its update system knows it.
-        folder: on the board, in which bundles are kept.
+        bundle: archive of the bundle.
+        system: update system; its templates are used where `templates` has none.
+        device: device type of the board, as its update system knows it.
+        folder: folder on the board in which bundles are kept.
         templates: a folder, or the name of one that ships; "" for the system's own.
 
     Raises:
-        ToolchainError: the archive is damaged, or a name cannot stand in a package.
+        ToolchainError: the archive is damaged, or a name has characters that are not allowed in a package.
     """
     body, manifest = verify_bundle.read_archive(bundle)
-    for what, given, wanted in (
-        ("--device-type", device, DEVICE_TYPE_PATTERN), ("--folder", folder, FOLDER_PATTERN), ("the recipe's name", manifest.recipe, NAME_PATTERN),
-        ("the target's name", manifest.target, NAME_PATTERN),
+    for name, value, pattern in (
+        ("--device-type", device, DEVICE_TYPE_PATTERN), ("--folder", folder, FOLDER_PATTERN), ("recipe name", manifest.recipe, NAME_PATTERN),
+        ("target name", manifest.target, NAME_PATTERN),
     ):  # fmt: skip
-        if not wanted.fullmatch(given):
-            raise ToolchainError(f"{what} {given!r} cannot stand in a package; it must match {wanted.pattern}")
+        if not pattern.fullmatch(value):
+            raise ToolchainError(f"{name} {value!r} is not allowed in a package; it must match {pattern.pattern}")
     digest = hashlib.sha256(body).hexdigest()
-    words = {
+    placeholders = {
         "recipe": manifest.recipe, "target": manifest.target, "release": str(manifest.release), "digest": digest,
         "runtime": manifest.runtime, "device": device, "folder": folder, "version": f"{manifest.release}.0.0",
     }  # fmt: skip
     return UpdatePackage(
-        archive=body, manifest=manifest, placeholders=words, template_folders=_folders(system, templates)
+        archive=body,
+        manifest=manifest,
+        placeholders=placeholders,
+        template_folders=_find_template_folders(system, templates),
     )
 
 
-def _folders(system: str, given: str) -> tuple[Path, ...]:
-    own = TEMPLATES_FOLDER / system, TEMPLATES_FOLDER
-    if not given:
-        return own
-    for place in (Path(given), TEMPLATES_FOLDER / given):
-        if place.is_dir():
-            known = {path.name for folder in own for path in folder.iterdir() if path.is_file()}
-            if not known & {path.name for path in place.iterdir()}:
+def _find_template_folders(system: str, templates: str) -> tuple[Path, ...]:
+    """Return the folders to search for templates, the user's first."""
+    shipped = TEMPLATES_FOLDER / system, TEMPLATES_FOLDER
+    if not templates:
+        return shipped
+    for folder in (Path(templates), TEMPLATES_FOLDER / templates):
+        if folder.is_dir():
+            names = {path.name for place in shipped for path in place.iterdir() if path.is_file()}
+            if not names & {path.name for path in folder.iterdir()}:
                 raise ToolchainError(
-                    f"--templates {given}: holds none of what {system} is made of: {', '.join(sorted(known))}"
+                    f"--templates {templates}: the folder holds no template of {system}; "
+                    f"it needs at least one of {', '.join(sorted(names))}"
                 )
-            return (place, *own)
-    raise ToolchainError(
-        f"--templates {given}: no such folder; {suggest(given, sorted(p.name for p in TEMPLATES_FOLDER.iterdir() if p.is_dir()))}"
-    )
+            return (folder, *shipped)
+    names_that_ship = sorted(path.name for path in TEMPLATES_FOLDER.iterdir() if path.is_dir())
+    raise ToolchainError(f"--templates {templates}: no such folder; {suggest(templates, names_that_ship)}")
 
 
 def pad(body: bytes, block: int) -> bytes:
-    """With zeros up to a multiple of `block`."""
+    """Return the bytes, padded with zeros to a multiple of `block`."""
     return body + b"\0" * (-len(body) % block)

@@ -1,4 +1,7 @@
-"""Is a bundle what its makers released? Signature first, then every hash, then the manifest; no parser sees the model."""
+"""Check that a bundle is what was released: first the signature, then every hash, then the manifest.
+
+The model itself is never parsed.
+"""
 
 import tempfile
 from dataclasses import dataclass
@@ -6,88 +9,97 @@ from pathlib import Path
 
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
-from toolchain.edge import archive as archives
-from toolchain.edge import manifest as manifests
+from toolchain.edge import archive, manifest
 from toolchain.edge.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedBundle:
-    """A bundle that is whole."""
+    """A bundle whose files are all intact."""
 
     manifest: Manifest
     file_count: int
-    key_fingerprint: str  # kind and fingerprint of the key; "" where no signature was asked for
+    key_fingerprint: str  # kind and fingerprint of the key; "": the signature was not checked
 
     @property
     def summary(self) -> str:
-        """What was found, in one line."""
-        by = (
-            f"signed with {self.key_fingerprint}"
-            if self.key_fingerprint
-            else "nobody asked whether it is signed (--key)"
+        """Return the result in one line."""
+        signature = (
+            f"signed with {self.key_fingerprint}" if self.key_fingerprint else "signature not checked (give --key)"
         )
-        made = self.manifest
-        return f"{made.recipe} for {made.target}, release {made.release}: {self.file_count} files intact, {by}"
+        content = self.manifest
+        return f"{content.recipe} for {content.target}, release {content.release}: {self.file_count} files intact, {signature}"
 
 
 def check(bundle: Path, key: Path | None, least_release: int) -> VerifiedBundle:
-    """Checks a bundle's archive, or without a key its folder.
+    """Check a bundle's archive or, without a key, its folder.
+
+    Args:
+        bundle: archive or folder.
+        key: PEM of the public key; None leaves the signature unchecked.
+        least_release: oldest release that is accepted.
 
     Raises:
         ToolchainError: not signed by that key, altered, truncated, of another schema or older than `least_release`.
     """
     if bundle.is_dir():
         if key:
-            raise ToolchainError(f"{bundle} is a folder; a signature is over the archive, give {bundle.name}.tar")
-        return _found(bundle, bundle, "", least_release)
-    body = _read(bundle)  # once: what is checked is what is unpacked
-    signer = signing.verify(body, signing.signature_path(bundle), key) if key else ""
+            raise ToolchainError(f"{bundle} is a folder, but a signature covers the archive; give {bundle.name}.tar")
+        return _check_folder(bundle, bundle, "", least_release)
+    body = _read(bundle)  # read once, so that the bytes that are checked are those that are unpacked
+    fingerprint = signing.verify(body, signing.signature_path(bundle), key) if key else ""
     with tempfile.TemporaryDirectory() as scratch:
-        return _found(archives.unpack(bundle, Path(scratch) / "bundle", body), bundle, signer, least_release)
+        folder = archive.unpack(bundle, Path(scratch) / "bundle", body)
+        return _check_folder(folder, bundle, fingerprint, least_release)
 
 
-def _found(folder: Path, named: Path, signer: str, least_release: int) -> VerifiedBundle:
-    """Checks a bundle's folder, in messages called as the user did."""
-    manifest = manifests.parse(archives.read_verified_manifest(folder), named)
-    if manifest.release < least_release:
+def _check_folder(folder: Path, bundle: Path, fingerprint: str, least_release: int) -> VerifiedBundle:
+    """Check a bundle's folder; messages name `bundle`, the path that the user gave."""
+    content = manifest.parse(archive.read_verified_manifest(folder), bundle)
+    if content.release < least_release:
         raise ToolchainError(
-            f"release {manifest.release} of {manifest.recipe} for {manifest.target} is older than {least_release}, which is "
-            f"the least that is wanted; build it with --release {least_release} or more"
+            f"{content.recipe} for {content.target} is release {content.release}, older than the required release "
+            f"{least_release}; build it with --release {least_release} or higher"
         )
     return VerifiedBundle(
-        manifest=manifest, file_count=len(archives.list_checksummed_files(folder)), key_fingerprint=signer
+        manifest=content, file_count=len(archive.list_checksummed_files(folder)), key_fingerprint=fingerprint
     )
 
 
-def read_archive(archive: Path) -> tuple[bytes, Manifest]:
-    """An archive's bytes and its manifest, every file in it checked.
+def read_archive(bundle: Path) -> tuple[bytes, Manifest]:
+    """Read an archive and check every file in it.
+
+    Returns:
+        its bytes and its manifest.
 
     Raises:
         ToolchainError: it is a folder, or damaged.
     """
-    if archive.is_dir():
-        raise ToolchainError(f"{archive} is a folder; the archive is what leaves the house: {archive}.tar")
-    body = _read(archive)
+    if bundle.is_dir():
+        raise ToolchainError(f"{bundle} is a folder; give the archive, {bundle}.tar")
+    body = _read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
-        return body, _found(archives.unpack(archive, Path(scratch) / "bundle", body), archive, "", 0).manifest
+        return body, _check_folder(archive.unpack(bundle, Path(scratch) / "bundle", body), bundle, "", 0).manifest
 
 
-def sign(archive: Path, key: Path) -> Path:
-    """Signs an archive that is whole.
+def sign(bundle: Path, key: Path) -> Path:
+    """Check an archive and sign it.
+
+    Returns:
+        the signature's path.
 
     Raises:
-        ToolchainError: it is a folder, or damaged; or the key is none that is accepted.
+        ToolchainError: the archive is a folder or damaged, or the key is not accepted.
     """
-    return signing.sign(archive, read_archive(archive)[0], key)
+    return signing.sign(bundle, read_archive(bundle)[0], key)
 
 
-def _read(archive: Path) -> bytes:
+def _read(bundle: Path) -> bytes:
     try:
-        with archive.open("rb") as file:
-            body = file.read(archives.MAX_BYTES + 1)
+        with bundle.open("rb") as file:
+            body = file.read(archive.MAX_BYTES + 1)
     except OSError as reason:
-        raise ToolchainError(f"cannot read {archive}: {reason.strerror}; a bundle's .tar is wanted") from reason
-    if len(body) > archives.MAX_BYTES:
-        raise ToolchainError(f"{archive} is larger than any bundle; refused")
+        raise ToolchainError(f"cannot read {bundle}: {reason.strerror}; give a bundle's .tar") from reason
+    if len(body) > archive.MAX_BYTES:
+        raise ToolchainError(f"{bundle} is larger than any bundle (at most {archive.MAX_BYTES >> 30} GiB); refused")
     return body

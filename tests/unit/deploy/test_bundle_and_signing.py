@@ -81,7 +81,7 @@ def test_what_was_signed_is_vouched_for(kind: str, tmp_path: Path) -> None:
     found = verify_bundle.check(archive, public, 3)
     assert (found.file_count, found.manifest.classes) == (3, ("ant", "bee"))
     assert "sha256:" in found.key_fingerprint
-    with pytest.raises(ToolchainError, match="altered or cut since it was signed, or it was signed with another key"):
+    with pytest.raises(ToolchainError, match="altered or truncated since it was signed, or it was not signed"):
         verify_bundle.check(archive, keys(tmp_path / "other", KINDS[kind]())[1], 0)
 
 
@@ -113,27 +113,27 @@ def test_any_altered_byte_or_lost_end_is_refused_unread(tmp_path: Path, monkeypa
     monkeypatch.setattr(archives, "unpack", lambda *_: pytest.fail("it was opened"))
     for body in (whole[:-512], whole[:100], b"", whole[:700] + bytes([whole[700] ^ 1]) + whole[701:], whole + b"\0"):
         archive.write_bytes(body)
-        with pytest.raises(ToolchainError, match="altered or cut"):
+        with pytest.raises(ToolchainError, match="altered or truncated"):
             verify_bundle.check(archive, public, 0)
 
 
 def test_unsigned_is_refused_where_a_key_is_asked_for(tmp_path: Path) -> None:
     _, public = keys(tmp_path, KINDS["p256"]())
     archive = packed(tmp_path)
-    with pytest.raises(ToolchainError, match="nobody signed this archive"):
+    with pytest.raises(ToolchainError, match="the archive is not signed"):
         verify_bundle.check(archive, public, 0)
-    assert "nobody asked" in verify_bundle.check(archive, None, 0).summary
-    with pytest.raises(ToolchainError, match=r"a signature is over the archive, give bundle\.tar"):
+    assert "signature not checked" in verify_bundle.check(archive, None, 0).summary
+    with pytest.raises(ToolchainError, match=r"a signature covers the archive; give bundle\.tar"):
         verify_bundle.check(tmp_path / "bundle", public, 0)
     (tmp_path / "bundle.tar.sig").write_bytes(b"x" * 100_000)
-    with pytest.raises(ToolchainError, match="larger than a signature can be"):
+    with pytest.raises(ToolchainError, match="too large for a signature"):
         verify_bundle.check(archive, public, 0)
 
 
 def test_an_older_release_is_refused(tmp_path: Path) -> None:
     archive = packed(tmp_path)
     assert verify_bundle.check(archive, None, 3).manifest.release == 3
-    with pytest.raises(ToolchainError, match="release 3 of digits for cpu is older than 4"):
+    with pytest.raises(ToolchainError, match="digits for cpu is release 3, older than the required release 4"):
         verify_bundle.check(archive, None, 4)
 
 
@@ -144,17 +144,17 @@ def test_damaged_archives_are_not_signed(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError):
         verify_bundle.sign(archive, private)
     assert not (tmp_path / "bundle.tar.sig").exists()
-    with pytest.raises(ToolchainError, match="the archive is what leaves the house"):
+    with pytest.raises(ToolchainError, match="is a folder; give the archive"):
         verify_bundle.sign(tmp_path / "bundle", private)
 
 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: x25519.X25519PrivateKey.generate(), "another kind.*X25519"),
-        (lambda: dsa.generate_private_key(2048), "another kind.*DSA"),
-        (lambda: rsa.generate_private_key(65537, 2048), "another kind.*RSA of 2048 bits"),
-        (lambda: ec.generate_private_key(ec.SECP256K1()), "another kind.*EC on secp256k1"),
+        (lambda: x25519.X25519PrivateKey.generate(), "not supported.*X25519"),
+        (lambda: dsa.generate_private_key(2048), "not supported.*DSA"),
+        (lambda: rsa.generate_private_key(65537, 2048), "not supported.*RSA of 2048 bits"),
+        (lambda: ec.generate_private_key(ec.SECP256K1()), "not supported.*EC on secp256k1"),
     ],
 )
 def test_keys_of_another_kind_are_refused(made: Any, said: str, tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: p
     archive = packed(tmp_path)
     wrong = {
         tmp_path / "none.pem": "cannot read .*none.pem: No such file",
-        tmp_path: "cannot read .*a private key is wanted",
-        public: "is a public key; signing takes the private one",
-        archive: "not a private key that can be read",
-        private: f"is encrypted, put its password into {signing.PASSWORD_VARIABLE}",
+        tmp_path: "cannot read .*; give a private key",
+        public: "is a public key; signing needs the private key",
+        archive: "not a readable private key",
+        private: f"is encrypted; set its password in {signing.PASSWORD_VARIABLE}",
     }
     for key, said in wrong.items():
         with pytest.raises(ToolchainError, match=said):
@@ -186,9 +186,9 @@ def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(signing.PASSWORD_VARIABLE, "hidden")
     verify_bundle.sign(archive, private)
     verify_bundle.check(archive, public, 0)
-    with pytest.raises(ToolchainError, match="is a private key; checking takes the public one: openssl pkey"):
+    with pytest.raises(ToolchainError, match="is a private key; verifying needs the public key: openssl pkey"):
         verify_bundle.check(archive, private, 0)
-    with pytest.raises(ToolchainError, match="is not encrypted, unset"):
+    with pytest.raises(ToolchainError, match="is not encrypted; unset"):
         verify_bundle.sign(archive, keys(tmp_path / "open", KINDS["p256"]())[0])
 
 

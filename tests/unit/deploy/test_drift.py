@@ -74,7 +74,7 @@ def test_nothing_moved(tmp_path: Path, reference: drift_reference.DriftReference
     found = judged(counted(tmp_path / "c.json", reference, pictures(1000, 7), answers(1000, 7)[0]), reference)
     assert (found.verdict, len(found.windows), found.left_out) == ("fine", 2, 0)
     assert found.false_alarms.estimate <= 0.01
-    assert "FINE: nothing moved beyond chance" in drift_report.describe_verdict(found)
+    assert "FINE: no significant drift" in drift_report.describe_verdict(found)
 
 
 def test_one_window_in_a_hundred_at_most_is_called_by_chance(reference: drift_reference.DriftReference) -> None:
@@ -122,7 +122,7 @@ def test_a_model_that_is_less_sure_is_to_be_retrained(
     logits, labels = answers(4000, 9, sure=1.0)  # the truth that nobody in the field knows
     lost = reference.correct.mean() - (logits.argmax(1) == labels).mean()
     assert found.windows[0].expected_drop.low <= lost <= found.windows[0].expected_drop.high
-    assert f"{100 * found.windows[0].expected_drop.estimate:.1f} points lost" in found.why
+    assert f"{100 * found.windows[0].expected_drop.estimate:.1f} points [" in found.why
 
 
 def test_another_mix_of_classes_alone_is_only_mentioned(
@@ -132,7 +132,7 @@ def test_another_mix_of_classes_alone_is_only_mentioned(
     order = np.argsort(-logits, axis=1)
     mixed = np.take_along_axis(logits, order, axis=1)  # always the first class, as sure as before
     found = judged(counted(tmp_path / "c.json", reference, pictures(500, 7), mixed), reference)
-    assert (found.verdict, found.why) == ("fine", "nothing moved beyond chance, but for the mix of classes")
+    assert (found.verdict, found.why) == ("fine", "no significant drift, except in the mix of classes")
 
 
 def test_too_few_pictures_tell_nothing(tmp_path: Path, reference: drift_reference.DriftReference) -> None:

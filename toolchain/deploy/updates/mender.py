@@ -1,6 +1,6 @@
-"""Mender's artifact, format 3, with a payload of type "edge-model", and the update module that boards need for it once.
+"""Write a Mender artifact, format 3, with a payload of type "edge-model", and the update module that boards need for it.
 
-Order and contents are those of Mender's `artifact-format-v3.md`: version, manifest, its signature, header, data.
+Order and contents follow Mender's `artifact-format-v3.md`: version, manifest, its signature, header, data.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
-from toolchain.core import files as records
+from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
 from toolchain.deploy.signing import Signer
@@ -27,70 +27,74 @@ FORMAT_VERSION = {"format": "mender", "version": 3}
 P256_BYTES = 32
 
 
-def build(cargo: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str, Path]:
-    """Writes the artifact, and the module beside it.
+def build(package: UpdatePackage, out: Path, signer: Signer | None) -> Mapping[str, Path]:
+    """Write the artifact, and the update module beside it.
+
+    Returns:
+        paths by description.
 
     Raises:
-        ToolchainError: a certificate is given, or the key is of another kind.
+        ToolchainError: a certificate is given, or Mender cannot check this kind of key.
     """
     if signer and signer.certificate:
         raise ToolchainError(
-            "Mender checks keys, not certificates: leave --certificate out and put the public key on the board"
+            f"--certificate {signer.certificate}: Mender checks keys, not certificates; leave --certificate out and put the "
+            "public key on the board"
         )
-    payload = {ARCHIVE_NAME: cargo.archive, INSTALL_SCRIPT: cargo.fill_template(INSTALL_SCRIPT)}
-    header = _header(cargo)
-    version = _json(FORMAT_VERSION)
-    summed = {
+    payload = {ARCHIVE_NAME: package.archive, INSTALL_SCRIPT: package.fill_template(INSTALL_SCRIPT)}
+    header = _make_header(package)
+    version = _to_json(FORMAT_VERSION)
+    hashed = {
         "version": version,
         "header.tar.gz": header,
         **{f"data/0000/{name}": body for name, body in payload.items()},
     }
     manifest = "".join(
-        f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in sorted(summed.items())
+        f"{hashlib.sha256(body).hexdigest()}  {name}\n" for name, body in sorted(hashed.items())
     ).encode()
     members = {"version": version, "manifest": manifest}
     if signer:
-        members["manifest.sig"] = base64.b64encode(_signature(manifest, signer))
-    members |= {"header.tar.gz": header, "data/0000.tar.gz": _packed(payload)}
-    artifact, module = out / f"{cargo.name}.mender", out / UPDATE_MODULE
-    with records.open_atomic(artifact) as file:
-        file.write(_tar(members))
-    records.write_text(module, cargo.fill_template(UPDATE_MODULE).decode())
+        members["manifest.sig"] = base64.b64encode(_sign(manifest, signer))
+    members |= {"header.tar.gz": header, "data/0000.tar.gz": _make_tar_gz(payload)}
+    artifact, module = out / f"{package.name}.mender", out / UPDATE_MODULE
+    with files.open_atomic(artifact) as file:
+        file.write(_make_tar(members))
+    files.write_text(module, package.fill_template(UPDATE_MODULE).decode())
     module.chmod(0o755)
-    return {"package": artifact, "update module, once a board": module}
+    return {"package": artifact, "update module (install it once on each board)": module}
 
 
-def _header(cargo: UpdatePackage) -> bytes:
-    """Which boards it is for, what it is called, and of which type its one payload is."""
-    provides = {f"edge-model.{cargo.placeholders['recipe']}.version": cargo.placeholders["version"]}
+def _make_header(package: UpdatePackage) -> bytes:
+    """Return the header: the artifact's name, the boards it is for, and the type of its only payload."""
+    provides = {f"edge-model.{package.placeholders['recipe']}.version": package.placeholders["version"]}
     info = {
         "payloads": [{"type": UPDATE_MODULE}],
-        "artifact_provides": {"artifact_name": cargo.name},
-        "artifact_depends": {"device_type": [cargo.placeholders["device"]]},
+        "artifact_provides": {"artifact_name": package.name},
+        "artifact_depends": {"device_type": [package.placeholders["device"]]},
     }
     type_info = {"type": UPDATE_MODULE, "artifact_provides": provides, "clears_artifact_provides": list(provides)}
-    return _packed({"header-info": _json(info), "headers/0000/type-info": _json(type_info)})
+    return _make_tar_gz({"header-info": _to_json(info), "headers/0000/type-info": _to_json(type_info)})
 
 
-def _signature(manifest: bytes, signer: Signer) -> bytes:
-    """RSA as it is; of a curve, which is P-256 here, both numbers side by side."""
-    made = signing.sign_detached(manifest, signer.key, {"RSA", "P-256"})
-    if not made.startswith(b"\x30") or len(made) > 2 * P256_BYTES + 8:
-        return made
-    return b"".join(number.to_bytes(P256_BYTES, "big") for number in decode_dss_signature(made))
+def _sign(manifest: bytes, signer: Signer) -> bytes:
+    """Return the signature as Mender reads it: RSA unchanged; for P-256, r and s as 32 bytes each instead of DER."""
+    signature = signing.sign_detached(manifest, signer.key, {"RSA", "P-256"})
+    if not signature.startswith(b"\x30") or len(signature) > 2 * P256_BYTES + 8:
+        return signature
+    return b"".join(number.to_bytes(P256_BYTES, "big") for number in decode_dss_signature(signature))
 
 
-def _json(value: Any) -> bytes:
+def _to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _packed(files: dict[str, bytes]) -> bytes:
-    return gzip.compress(_tar(files), 9, mtime=0)
+def _make_tar_gz(members: dict[str, bytes]) -> bytes:
+    return gzip.compress(_make_tar(members), 9, mtime=0)
 
 
-def _tar(files: dict[str, bytes]) -> bytes:
+def _make_tar(members: dict[str, bytes]) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, body in files.items():
+        for name, body in members.items():
             tar.addfile(archive.make_member(name, len(body)), io.BytesIO(body))
     return out.getvalue()
