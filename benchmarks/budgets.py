@@ -38,7 +38,7 @@ from toolchain.export import to_onnx
 from toolchain.measure.paired_timing import TimedModel
 from toolchain.models import build, profile
 from toolchain.pruning import surgery
-from toolchain.search import place, pruning_plan
+from toolchain.search import place, plan_pruning
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel
 
@@ -120,7 +120,7 @@ def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> d
     data: Any = SimpleNamespace(example=image)
     adapted = FinetunedModel(TrainedModel(dense, name, {}, 0.0), head, data, AugmentSpec(), (), ())
     job = make_job(recipe, target, Domain(name="none"), out)
-    plan = pruning_plan.run(job, adapted)
+    plan = plan_pruning.run(job, adapted)
     assert plan.latency_fit is not None
     pruned = surgery.apply(dense, plan.surgery)
     placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.decided_placements)

@@ -24,7 +24,7 @@ from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import progress, registry, statistics
 from toolchain.data.splits import Split
 from toolchain.pruning import prune, recover
-from toolchain.search import pruning_plan
+from toolchain.search import plan_pruning
 from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -77,7 +77,7 @@ def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> 
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
     job = make_job(recipe, toml_files.read_target("cpu"), Domain(name=recipe.domain), out)
-    plan = pruning_plan.run(job, adapted)
+    plan = plan_pruning.run(job, adapted)
     return recover.run(job, prune.apply_plan(adapted.trained, plan.surgery), adapted)
 
 

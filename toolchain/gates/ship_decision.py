@@ -19,7 +19,7 @@ from toolchain.gates.verdict import Verdict
 from toolchain.measure.accuracy import Parity, VariantAccuracy, Verification
 from toolchain.measure.latency import LatencyMeasurement
 from toolchain.search.latency_search import LatencyFit
-from toolchain.search.plan import PruningPlan
+from toolchain.search.pruning_plan import PruningPlan
 
 # sign, factor, unit and format; all others are shares
 RATIO_FORMATS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}

@@ -16,7 +16,7 @@ from toolchain.quantization import quantize
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
 from toolchain.report.run_results import RunResults
 from toolchain.search import accuracy_control
-from toolchain.search.plan import PruningPlan
+from toolchain.search.pruning_plan import PruningPlan
 from toolchain.search.pruning_sensitivity import SensitivityCurve
 from toolchain.training.finetune import FinetunedModel
 

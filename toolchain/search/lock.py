@@ -18,7 +18,7 @@ from toolchain.core.types import NetworkName, Precision
 from toolchain.measure import machine
 from toolchain.models.profile import Layer
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.search.plan import Lock, PruningPlan
+from toolchain.search.pruning_plan import Lock, PruningPlan
 from toolchain.training.trained_model import TrainedModel
 
 SCHEMA = 1

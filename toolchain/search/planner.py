@@ -33,7 +33,7 @@ from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search import latency_search, place
 from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
 from toolchain.search.latency_search import BudgetUnreachable, LatencyFit
-from toolchain.search.plan import CandidatePlan, ImageSizeTrial, Lock
+from toolchain.search.pruning_plan import CandidatePlan, ImageSizeTrial, Lock
 from toolchain.training import finetune, input_size, loop
 from toolchain.training.finetune import FinetunedModel
 

@@ -1,156 +1,109 @@
-"""fit: dense model, target, budget -> what is cut and how large the pictures are, before much training is spent."""
+"""Plan: carried out of a larger module; to be described."""
 
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from pydantic import ConfigDict
 
-from toolchain.config import budget_limits
-from toolchain.config.job import Job
-from toolchain.config.recipe import Budget, Recipe
-from toolchain.core import files, progress, stage_cache
-from toolchain.core.errors import ToolchainError
-from toolchain.core.types import NetworkName
-from toolchain.data.decoded_dataset import Dataset
-from toolchain.models import build, profile
-from toolchain.pruning import channel_ranking, prune, search_space, surgery
-from toolchain.search import lock as locks
+from toolchain.core import files
+from toolchain.core.types import NetworkName, Precision
+from toolchain.models.profile import Layer
+from toolchain.pruning.surgery import Surgery
+from toolchain.quantization.placement import Placement
 from toolchain.search import place
-from toolchain.search.plan import CandidatePlan, ImageSizeTrial, Lock, PruningPlan, read_latency_fit
-from toolchain.search.planner import InputResizer, PruningPlanner
-from toolchain.training.finetune import FinetunedModel
-from toolchain.training.trained_model import TrainedModel
-
-VERSION = 8
-SURGERY_FILE = "surgery.json"
-# of [prune], without a say in the plan: how to get there, what the model's key holds already, what is only reported
-SETTINGS_NOT_IN_PLAN = {"rounds", "sparsity", "sparse_epochs", "sensitivity"}
+from toolchain.search.latency_search import LatencyFit
 
 
-def read_limits(
-    recipe: Recipe, budget: Budget, *, locked: bool
-) -> dict[budget_limits.Quantity, budget_limits.BudgetLimit]:
-    """What the budget says of how far pruning goes, by what it bounds.
+@dataclass(frozen=True, kw_only=True)
+class Lock:
+    """The decisions, and what they were made for."""
 
-    Raises:
-        ToolchainError: recipe and budget contradict each other.
-    """
-    spec = recipe.prune
-    limits = {what: budget_limits.parse(what, text) for what, text in budget_limits.collect_limits(budget).items()}
-    if limits and spec.ratio:
-        raise ToolchainError(
-            f"prune.ratio = {spec.ratio} and budget.{next(iter(limits))} both say how far to prune; remove one of them"
-        )
-    if "latency" in limits and not recipe.quantize.search_seconds and not locked:
-        raise ToolchainError(
-            f"budget.latency = {budget.latency!r} needs models to be timed, which quantize.search_seconds = 0 rules out; allow "
-            "some seconds, or give [prune] ratio or a budget of macs instead"
-        )
-    if spec.resolution < 1 and not locked and (not limits or spec.ratio is not None):
-        instead = f"leave prune.ratio = {spec.ratio} out" if limits else "give one, as with --latency 0.5x"
-        raise ToolchainError(f"prune.resolution = {spec.resolution} is searched for a budget; {instead}")
-    return limits
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    schema: int
+    recipe: str
+    target: str
+    runtime: str
+    image_size: tuple[int, int]  # of the dense model's pictures: height, width
+    asked: Mapping[str, Any]  # settings and budgets that decided how much is cut
+    layers: tuple[Layer, ...]  # of the dense model
+    weights: str  # key of the weights that ranked the channels
+    surgery: Surgery
+    placements: Mapping[NetworkName, Placement]
+    resized: tuple[int, int] | None = None  # the pruned model's pictures, where they are smaller
+    dense: Precision | None = None  # the form that the dense model would ship in, where a budget is a share of it
+    fitted: LatencyFit | None = None  # how a latency was met
+    ships: Precision | None = None  # the form that shipped: timed anew, two of one speed may change places
+    versions: Mapping[str, str] = field(default_factory=dict)
 
-
-def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
-    """Say what does not suit the model before it is trained; return the lock where it is for this model.
-
-    Raises:
-        ToolchainError: there is no such model or weights file, `protect` names no layer of it, or the lock that the user
-            named is for another model.
-    """
-    recipe = job.recipe
-    model = build.build_for_image_size(recipe.model, len(data.classes), data.example_input, recipe.reuse)
-    layers = profile.measure_layers(model, data.example_input)
-    search_space.check_protect_patterns(recipe.prune.protect, layers)
-    return locks.match_model(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
+    @property
+    def key(self) -> str:
+        """Digest of what is decided."""
+        return files.digest(self.surgery, self.placements, self.weights, self.layers, self.resized)
 
 
-def untrained_networks(
-    plan: PruningPlan, dense: FinetunedModel, ranked: TrainedModel, view: FinetunedModel
-) -> dict[NetworkName, tuple[nn.Module, Tensor]]:
-    """Return the dense network and the planned one, if it is another, each with an example input.
+@dataclass(frozen=True)
+class ImageSizeTrial:
+    """What a size of pictures came to in a short training."""
 
-    Args:
-        ranked: the model that is cut.
-        view: the dense model with images of the size that the pruned one takes.
-    """
-    networks: dict[NetworkName, tuple[nn.Module, Tensor]] = {
-        "dense": (dense.trained.model, dense.dataset.example_input)
-    }
-    if plan.differs_from_dense:
-        networks["pruned"] = (prune.apply_plan(ranked, plan.surgery).model, view.dataset.example_input)
-    return networks
+    size: tuple[int, int]  # height, width
+    latency: float | None  # as a share of the dense model's as it would ship, measured
+    reached: float  # on validation, of what is aimed at
+    images: int
 
 
-def run(job: Job, adapted: FinetunedModel, lock: Lock | None = None, at: InputResizer | None = None) -> PruningPlan:
-    """Plans the surgery for the recipe's ratio or the budget, widths in multiples of the target's alignment.
+@dataclass(frozen=True)
+class CandidatePlan:
+    """What a way of planning came to."""
 
-    Args:
-        adapted: the model to be cut, whose weights rank the channels; its calibration images, for criteria that ask
-            what the loss does on them.
-        lock: what was decided before; nothing is searched then. Channels are ranked anew where the weights are others.
-        at: the job with pictures of another size; needed where the recipe allows smaller ones.
-
-    Raises:
-        ToolchainError: the ratio or budget cannot be reached, both are given, the model cannot be traced, or the lock is
-            for another model.
-    """
-    recipe, target, work, image = job.recipe, job.target, job.work, adapted.dataset.example_input
-    dense, spec = adapted.trained, recipe.prune
-    limits = read_limits(recipe, job.budget, locked=lock is not None)
-    searched = bool(limits) and spec.ratio is None
-    placed = None
-    if lock:
-        locks.check_model(lock, profile.measure_layers(dense.model, image), (image.shape[2], image.shape[3]))
-    elif searched and {"latency", "size"} & limits.keys():
-        placed = place.find_placement(
-            dense.model, image, target, recipe.quantize.float_modules, recipe.quantize.search_seconds, work
-        )
-    asked = {name: value for name, value in vars(spec).items() if name not in SETTINGS_NOT_IN_PLAN}
-    key = files.digest(
-        VERSION,
-        dense.key,
-        asked,
-        limits,
-        # untimed, a placement has no key: what the sizes of files depend on
-        placed and (placed.key, placed.placement, target.runtime, target.scheme, target.precisions),
-        *channel_ranking.cache_key_parts(adapted, spec),
-        target.alignment,
-        lock and lock.key,
-        *((recipe.recover, recipe.balance, recipe.seed, adapted.augment) if spec.resolution < 1 else ()),
+    surgery: Surgery
+    latency_fit: LatencyFit | None = None
+    reduced_image_size: tuple[int, int] | None = None
+    size_trials: tuple[ImageSizeTrial, ...] = ()
+    dense_precision: Precision | None = (
+        None  # the form that the dense model would ship in, where a budget is a share of it
     )
-    with stage_cache.open_stage(work, "fit", key) as stage:
-        if stage.record is None:
-            started = time.monotonic()
-            search = PruningPlanner(
-                job, adapted, image, channel_ranking.prepare_criterion(adapted, spec, work), stage.folder
-            )
-            if lock:
-                found = search.replay_lock(lock)
-            elif searched:
-                found = search.plan_for_budget(limits, placed, at)
-            else:
-                found = CandidatePlan(search.plan_for_ratio())
-            files.write_json(stage.folder / SURGERY_FILE, found.surgery)
-            figures = {
-                "fitted": found.latency_fit, "resized": found.reduced_image_size, "trials": found.size_trials, "dense": found.dense_precision
-            }  # fmt: skip
-            stage = stage_cache.finish(stage, started, figures)
-        assert stage.record is not None
-        # read back from its file, so that every run replays a plan and none carries one over in memory
-        planned = surgery.read(stage.folder / SURGERY_FILE)
-        fitted, resized = read_latency_fit(stage.record["fitted"]), stage.record["resized"]
-        resized = tuple(resized) if resized else None
-        trials = tuple(ImageSizeTrial(**{**row, "size": tuple(row["size"])}) for row in stage.record["trials"])
-        before = profile.measure_layers(dense.model, image)
-        seen = image if resized is None else torch.zeros(1, 3, *resized)
-        after = profile.measure_layers(surgery.apply(dense.model, planned), seen)
-    work_left = [profile.total_macs(sizes) for sizes in (before, after)]
-    progress.log(
-        f"fit: {work_left[0] / 1e6:.1f} M multiply-accumulates -> {work_left[1] / 1e6:.1f} M "
-        f"({work_left[1] / work_left[0]:.0%})"
-        + (f", pictures of {resized[0]}x{resized[1]}" if resized else "")
-        + (f", {fitted.latency:.2f}x of the dense latency ({fitted.limit:.2f}x allowed)" if fitted else "")
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """The plan as data, and the layer sizes it leads from and to."""
+
+    surgery: Surgery
+    key: str
+    layers_before: Sequence[Layer]
+    layers_after: Sequence[Layer]
+    latency_fit: LatencyFit | None  # None where latency was no matter
+    lock: Lock | None = None  # that all this comes from
+    reduced_image_size: tuple[int, int] | None = (
+        None  # the pruned model's pictures, height and width, where they are smaller
     )
-    return PruningPlan(planned, key, before, after, fitted, lock, resized, trials, stage.record["dense"])
+    size_trials: tuple[ImageSizeTrial, ...] = ()  # sizes of pictures among which a short training chose
+    dense_precision: Precision | None = (
+        None  # the form that the dense model would ship in, where a budget is a share of it
+    )
+
+    @property
+    def decided_placements(self) -> Mapping[NetworkName, Placement]:
+        """Placements that are decided already."""
+        if self.lock:
+            return self.lock.placements
+        own = self.latency_fit.placement if self.latency_fit else None
+        return {"pruned": own} if own else {}
+
+    @property
+    def removes_anything(self) -> bool:
+        """Whether anything is cut at all."""
+        return bool(self.surgery.keep or self.surgery.dropped)
+
+    @property
+    def differs_from_dense(self) -> bool:
+        """Whether there is another model than the dense one."""
+        return self.removes_anything or self.reduced_image_size is not None
+
+
+def read_latency_fit(row: Mapping[str, Any] | None) -> LatencyFit | None:
+    """A `Fitted` from its JSON."""
+    if row is None:
+        return None
+    return LatencyFit(**{**row, "placement": row["placement"] and place.read_placement(row["placement"])})

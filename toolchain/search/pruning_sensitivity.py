@@ -31,7 +31,7 @@ from toolchain.pruning import search_space as options_module
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.pruning.width_search import SearchSpace, Subnetwork, is_inside
-from toolchain.search.plan import PruningPlan
+from toolchain.search.pruning_plan import PruningPlan
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 

@@ -12,7 +12,7 @@ from toolchain.config import overrides, toml_files
 from toolchain.config.recipe import Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.search import pruning_plan
+from toolchain.search import plan_pruning
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> str:
@@ -272,4 +272,4 @@ def test_what_the_readme_shows_is_accepted() -> None:
             kind, {"name": "shown", **rest, **{k: v for k, v in content.items() if k != "schema"}}, "README.md"
         )
         if content.get("prune"):
-            pruning_plan.read_limits(found, found.budget, locked=False)
+            plan_pruning.read_limits(found, found.budget, locked=False)

@@ -20,8 +20,8 @@ from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover,
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
-from toolchain.search import pruning_plan
-from toolchain.search.plan import PruningPlan
+from toolchain.search import plan_pruning
+from toolchain.search.pruning_plan import PruningPlan
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel
@@ -90,7 +90,7 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
 
 
 def planned(adapted: FinetunedModel, settings: Recipe, work: Path) -> PruningPlan:
-    return pruning_plan.run(job_of(settings, TARGET, out=work), adapted)
+    return plan_pruning.run(job_of(settings, TARGET, out=work), adapted)
 
 
 def pruned(adapted: FinetunedModel, settings: Recipe, work: Path, plan: PruningPlan | None = None) -> PrunedModel:

@@ -20,9 +20,9 @@ from toolchain.pruning import search_space, surgery
 from toolchain.quantization import placement_result
 from toolchain.quantization.placement import Placement
 from toolchain.search import lock as locks
-from toolchain.search import plan as plan_module
-from toolchain.search import pruning_plan
-from toolchain.search.plan import Lock
+from toolchain.search import plan_pruning
+from toolchain.search import pruning_plan as plan_module
+from toolchain.search.pruning_plan import Lock
 from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -53,7 +53,7 @@ def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
 def written(tmp_path: Path) -> Path:
     whole = adapted(net())
     job = job_of(RECIPE, TARGET, out=tmp_path)
-    plan = pruning_plan.run(job, whole)
+    plan = plan_pruning.run(job, whole)
     placed = {
         "dense": placement_result.PlacementResult(OWN, "", (), 0.0),
         "pruned": placement_result.PlacementResult(Placement(), "", (), 0.0),
@@ -64,13 +64,13 @@ def written(tmp_path: Path) -> Path:
 
 def replay(path: Path, model: FinetunedModel, work: Path) -> plan_module.PruningPlan:
     lock = locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
-    return pruning_plan.run(job_of(RECIPE, TARGET, out=work), model, lock)
+    return plan_pruning.run(job_of(RECIPE, TARGET, out=work), model, lock)
 
 
 def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = pruning_plan.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
+    planned = plan_pruning.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
     monkeypatch.setattr(search_space, "plan_for_ratio", None)
     monkeypatch.setattr(search_space, "build_search_space", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")

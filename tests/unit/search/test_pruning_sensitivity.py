@@ -22,8 +22,8 @@ from toolchain.pruning import surgery, width_search
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.report import assemble
-from toolchain.search import pruning_plan, pruning_sensitivity
-from toolchain.search.plan import PruningPlan
+from toolchain.search import plan_pruning, pruning_sensitivity
+from toolchain.search.pruning_plan import PruningPlan
 from toolchain.search.pruning_sensitivity import Sensitivity, SensitivityCurve
 from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
@@ -95,7 +95,7 @@ def adapted() -> FinetunedModel:
 
 
 def planned(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> PruningPlan:
-    return pruning_plan.run(job_of(recipe, TARGET, out=work), adapted)
+    return plan_pruning.run(job_of(recipe, TARGET, out=work), adapted)
 
 
 def found(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:

@@ -15,7 +15,7 @@ from toolchain.core.types import Preprocessing
 from toolchain.data import loader
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.pruning import gradients, search_space
-from toolchain.search import pruning_plan
+from toolchain.search import plan_pruning
 from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -54,7 +54,7 @@ def by_hand(adapted: FinetunedModel, criterion: str, rows: tuple[int, ...]) -> d
 
 @pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_gradients_are_those_of_the_calibration_images(name: str, adapted: FinetunedModel, tmp_path: Path) -> None:
-    done = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
+    done = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
     assert done.removes_anything
     assert kept == by_hand(adapted, name, adapted.dataset.calibration_rows)
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Finet
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
     name: str, adapted: FinetunedModel, tmp_path: Path
 ) -> None:
-    first = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
+    first = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     drawn = dataclasses.replace(adapted.dataset, calibration_rows=(1, 3, 5), calibration_digest="others")
-    again = pruning_plan.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, dataset=drawn))
+    again = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, dataset=drawn))
     assert (first.key != again.key) == bool(registry.load_module("criteria", name).NEEDS)
