@@ -1,7 +1,7 @@
 """The `Runtime` protocol of the files in `runtimes/`: how a target's runtime compiles, opens and inspects a model.
 
-A module is a `Runtime` by having these names. Each says so to mypy at its end, so that a missing or changed one is found
-before it runs.
+A module is a `Runtime` if it has these names. Each module assigns itself to a `Runtime` at its end, so that mypy reports
+a name that is missing or has another signature.
 """
 
 from collections.abc import Mapping
