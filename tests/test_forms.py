@@ -125,7 +125,7 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
         "fold_preprocessing",
         lambda source, sees, *rest: fold(source, inverted(sees, mean=(5.0,) * 3), *rest),
     )
-    with pytest.raises(ToolchainError, match="the form 'frames', names the canonical model's class for"):
+    with pytest.raises(ToolchainError, match="the form 'frames', predicts the canonical model's class for only"):
         pipeline.export(make_job(run.recipe, asking(run, input="uint8"), run.domain, folder))
     assert not (folder / "tiny" / "cpu" / "bundle").exists()
 
