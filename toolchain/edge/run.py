@@ -9,8 +9,7 @@ Needs numpy and the bundle's runtime, and Pillow for image files. A .npy file ho
 [height, width] or [height, width, 3], or the preprocessed float32 input [1, 3, height, width]. Before it classifies
 anything, it checks that the files are those that were built and that the golden inputs still give their outputs.
 
-The toolchain prepares its training and test images with the functions in this file, so the model gets the same
-pixels on the board as in training.
+The toolchain prepares its own images with these functions: the same pixels on the board as in training.
 """
 
 import sys
