@@ -35,7 +35,7 @@ from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.search import lock as locks
+from toolchain.search import lock_file
 from toolchain.search import place, planner
 from toolchain.training import finetune, loop
 
@@ -190,8 +190,8 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     [
         ({"prune": {"protect": ("nothing*",)}}, "protect = 'nothing\\*' matches no layer"),
         ({"budget": {"latency": "0.5x"}}, "prune.ratio = 0.4 and budget.latency both say how far"),
-        ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 is searched for a budget"),
-        ({"prune": {"ratio": None}, "budget": {"latency": "0.5x"}}, "budget.latency = '0.5x' needs models to be timed"),
+        ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 needs a budget to search for"),
+        ({"prune": {"ratio": None}, "budget": {"latency": "0.5x"}}, "budget.latency = '0.5x' needs candidates to be timed"),
         ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not accept images of 32x32"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_lock_for_another_model_is_said_before_training(
 ) -> None:
     monkeypatch.setattr(finetune, "run", None)
     other = dataclasses.replace(run.recipe, model=ModelSpec(name="mobilenet_v2"))
-    lock = run.folder / locks.file_name(run.recipe, run.target)
+    lock = run.folder / lock_file.file_name(run.recipe, run.target)
     with pytest.raises(ToolchainError, match="the lock has a layer features.0 where this model has features.0.0"):
         pipeline.export(make_job(other, run.target, run.domain, tmp_path / "out", lock_file=lock))
 

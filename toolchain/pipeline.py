@@ -26,7 +26,7 @@ from toolchain.report import write
 from toolchain.report.pages import adapt as adapt_page
 from toolchain.report.run_results import RunResults
 from toolchain.report.sections import reuse_depths
-from toolchain.search import accuracy_control, lock, place, plan_pruning, pruning_sensitivity
+from toolchain.search import accuracy_control, lock_file, place, plan_pruning, pruning_sensitivity
 from toolchain.search.pruning_plan import Lock
 from toolchain.selection import reuse_advice, select_model
 from toolchain.training import finetune, input_size
@@ -64,7 +64,7 @@ def export(job: Job) -> dict[str, Any]:
             curves = pruning_sensitivity.run(job, dense, plan)
         with step("place"):
             placed = place.run(job, plan_pruning.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
-            lock.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
+            lock_file.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
         with step("prune"):
             pruned = prune.run(job, ranked, plan.surgery, view)
         with step("recover"):
@@ -117,7 +117,7 @@ def check_environment(job: Job) -> Lock | None:
     Raises:
         ToolchainError: the recipe contradicts its budget, the runtime is not installed, or the board does not answer.
     """
-    decided = lock.find(job)
+    decided = lock_file.find(job)
     plan_pruning.read_limits(job.recipe, job.budget, locked=decided is not None)
     load_runtime(job.target.runtime).fingerprint()
     machine.runtime_version(job.target)

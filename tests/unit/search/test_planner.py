@@ -183,7 +183,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     monkeypatch.setattr(loop, "train", train)
     limit = 0.45 * profile.total_macs(profile.measure_layers(whole.trained.model, IMAGE))
     asked = recipe(resolution=0.5)
-    plan = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
+    plan = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
     assert all(work <= limit for *_, work in trained)
     assert trained[0][2] > 0.8 * limit
@@ -193,7 +193,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
         ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
     ]  # fmt: skip
     assert profile.total_macs(plan.layers_after) == trained[1][2]
-    again = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
+    again = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert (again.reduced_image_size, again.size_trials, again.surgery) == (
         plan.reduced_image_size,
         plan.size_trials,
@@ -202,7 +202,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     assert len(trained) == 3
     assert not any(folder.exists() for folder in folders)
     plan_pruning.run(
-        job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.4x")), whole, at=lambda size: smaller(whole, size)
+        job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.4x")), whole, resize=lambda size: smaller(whole, size)
     )
     names = {folder.name for folder in folders}  # another plan does not go on with this one's training
     assert [sum(f"-{side}x" in name for name in names) for side in (32, 24, 16)] == [2, 2, 1]  # 16x16 cuts nothing
@@ -226,28 +226,30 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
     whole = dataclasses.replace(whole, trained=dataclasses.replace(whole.trained, model=Auxiliary().eval()))
     monkeypatch.setattr(loop, "train", lambda *_, **__: loop.TrainingResult((), 0, 0.5, 0.5))
 
-    def at(size: tuple[int, int]) -> FinetunedModel:
+    def resize(size: tuple[int, int]) -> FinetunedModel:
         tried.append(size)
         return smaller(whole, size)
 
-    plan_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, at=at)
+    plan_pruning.run(
+        job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=resize
+    )
     assert tried == [(32, 32), (24, 24)]
 
 
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = adapted(net(pooled=False))
-    plan = plan_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, at=lambda size: smaller(whole, size))  # fmt: skip
+    plan = plan_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert (plan.reduced_image_size, plan.size_trials) == (None, ())
     assert "no pictures smaller than 32x32" in capsys.readouterr().out
 
 
 def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match=r"leave prune\.ratio = 0 out"):
+    with pytest.raises(ToolchainError, match=r"Remove prune\.ratio = 0"):
         plan_pruning.run(
             job_of(recipe(resolution=0.5, ratio=0), TARGET, out=tmp_path, budget=Budget(macs="0.5x")), adapted(net())
         )
 
 
 def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match=r"resolution = 0\.5 is searched for a budget; .* --latency"):
+    with pytest.raises(ToolchainError, match=r"resolution = 0\.5 needs a budget to search for\. .* --latency"):
         plan_pruning.run(job_of(recipe(resolution=0.5, ratio=0.3), TARGET, out=tmp_path), adapted(net()))

@@ -19,10 +19,8 @@ from toolchain.models import profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization import placement_result
 from toolchain.quantization.placement import Placement
-from toolchain.search import lock as locks
-from toolchain.search import plan_pruning
-from toolchain.search import pruning_plan as plan_module
-from toolchain.search.pruning_plan import Lock
+from toolchain.search import lock_file, plan_pruning
+from toolchain.search.pruning_plan import Lock, PruningPlan
 from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -58,12 +56,12 @@ def written(tmp_path: Path) -> Path:
         "dense": placement_result.PlacementResult(OWN, "", (), 0.0),
         "pruned": placement_result.PlacementResult(Placement(), "", (), 0.0),
     }
-    locks.record_plan(job, plan, whole.trained, placed, (8, 8))
+    lock_file.record_plan(job, plan, whole.trained, placed, (8, 8))
     return job.folder / "r.cpu.lock.json"
 
 
-def replay(path: Path, model: FinetunedModel, work: Path) -> plan_module.PruningPlan:
-    lock = locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
+def replay(path: Path, model: FinetunedModel, work: Path) -> PruningPlan:
+    lock = lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
     return plan_pruning.run(job_of(RECIPE, TARGET, out=work), model, lock)
 
 
@@ -80,7 +78,7 @@ def test_the_same_weights_get_the_same_channels_without_a_search(
 
 
 def test_other_weights_get_the_same_widths_and_their_own_channels(written: Path, tmp_path: Path) -> None:
-    first = locks.read(written).surgery
+    first = lock_file.read(written).surgery
     other = replay(written, adapted(net(seed=5, classes=3), "other"), tmp_path / "elsewhere").surgery
     old, new = (
         {(name, d): list(i) for name, rows in one.keep.items() for d, i in rows.items()} for one in (first, other)
@@ -96,9 +94,9 @@ def test_another_model_is_refused_by_its_first_other_layer(written: Path, tmp_pa
 
 
 def test_another_image_size_is_refused(written: Path) -> None:
-    lock = locks.read(written)
+    lock = lock_file.read(written)
     with pytest.raises(ToolchainError, match="made for images of 8x8, these are 16x8"):
-        locks.check_model(lock, lock.layers, (16, 8))
+        lock_file.check_model(lock, lock.layers, (16, 8))
 
 
 @pytest.mark.parametrize(
@@ -112,8 +110,8 @@ def test_other_settings_leave_it_aside_or_are_refused_where_it_was_named(
     written: Path, recipe: Recipe, budget: Budget, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ToolchainError, match=said):
-        locks.find(job_of(recipe, TARGET, out=OUT, budget=budget, lock_file=written))
-    assert locks.find(job_of(recipe, TARGET, out=OUT, budget=budget, recipe_folder=written.parent)) is None
+        lock_file.find(job_of(recipe, TARGET, out=OUT, budget=budget, lock_file=written))
+    assert lock_file.find(job_of(recipe, TARGET, out=OUT, budget=budget, recipe_folder=written.parent)) is None
     assert said in capsys.readouterr().out
 
 
@@ -121,35 +119,35 @@ def test_a_lock_from_before_a_setting_existed_is_one_for_its_default(written: Pa
     content = json.loads(written.read_text())
     del content["asked"]["prune.resolution"]
     written.write_text(json.dumps(content))
-    assert locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written)) is not None
+    assert lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written)) is not None
     small = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, resolution=0.5))
     with pytest.raises(ToolchainError, match=r"prune\.resolution = 1\.0, now it is 0\.5"):
-        locks.find(job_of(small, TARGET, out=OUT, lock_file=written))
+        lock_file.find(job_of(small, TARGET, out=OUT, lock_file=written))
 
 
 def test_one_beside_the_recipe_is_found_by_recipe_and_target(written: Path) -> None:
-    found = locks.find(job_of(RECIPE, TARGET, out=OUT, recipe_folder=written.parent))
-    assert found == locks.read(written)
+    found = lock_file.find(job_of(RECIPE, TARGET, out=OUT, recipe_folder=written.parent))
+    assert found == lock_file.read(written)
     assert (
-        locks.find(job_of(dataclasses.replace(RECIPE, name="other"), TARGET, out=OUT, recipe_folder=written.parent))
+        lock_file.find(job_of(dataclasses.replace(RECIPE, name="other"), TARGET, out=OUT, recipe_folder=written.parent))
         is None
     )
 
 
 def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is mine"):
-        locks.find(job_of(RECIPE, dataclasses.replace(TARGET, name="mine"), out=OUT, lock_file=written))
+        lock_file.find(job_of(RECIPE, dataclasses.replace(TARGET, name="mine"), out=OUT, lock_file=written))
 
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        locks.find(job_of(RECIPE, toml_files.read_target("openvino"), out=OUT, lock_file=written))
+        lock_file.find(job_of(RECIPE, toml_files.read_target("openvino"), out=OUT, lock_file=written))
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content.clear(), "is no lock"),
+        (lambda content: content.clear(), "is not a lock"),
         (lambda content: content.update(schema=9), "schema = 9"),
         (lambda content: content.pop("layers"), "layers"),
         (lambda content: content.update(extra=1), "extra"),
@@ -162,26 +160,26 @@ def test_a_broken_lock_is_named(written: Path, change, said: str) -> None:
     change(content)
     written.write_text(json.dumps(content))
     with pytest.raises(ToolchainError, match=said) as raised:
-        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written))
+        lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=written))
     assert written.name in str(raised.value)
 
 
 def test_a_file_that_is_no_json_is_not_asked_to_be_removed(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("schema = 1")
-    with pytest.raises(ToolchainError, match="own.toml is no lock; `toolchain export` writes them"):
-        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "own.toml"))
+    with pytest.raises(ToolchainError, match="own.toml is not a lock. `toolchain export` writes"):
+        lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "own.toml"))
 
 
 def test_a_lock_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="cannot read"):
-        locks.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "none.json"))
+        lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=tmp_path / "none.json"))
 
 
 def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None:
-    lock = locks.read(written)
+    lock = lock_file.read(written)
     assert isinstance(lock, Lock)
     assert {"torch", "onnxruntime"} <= set(lock.versions)
-    locks.write(tmp_path / "again.json", lock)
+    lock_file.write(tmp_path / "again.json", lock)
     assert (tmp_path / "again.json").read_bytes() == written.read_bytes()
 
 
@@ -189,13 +187,13 @@ def test_what_is_read_is_what_was_written(written: Path, tmp_path: Path) -> None
 def test_one_that_only_lies_beside_the_recipe_gives_way_to_another_model(
     written: Path, model: nn.Sequential, size: tuple[int, int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock, layers = locks.read(written), profile.measure_layers(model, IMAGE)
-    assert locks.match_model(lock, profile.measure_layers(net(), IMAGE), (8, 8), named=False) is lock
-    assert locks.match_model(None, layers, size, named=False) is None
-    assert locks.match_model(lock, layers, size, named=False) is None
-    assert "lock: left aside: the lock was made for " in capsys.readouterr().out
+    lock, layers = lock_file.read(written), profile.measure_layers(model, IMAGE)
+    assert lock_file.match_model(lock, profile.measure_layers(net(), IMAGE), (8, 8), named=False) is lock
+    assert lock_file.match_model(None, layers, size, named=False) is None
+    assert lock_file.match_model(lock, layers, size, named=False) is None
+    assert "lock: not used: the lock was made for " in capsys.readouterr().out
     with pytest.raises(ToolchainError, match="the lock was made for"):
-        locks.match_model(lock, layers, size, named=True)
+        lock_file.match_model(lock, layers, size, named=True)
 
 
 def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
@@ -206,4 +204,4 @@ def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
             toml_files.read_recipe(path.name.split(".")[0]),
             toml_files.read_target(path.name.split(".")[1]),
         )
-        assert locks.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None
+        assert lock_file.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None
