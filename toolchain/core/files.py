@@ -1,9 +1,4 @@
-"""Results on disk: content hashes, atomic writes, stage folders that resume, one writer a folder.
-
-A stage's folder is named by a key over everything that decides its result. It counts as done when its
-`record.json` stands, which is written last; until then a later run starts that stage again, from the last epoch
-it saved. Nothing here is a pickle.
-"""
+"""Files on disk: content hashes, atomic writes, JSON, and folders locked for one writer. Nothing here is a pickle."""
 
 import contextlib
 import dataclasses
@@ -24,12 +19,12 @@ from toolchain.core.types import Artefact
 
 
 def utc_now() -> str:
-    """The time in UTC, to the second."""
+    """Return the current time in UTC, to the second, in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes.
+    """Return the hex digest of a file's bytes.
 
     Raises:
         ToolchainError: the file cannot be read.
@@ -42,9 +37,10 @@ def sha256_file(path: Path) -> str:
 
 
 def to_jsonable(value: Any, *, compared: bool = False) -> Any:
-    """A value as JSON can hold it: dataclasses as objects, paths as text, tuples as lists.
+    """Return a value in the types of JSON: dataclasses as objects, paths as strings, tuples as lists.
 
-    With `compared` only those fields that make two values differ.
+    Args:
+        compared: leave out dataclass fields that do not count in comparisons (`compare=False`).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f for f in dataclasses.fields(value) if f.compare or not compared]
@@ -57,16 +53,16 @@ def to_jsonable(value: Any, *, compared: bool = False) -> Any:
 
 
 def digest(*parts: Any) -> str:
-    """Key over any JSON-like values and dataclasses; 16 hex digits are enough for a cache.
+    """Return a cache key over JSON-like values and dataclasses, 16 hex digits.
 
-    Fields that do not count when two values are compared do not count here: they decide no result.
+    Dataclass fields with `compare=False` are left out: they do not affect results.
     """
     text = json.dumps([to_jsonable(part, compared=True) for part in parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def make_artefact(*files: Path) -> Artefact:
-    """An Artefact over files that belong together; its hash covers all of them in order."""
+    """Return the artefact of a model's files; its hash covers all of them, in order."""
     total = hashlib.sha256("".join(sha256_file(f) for f in files).encode()).hexdigest()
     size = sum(f.stat().st_size for f in files)
     return Artefact(
@@ -76,10 +72,10 @@ def make_artefact(*files: Path) -> Artefact:
 
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file that takes `path`'s place only when everything was written and synced.
+    """Open a temporary file, which replaces `path` when everything has been written and synced.
 
     Raises:
-        ToolchainError: no room on the disk, or no permission; what stood at `path` still stands.
+        ToolchainError: the disk is full, or there is no permission; an existing file at `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -98,29 +94,29 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
 
 
 def disk_error(path: Path, reason: OSError) -> ToolchainError:
-    """The message for a failed write."""
-    advice = "free some room and run the same command again: finished stages are kept"
-    if reason.errno not in {errno.ENOSPC, errno.EDQUOT, None}:  # None: NumPy, which wrote less than it was to
+    """Return the error for a failed write, with advice."""
+    advice = "free some disk space and run the same command again; finished stages are kept"
+    if reason.errno not in {errno.ENOSPC, errno.EDQUOT, None}:  # None: NumPy reports a short write without an errno
         advice = "check the folder's permissions, or choose another with OUT="
     return ToolchainError(f"cannot write {path}: {reason.strerror or reason}; {advice}")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole text file, or nothing."""
+    """Write a text file atomically."""
     with open_atomic(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with sorted keys, or nothing."""
+    """Write indented JSON with sorted keys atomically."""
     write_text(path, json.dumps(to_jsonable(value), indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Read a JSON file.
 
     Raises:
-        ToolchainError: missing, or not JSON.
+        ToolchainError: it does not exist or is not valid JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -132,10 +128,13 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Holds `folder` for this process alone. The lock dies with the process, so a killed run never blocks the next.
+    """Lock `folder` for this process. The lock ends with the process, so a killed run never blocks the next.
+
+    Args:
+        wait: wait for another run that holds the lock, instead of raising.
 
     Raises:
-        ToolchainError: another run holds it and `wait` is false; or the folder cannot be made.
+        ToolchainError: another run holds the lock and `wait` is false, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,6 +149,6 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
                 raise ToolchainError(
                     f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
                 ) from reason
-            progress.log(f"{folder.parent.name}: another run is at it; waiting for its result")
+            progress.log(f"{folder.parent.name}: another run is computing this; waiting for its result")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

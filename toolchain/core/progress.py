@@ -1,4 +1,4 @@
-"""Progress that a person can watch and a log can keep: a bar with a rate on a terminal, a line now and then elsewhere."""
+"""Show progress: a bar with a rate on a terminal; without one, a line every few seconds, which suits a log."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressBar:
-    """Counts steps of one piece of long work; `total` may grow on the way."""
+    """Counts the steps of a long task and prints a line every SECONDS_BETWEEN_LINES; `total` may grow on the way."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done, self.note = label, total, 0, ""
         self.started = self.shown = time.monotonic()
 
     def step(self, note: str = "", count: int = 1) -> None:
-        """One more done; `note` is a short figure worth seeing, such as a loss."""
+        """Count `count` more steps as done; `note` is a short text to show, such as the loss."""
         self.done += count
         self.note = note or self.note
         now = time.monotonic()
@@ -25,9 +25,9 @@ class ProgressBar:
             self.print_line()
 
     def print_line(self) -> None:
-        """Prints where the work stands."""
-        took = time.monotonic() - self.started
-        rate = self.done / took if took else 0.0
+        """Print the steps done, the rate and the time left."""
+        seconds = time.monotonic() - self.started
+        rate = self.done / seconds if seconds else 0.0
         left = (self.total - self.done) / rate if rate else 0.0
         print(
             f"{self.label}: {self.done}/{self.total} ({rate:.3g}/s, {left:.0f} s left) {self.note}".rstrip(), flush=True
@@ -35,7 +35,7 @@ class ProgressBar:
 
 
 class TerminalProgressBar(ProgressBar):
-    """The same on a terminal, drawn by rich."""
+    """A progress bar on a terminal, drawn by rich."""
 
     def __init__(self, label: str, total: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -60,7 +60,7 @@ class TerminalProgressBar(ProgressBar):
 
 @contextmanager
 def show_bar(label: str, total: int) -> Iterator[ProgressBar]:
-    """A progress display for `total` steps."""
+    """Show progress over `total` steps while the block runs."""
     if sys.stdout.isatty():
         terminal = TerminalProgressBar(label, total)
         try:
@@ -72,5 +72,5 @@ def show_bar(label: str, total: int) -> Iterator[ProgressBar]:
 
 
 def log(text: str) -> None:
-    """One line about what is happening."""
+    """Print one line about what is happening."""
     print(text, flush=True)

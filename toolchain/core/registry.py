@@ -1,7 +1,7 @@
-"""The folder is the registry: what exists is what lies in the folders, by file name.
+"""Find drop-ins by file name: the folders are the registry, so a new file is all that a new target or runtime needs.
 
-Data (targets, calibration, recipes) is looked for in the working directory first, so that a user's own repository
-comes before what ships with the package; code (criteria, runtimes) is found in the package.
+Configuration (targets, domains, recipes, shortlists) is searched in the working directory first, so that a user's own
+files come before those that ship; code (criteria, runtimes, ...) is found in the package.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from toolchain.core.errors import ToolchainError
 ConfigKind = Literal["targets", "calibration", "recipes", "shortlists"]
 DropInKind = Literal["criteria", "runtimes", "scores", "sections", "sources", "updates", "verbs"]
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-DROP_IN_FOLDERS = {  # where each kind of drop-in lies
+DROP_IN_FOLDERS = {  # relative to the package
     "criteria": "pruning/criteria",
     "runtimes": "export/runtimes",
     "scores": "selection/scores",
@@ -27,27 +27,27 @@ DROP_IN_FOLDERS = {  # where each kind of drop-in lies
 
 
 def list_folders(kind: ConfigKind) -> list[Path]:
-    """Where files of a kind are looked for, first match wins: here, in the package, beside it in a clone."""
-    places = [Path.cwd() / kind, PACKAGE_FOLDER / kind]
+    """Return the folders to search, in order: in the working directory, in the package, and beside it in a clone."""
+    folders = [Path.cwd() / kind, PACKAGE_FOLDER / kind]
     if (PACKAGE_FOLDER.parent / "pyproject.toml").exists():
-        places.append(PACKAGE_FOLDER.parent / kind)
-    return [place for place in dict.fromkeys(places) if place.is_dir()]
+        folders.append(PACKAGE_FOLDER.parent / kind)
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def list_names(kind: ConfigKind) -> list[str]:
-    """All names of a kind."""
+    """Return the names of all files of a kind, sorted."""
     return sorted({path.stem for folder in list_folders(kind) for path in folder.glob("*.toml")})
 
 
 def find_file(kind: ConfigKind, name: str) -> Path:
-    """The file of a name, or of a path that ends in .toml.
+    """Return the file of a name, or of a path that ends in .toml.
 
     Raises:
-        ToolchainError: there is none; offers the nearest name and lists all.
+        ToolchainError: it does not exist; the message suggests the closest name and lists all.
     """
     if name.endswith(".toml"):
         if not Path(name).is_file():
-            raise ToolchainError(f"{name} is not there")
+            raise ToolchainError(f"{name} does not exist")
         return Path(name)
     for folder in list_folders(kind):
         if (folder / f"{name}.toml").is_file():
@@ -66,22 +66,24 @@ def _singular(kind: str) -> str:
 
 
 def suggest(name: str, accepted: list[str]) -> str:
-    """The second half of an error message: what was probably meant, and everything that is accepted."""
+    """Return the second half of an error message: the closest accepted name, and all that are accepted."""
     close = get_close_matches(name, accepted, n=1) or get_close_matches(name.lower(), accepted, n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
-    return f"{meant}There are: {', '.join(accepted) or 'none'}"
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    return f"{suggestion}Accepted: {', '.join(accepted) or 'none'}"
 
 
 def list_modules(kind: DropInKind) -> list[str]:
-    """Names of all drop-in modules of a kind."""
-    return sorted(path.stem for path in (PACKAGE_FOLDER / DROP_IN_FOLDERS[kind]).glob("*.py") if not path.stem.startswith("_"))
+    """Return the names of all drop-in modules of a kind, sorted."""
+    return sorted(
+        path.stem for path in (PACKAGE_FOLDER / DROP_IN_FOLDERS[kind]).glob("*.py") if not path.stem.startswith("_")
+    )
 
 
 def load_module(kind: DropInKind, name: str) -> ModuleType:
-    """Imports one drop-in module.
+    """Import a drop-in module.
 
     Raises:
-        ToolchainError: there is none of that name.
+        ToolchainError: there is no module of that name.
     """
     if name not in list_modules(kind):
         raise ToolchainError(f"there is no {_singular(kind)} {name!r}; {suggest(name, list_modules(kind))}")

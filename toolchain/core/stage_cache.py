@@ -1,4 +1,8 @@
-"""Stage cache: carried out of a larger module; to be described."""
+"""Cache of stage results, so that an interrupted run resumes and runs share their stages.
+
+A stage's folder is named by a key over everything that decides its result. The stage is done when `record.json` exists,
+which is written last; until then a later run repeats the stage, from the last epoch that it saved.
+"""
 
 import contextlib
 import dataclasses
@@ -15,27 +19,38 @@ RECORD_FILE = "record.json"
 
 @dataclasses.dataclass(frozen=True)
 class CachedStage:
-    """A stage's own folder while it works, and its record when it is done."""
+    """A stage's folder and, when it is done, its record."""
 
     folder: Path
     key: str
     record: Mapping[str, Any] | None  # None: not done yet
-    seconds: float = 0.0
+    seconds: float = 0.0  # how long the stage took
 
 
 @contextlib.contextmanager
 def open_stage(work: Path, name: str, key: str) -> Iterator[CachedStage]:
-    """The folder `work/name/key`, held for this process; leftovers of a killed writer are swept."""
+    """Lock the folder `work/name/key` and read its record. Temporary files of a killed run are removed.
+
+    Args:
+        work: folder of the cache.
+        name: of the stage.
+        key: from `files.digest`, over everything that decides the result.
+    """
     folder = work / name / key
     with lock_folder(folder, wait=True):
-        for orphan in folder.glob(".*.tmp"):
-            orphan.unlink() if orphan.is_file() else shutil.rmtree(orphan)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink() if leftover.is_file() else shutil.rmtree(leftover)
         record = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else None
         yield CachedStage(folder, key, record and record["figures"], record["seconds"] if record else 0.0)
 
 
 def finish(stage: CachedStage, started: float, figures: Mapping[str, Any]) -> CachedStage:
-    """Marks a stage as done; `started` is `time.monotonic()` at its start."""
+    """Write the record, which marks the stage as done.
+
+    Args:
+        started: `time.monotonic()` at the start of the stage.
+        figures: the stage's results, as JSON-like data.
+    """
     seconds = round(time.monotonic() - started, 3)
     write_json(stage.folder / RECORD_FILE, {"key": stage.key, "seconds": seconds, "figures": figures})
     return dataclasses.replace(stage, record=to_jsonable(figures), seconds=seconds)

@@ -1,7 +1,6 @@
-"""Every value that flows between the stages, frozen, with its units in the field names.
+"""Types that every package uses. Values are frozen and have units in their field names.
 
-Standard library only: this is the room everybody may import, so it must cost nothing. `spec.py` fills the
-first half from TOML files and checks them there; the second half is what the stages hand to one another.
+Standard library only, because every package imports this module.
 """
 
 from collections.abc import Mapping
@@ -15,32 +14,29 @@ Precision = Literal["f32", "bf16", "int8"]
 NetworkName = Literal["dense", "pruned"]
 
 
-# --- what flows ---------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """From a decoded picture to the network's input; carried unchanged into the manifest and the runner."""
+    """From a decoded image to the network's input; the manifest and the runner use the same values."""
 
     image_size: tuple[int, int]  # height, width
     mode: ColourMode
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of pixels in 0..1
     std: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
-    """A model file (or the first of several that belong together) as a runtime takes it."""
+    """A model as a runtime opens it: one file, or several that belong together."""
 
-    path: Path
+    path: Path  # the file that the runtime opens, first in `files`
     files: tuple[Path, ...]
-    sha256: str
+    sha256: str  # over all files
     size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with the bounds of its 95 % interval and the number of samples behind it."""
+    """An estimate with its 95 % confidence interval and the number of samples."""
 
     estimate: float
     low: float
@@ -50,9 +46,9 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerCoverage:
-    """What really ran in integers, as the runtime's own executed graph says."""
+    """How many layers ran in int8, according to the graph that the runtime executed."""
 
-    integer: int
-    planned: int
-    total: int
-    float_ops: tuple[str, ...] = ()
+    integer: int  # layers that ran in int8
+    planned: int  # layers that the placement quantizes
+    total: int  # layers with weights, in int8 or float
+    float_ops: tuple[str, ...] = ()  # layers that fell back to float

@@ -45,7 +45,7 @@ def test_targets_say_what_they_are_for() -> None:
     [
         (["export", "--target", "cup"], "did you mean 'cpu'"),
         (["export", "--recipe", "digit"], "did you mean 'digits'"),
-        (["export", "--recipe", "nowhere.toml"], "nowhere.toml is not there"),
+        (["export", "--recipe", "nowhere.toml"], "nowhere.toml does not exist"),
         (["export", "--recipe", "solar"], "give one with DATA=folder"),
         (["export", "--data", "nowhere"], "image folder nowhere does not exist"),
         (["export", "--image-size", "wide"], "HEIGHTxWIDTH"),

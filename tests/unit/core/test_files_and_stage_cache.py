@@ -16,7 +16,7 @@ from toolchain.core.errors import ToolchainError
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
     files.write_text(tmp_path / "x", "old")
     with (
-        pytest.raises(ToolchainError, match="cannot write.*No space left.*free some room"),
+        pytest.raises(ToolchainError, match="cannot write.*No space left.*free some disk space"),
         files.open_atomic(tmp_path / "x") as out,
     ):
         out.write(b"half")
@@ -37,7 +37,7 @@ def test_a_full_disk_is_one_clear_message() -> None:
 def test_numpys_short_write_is_taken_for_a_full_disk() -> None:
     with Path("/dev/full").open("wb") as full, pytest.raises(OSError, match="requested") as short:
         np.zeros(100_000).tofile(full)
-    assert "free some room" in str(files.disk_error(Path("x.npy"), short.value))
+    assert "free some disk space" in str(files.disk_error(Path("x.npy"), short.value))
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_forgotten(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_the_shipped_shortlist_names_models_that_are_there() -> None:
     [
         ("resnet19", r"'resnet19' is no shortlist \(small\), no file and no model.*did you mean 'resnet"),
         ("zoo:nothing", "zoo:squeezenet1_1_glyphs"),
-        ("none.toml", "none.toml is not there"),
+        ("none.toml", "none.toml does not exist"),
         ("recipe:nothing", "there is no recipe 'nothing'"),
     ],
 )
