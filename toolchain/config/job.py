@@ -1,4 +1,4 @@
-"""One run of the pipeline: what the user asked for and where results go, handed to every step."""
+"""The job of one pipeline run: recipe, target, dataset, budget and folders, passed to every step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,29 +10,29 @@ from toolchain.config.target import Target
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A recipe for a target on a dataset. Made once; a step that settles an open choice returns a changed copy."""
+    """A recipe for a target on a dataset. Made once; a step that decides an open choice returns a changed copy."""
 
     recipe: Recipe
     target: Target
-    domain: Domain  # the dataset: where its images lie, their classes and splits
-    budget: Budget  # the recipe's, and the target's where the recipe names none
+    domain: Domain  # the dataset: where its images are, their classes and splits
+    budget: Budget  # the recipe's limits; the target's for those that the recipe leaves open
     out: Path  # folder of all runs
-    lock_file: Path | None = None  # named by the user
-    recipe_folder: Path | None = None  # where a lock may lie beside the recipe
+    lock_file: Path | None = None  # given by the user
+    recipe_folder: Path | None = None  # searched for a lock beside the recipe
 
     @property
     def folder(self) -> Path:
-        """Return where this run's bundle and report go."""
+        """Return the folder of this run's bundle and report."""
         return self.out / self.recipe.name / self.target.name
 
     @property
     def work(self) -> Path:
-        """Return the stage cache, which all recipes and targets share."""
+        """Return the folder of the stage cache, which all recipes and targets share."""
         return self.out / "work"
 
     @property
     def images(self) -> Path:
-        """Return the cache of decoded images."""
+        """Return the folder with the cache of decoded images."""
         return self.out / "data"
 
 
@@ -53,6 +53,8 @@ def make_job(
 
 
 def merge_budgets(recipe: Budget, target: Budget) -> Budget:
-    """Return the recipe's budget over the target's, key by key."""
-    chosen = {key: mine if (mine := getattr(recipe, key)) is not None else getattr(target, key) for key in vars(recipe)}
-    return Budget(**chosen)
+    """Return a budget with the recipe's limits, and the target's where the recipe has none."""
+    limits = {
+        name: limit if (limit := getattr(recipe, name)) is not None else getattr(target, name) for name in vars(recipe)
+    }
+    return Budget(**limits)

@@ -1,4 +1,4 @@
-"""What the command line changes in a recipe and its domain, before anything heavy is imported."""
+"""Apply command-line flags to a recipe, its dataset and its target, before anything slow is imported."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from toolchain.core.errors import ToolchainError
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Flags of `toolchain export`; empty, 0 for epochs and seeds and -1 mean: as the recipe says."""
+    """Flags of `toolchain export`. "", -1, and 0 for epochs and seeds mean: as in the recipe."""
 
     data: str = ""
     domain: str = ""
@@ -36,34 +36,38 @@ class Flags:
 
 
 def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_file: Path | None = None) -> Job:
-    """Read recipe, target and domain, apply the flags and return the job.
+    """Read recipe, target and dataset description, apply the flags and return the job.
 
     Args:
-        lock_file: named by the user; without one a lock that lies beside the recipe is replayed.
+        recipe_name: a name, or a path to a .toml file.
+        target_name: the same.
+        flags: of the command line.
+        out: folder for results.
+        lock_file: given by the user; without one, a lock beside the recipe is replayed.
 
     Raises:
-        ToolchainError: as `reader`; or a flag's value makes no sense.
+        ToolchainError: a file is missing or not valid (see `toml_files`), or a flag's value is not accepted.
     """
     target = toml_files.read_target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = read_recipe(recipe_name, flags)
-    beside = registry.find_file("recipes", recipe_name).parent
-    return make_job(recipe, target, domain, out, lock_file=lock_file, recipe_folder=beside)
+    recipe_folder = registry.find_file("recipes", recipe_name).parent
+    return make_job(recipe, target, domain, out, lock_file=lock_file, recipe_folder=recipe_folder)
 
 
 def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
-    """Read recipe and domain and apply the flags.
+    """Read recipe and dataset description and apply the flags.
 
     Raises:
-        ToolchainError: as `spec`; or a flag's value makes no sense.
+        ToolchainError: a file is missing or not valid (see `toml_files`), or a flag's value is not accepted.
     """
     if flags.ratio >= 0 and flags.latency:
         raise ToolchainError(
-            f"--ratio {flags.ratio:g} and --latency {flags.latency} both say how far to prune; give one of them"
+            f"--ratio {flags.ratio:g} and --latency {flags.latency} both set how far to prune; give one of them"
         )
     recipe = toml_files.read_recipe(recipe_name)
     domain = toml_files.read_domain(flags.domain or recipe.domain)
-    recipe = dataclasses.replace(recipe, domain=domain.name, model=_model(recipe.model, flags))
+    recipe = dataclasses.replace(recipe, domain=domain.name, model=_override_model(recipe.model, flags))
     if flags.image_size:
         recipe = dataclasses.replace(recipe, image_size=parse_image_size(flags.image_size))
     if flags.seed >= 0:
@@ -85,16 +89,20 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
     if flags.resolution != -1:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
-        recipe = _epochs(recipe, flags.epochs)
+        recipe = _override_epochs(recipe, flags.epochs)
     checked: Recipe = toml_files.validate("recipes", files.to_jsonable(recipe), "command line")
     return checked, override_images(domain, flags.data, flags.on_corrupt)
 
 
 def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
-    """The domain with the folder of its pictures, and what is done with unreadable ones; "": as it says itself.
+    """Return the dataset description with another image folder and another way to treat unreadable images.
+
+    Args:
+        data: folder of images; "": unchanged.
+        on_corrupt: "fail" or "skip"; "": unchanged.
 
     Raises:
-        ToolchainError: there is no such way with unreadable pictures.
+        ToolchainError: `on_corrupt` is neither.
     """
     if data:
         domain = dataclasses.replace(domain, source="folder", path=data)
@@ -105,36 +113,34 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
     return domain
 
 
-def _model(model: ModelSpec, flags: Flags) -> ModelSpec:
-    if flags.model and flags.model != model.name:  # the arguments and weights of another model mean nothing here
+def _override_model(model: ModelSpec, flags: Flags) -> ModelSpec:
+    if flags.model and flags.model != model.name:  # the recipe's arguments and weights belong to its own model
         model = ModelSpec(name=flags.model, weights="" if is_auto(flags.model) else "DEFAULT")
     if not flags.weights:
         return model
-    same = Path(flags.weights).name == Path(model.weights).name  # else the recipe's licence is of others
-    return dataclasses.replace(model, weights=flags.weights, licence=model.licence if same else "")
+    same_weights = Path(flags.weights).name == Path(model.weights).name  # otherwise the recipe's licence does not apply
+    return dataclasses.replace(model, weights=flags.weights, licence=model.licence if same_weights else "")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    """Height and width as `--image-size` gives them.
+    """Return height and width from the value of `--image-size`.
 
     Raises:
-        ToolchainError: they are given in another form, or are no sides of a picture.
+        ToolchainError: it is not HEIGHTxWIDTH, or a side is too small or too large.
     """
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if not match:
-        raise ToolchainError(
-            f"--image-size {text!r}: HEIGHTxWIDTH is wanted, such as 120x72, or one number for a square"
-        )
-    found = int(match[1]), int(match[2] or match[1])
-    fits, complaint = validation.image_size_rule("--image-size", found)
-    if not fits:
-        raise ToolchainError(complaint)
-    return found
+        raise ToolchainError(f"--image-size {text!r}: give HEIGHTxWIDTH, such as 120x72, or one number for a square")
+    size = int(match[1]), int(match[2] or match[1])
+    ok, message = validation.image_size_rule("--image-size", size)
+    if not ok:
+        raise ToolchainError(message)
+    return size
 
 
-def _epochs(recipe: Recipe, epochs: int) -> Recipe:
+def _override_epochs(recipe: Recipe, epochs: int) -> Recipe:
     quantize = dataclasses.replace(recipe.quantize, train=dataclasses.replace(recipe.quantize.train, epochs=epochs))
-    prune = dataclasses.replace(recipe.prune, rounds=min(recipe.prune.rounds, epochs))  # each needs an epoch
+    prune = dataclasses.replace(recipe.prune, rounds=min(recipe.prune.rounds, epochs))  # each round needs an epoch
     if prune.sparse_epochs is not None:
         prune = dataclasses.replace(prune, sparse_epochs=epochs)
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What `toolchain select` chooses from: pretrained models with where they come from and whether they may be shipped."""
+"""Shortlists: the pretrained models that `toolchain select` ranks, with their origin and licence."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,18 +11,18 @@ MayShip = Literal["yes", "no", "unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One pretrained model, whole or cut."""
+    """One pretrained model, whole or truncated after a block."""
 
     __pydantic_config__ = {"extra": "forbid"}
     name: str
     model: ModelSpec
     reuse: ReuseSpec = field(default_factory=ReuseSpec)
-    trained_on: str = ""  # the set that its weights come from; "": not known
-    may_ship: MayShip = "unknown"  # whether the weights' licence lets a product carry them
+    trained_on: str = ""  # dataset that its weights were trained on; "": not known
+    may_ship: MayShip = "unknown"  # whether the licence of the weights allows shipping them in a product
 
 
 def is_auto(model: str) -> bool:
-    """Whether a model's name leaves the choice to the ranking: "auto", or "auto:" and candidates."""
+    """Return whether a model's name leaves the choice to the ranking: "auto", or "auto:" and candidates."""
     return model.partition(":")[0] == AUTO
 
 

@@ -1,7 +1,7 @@
-"""TOML files to checked values: Recipe, Target, Domain, Shortlist.
+"""Read TOML files as checked values: Recipe, Target, Domain, Shortlist.
 
-The shapes are dataclasses, most of `values.py`; pydantic checks types and unknown keys, `rules.py` what
-types cannot say. Every complaint names the file, the key, what was given and what is accepted.
+Pydantic checks types and unknown keys against the dataclasses of this package; `validation.py` checks what types cannot
+express. Every error names the file, the key, what was given and what is accepted.
 """
 
 import dataclasses
@@ -28,38 +28,45 @@ CLASS_BY_KIND: Mapping[registry.ConfigKind, type] = {
 
 
 def read_recipe(name: str) -> Recipe:
-    """Reads a recipe by name, or by path to a .toml file."""
-    value: Recipe = _read("recipes", name)
-    teacher = value.teacher and _located(value.teacher, name)
-    return dataclasses.replace(value, model=_located(value.model, name), teacher=teacher)
-
-
-def _located(model: ModelSpec, recipe_name: str) -> ModelSpec:
-    return dataclasses.replace(model, weights=_beside(model.weights, recipe_name))
+    """Read a recipe by name, or by path to a .toml file."""
+    recipe: Recipe = _read("recipes", name)
+    teacher = recipe.teacher and _resolve_weights(recipe.teacher, name)
+    return dataclasses.replace(recipe, model=_resolve_weights(recipe.model, name), teacher=teacher)
 
 
 def read_target(name: str) -> Target:
-    """Reads a target by name."""
-    value: Target = _read("targets", name)
-    return value
+    """Read a target by name, or by path to a .toml file."""
+    target: Target = _read("targets", name)
+    return target
 
 
 def read_domain(name: str) -> Domain:
-    """Reads a domain by name."""
-    value: Domain = _read("calibration", name)
-    return value
+    """Read a dataset description by name, or by path to a .toml file."""
+    domain: Domain = _read("calibration", name)
+    return domain
 
 
 def read_shortlist(name: str) -> Shortlist:
-    """Reads a shortlist by name, or by path to a .toml file."""
-    value: Shortlist = _read("shortlists", name)
-    located = (dataclasses.replace(one, model=_located(one.model, name)) for one in value.candidates)
-    return dataclasses.replace(value, candidates=tuple(located))
+    """Read a shortlist by name, or by path to a .toml file."""
+    shortlist: Shortlist = _read("shortlists", name)
+    candidates = (
+        dataclasses.replace(candidate, model=_resolve_weights(candidate.model, name))
+        for candidate in shortlist.candidates
+    )
+    return dataclasses.replace(shortlist, candidates=tuple(candidates))
 
 
-def json_schema(shape: Any) -> dict[str, Any]:
-    """JSON schema of a dataclass, for editors and readers in other languages."""
-    return TypeAdapter(shape).json_schema()
+def _resolve_weights(model: ModelSpec, file_name: str) -> ModelSpec:
+    """Look for a local weights file beside the TOML file that names it; otherwise leave its path as it is."""
+    beside = Path(file_name).parent / model.weights
+    if file_name.endswith(".toml") and model.weights and beside.is_file():
+        return dataclasses.replace(model, weights=str(beside))
+    return model
+
+
+def json_schema(cls: Any) -> dict[str, Any]:
+    """Return the JSON schema of a dataclass, for editors and programs in other languages."""
+    return TypeAdapter(cls).json_schema()
 
 
 def _read(kind: registry.ConfigKind, name: str) -> Any:
@@ -76,73 +83,73 @@ def _read(kind: registry.ConfigKind, name: str) -> Any:
 
 
 def validate(kind: registry.ConfigKind, content: Mapping[str, Any], where: str) -> Any:
-    """Turns a mapping into its value.
+    """Turn a mapping into a checked value.
+
+    Args:
+        kind: of file, which decides the class and the rules.
+        content: keys and values as in the file.
+        where: the file, for messages.
 
     Raises:
-        ToolchainError: the first thing wrong: file, key, what it got, what is accepted.
+        ToolchainError: names the first error: file, key, what was given and what is accepted.
     """
     value = to_dataclass(CLASS_BY_KIND[kind], content, where)
-    for ok, complaint in validation.RULES_BY_KIND[kind](value):
+    for ok, message in validation.RULES_BY_KIND[kind](value):
         if not ok:
-            raise ToolchainError(f"{where}: {complaint}")
+            raise ToolchainError(f"{where}: {message}")
     return value
 
 
-def to_dataclass(shape: Any, content: Mapping[str, Any], where: str) -> Any:
-    """A mapping as the dataclass `shape`.
+def to_dataclass(cls: Any, content: Mapping[str, Any], where: str) -> Any:
+    """Turn a mapping into the dataclass `cls`; types and keys are checked.
 
     Raises:
-        ToolchainError: the first thing that is not as the dataclass says.
+        ToolchainError: names the first key that is missing, unknown or of the wrong type.
     """
     try:
-        return TypeAdapter(shape).validate_python(content)
+        return TypeAdapter(cls).validate_python(content)
     except ValidationError as reason:
-        raise ToolchainError(f"{where}: {_explain(reason, shape)}") from reason
+        raise ToolchainError(f"{where}: {_explain(reason, cls)}") from reason
 
 
-def _explain(error: ValidationError, shape: Any) -> str:
+def _explain(error: ValidationError, cls: Any) -> str:
+    """Return the first of pydantic's errors in the words of the TOML file."""
     unknown = {"unexpected_keyword_argument", "extra_forbidden"}
-    # a mistyped key is often why another is missing
-    first = min(error.errors(), key=lambda found: found["type"] not in unknown)
-    keys, shape = _walked(first["loc"], shape)
+    # unknown keys first: a mistyped key is often the reason why another one is missing
+    first = min(error.errors(), key=lambda detail: detail["type"] not in unknown)
+    keys, table = _find_table(first["loc"], cls)
+    key = ".".join(keys)
     if first["type"] in unknown:
-        accepted = [f.name for f in dataclasses.fields(shape)]
-        return f"unknown key {'.'.join(keys)}; {registry.suggest(keys[-1], accepted)}"
+        accepted = [field.name for field in dataclasses.fields(table)]
+        return f"unknown key {key}; {registry.suggest(keys[-1], accepted)}"
     if first["type"] == "missing":
-        return f"{'.'.join(keys)} is missing"
-    # of a value that may be one of several kinds every kind complains; what each would take is told together
-    ways = [found for found in error.errors() if found["loc"][: len(keys)] == first["loc"][: len(keys)]]
+        return f"{key} is missing"
+    # for a union, pydantic reports one error per alternative; list what all of them accept
+    alternatives = [detail for detail in error.errors() if detail["loc"][: len(keys)] == first["loc"][: len(keys)]]
     accepted = list(
-        dict.fromkeys(str(found["ctx"]["expected"]) for found in ways if "expected" in found.get("ctx", {}))
+        dict.fromkeys(str(detail["ctx"]["expected"]) for detail in alternatives if "expected" in detail.get("ctx", {}))
     )
     if "dataclass_type" in first["type"]:
-        words = f"input should be {' or '.join(accepted)}, or a table" if accepted else "this is a table"
-        return f"{'.'.join(keys)} = {first['input']!r}: {words}, written as [{'.'.join(keys)}]"
-    return f"{'.'.join(keys)} = {first['input']!r}: " + (
-        f"input should be {' or '.join(accepted)}" if accepted else first["msg"].lower()
-    )
+        expected = f"input should be {' or '.join(accepted)}, or a table" if accepted else "this is a table"
+        return f"{key} = {first['input']!r}: {expected}, written as [{key}]"
+    expected = f"input should be {' or '.join(accepted)}" if accepted else first["msg"].lower()
+    return f"{key} = {first['input']!r}: {expected}"
 
 
-def _walked(places: tuple[int | str, ...], shape: Any) -> tuple[list[str], Any]:
-    """The keys that lead to a place, without the names of the kinds that were tried there, and the last one's table."""
-    keys, inner = list[str](), shape
-    for part in map(str, places):
+def _find_table(location: tuple[int | str, ...], cls: Any) -> tuple[list[str], Any]:
+    """Return the keys of a pydantic error location, without the names of union alternatives, and the last key's dataclass."""
+    keys, inner = list[str](), cls
+    for part in map(str, location):
         if "[" in part or (keys and part == getattr(inner, "__name__", "")):
             continue
         keys.append(part)
-        shape = inner
-        if dataclasses.is_dataclass(shape) and not part.isdigit():
-            inner = _table(shape, part)
-    return keys, shape
+        cls = inner
+        if dataclasses.is_dataclass(cls) and not part.isdigit():
+            inner = _dataclass_of_key(cls, part)
+    return keys, cls
 
 
-def _table(shape: Any, key: str) -> Any:
-    """The dataclass behind a key: its type, or the one inside of `X | None` and `tuple[X, ...]`; None behind none."""
-    kind = {f.name: f.type for f in dataclasses.fields(shape)}.get(key)
-    return next((part for part in typing.get_args(kind) if dataclasses.is_dataclass(part)), kind)
-
-
-def _beside(weights: str, recipe_name: str) -> str:
-    """A local weights file is looked for beside the recipe, then in the working directory."""
-    local = Path(recipe_name).parent / weights
-    return str(local) if recipe_name.endswith(".toml") and weights and local.is_file() else weights
+def _dataclass_of_key(cls: Any, key: str) -> Any:
+    """Return the type of a field; for `X | None` and `tuple[X, ...]` the dataclass X; None for an unknown key."""
+    annotation = {field.name: field.type for field in dataclasses.fields(cls)}.get(key)
+    return next((part for part in typing.get_args(annotation) if dataclasses.is_dataclass(part)), annotation)

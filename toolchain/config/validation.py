@@ -1,4 +1,7 @@
-"""What types cannot say of recipes, targets, domains and shortlists: bounds, what excludes what, names that are there."""
+"""Rules for recipes, targets, domains and shortlists that types cannot express: bounds, combinations, existing names.
+
+A rule is a pair: whether it holds, and the message if it does not.
+"""
 
 import dataclasses
 import re
@@ -14,8 +17,8 @@ from toolchain.config.target import GateLimits, Isa, QuantScheme, Target
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
-# integer types that the instructions multiply fast and without saturating, the best first. Without VNNI, sums of two
-# products are kept in 16 bits, which eight-bit weights overflow; ARM multiplies signed by signed
+# (activations, weight bits) that the instructions multiply fast and without saturation, the best first. Without VNNI, the
+# sum of two products is kept in 16 bits, which 8-bit weights overflow; ARM multiplies signed by signed
 SCHEMES_BY_ISA: Mapping[Isa, tuple[tuple[str, int], ...]] = {
     "x86-64-vnni": (("uint8", 8), ("uint8", 7)),
     "x86-64-avx2": (("uint8", 7),),
@@ -23,14 +26,14 @@ SCHEMES_BY_ISA: Mapping[Isa, tuple[tuple[str, int], ...]] = {
 }
 Rules = list[tuple[bool, str]]
 AUGMENTATION_LIMITS = {"shift": 0.5, "scale": 0.9, "crop": 0.95, "rotate_degrees": 180, "brightness": 1, "saturation": 1, "erase": 1,
-        "mixup": 2, "cutmix": 2}  # of each augmentation; beyond it nothing of the picture is left  # fmt: skip
+        "mixup": 2, "cutmix": 2}  # beyond these, nothing recognisable is left of an image  # fmt: skip
 
 
-def _name_rule(name: str, *taken: str) -> tuple[bool, str]:
-    """A name becomes a folder of the output, and must not lead out of it."""
-    good = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None and name not in taken
-    return good, f"name = {name!r}: letters, digits, '-', '_' and '.', beginning with a letter or digit" + (
-        f"; not {' or '.join(taken)}" if taken else ""
+def _name_rule(name: str, *reserved: str) -> tuple[bool, str]:
+    """Check a name that becomes a folder in the output: it must not lead out of it."""
+    ok = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is not None and name not in reserved
+    return ok, f"name = {name!r}: letters, digits, '-', '_' and '.', beginning with a letter or digit" + (
+        f"; not {' or '.join(reserved)}" if reserved else ""
     )
 
 
@@ -52,9 +55,13 @@ def _train_rules(name: str, spec: TrainSpec) -> Rules:
 
 
 def image_size_rule(name: str, size: tuple[int, int] | None) -> tuple[bool, str]:
-    """Whether these are sides of a picture, and what is said where they are not."""
-    good = size is None or all(8 <= side <= 4096 for side in size)
-    return good, f"{name} = {size}: height and width, each between 8 and 4096"
+    """Check the height and width of an image.
+
+    Returns:
+        whether they are accepted (None is), and the message if they are not.
+    """
+    ok = size is None or all(8 <= side <= 4096 for side in size)
+    return ok, f"{name} = {size}: height and width, each between 8 and 4096"
 
 
 def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
@@ -71,12 +78,12 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
         (0 < value.max_share <= 1, f"prune.max_share = {value.max_share}: must be above 0, at most 1"),
         (
             0.25 <= value.resolution <= 1,
-            f"prune.resolution = {value.resolution}: the least share of each side, from 0.25 to 1 (keep the size)",
+            f"prune.resolution = {value.resolution}: the smallest share of each side, from 0.25 to 1 (keep the size)",
         ),
-        (value.rounds >= 1, f"prune.rounds = {value.rounds}: 1 to cut at once, or how many rounds"),
+        (value.rounds >= 1, f"prune.rounds = {value.rounds}: must be at least 1 (prune in one step)"),
         (
             value.rounds <= max(epochs, 1),
-            f"prune.rounds = {value.rounds}: they share recover.epochs = {epochs}, so at most {max(epochs, 1)}",
+            f"prune.rounds = {value.rounds}: the rounds share recover.epochs = {epochs}, so at most {max(epochs, 1)}",
         ),
         (
             0 <= value.sparsity <= 1,
@@ -84,7 +91,7 @@ def _prune_rules(value: PruneSpec, epochs: int) -> Rules:
         ),
         (
             value.sparse_epochs is None or value.sparsity > 0,
-            f"prune.sparse_epochs = {value.sparse_epochs}: nothing is penalized while prune.sparsity = 0; try 1e-3",
+            f"prune.sparse_epochs = {value.sparse_epochs}: has no effect while prune.sparsity = 0; set it to 1e-3, for example",
         ),
         (
             value.sparse_epochs is None or value.sparse_epochs >= 1,
@@ -101,26 +108,26 @@ def _recipe_rules(value: Recipe) -> Rules:
         *_train_rules("quantize.train", value.quantize.train),
         (
             value.quantize.search_seconds >= 0,
-            f"quantize.search_seconds = {value.quantize.search_seconds}: 0 for no search, or seconds",
+            f"quantize.search_seconds = {value.quantize.search_seconds}: must not be negative; 0 for no search",
         ),
         *_auto_rules(value),
         (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
-        (all(s > 0 for s in value.model.std), f"model.std = {value.model.std}: must be above 0"),
+        (all(channel > 0 for channel in value.model.std), f"model.std = {value.model.std}: must be above 0"),
         image_size_rule("image_size", value.image_size),
         *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
-        (value.release >= 0, f"release = {value.release}: a whole number that only grows"),
+        (value.release >= 0, f"release = {value.release}: must not be negative"),
         (value.seed >= 0, f"seed = {value.seed}: must not be negative"),
-        (1 <= value.seeds <= 100, f"seeds = {value.seeds}: how often adapt is repeated, from 1 to 100"),
+        (1 <= value.seeds <= 100, f"seeds = {value.seeds}: number of fine-tuning runs, from 1 to 100"),
         (0 <= value.balance <= 1, f"balance = {value.balance}: from 0 (accuracy) to 1 (balanced accuracy)"),
         (
             value.teacher is None or value.adapt.distill > 0,
-            "teacher: it teaches nothing while adapt.distill = 0; try 0.5",
+            "teacher: has no effect while adapt.distill = 0; set it to 0.5, for example",
         ),
-        *((one.weight > 0, f"join {one.domain!r}: weight = {one.weight}: must be above 0") for one in value.join),
+        *((join.weight > 0, f"join {join.domain!r}: weight = {join.weight}: must be above 0") for join in value.join),
         *(
-            (one.images >= 0, f"join {one.domain!r}: images = {one.images}: 0 for all, or how many")
-            for one in value.join
+            (join.images >= 0, f"join {join.domain!r}: images = {join.images}: must not be negative; 0 for all")
+            for join in value.join
         ),
         *(
             (number >= 0, f"augment.{name} = {number}: must not be negative")
@@ -129,20 +136,20 @@ def _recipe_rules(value: Recipe) -> Rules:
         ),
         *(
             (
-                (getattr(value.augment, name) or 0) <= most,
-                f"augment.{name} = {getattr(value.augment, name)}: at most {most}",
+                (getattr(value.augment, name) or 0) <= limit,
+                f"augment.{name} = {getattr(value.augment, name)}: at most {limit}",
             )
-            for name, most in AUGMENTATION_LIMITS.items()
+            for name, limit in AUGMENTATION_LIMITS.items()
         ),
         *_budget_rules(value.budget),
     ]
 
 
 def _auto_rules(value: Recipe) -> Rules:
-    """A model that is yet to be chosen has no properties."""
+    """Check that a recipe with model.name = "auto" sets nothing that depends on the model."""
     if not is_auto(value.model.name):
         return []
-    own = {one.name for one in dataclasses.fields(ModelSpec)} - {"name", "licence"}
+    properties = {field.name for field in dataclasses.fields(ModelSpec)} - {"name", "licence"}
     default = ModelSpec(name="")
     return [
         (
@@ -150,25 +157,25 @@ def _auto_rules(value: Recipe) -> Rules:
             f"model.{name} = {getattr(value.model, name)!r}: with model.name = {value.model.name!r} every candidate brings its "
             "own; leave it out, or name the model",
         )
-        for name in sorted(own)
+        for name in sorted(properties)
     ]  # fmt: skip
 
 
 def _budget_rules(value: Budget) -> Rules:
-    given = {name: limit for name, limit in vars(value).items() if limit is not None}
+    limits = {name: limit for name, limit in vars(value).items() if limit is not None}
     return [
         *(
             (limit >= 0, f"budget.{name} = {limit}: must be a number that is not negative")
-            for name, limit in given.items()
+            for name, limit in limits.items()
             if not isinstance(limit, str)
         ),
-        *(_amount_rule(name, given[name]) for name in budget_limits.UNITS if name in given),
+        *(_limit_rule(quantity, limits[quantity]) for quantity in budget_limits.UNITS if quantity in limits),
     ]
 
 
-def _amount_rule(name: budget_limits.Quantity, text: str) -> tuple[bool, str]:
+def _limit_rule(quantity: budget_limits.Quantity, text: str) -> tuple[bool, str]:
     try:
-        budget_limits.parse(name, text)
+        budget_limits.parse(quantity, text)
     except ToolchainError as reason:
         return False, str(reason)
     return True, ""
@@ -178,8 +185,8 @@ def _target_rules(value: Target) -> Rules:
     runtimes = registry.list_modules("runtimes")
     if value.runtime not in runtimes:
         return [(False, f"runtime = {value.runtime!r}; {registry.suggest(value.runtime, runtimes)}")]
-    possible = registry.load_module("runtimes", value.runtime).PRECISIONS
-    odd = [p for p in value.precisions if p not in possible]
+    supported = registry.load_module("runtimes", value.runtime).PRECISIONS
+    unsupported = [precision for precision in value.precisions if precision not in supported]
     return [
         _name_rule(value.name),
         (value.threads >= 1, f"threads = {value.threads}: at least 1"),
@@ -190,9 +197,15 @@ def _target_rules(value: Target) -> Rules:
             f"fit_like = {value.fit_like!r}; {registry.suggest(value.fit_like, registry.list_names('targets'))}",
         ),
         (value.fit_like != value.name, f"fit_like = {value.fit_like!r}: a target cannot borrow from itself"),
-        (not odd, f"precisions: {value.runtime} has no {', '.join(odd)} here; possible are {', '.join(possible)}"),
-        (value.precisions[:1] == ("f32",), "precisions must begin with f32, which everything is compared with"),
-        (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is named twice"),
+        (
+            not unsupported,
+            f"precisions: {value.runtime} does not support {', '.join(unsupported)}; accepted: {', '.join(supported)}",
+        ),
+        (
+            value.precisions[:1] == ("f32",),
+            f"precisions = {value.precisions}: the first must be f32, which all others are compared with",
+        ),
+        (len(set(value.precisions)) == len(value.precisions), f"precisions = {value.precisions}: one is given twice"),
         *_budget_rules(value.budget),
         *_gate_rules(value.gate),
         *_package_rules(value.package, value.runtime),
@@ -200,16 +213,16 @@ def _target_rules(value: Target) -> Rules:
 
 
 def _package_rules(value: PackageSpec, runtime: str) -> Rules:
-    room = registry.load_module("runtimes", runtime)
-    possible = [*room.FORMS, *([C_ARRAY_FORM] if len(room.FILE_NAMES) == 1 else [])]
-    odd = next((form for form in value.forms if form not in possible), None)
+    module = registry.load_module("runtimes", runtime)
+    supported = [*module.FORMS, *([C_ARRAY_FORM] if len(module.FILE_NAMES) == 1 else [])]
+    unknown = next((form for form in value.forms if form not in supported), None)
     return [
-        (odd is None, f"package.forms: {runtime} has no {odd!r}; {registry.suggest(str(odd), possible)}"),
-        (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is named twice"),
+        (unknown is None, f"package.forms: {runtime} has no {unknown!r}; {registry.suggest(str(unknown), supported)}"),
+        (len(set(value.forms)) == len(value.forms), f"package.forms = {value.forms}: one is given twice"),
         image_size_rule("package.frame", value.frame),
         (
             value.frame is None or value.input == "uint8",
-            'package.frame: a camera\'s frames are taken with input = "uint8"',
+            f'package.frame = {value.frame}: needs input = "uint8", the form that takes camera frames',
         ),
     ]
 
@@ -227,11 +240,14 @@ def _gate_rules(value: GateLimits) -> Rules:
 
 
 def _scheme_rule(isa: Isa, scheme: QuantScheme) -> tuple[bool, str]:
-    possible = " or ".join(f"{kind} activations with {bits}-bit weights" for kind, bits in SCHEMES_BY_ISA[isa])
-    good = (scheme.activations, scheme.weight_bits) in SCHEMES_BY_ISA[isa]
+    accepted = " or ".join(
+        f"{activations} activations with {bits}-bit weights" for activations, bits in SCHEMES_BY_ISA[isa]
+    )
+    ok = (scheme.activations, scheme.weight_bits) in SCHEMES_BY_ISA[isa]
     return (
-        good,
-        f"scheme: {isa} is not served by {scheme.activations} with {scheme.weight_bits} bits; possible: {possible}",
+        ok,
+        f"scheme: {isa} has no fast kernels for {scheme.activations} activations with {scheme.weight_bits}-bit weights; "
+        f"accepted: {accepted}",
     )
 
 
@@ -245,13 +261,13 @@ def _domain_rules(value: Domain) -> Rules:
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
         image_size_rule("image_size", value.image_size),
         (
-            _names_a_group(value.group_pattern),
+            _has_group(value.group_pattern),
             f"group_pattern = {value.group_pattern!r}: a regular expression with one (group)",
         ),
     ]
 
 
-def _names_a_group(pattern: str) -> bool:
+def _has_group(pattern: str) -> bool:
     try:
         return not pattern or re.compile(pattern).groups >= 1
     except re.error:
@@ -259,16 +275,16 @@ def _names_a_group(pattern: str) -> bool:
 
 
 def _shortlist_rules(value: Shortlist) -> Rules:
-    names = [one.name for one in value.candidates]
+    names = [candidate.name for candidate in value.candidates]
     return [
-        (bool(names), "no [[candidates]]; name at least one"),
-        *((names.count(name) == 1, f"two candidates are called {name!r}") for name in names),
+        (bool(names), "no [[candidates]]; give at least one"),
+        *((names.count(name) == 1, f"two candidates have the name {name!r}") for name in names),
         *(
             (
-                len(one.model.mean) == len(one.model.std) == 3,
-                f"{one.name}: model.mean and model.std need three numbers each",
+                len(candidate.model.mean) == len(candidate.model.std) == 3,
+                f"{candidate.name}: model.mean and model.std need three numbers each",
             )
-            for one in value.candidates
+            for candidate in value.candidates
         ),
     ]
 

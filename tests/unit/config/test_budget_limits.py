@@ -20,6 +20,7 @@ def test_an_amount_is_a_share_of_the_whole(what: budget_limits.Quantity, text: s
 @pytest.mark.parametrize("text", ["", "fast", "0x", "2x", "-1 ms", "0.5", "1 MB", "0.5 x x", "1e3 ms"])
 def test_what_is_no_latency_is_refused_with_what_is_one(text: str) -> None:
     with pytest.raises(
-        ToolchainError, match=r'budget\.latency = .*"0\.5x" of the dense model as it would ship, or "1\.2 ms"'
+        ToolchainError,
+        match=r'budget\.latency = .*give "0\.5x" \(of the dense model, quantized as it would ship\) or "1\.2 ms"',
     ):
         budget_limits.parse("latency", text)

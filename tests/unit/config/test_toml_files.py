@@ -53,17 +53,17 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + '[prune]\nratio = "much"', "prune.ratio = 'much'"),
         (MODEL + '[prune]\ncriterion = "magnitud"', "did you mean 'magnitude'"),
         (MODEL + '[prune]\nranking = "local"', "prune.ranking = 'local'"),
-        (MODEL + "[prune]\nrounds = 0", "prune.rounds = 0: 1 to cut at once"),
+        (MODEL + "[prune]\nrounds = 0", "prune.rounds = 0: must be at least 1"),
         (
             MODEL + "[prune]\nrounds = 4\n[recover]\nepochs = 3",
-            "rounds = 4: they share recover.epochs = 3, so at most 3",
+            "rounds = 4: the rounds share recover.epochs = 3, so at most 3",
         ),
         (MODEL + "[prune]\nrounds = 2\n[recover]\nepochs = 0", "rounds = 2: .* at most 1"),
         (MODEL + "[prune]\nsparsity = -1e-3", "prune.sparsity = -0.001: 0 for no penalty"),
         (MODEL + "[prune]\nsparsity = inf", "prune.sparsity = inf: .* at most 1"),
         (
             MODEL + "[prune]\nsparse_epochs = 3",
-            "prune.sparse_epochs = 3: nothing is penalized while prune.sparsity = 0",
+            "prune.sparse_epochs = 3: has no effect while prune.sparsity = 0",
         ),
         (MODEL + "[prune]\nsparsity = 1e-3\nsparse_epochs = 0", "prune.sparse_epochs = 0: at least 1"),
         (MODEL + "[adapt]\nbatch_size = 1", "adapt.batch_size = 1"),
@@ -71,7 +71,7 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
         (MODEL + "mean = [0.5]", "three numbers"),
         ("balance = 1.5\n" + MODEL, "balance = 1.5: from 0 .accuracy. to 1"),
         ("seeds = 0\n" + MODEL, "seeds = 0"),
-        (MODEL + '[teacher]\nname = "resnet50"', "it teaches nothing while adapt.distill = 0"),
+        (MODEL + '[teacher]\nname = "resnet50"', "has no effect while adapt.distill = 0"),
         (MODEL + '[teacher]\nnames = "resnet50"', r"unknown key teacher.names; did you mean 'name'\?"),
         (MODEL + '[[join]]\ndomain = "x"\nweigth = 1', r"unknown key join.0.weigth; did you mean 'weight'\?"),
         (MODEL + '[[join]]\ndomain = "x"\nweight = 0.0', "join 'x': weight = 0.0"),
@@ -123,7 +123,7 @@ def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nprecisions = ["f32", "bf16"]')
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ToolchainError, match="onnxruntime has no bf16 here; possible are f32, int8"):
+    with pytest.raises(ToolchainError, match="onnxruntime does not support bf16; accepted: f32, int8"):
         toml_files.read_target("odd")
 
 
@@ -133,10 +133,14 @@ def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch
         (
             "x86-64-avx2",
             'activations = "uint8"',
-            "not served by uint8 with 8 bits; possible: uint8 activations with 7-bit",
+            "has no fast kernels for uint8 activations with 8-bit weights; accepted: uint8 activations with 7-bit",
         ),
-        ("x86-64-vnni", 'activations = "int8"', "possible: uint8 activations with 8-bit weights or uint8 activations"),
-        ("arm64", "weight_bits = 7", "arm64 is not served by uint8 with 7 bits; possible: int8 activations with 8-bit"),
+        ("x86-64-vnni", 'activations = "int8"', "accepted: uint8 activations with 8-bit weights or uint8 activations"),
+        (
+            "arm64",
+            "weight_bits = 7",
+            "arm64 has no fast kernels for uint8 activations with 7-bit weights; accepted: int8 activations with 8-bit",
+        ),
         ("riscv", "weight_bits = 8", "isa = 'riscv'"),
     ],
 )
@@ -204,7 +208,7 @@ def test_flags_change_recipe_and_domain() -> None:
 
 
 def test_a_ratio_and_a_latency_are_not_both_given() -> None:
-    with pytest.raises(ToolchainError, match="--ratio 0.5 and --latency 0.4x both say how far to prune"):
+    with pytest.raises(ToolchainError, match="--ratio 0.5 and --latency 0.4x both set how far to prune"):
         overrides.read_recipe("digits", overrides.Flags(ratio=0.5, latency="0.4x"))
 
 
@@ -213,7 +217,7 @@ def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
     assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
     assert toml_files.read_recipe("solar").prune.ratio == 0.5
     with pytest.raises(
-        ToolchainError, match=r"prune\.resolution = 2\.0: the least share of each side, from 0\.25 to 1"
+        ToolchainError, match=r"prune\.resolution = 2\.0: the smallest share of each side, from 0\.25 to 1"
     ):
         overrides.read_recipe("solar", overrides.Flags(resolution=2.0))
 

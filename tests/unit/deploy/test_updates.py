@@ -387,7 +387,11 @@ def test_what_runs_is_untouched_where_the_new_one_cannot_be_installed(how: str, 
         (runner := board.folder / "tools/edge-runner").write_text("#!/bin/sh\nexit 1\n")
         runner.chmod(0o755)
         ended = board.run(second)
-    said = {"altered": "is not the one that was packed", "no room": "is the disk full?", "self-test": "the self-test failed"}
+    said = {
+        "altered": "is not the one that was packed",
+        "no room": "is the disk full?",
+        "self-test": "the self-test failed",
+    }
     assert ended.returncode == 1
     assert said[how] in ended.stderr
     assert "the running bundle is unchanged" in ended.stderr
@@ -400,7 +404,10 @@ def test_what_runs_is_untouched_where_the_new_one_cannot_be_installed(how: str, 
         (["--device-type", "a board; rm -rf"], "is not allowed in a package"),
         (["--folder", "relative/path"], "is not allowed in a package"),
         (["--templates", "rauk-artifact"], "did you mean 'rauc-artifact'"),
-        (["--templates", "rauc-artifact"], "holds no template of mender; it needs at least one of edge-model, install.sh"),
+        (
+            ["--templates", "rauc-artifact"],
+            "holds no template of mender; it needs at least one of edge-model, install.sh",
+        ),
         (["--key", "k.pem", "--certificate", "c.pem"], "Mender checks keys, not certificates"),
         (["--certificate", "c.pem"], "--certificate needs --key"),
         (["--key", "missing.pem"], "missing.pem"),

@@ -133,10 +133,10 @@ def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
     ("content", "said"),
     [
         ("", "candidates"),
-        ("candidates = []", "name at least one"),
+        ("candidates = []", "give at least one"),
         ('[[candidates]]\nname = "a"\nlicense = "MIT"\n[candidates.model]\nname = "resnet18"\n', "license"),
         ('[[candidates]]\nname = "a"\nmay_ship = "perhaps"\n[candidates.model]\nname = "resnet18"\n', "may_ship"),
-        ('[[candidates]]\nname = "a"\nmodel = {name = "resnet18"}\n' * 2, "two candidates are called 'a'"),
+        ('[[candidates]]\nname = "a"\nmodel = {name = "resnet18"}\n' * 2, "two candidates have the name 'a'"),
     ],
 )
 def test_a_wrong_shortlist_is_refused(content: str, said: str, tmp_path: Path) -> None:
