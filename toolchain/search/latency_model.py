@@ -1,8 +1,8 @@
-"""How long a network of given layer sizes takes on a target, learnt from a few timed architectures.
+"""A model of an architecture's latency on a target by its layer sizes, fitted to a few architectures that were timed.
 
-A search over widths and depth asks for the latency of thousands of architectures and can time a few dozen. Layers of one
-kind are taken to cost what their multiply-accumulates, the activations they move and they themselves cost, at rates
-that the timed architectures give; the rates are never negative. The result of the search is timed again.
+A search over widths and depth asks for the latency of thousands of architectures and can time a few dozen. The cost of a
+layer is modelled by its multiply-accumulates, the activations it reads and writes, and a constant, with rates for each
+kind of layer that are fitted to the timed architectures and never negative. The search times its result again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,31 +19,34 @@ LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 @dataclass(frozen=True)
 class TimedArchitecture:
-    """An architecture that was timed."""
+    """An architecture and its measured latency."""
 
     layers: tuple[Layer, ...]
-    latency: float  # in any unit, the same for all
+    latency: float  # in any unit, the same for all architectures of a fit
 
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Rates by kind of layer, as `fit` found them."""
+    """Rates by kind of layer, from `fit`."""
 
     rates: np.ndarray  # [features]
-    relative_error: float  # root mean square of the relative error on what it was fitted to
+    relative_error: float  # root mean square of the relative error on the fitted architectures
 
     def __call__(self, layers: Sequence[Layer]) -> float:
-        """Latency of an architecture, in the unit of what was timed."""
+        """Predict the latency of an architecture, in the unit of the fitted ones."""
         return float(compute_features(layers) @ self.rates)
 
     def scale(self, factor: float) -> "LatencyModel":
-        """The same with all latencies multiplied."""
+        """Return the model with all latencies multiplied by a factor."""
         return LatencyModel(self.rates * factor, self.relative_error)
 
 
 def fit(timed: Sequence[TimedArchitecture]) -> LatencyModel:
-    """Rates with the least relative error, none below zero (Lawson and Hanson's non-negative least squares)."""
-    rows = np.stack([compute_features(one.layers) / one.latency for one in timed])
+    """Fit rates with the least squared relative error, none below zero.
+
+    Source: non-negative least squares by Lawson and Hanson.
+    """
+    rows = np.stack([compute_features(architecture.layers) / architecture.latency for architecture in timed])
     scale = np.maximum(rows.max(0), 1e-30)
     rates, _ = optimize.nnls(rows / scale, np.ones(len(timed)))
     rates = rates / scale
@@ -51,9 +54,12 @@ def fit(timed: Sequence[TimedArchitecture]) -> LatencyModel:
 
 
 def compute_features(layers: Sequence[Layer]) -> np.ndarray:
-    """What an architecture's latency is made of, [features]: per kind, work, values moved and layers; and one for all."""
-    found: Mapping[LayerKind, np.ndarray] = {kind: np.zeros(3) for kind in LAYER_KINDS}
+    """Return the features [features] of an architecture.
+
+    Per kind of layer: multiply-accumulates, activations read and written, number of layers. At the end a constant 1.
+    """
+    sums: Mapping[LayerKind, np.ndarray] = {kind: np.zeros(3) for kind in LAYER_KINDS}
     for layer in layers:
-        moved = layer.sites * (layer.inputs + layer.outputs)
-        found[layer.kind] += np.array([layer.macs, moved, 1.0])
-    return np.concatenate([*(found[kind] for kind in LAYER_KINDS), [1.0]])
+        activations = layer.sites * (layer.inputs + layer.outputs)
+        sums[layer.kind] += np.array([layer.macs, activations, 1.0])
+    return np.concatenate([*(sums[kind] for kind in LAYER_KINDS), [1.0]])

@@ -1,7 +1,7 @@
-"""The architecture that loses the least importance at a latency that is measured on the target.
+"""Find the architecture that loses the least importance within a latency budget, measured on the target.
 
-A few dozen random architectures are timed, a model of latency is learnt from them, the greedy search of `widths` asks
-that model, and what it finds is timed and corrected for until the budget is met.
+Random architectures are timed, a latency model is fitted to them, the greedy search of `width_search` minimizes with that
+model, and its result is timed; the model is corrected by that timing until the result meets the budget.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,170 +16,187 @@ from toolchain.core.types import Precision
 from toolchain.models.profile import Layer
 from toolchain.pruning import width_search
 from toolchain.pruning.surgery import Surgery
-from toolchain.pruning.width_search import SearchSpace, Subnetwork
+from toolchain.pruning.width_search import CostFunction, SearchSpace, Subnetwork
 from toolchain.quantization.placement import Placement
 from toolchain.search import latency_model
 from toolchain.search.latency_model import LatencyModel, TimedArchitecture
 
-RANDOM_ARCHITECTURES = 20  # random architectures
-BLOCK_DROP_PROBABILITY = 0.15  # share of the blocks that a random architecture goes without
+RANDOM_ARCHITECTURES = 20  # timed to fit the latency model, beside the whole model
+BLOCK_DROP_PROBABILITY = 0.15  # of each droppable block in a random architecture
 MAX_ATTEMPTS = 6
-AIMED_BUDGET_SHARE = (
-    0.965  # of the budget, so that noise and training do not carry it over: a trained model came out 2 % slower
-)
-MAX_BUDGET_SHARE = 0.985  # of the budget: what is measured beyond that is corrected for
-MIN_BUDGET_SHARE = 0.94  # of the budget: less than that gives away accuracy
-CONFIRMING_ROUNDS = 3  # processes that time what is believed
+# Shares of the latency budget. The aim leaves room for noise and for training: a trained model was 2 % slower.
+AIMED_BUDGET_SHARE = 0.965
+MAX_BUDGET_SHARE = 0.985  # a measured latency above it is corrected for
+MIN_BUDGET_SHARE = 0.94  # a measured latency below it gives away accuracy
+CONFIRMING_ROUNDS = 3  # processes that time an architecture that may be chosen
 
 
 class BudgetUnreachable(ToolchainError):
-    """No architecture meets the budget; says which one comes nearest."""
+    """No architecture meets the budget; the message names the nearest that can be reached."""
 
 
 class PlanTimer(Protocol):
-    """What times plans."""
+    """Times pruning plans."""
 
     def measure_latencies(self, plans: Sequence[Surgery], bar: progress.ProgressBar, *, rounds: int = 1) -> list[float]:
-        """Latency of each plan's architecture, as a share of the dense model's."""
+        """Measure the latency of each plan's architecture, as a share of the dense model's."""
 
 
 @dataclass(frozen=True)
 class LatencyProblem:
-    """What is searched for."""
+    """A search for the best architecture within a latency budget."""
 
-    search_space: SearchSpace  # what may be cut
+    search_space: SearchSpace
     make_plan: Callable[[Subnetwork], Surgery]
-    max_latency_share: float  # share of the dense model's latency
-    other_budget_use: width_search.CostFunction = lambda layers: (
-        0.0
-    )  # other budgets, as the share that is used of them; at most 1
+    max_latency_share: float  # of the dense model's latency
+    other_budget_use: CostFunction = lambda layers: 0.0  # used share of the other budgets; at most 1
 
 
 @dataclass(frozen=True)
 class LatencyFit:
-    """What the search for a latency came to, as shares of the dense model's latency as it would ship."""
+    """How a latency budget was met. Latencies are shares of the latency of the dense model as it would ship."""
 
     limit: float
-    latency: float  # measured, untrained
+    latency: float  # measured on the untrained architecture
     predicted: float
-    error: float  # relative, root mean square, of the latency model
+    error: float  # of the latency model: root mean square of the relative error
     timed: int  # architectures
-    dense: Precision  # the form that the dense model would ship in
+    dense: Precision  # in which the dense model would ship
     dense_ms: float
-    placement: Placement | None  # of the pruned model, where it was found for one of nearly the same widths
+    placement: Placement | None  # of the pruned model, where it was searched for at nearly the same widths
 
 
 @dataclass(frozen=True)
 class TimedPlan:
-    """What a search came to."""
+    """A plan whose architecture was timed. Latencies are shares of the latency of the dense model as it would ship."""
 
     plan: Surgery
-    latency: float  # as a share of the dense model's as it would ship, measured
+    latency: float  # measured
     predicted: float
-    latency_model: LatencyModel  # corrected for what was measured so far
-    architectures_timed: int  # architectures
+    latency_model: LatencyModel  # corrected by all timings so far
+    architectures_timed: int
 
 
-def find_plan(job: LatencyProblem, timer: PlanTimer) -> TimedPlan:
-    """The plan whose architecture takes at most `job.limit` of the dense model's latency.
+def find_plan(problem: LatencyProblem, timer: PlanTimer) -> TimedPlan:
+    """Return the plan that loses the least importance within `problem.max_latency_share`.
 
     Raises:
-        OutOfReach: no architecture is that fast; says which latency can be reached.
+        BudgetUnreachable: no architecture is that fast; the message says which latency can be reached.
     """
+    space = problem.search_space
     with progress.show_bar("fit: architectures timed", 1 + RANDOM_ARCHITECTURES + MAX_ATTEMPTS) as bar:
-        samples = [
-            job.search_space.unpruned,
-            *sample_architectures(job.search_space, RANDOM_ARCHITECTURES),
-        ]  # at its own size the whole one takes 1.0
-        latencies = timer.measure_latencies([job.make_plan(choice) for choice in samples], bar)
-        known = [
-            TimedArchitecture(tuple(job.search_space.remaining_layers(choice)), latency)
-            for choice, latency in zip(samples, latencies, strict=True)
+        # the whole model too: with smaller images its latency share is not 1
+        subnetworks = [space.unpruned, *sample_architectures(space, RANDOM_ARCHITECTURES)]
+        latencies = timer.measure_latencies([problem.make_plan(subnetwork) for subnetwork in subnetworks], bar)
+        timed = [
+            TimedArchitecture(tuple(space.remaining_layers(subnetwork)), latency)
+            for subnetwork, latency in zip(subnetworks, latencies, strict=True)
         ]
-        return _met(job, timer, latency_model.fit(known), RANDOM_ARCHITECTURES, bar)
+        return _search_and_correct(problem, timer, latency_model.fit(timed), RANDOM_ARCHITECTURES, bar)
 
 
-def refine_plan(job: LatencyProblem, timer: PlanTimer, found: TimedPlan) -> TimedPlan:
-    """The same for a timer that ships pruned models in another form: what was learnt is corrected, not learnt anew.
+def refine_plan(problem: LatencyProblem, timer: PlanTimer, first: TimedPlan) -> TimedPlan:
+    """Return a plan for a timer that ships pruned models in another form, starting from the plan for the first form.
+
+    The latency model is scaled by one timing in the new form instead of being fitted again.
 
     Raises:
-        OutOfReach: as `search`.
+        BudgetUnreachable: as for `find_plan`.
     """
     with progress.show_bar("fit: architectures timed in the pruned model's own form", 1 + MAX_ATTEMPTS) as bar:
-        measured = timer.measure_latencies([found.plan], bar, rounds=CONFIRMING_ROUNDS)[0]
-        if _good(job, found.plan, measured):
-            return replace(found, latency=measured, predicted=measured)
-        return _met(job, timer, found.latency_model.scale(measured / found.latency), found.architectures_timed + 1, bar)
+        measured = timer.measure_latencies([first.plan], bar, rounds=CONFIRMING_ROUNDS)[0]
+        if _meets_budget(problem, first.plan, measured):
+            return replace(first, latency=measured, predicted=measured)
+        model = first.latency_model.scale(measured / first.latency)
+        return _search_and_correct(problem, timer, model, first.architectures_timed + 1, bar)
 
 
-def _met(
-    job: LatencyProblem, timer: PlanTimer, model: LatencyModel, timed: int, bar: progress.ProgressBar
+def _search_and_correct(
+    problem: LatencyProblem, timer: PlanTimer, model: LatencyModel, timed: int, bar: progress.ProgressBar
 ) -> TimedPlan:
-    """What the latency model finds, timed, with the model corrected for what was measured until that is the budget."""
+    """Search with the latency model, time the result, correct the model, and repeat until the result meets the budget.
+
+    Args:
+        problem: the search.
+        timer: times the results.
+        model: fitted to `timed` architectures.
+        timed: architectures that were timed before.
+        bar: gets a step per timing.
+    """
+    limit = problem.max_latency_share
     best: TimedPlan | None = None
     for attempt in range(1, MAX_ATTEMPTS + 1):
-        choice = _chosen(job, model)
-        plan, predicted = job.make_plan(choice), model(job.search_space.remaining_layers(choice))
+        subnetwork = _search(problem, model)
+        plan, predicted = problem.make_plan(subnetwork), model(problem.search_space.remaining_layers(subnetwork))
         measured = timer.measure_latencies([plan], bar, rounds=CONFIRMING_ROUNDS)[0]
         model = model.scale(measured / predicted)
-        known = best is not None and best.plan == plan  # another limit is the tighter one: no more can be had
-        best = _better(best, TimedPlan(plan, measured, predicted, model, timed + attempt), job.max_latency_share)
-        if _good(job, plan, measured) or (known and measured <= job.max_latency_share):
+        repeated = best is not None and best.plan == plan  # another budget binds, so the latency stays lower
+        best = _choose_better(best, TimedPlan(plan, measured, predicted, model, timed + attempt), limit)
+        if _meets_budget(problem, plan, measured) or (repeated and measured <= limit):
             break
     assert best is not None
-    if best.latency > job.max_latency_share:
-        raise BudgetUnreachable(_unreachable(job.max_latency_share, best.latency))
+    if best.latency > limit:
+        raise BudgetUnreachable(_describe_unreachable(limit, best.latency))
     return best
 
 
-def _good(job: LatencyProblem, plan: Surgery, measured: float) -> bool:
-    """Whether a latency is safely within the limit and makes use of it; of the whole model more cannot be had."""
-    least = 0 if plan == job.make_plan(job.search_space.unpruned) else MIN_BUDGET_SHARE * job.max_latency_share
-    return least <= measured <= MAX_BUDGET_SHARE * job.max_latency_share
+def _meets_budget(problem: LatencyProblem, plan: Surgery, measured: float) -> bool:
+    """Return whether a latency is safely within the budget and uses most of it; the whole model cannot use more."""
+    limit = problem.max_latency_share
+    lowest = 0 if plan == problem.make_plan(problem.search_space.unpruned) else MIN_BUDGET_SHARE * limit
+    return lowest <= measured <= MAX_BUDGET_SHARE * limit
 
 
-def _chosen(job: LatencyProblem, latency: width_search.CostFunction) -> Subnetwork:
-    """What the latency model takes for the best at the limit; just below the limit where nothing more can go."""
+def _search(problem: LatencyProblem, predict_latency: CostFunction) -> Subnetwork:
+    """Return the best architecture at the aimed latency by the model, or the fastest where that is just above the aim."""
+    aim = AIMED_BUDGET_SHARE * problem.max_latency_share
 
-    def used(layers: Sequence[Layer]) -> float:
-        return max(latency(layers) / (AIMED_BUDGET_SHARE * job.max_latency_share), job.other_budget_use(layers))
+    def budget_use(layers: Sequence[Layer]) -> float:
+        return max(predict_latency(layers) / aim, problem.other_budget_use(layers))
 
     try:
-        return width_search.search(job.search_space, used, 1.0)
+        return width_search.search(problem.search_space, budget_use, 1.0)
     except width_search.LimitUnreachable as reason:
         if reason.lowest_cost > 1 / AIMED_BUDGET_SHARE:
-            raise BudgetUnreachable(
-                _unreachable(job.max_latency_share, reason.lowest_cost * AIMED_BUDGET_SHARE * job.max_latency_share)
-            ) from reason
-        return width_search.search(job.search_space, used, reason.lowest_cost)
+            message = _describe_unreachable(problem.max_latency_share, reason.lowest_cost * aim)
+            raise BudgetUnreachable(message) from reason
+        return width_search.search(problem.search_space, budget_use, reason.lowest_cost)
 
 
-def _better(best: TimedPlan | None, other: TimedPlan, limit: float) -> TimedPlan:
-    """Of those safely within the limit the slowest, which has the most left; else the fastest."""
+def _choose_better(best: TimedPlan | None, other: TimedPlan, limit: float) -> TimedPlan:
+    """Return the slowest of those safely within the limit, because it keeps the most; else the fastest."""
     if best is None:
         return other
-    inside = [one for one in (best, other) if one.latency <= MAX_BUDGET_SHARE * limit]
-    return max(inside, key=lambda one: one.latency) if inside else min((best, other), key=lambda one: one.latency)
+    within = [plan for plan in (best, other) if plan.latency <= MAX_BUDGET_SHARE * limit]
+    if within:
+        return max(within, key=lambda plan: plan.latency)
+    return min((best, other), key=lambda plan: plan.latency)
 
 
-def _unreachable(limit: float, least: float) -> str:
+def _describe_unreachable(limit: float, least: float) -> str:
     return (
-        f"the latency budget of {limit:.2g}x cannot be met by pruning: the nearest that can be reached is {least:.2f}x of "
-        "the dense model as it would ship; raise [prune] max_share, protect less, or choose a smaller model"
+        f"the latency budget of {limit:.2g}x cannot be met by pruning: the nearest that can be reached is {least:.2f}x the "
+        "latency of the dense model as it would ship. Raise [prune] max_share, protect fewer layers, or choose a smaller "
+        "model"
     )
 
 
-def sample_architectures(options: SearchSpace, count: int) -> list[Subnetwork]:
-    """Random architectures, the same at every call: widths between the narrowest and the whole, some blocks gone."""
-    dice = np.random.default_rng(0)
-    found = []
+def sample_architectures(space: SearchSpace, count: int) -> list[Subnetwork]:
+    """Return random architectures of all sizes from the narrowest to the whole model, the same at every call.
+
+    Args:
+        space: what may be removed.
+        count: number of architectures.
+    """
+    generator = np.random.default_rng(0)
+    subnetworks = []
     for _ in range(count):
-        narrow = dice.uniform(0, 1)  # how far this one goes on the whole, so that all sizes are seen
-        kept = []
-        for index, group in enumerate(options.groups):
-            possible = options.allowed_widths(index)
-            place = dice.beta(1 + 2 * narrow, 3 - 2 * narrow) * (len(possible) - 1)
-            kept.append(possible[round(place)] if possible else group.channels)
-        gone = frozenset(block for block in options.droppable_blocks if dice.random() < BLOCK_DROP_PROBABILITY)
-        found.append(replace(options.unpruned, kept_channels=tuple(kept), dropped_blocks=gone))
-    return found
+        relative_size = generator.uniform(0, 1)  # drawn once per architecture, so that all sizes occur
+        kept_channels = []
+        for index, group in enumerate(space.groups):
+            widths = space.allowed_widths(index)
+            position = generator.beta(1 + 2 * relative_size, 3 - 2 * relative_size) * (len(widths) - 1)
+            kept_channels.append(widths[round(position)] if widths else group.channels)
+        dropped = frozenset(block for block in space.droppable_blocks if generator.random() < BLOCK_DROP_PROBABILITY)
+        subnetworks.append(replace(space.unpruned, kept_channels=tuple(kept_channels), dropped_blocks=dropped))
+    return subnetworks

@@ -1,8 +1,8 @@
-"""How a plan is found: for a share of the multiply-accumulates, for budgets, or as a lock says.
+"""Ways to make a pruning plan: for a ratio of the multiply-accumulates, for budgets, or from a lock.
 
-A latency is met by timing untrained architectures in the target's runtime: first in the form that the dense model would
-ship in, then, once a pruned model is known, in its own. Which size of pictures loses the least no weight tells: where
-the recipe lets it choose, a short training does.
+A latency budget is met by timing untrained architectures in the target's runtime: first in the form in which the dense
+model would ship, then, once a pruned model is known, in its own. Weights do not tell which image size loses the least
+accuracy, so where the recipe allows several, a short training at each decides.
 """
 
 import copy
@@ -12,272 +12,250 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from toolchain.config.budget_limits import BudgetLimit, Quantity
 from toolchain.config.job import Job
-from toolchain.config.target import Target
 from toolchain.core import files, progress
-from toolchain.core.errors import ToolchainError
 from toolchain.export import prune_graph
 from toolchain.models import profile
 from toolchain.models.profile import Layer
-from toolchain.pruning import pruning_rounds, surgery, width_search
-from toolchain.pruning import search_space as options_module
+from toolchain.pruning import pruning_rounds, search_space, surgery, width_search
 from toolchain.pruning.channel_ranking import ChannelCriterion
 from toolchain.pruning.surgery import Surgery
+from toolchain.pruning.width_search import CostFunction, SearchSpace
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.search import latency_search, place
-from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
-from toolchain.search.latency_search import BudgetUnreachable, LatencyFit
+from toolchain.search import architecture_timing, file_size_model, latency_search, place
+from toolchain.search.architecture_timing import ArchitectureTimer
+from toolchain.search.latency_search import BudgetUnreachable, LatencyFit, LatencyProblem, TimedPlan
 from toolchain.search.pruning_plan import CandidatePlan, ImageSizeTrial, Lock
 from toolchain.training import finetune, input_size, loop
 from toolchain.training.finetune import FinetunedModel
 
-DEFAULT_RATIO = 0.5  # of the multiply-accumulates, where nobody says how far
-AIMED_SIZE_SHARE = 0.98  # of a budget of bytes
-SIZE_MODEL_SAMPLES = 8  # architectures whose files are made to learn what bytes go with
-TRIAL_EPOCH_SHARE = 1 / 8  # of recover's epochs, to choose a size of pictures by
+DEFAULT_RATIO = 0.5  # of the multiply-accumulates, where neither ratio nor budget is given
+AIMED_SIZE_SHARE = 0.98  # of a size budget, because the size model is not exact
+TRIAL_EPOCH_SHARE = 1 / 8  # of the recovery's epochs, in the short training that chooses an image size
 
-InputResizer = Callable[[tuple[int, int]], FinetunedModel]  # the job with pictures of another size
+InputResizer = Callable[[tuple[int, int]], FinetunedModel]  # height, width -> model and dataset at that image size
 
 
 @dataclass(frozen=True)
 class PruningPlanner:
-    """What every way of planning needs."""
+    """Makes pruning plans for one dense model."""
 
     job: Job
     finetuned: FinetunedModel
-    example_input: Tensor  # an input of the size that is planned for, float32 [1, 3, height, width]
+    example_input: Tensor  # float32 [1, 3, height, width], of the image size that is planned for
     criterion: ChannelCriterion
-    folder: Path
+    folder: Path  # for compiled candidates, timings and short trainings
 
     def replay_lock(self, lock: Lock) -> CandidatePlan:
-        """The plan of a lock; its channels too where it ranked the same weights."""
-        if lock.weights == self.finetuned.trained.key or lock.surgery == Surgery():
-            return CandidatePlan(lock.surgery, lock.fitted, lock.resized, dense_precision=lock.dense)
-        options = self.build_search_space(lock.surgery.dropped)
-        again = surgery.build(
-            self.finetuned.trained.model, options, pruning_rounds.replay_widths(options, lock.surgery)
-        )
-        return CandidatePlan(again, lock.fitted, lock.resized, dense_precision=lock.dense)
+        """Return the plan of a lock; if it ranked other weights, its widths with the channels ranked anew."""
+        planned = lock.surgery
+        if lock.weights != self.finetuned.trained.key and lock.surgery != Surgery():
+            space = self.build_search_space(lock.surgery.dropped)
+            widths = pruning_rounds.replay_widths(space, lock.surgery)
+            planned = surgery.build(self.finetuned.trained.model, space, widths)
+        return CandidatePlan(planned, lock.fitted, lock.resized, dense_precision=lock.dense)
 
     def plan_for_ratio(self) -> Surgery:
-        """A plan that removes a share of the multiply-accumulates."""
+        """Return a plan that removes the recipe's ratio of the multiply-accumulates, or the default one."""
         spec = self.job.recipe.prune
         spec = spec if spec.ratio is not None else replace(spec, ratio=DEFAULT_RATIO)
-        return options_module.plan_for_ratio(
-            self.finetuned.trained.model, self.example_input, head=self.finetuned.head, spec=spec, alignment=self.job.target.alignment,
-            criterion=self.criterion.score, gradients=self.criterion.gradients,
+        return search_space.plan_for_ratio(
+            self.finetuned.trained.model, self.example_input, head=self.finetuned.head, spec=spec,
+            alignment=self.job.target.alignment, criterion=self.criterion.score, gradients=self.criterion.gradients,
         )  # fmt: skip
 
-    def build_search_space(self, blocks: Sequence[str] = ()) -> width_search.SearchSpace:
-        """What may be cut."""
-        return options_module.build_search_space(
+    def build_search_space(self, blocks: Sequence[str] = ()) -> SearchSpace:
+        """Return what may be removed: the model's pruning groups, and those of its residual `blocks`."""
+        return search_space.build_search_space(
             self.finetuned.trained.model, self.example_input, head=self.finetuned.head, spec=self.job.recipe.prune,
-            alignment=self.job.target.alignment, criterion=self.criterion.score, gradients=self.criterion.gradients, blocks=blocks,
+            alignment=self.job.target.alignment, criterion=self.criterion.score, gradients=self.criterion.gradients,
+            blocks=blocks,
         )  # fmt: skip
 
     def plan_for_budget(
-        self, limits: Mapping[Quantity, BudgetLimit], placed: PlacementResult | None, at: InputResizer | None
+        self, limits: Mapping[Quantity, BudgetLimit], placed: PlacementResult | None, resize: InputResizer | None
     ) -> CandidatePlan:
-        """A plan that meets every limit, with the pictures' size that loses the least where the recipe lets it choose."""
+        """Return a plan that meets every limit, at the image size that loses the least accuracy.
+
+        Args:
+            limits: by the quantity that each bounds.
+            placed: the dense model's placement; None where no limit needs compiled candidates.
+            resize: gives the model and dataset at another image size; None keeps the size.
+
+        Raises:
+            BudgetUnreachable: a limit cannot be met at any image size; the message names the nearest that can.
+        """
         latency, dense = limits.get("latency"), self.finetuned.trained.model
-        form, dense_ms = (
-            choose_shipped_form(placed, self.job.target, timed=latency is not None) if placed else (None, 0.0)
-        )
-        share = latency.as_share_of(dense_ms) if latency else None
-        if share is not None and share >= 1 and len(limits) == 1:
+        form, dense_ms = None, 0.0
+        if placed:
+            form, dense_ms = architecture_timing.choose_shipped_form(placed, self.job.target, timed=latency is not None)
+        latency_share = latency.as_share_of(dense_ms) if latency else None
+        if latency_share is not None and latency_share >= 1 and len(limits) == 1:
             return CandidatePlan(Surgery())
         timer = ArchitectureTimer(dense, self.example_input, self.job.target, form, self.folder) if form else None
-        asked = _Asked(limits, share, dense_ms, profile.measure_layers(dense, self.example_input), timer)
-        own = (self.example_input.shape[2], self.example_input.shape[3])
-        sizes, found, refused = self._sizes(own, at), list[CandidatePlan](), None
-        for size in (own, *sizes):
-            if sizes:
-                progress.log(f"fit: pictures of {size[0]}x{size[1]}")
+        dense_layers = profile.measure_layers(dense, self.example_input)
+        terms = _BudgetTerms(limits, latency_share, dense_ms, dense_layers, timer)
+        full_size = (self.example_input.shape[2], self.example_input.shape[3])
+        smaller_sizes = self._list_smaller_sizes(full_size) if resize else []
+        candidates, last_refusal = list[CandidatePlan](), None
+        for size in (full_size, *smaller_sizes):
+            if smaller_sizes:
+                progress.log(f"fit: images of {size[0]}x{size[1]}")
             try:
-                planned = self._at(size, asked)
+                candidate = self._plan_at_size(size, terms)
             except BudgetUnreachable as reason:
-                refused = reason
+                last_refusal = reason
                 continue
-            found.append(
-                replace(
-                    planned,
-                    reduced_image_size=None if size == own else size,
-                    dense_precision=form.precision if form else None,
-                )
-            )
+            reduced_size = None if size == full_size else size
+            precision = form.precision if form else None
+            candidates.append(replace(candidate, reduced_image_size=reduced_size, dense_precision=precision))
         if timer:
             timer.remove_candidates()
-        if not found:
-            assert refused is not None
-            raise refused
-        return found[0] if len(found) == 1 or at is None else self._best(found, own, at)
+        if not candidates:
+            assert last_refusal is not None
+            raise last_refusal
+        if len(candidates) == 1 or resize is None:
+            return candidates[0]
+        return self._choose_image_size(candidates, full_size, resize)
 
-    def _sizes(self, own: tuple[int, int], at: InputResizer | None) -> list[tuple[int, int]]:
-        """Smaller sizes of pictures to try, where the recipe allows and the model takes them."""
-        asked = input_size.list_smaller_sizes(own, self.job.recipe.prune.resolution) if at else []
-        sizes = [size for size in asked if _takes(self.finetuned.trained.model, size)]
-        if asked and not sizes:
-            progress.log(f"fit: this model takes no pictures smaller than {own[0]}x{own[1]}")
+    def _list_smaller_sizes(self, full_size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Return the smaller image sizes that the recipe allows and the model accepts."""
+        allowed = input_size.list_smaller_sizes(full_size, self.job.recipe.prune.resolution)
+        sizes = [size for size in allowed if _accepts_size(self.finetuned.trained.model, size)]
+        if allowed and not sizes:
+            progress.log(f"fit: this model accepts no images smaller than {full_size[0]}x{full_size[1]}")
         return sizes
 
-    def _at(self, size: tuple[int, int], asked: "_Asked") -> CandidatePlan:
-        """A plan that meets every limit with pictures of one size."""
-        dense, here = self.finetuned.trained.model, replace(self, example_input=torch.zeros(1, 3, *size))
-        timer = asked.timer and (
-            asked.timer if size == tuple(self.example_input.shape[2:]) else asked.timer.with_input(here.example_input)
+    def _plan_at_size(self, size: tuple[int, int], terms: "_BudgetTerms") -> CandidatePlan:
+        """Return a plan that meets every limit at one image size."""
+        dense, planner = self.finetuned.trained.model, replace(self, example_input=torch.zeros(1, 3, *size))
+        timer = terms.timer
+        if timer and size != tuple(self.example_input.shape[2:]):
+            timer = timer.with_input(planner.example_input)
+        droppable: Sequence[str] = ()
+        if timer and terms.latency_share is not None and self.job.recipe.prune.depth:
+            droppable = prune_graph.find_droppable_blocks(timer.graph)
+        space = planner.build_search_space(droppable)
+        other_budget_use = terms.other_budget_use(dense, space, timer)
+        if terms.latency_share is None or timer is None:
+            return CandidatePlan(surgery.build(dense, space, width_search.search(space, other_budget_use, 1.0)))
+        problem = LatencyProblem(
+            space, lambda subnetwork: surgery.build(dense, space, subnetwork), terms.latency_share, other_budget_use
         )
-        free = (
-            prune_graph.find_droppable_blocks(timer.graph)
-            if timer and asked.share is not None and self.job.recipe.prune.depth
-            else ()
-        )
-        options = here.build_search_space(free)
-        rest = asked.rest(dense, options, timer)
-        if asked.share is None or timer is None:
-            return CandidatePlan(surgery.build(dense, options, width_search.search(options, rest, 1.0)))
-        search = latency_search.LatencyProblem(
-            options, lambda choice: surgery.build(dense, options, choice), asked.share, rest
-        )
-        found, placement = here._latency(search, timer, asked)
-        return CandidatePlan(
-            found.plan, LatencyFit(
-                asked.share, found.latency, found.predicted, found.latency_model.relative_error, found.architectures_timed, timer.form.precision,
-                asked.dense_ms, placement,
-            ),
+        timed, placement = planner._plan_for_latency(problem, timer, terms)
+        fit = LatencyFit(
+            limit=terms.latency_share, latency=timed.latency, predicted=timed.predicted,
+            error=timed.latency_model.relative_error, timed=timed.architectures_timed, dense=timer.form.precision,
+            dense_ms=terms.dense_ms, placement=placement,
         )  # fmt: skip
+        return CandidatePlan(timed.plan, fit)
 
-    def _latency(
-        self, job: latency_search.LatencyProblem, timer: ArchitectureTimer, asked: "_Asked"
-    ) -> tuple[latency_search.TimedPlan, Placement | None]:
-        """A plan that meets a latency in the pruned model's own form; its placement where that needed other widths."""
-        found = latency_search.find_plan(job, timer)
+    def _plan_for_latency(
+        self, problem: LatencyProblem, timer: ArchitectureTimer, terms: "_BudgetTerms"
+    ) -> tuple[TimedPlan, Placement | None]:
+        """Return a plan that meets the latency in the pruned model's own form.
+
+        Also its placement, where the search changed the widths afterwards; else None, and it is searched for later.
+        """
+        first = latency_search.find_plan(problem, timer)
         dense, quantize = self.finetuned.trained.model, self.job.recipe.quantize
-        pruned = surgery.apply(dense, found.plan)
+        pruned = surgery.apply(dense, first.plan)
         placed = place.find_placement(
             pruned, self.example_input, self.job.target, quantize.float_modules, quantize.search_seconds, self.job.work
         )
-        own, _ = choose_shipped_form(placed, self.job.target)
-        if own == timer.form:
-            return found, None
-        other = timer.with_form(own)
-        final = latency_search.refine_plan(
-            replace(job, other_budget_use=asked.rest(dense, job.search_space, other)), other, found
-        )
-        return final, None if final.plan == found.plan else placed.placement
+        pruned_form, _ = architecture_timing.choose_shipped_form(placed, self.job.target)
+        if pruned_form == timer.form:
+            return first, None
+        pruned_timer = timer.with_form(pruned_form)
+        other_budget_use = terms.other_budget_use(dense, problem.search_space, pruned_timer)
+        refined = latency_search.refine_plan(replace(problem, other_budget_use=other_budget_use), pruned_timer, first)
+        return refined, None if refined.plan == first.plan else placed.placement
 
-    def _best(self, found: Sequence[CandidatePlan], own: tuple[int, int], at: InputResizer) -> CandidatePlan:
-        """The one that a short training brings furthest on validation: what is lost at another size no weight tells."""
+    def _choose_image_size(
+        self, candidates: Sequence[CandidatePlan], full_size: tuple[int, int], resize: InputResizer
+    ) -> CandidatePlan:
+        """Return the candidate that scores best on validation after a short training at its image size."""
         recipe, trials = self.job.recipe, list[ImageSizeTrial]()
         spec = replace(recipe.recover, epochs=math.ceil(recipe.recover.epochs * TRIAL_EPOCH_SHARE))
-        for one in found:
-            size = one.reduced_image_size or own
-            view, model = at(size), surgery.apply(self.finetuned.trained.model, one.surgery)
-            # a search that is done again after it was cut may come to other widths
-            folder = self.folder / f"trial-{size[0]}x{size[1]}-{files.digest(one.surgery)}"
+        for candidate in candidates:
+            size = candidate.reduced_image_size or full_size
+            view, model = resize(size), surgery.apply(self.finetuned.trained.model, candidate.surgery)
+            # the digest, because a search repeated after an interruption may end with other widths
+            folder = self.folder / f"trial-{size[0]}x{size[1]}-{files.digest(candidate.surgery)}"
             training_job = loop.TrainingJob(
                 dataset=view.dataset, spec=spec, augment=view.augment, seed=recipe.seed + 1,
                 label=f"fit: {size[0]}x{size[1]}", folder=folder, balance=recipe.balance, teacher=view.trained.model,
             )  # fmt: skip
-            reached = finetune.validation_objective(
-                vars(loop.train(model, training_job, keep_start=True)), recipe.balance
-            )
-            latency = one.latency_fit.latency if one.latency_fit else None
+            training = loop.train(model, training_job, keep_start=True)
+            reached = finetune.validation_objective(vars(training), recipe.balance)
+            latency = candidate.latency_fit.latency if candidate.latency_fit else None
             trials.append(ImageSizeTrial(size, latency, reached, len(view.dataset.splits["val"])))
-            progress.log(f"fit: {size[0]}x{size[1]} reaches {reached:.4f} on validation after {spec.epochs} epochs")
+            progress.log(f"fit: {size[0]}x{size[1]} scores {reached:.4f} on validation after {spec.epochs} epochs")
         for leftover in self.folder.glob("trial-*"):
             shutil.rmtree(leftover)
-        chosen = max(range(len(found)), key=lambda index: trials[index].reached)
-        return replace(found[chosen], size_trials=tuple(trials))
+        best = max(range(len(candidates)), key=lambda index: trials[index].reached)
+        return replace(candidates[best], size_trials=tuple(trials))
 
 
-def _takes(model: nn.Module, size: tuple[int, int]) -> bool:
-    """Whether a model runs, and trains, on pictures of a size."""
-    training = copy.deepcopy(model).train()  # where auxiliary heads run too
+def _accepts_size(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Return whether a model runs in training and in inference with images of a size: height, width."""
+    trial = copy.deepcopy(model).train()  # auxiliary heads run only in training
     try:
         with torch.no_grad():
-            training(torch.zeros(2, 3, *size))
-            training.eval()(torch.zeros(1, 3, *size))
-    except (RuntimeError, AssertionError, ValueError):  # a flatten, an embedding of positions, one value a channel
+            trial(torch.zeros(2, 3, *size))
+            trial.eval()(torch.zeros(1, 3, *size))
+    # from a flatten before a linear layer, a position embedding, or batch norm over one value per channel
+    except (RuntimeError, AssertionError, ValueError):
         return False
     return True
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """The limits, in the dense model's terms."""
+class _BudgetTerms:
+    """The limits, relative to the dense model."""
 
     limits: Mapping[Quantity, BudgetLimit]
-    share: float | None  # of the dense model's latency
+    latency_share: float | None  # of the dense model's latency; None without a latency budget
     dense_ms: float
-    whole: Sequence[Layer]  # of the dense model, with pictures of its own size
+    dense_layers: Sequence[Layer]  # at the dense model's own image size
     timer: ArchitectureTimer | None  # of the dense model as it would ship
 
-    def rest(
-        self, dense: nn.Module, options: width_search.SearchSpace, timer: ArchitectureTimer | None
-    ) -> width_search.CostFunction:
-        """What is used of the limits other than latency, the largest share of all, in the form that `timer` ships.
+    def other_budget_use(self, dense: nn.Module, space: SearchSpace, timer: ArchitectureTimer | None) -> CostFunction:
+        """Return the cost function of all limits but latency: the used share of the limit that is used most, 0..1.
+
+        Args:
+            dense: the dense model.
+            space: what may be removed from it.
+            timer: compiles pruned models in the form in which they would ship; needed for a size budget.
 
         Raises:
-            OutOfReach: one of them cannot be met; says what can.
+            BudgetUnreachable: a limit cannot be met; the message names the nearest that can.
         """
-        used: list[width_search.CostFunction] = []
-        for what, amount in self.limits.items():
-            if what == "latency":
+        used_shares: list[CostFunction] = []
+        for quantity, budget in self.limits.items():
+            if quantity == "latency":
                 continue
-            if what == "size":
+            if quantity == "size":
                 assert self.timer is not None
                 assert timer is not None
-                most, cost = float(self.timer.measure_size_bytes(Surgery())), fit_size_model(timer, dense, options)
+                full = float(self.timer.measure_size_bytes(Surgery()))
+                cost = file_size_model.fit(timer, dense, space)
             else:
-                cost = profile.total_macs if what == "macs" else profile.total_parameters
-                most = cost(self.whole)
-            limit = amount.as_share_of(most) * most
-            least = cost(options.remaining_layers(options.narrowest))
-            limit *= AIMED_SIZE_SHARE if what == "size" else 1.0
+                cost = profile.total_macs if quantity == "macs" else profile.total_parameters
+                full = cost(self.dense_layers)
+            limit = budget.as_share_of(full) * full
+            limit *= AIMED_SIZE_SHARE if quantity == "size" else 1.0
+            least = cost(space.remaining_layers(space.narrowest))
             if least > limit:
                 raise BudgetUnreachable(
-                    f"the budget of {what} cannot be met by pruning: it allows {limit:,.0f} of the dense model's "
-                    f"{most:,.0f}, and {least:,.0f} is the nearest that can be reached; raise [prune] max_share, "
-                    "protect less, or choose a smaller model"
+                    f"the {quantity} budget cannot be met by pruning: it allows {limit:,.0f} of the dense model's "
+                    f"{full:,.0f}, and the nearest that can be reached is {least:,.0f}. Raise [prune] max_share, protect "
+                    "fewer layers, or choose a smaller model"
                 )
-            used.append(lambda layers, cost=cost, limit=limit: cost(layers) / limit)  # type: ignore[misc]
-        return lambda layers: max((share(layers) for share in used), default=0.0)
-
-
-def fit_size_model(
-    timer: ArchitectureTimer, dense: nn.Module, options: width_search.SearchSpace
-) -> width_search.CostFunction:
-    """Bytes of the files of an architecture, from those of a few: by parameters, by channels and by layers."""
-    samples = [options.unpruned, options.narrowest, *latency_search.sample_architectures(options, SIZE_MODEL_SAMPLES)]
-    bytes_of = [float(timer.measure_size_bytes(surgery.build(dense, options, choice))) for choice in samples]
-
-    def features(layers: Sequence[Layer]) -> np.ndarray:
-        return np.array([profile.total_parameters(layers), sum(layer.outputs for layer in layers), len(layers), 1.0])
-
-    rates, *_ = np.linalg.lstsq(np.stack([features(options.remaining_layers(choice)) for choice in samples]), bytes_of)
-    return lambda layers: float(features(layers) @ rates)
-
-
-def choose_shipped_form(placed: PlacementResult, target: Target, *, timed: bool = True) -> tuple[ShippedForm, float]:
-    """The form in which a model would be sent to the target, and its milliseconds there.
-
-    Raises:
-        ToolchainError: nothing was timed, because this machine cannot or the recipe says so, and it has to be.
-    """
-    floating, best = placed.fastest_float, placed.fastest_int8
-    if floating is None or best is None:
-        if timed:
-            raise ToolchainError(
-                f"a latency budget needs the target {target.name} to be timed; this machine cannot, or search_seconds is "
-                "0: give [prune] ratio or a budget of macs instead"
-            )
-        return ShippedForm("int8" if "int8" in target.precisions else target.precisions[0], placed.placement), math.nan
-    if floating.speedup > best.speedup:
-        return ShippedForm(floating.precision, Placement()), floating.latency_ms
-    return ShippedForm("int8", placed.placement), best.latency_ms
+            used_shares.append(lambda layers, cost=cost, limit=limit: cost(layers) / limit)  # type: ignore[misc]
+        return lambda layers: max((share(layers) for share in used_shares), default=0.0)

@@ -313,7 +313,7 @@ def test_changes_nearby_come_first_and_each_is_one() -> None:
     found = list(placement_changes.propose(now, layers, ["a", "b", "c"], seed=0))
     labels = [label for label, _ in found]
     first = labels[: labels.index("a and b in float")]
-    assert {"a in float", "a.1 in float", "b.1 in float", "b.0 in integers"} <= set(first)
+    assert {"a in float", "a.1 in float", "b.1 in float", "b.0 in int8"} <= set(first)
     assert "a.0 in float" not in first
     for label, change in found:
         changed = change(now)

@@ -20,7 +20,7 @@ from toolchain.pruning import surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement
-from toolchain.search import latency_search, plan_pruning, planner
+from toolchain.search import file_size_model, latency_search, plan_pruning
 from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
 from toolchain.training import input_size, loop
 from toolchain.training import trained_model as trained_module
@@ -127,8 +127,8 @@ def test_bytes_are_known_of_architectures_that_were_not_made(tmp_path: Path) -> 
         blocks=prune_graph.find_droppable_blocks(timer.graph),
     )  # fmt: skip
     cost, others = (
-        planner.fit_size_model(timer, model, options),
-        latency_search.sample_architectures(options, 12)[planner.SIZE_MODEL_SAMPLES :],
+        file_size_model.fit(timer, model, options),
+        latency_search.sample_architectures(options, 12)[file_size_model.RANDOM_ARCHITECTURES :],
     )
     for choice in others:
         real = timer.measure_size_bytes(surgery.build(model, options, choice))
@@ -155,9 +155,9 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        (Budget(size="2 kB"), r"budget of size cannot be met .* allows 1,960 of .* is the nearest"),
-        (Budget(macs="0.01x"), r"budget of macs cannot be met by pruning: it allows .* max_share"),
-        (Budget(parameters="10"), r"budget of parameters cannot be met by pruning: it allows 10 of"),
+        (Budget(size="2 kB"), r"size budget cannot be met .* allows 1,960 of .* the nearest"),
+        (Budget(macs="0.01x"), r"macs budget cannot be met by pruning: it allows .* max_share"),
+        (Budget(parameters="10"), r"parameters budget cannot be met by pruning: it allows 10 of"),
     ],
 )
 def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixt
     whole = adapted(net(pooled=False))
     plan = plan_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert (plan.reduced_image_size, plan.size_trials) == (None, ())
-    assert "no pictures smaller than 32x32" in capsys.readouterr().out
+    assert "no images smaller than 32x32" in capsys.readouterr().out
 
 
 def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
