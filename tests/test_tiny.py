@@ -35,8 +35,7 @@ from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.search import lock_file
-from toolchain.search import place, planner
+from toolchain.search import lock_file, place, planner
 from toolchain.training import finetune, loop
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
@@ -191,7 +190,10 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
         ({"prune": {"protect": ("nothing*",)}}, "protect = 'nothing\\*' matches no layer"),
         ({"budget": {"latency": "0.5x"}}, "prune.ratio = 0.4 and budget.latency both say how far"),
         ({"prune": {"resolution": 0.5}}, "prune.resolution = 0.5 needs a budget to search for"),
-        ({"prune": {"ratio": None}, "budget": {"latency": "0.5x"}}, "budget.latency = '0.5x' needs candidates to be timed"),
+        (
+            {"prune": {"ratio": None}, "budget": {"latency": "0.5x"}},
+            "budget.latency = '0.5x' needs candidates to be timed",
+        ),
         ({"model": {"name": "vit_b_16", "weights": ""}}, "vit_b_16 does not accept images of 32x32"),
     ],
 )

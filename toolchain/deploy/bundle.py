@@ -57,7 +57,9 @@ def run(job: Job, shipment: Shipment | None) -> None:
         return
     forms = packaged_forms.make_forms(job, shipment.variant, shipment.predictions["test"], shipment.data)
     write(shipment, forms, job.folder)
-    lock_file.record_shipped_precision(job.folder / lock_file.file_name(job.recipe, job.target), shipment.variant.precision)
+    lock_file.record_shipped_precision(
+        job.folder / lock_file.file_name(job.recipe, job.target), shipment.variant.precision
+    )
 
 
 def write(shipment: Shipment, forms: PackagedForms, out: Path) -> Path:

@@ -330,7 +330,7 @@ def test_float_wins_where_integers_are_slower(searching) -> None:
 
 
 def test_a_runtime_that_takes_no_integers_is_said(searching) -> None:
-    with pytest.raises(ToolchainError, match="takes no integer form"):
+    with pytest.raises(ToolchainError, match="runs no int8 form"):
         searching(Clock({"broken": 1.0}))
 
 
