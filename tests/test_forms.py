@@ -175,7 +175,7 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("onnxruntime", {"forms": ["blob"]}, "onnxruntime has no 'blob'.*Accepted: ort, c-array"),
         ("openvino", {"forms": ["c-array"]}, "openvino has no 'c-array'.*Accepted: blob"),
         ("onnxruntime", {"forms": ["ort", "ort"]}, "one is given twice"),
-        ("onnxruntime", {"frame": [480, 640]}, 'taken with input = "uint8"'),
+        ("onnxruntime", {"frame": [480, 640]}, 'needs input = "uint8"'),
         ("onnxruntime", {"frame": [4, 640], "input": "uint8"}, "each between 8 and 4096"),
         ("onnxruntime", {"input": "float16"}, "package.input = 'float16'"),
         ("onnxruntime", {"form": ["ort"]}, "unknown key package.form"),
