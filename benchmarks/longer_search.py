@@ -46,12 +46,12 @@ def main(
     for name in models.split(","):
         model, image = peers.network(name), torch.zeros(peers.SHAPE)
         placed = place.find_placement(model, image, target, (), seconds, out / "work")
-        longer = place._started(model, image, target, out / name / runtime, float("inf"))
+        longer = place.prepare_search(model, image, target, out / name / runtime, float("inf"))
         began = time.monotonic()
         best = gone_on(longer, placed.placement, began + TIMES * placed.search_seconds)
         progress.log(f"usual {placed.placement}\nlonger {best}")
         logs = [
-            longer.measure_gains({"longer": best}, than=placed.placement, again=True).get("longer", 0.0)
+            longer.measure_gains({"longer": best}, baseline=placed.placement, repeated=True).get("longer", 0.0)
             for _ in range(ROUNDS)
         ]
         gain = statistics.speedup(logs)

@@ -1,9 +1,9 @@
-"""The search for the fastest placement: untrained candidates, timed against the float model in the target's runtime.
+"""Search for the fastest Q/DQ placement: untrained candidates, timed against the float model in the target's runtime.
 
-Latency does not depend on the weights, so candidates are timed before anything is trained: Q/DQ with made-up scales
-on the float graph. A few whole-model placements first, then single kinds of operation the other way round, then
-single blocks in float, then small changes of what was found while there is time; what helps is combined, and believed
-only if it helps again and again.
+Latency does not depend on the weights, so candidates are timed before anything is trained, as the float graph with Q/DQ
+pairs of invented scales. First a few placements of the whole model, then each kind of operation toggled, then each block
+in float, then small changes of the best while there is time. Helpful changes are combined, and a change is kept only if
+it helps in every one of several rounds.
 """
 
 import dataclasses
@@ -24,10 +24,11 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Precision
 from toolchain.export import insert_qdq, onnx_graph
 from toolchain.export.runtime import load_runtime
-from toolchain.measure import machine, paired_timing, short_rounds
+from toolchain.measure import machine
 from toolchain.measure.boards import BoardUnreachable
-from toolchain.quantization import placement
-from toolchain.quantization.placement import Placement
+from toolchain.measure.paired_timing import TimedModel
+from toolchain.measure.short_rounds import ShortRounds
+from toolchain.quantization.placement import ALL_FLOAT, Placement, leave_in_float, quantized_layers, split_into_blocks
 from toolchain.quantization.placement_result import TimedPlacement
 from toolchain.search import placement_changes
 from toolchain.search.placement_changes import OPERATION_KINDS, PlacementChange
@@ -42,89 +43,97 @@ START_PLACEMENTS: Mapping[str, Placement] = {
     ),
     "inputs of all but activations": Placement(results=False, float_operations=("activation",)),
 }
-MAX_BLOCKS = 20  # parts of a model that are tried in float on their own
-MODELS_PER_PROCESS = 7  # candidates in one process
-MIN_LOG_GAIN = math.log(1.01)  # a gain below one per cent is noise, and the simpler placement is better
-PATIENCE = 16  # batches of small changes without a gain
-CONFIRMING_ROUNDS = 3  # more processes before a change is believed
+MAX_BLOCKS = 20  # blocks that are tried in float, each alone
+MODELS_PER_PROCESS = 7  # the float model, the placement to compare with, and candidates
+CANDIDATES_PER_PROCESS = MODELS_PER_PROCESS - 2
+MIN_LOG_GAIN = math.log(1.01)  # a gain below 1 % is noise, and the simpler placement is better
+PATIENCE = 16  # batches of small changes without a gain, after which the search ends
+CONFIRMING_ROUNDS = 3  # further processes that time a change before it is kept
 
 
 class PlacementSearch:
-    """Candidates as files, timed in batches that a killed run does not repeat."""
+    """Compiled candidates, timed in batches; a search that was interrupted does not repeat its batches."""
 
     def __init__(
-        self, base: onnx_ir.Model, target: Target, shape: tuple[int, ...], folder: Path, deadline: float
+        self, graph: onnx_ir.Model, target: Target, input_shape: tuple[int, ...], folder: Path, deadline: float
     ) -> None:
-        self.float_graph, self.target, self.input_shape, self.folder, self.deadline = (
-            base,
-            target,
-            shape,
-            folder,
-            deadline,
-        )
+        """Prepare a search.
+
+        Args:
+            graph: the float model.
+            target: gives runtime, threads, scheme, precisions and board.
+            input_shape: [1, 3, height, width].
+            folder: for compiled candidates and for what was timed.
+            deadline: end of the search, in seconds of `time.monotonic`.
+        """
+        self.float_graph, self.target, self.input_shape = graph, target, input_shape
+        self.folder, self.deadline = folder, deadline
         self.runtime = load_runtime(target.runtime)
-        self.timings: dict[str, TimedPlacement] = {}
-        self.compiled: dict[Placement, paired_timing.TimedModel] = {}
-        self.short_rounds, self.seconds_per_model = short_rounds.ShortRounds(folder), 0.0
+        self.timings: dict[str, TimedPlacement] = {}  # by the name of the compiled model
+        self.compiled: dict[Placement, TimedModel] = {}
+        self.short_rounds, self.seconds_per_model = ShortRounds(folder), 0.0
         self.bar: progress.ProgressBar | None = None
 
     def find_fastest(self, forced: tuple[str, ...]) -> Placement:
-        """The fastest placement found in time."""
-        starts = {label: placement.leave_in_float(one, forced) for label, one in START_PLACEMENTS.items()}
-        modules = placement.quantized_layers(
-            insert_qdq.list_operations(self.float_graph.graph), Placement(float_modules=forced)
-        )
-        if not modules:
+        """Return the fastest placement found before the deadline; modules in `forced` stay in float."""
+        starts = {label: leave_in_float(placement, forced) for label, placement in START_PLACEMENTS.items()}
+        layers = quantized_layers(insert_qdq.list_operations(self.float_graph.graph), Placement(float_modules=forced))
+        if not layers:
             return Placement(float_modules=forced)
-        blocks = placement.split_into_blocks(modules, MAX_BLOCKS)
+        blocks = split_into_blocks(layers, MAX_BLOCKS)
         usual = len(starts) + 1 + len(OPERATION_KINDS) + len(blocks)
-        with progress.show_bar("place: candidates timed", usual + PATIENCE * (MODELS_PER_PROCESS - 2)) as self.bar:
+        with progress.show_bar("place: candidates timed", usual + PATIENCE * CANDIDATES_PER_PROCESS) as self.bar:
             best = self.find_best_start(starts)
-            best = self.improve(
-                best, {f"{kind} the other way": placement_changes.toggle_operation(kind) for kind in OPERATION_KINDS}
-            )
+            toggles = {f"{kind} toggled": placement_changes.toggle_operation(kind) for kind in OPERATION_KINDS}
+            best = self.improve(best, toggles)
             best = self.improve(best, {f"{name} in float": placement_changes.move_to_float(name) for name in blocks})
-            best = self.refine(best, modules, blocks)
+            best = self.refine(best, layers, blocks)
             self.confirm(best)
             return best
 
     def to_record(self, chosen: Placement) -> dict[str, Any]:
-        """What is kept of the search: the placement, its label, and all that was timed."""
+        """Return what the stage keeps of the search: the placement, its label, and everything that was timed."""
         best = self.timings.get(self.compiled[chosen].name) if chosen in self.compiled else None
         return {"placement": chosen, "best": best.label if best else "", "tried": list(self.timings.values())}
 
     def confirm(self, best: Placement) -> None:
-        """Times the best and the float forms once more in several processes: the figures that decide between them."""
-        logs: dict[str, list[float]] = {}
+        """Time the best placement and the float forms again in several processes: the choice between them needs it."""
+        log_speedups: dict[str, list[float]] = {}
         for _ in range(CONFIRMING_ROUNDS):
-            self.measure_gains({"": best}, must=True, again=True)
-            for name in {self.compile_side(best).name, *(one.name for one in self.float_sides)}:
-                if name in self.timings:  # a runtime may refuse it after all
-                    logs.setdefault(name, []).append(math.log(self.timings[name].speedup))
-        for name, found in logs.items():
-            self.timings[name] = dataclasses.replace(self.timings[name], speedup=math.exp(float(np.median(found))))
+            self.measure_gains({"": best}, ignore_deadline=True, repeated=True)
+            for name in {self.compile_side(best).name, *(side.name for side in self.float_sides)}:
+                if name in self.timings:  # the runtime may have rejected it
+                    log_speedups.setdefault(name, []).append(math.log(self.timings[name].speedup))
+        for name, logs in log_speedups.items():
+            self.timings[name] = dataclasses.replace(self.timings[name], speedup=math.exp(float(np.median(logs))))
 
-    def time_placement(self, chosen: Placement) -> None:
-        """Times one placement that was found elsewhere."""
+    def time_placement(self, placement: Placement) -> None:
+        """Time one placement that was decided elsewhere."""
         with progress.show_bar("place: timing the placement", 1) as self.bar:
-            self.measure_gains({"as fitted": chosen}, must=True)
-            self.confirm(chosen)
+            self.measure_gains({"as fitted": placement}, ignore_deadline=True)
+            self.confirm(placement)
 
     def find_best_start(self, starts: Mapping[str, Placement]) -> Placement:
-        """The best of whole-model placements, with the float forms beside them as the yardstick."""
-        self.measure_gains(starts, must=True)
-        names = {one: self.compiled[one].name for one in starts.values() if one in self.compiled}
-        integer = {one: self.timings[name] for one, name in names.items() if name in self.timings}
-        if not integer:
-            raise ToolchainError(f"{self.target.runtime} takes no integer form of this model; set precisions to float")
-        fastest = max(one.speedup for one in integer.values())
-        # of equals the first, so that noise does not choose the odd one
-        return next(one for one, tried in integer.items() if math.log(fastest / tried.speedup) <= MIN_LOG_GAIN)
+        """Return the fastest of the placements of the whole model; the float forms are timed beside them.
+
+        Raises:
+            ToolchainError: the runtime rejects all of them.
+        """
+        self.measure_gains(starts, ignore_deadline=True)
+        names = {start: self.compiled[start].name for start in starts.values() if start in self.compiled}
+        int8 = {start: self.timings[name] for start, name in names.items() if name in self.timings}
+        if not int8:
+            raise ToolchainError(
+                f"{self.target.runtime} runs no int8 form of this model. Set the target's precisions to float ones"
+            )
+        fastest = max(timed.speedup for timed in int8.values())
+        # the first of about equal ones, so that noise does not choose an unusual placement
+        return next(start for start, timed in int8.items() if math.log(fastest / timed.speedup) <= MIN_LOG_GAIN)
 
     def improve(self, best: Placement, changes: Mapping[str, PlacementChange]) -> Placement:
-        """`best`, or what single changes and then all helpful ones together make of it, if that is faster."""
+        """Return `best`, or a faster placement: with the most helpful change, or with all helpful changes together."""
         variants = {label: change(best) for label, change in changes.items()}
-        gains = self.measure_gains(variants, than=best)
+        gains = self.measure_gains(variants, baseline=best)
         helpful = [label for label, gain in gains.items() if gain > MIN_LOG_GAIN]
         if not helpful:
             return best
@@ -133,120 +142,123 @@ class PlacementSearch:
             together = changes[label](together)
         strongest = max(helpful, key=lambda label: gains[label])
         finalists = {strongest: variants[strongest], " + ".join(helpful): together}
-        rounds = [self.measure_gains(finalists, than=best, again=True) for _ in range(CONFIRMING_ROUNDS)]
-        for label in sorted(finalists, key=lambda label: -sum(one.get(label, -math.inf) for one in rounds)):
-            again = [one.get(label, -math.inf) for one in rounds]
-            if (
-                min(again) > 0 and sum(again) / CONFIRMING_ROUNDS > MIN_LOG_GAIN
-            ):  # on a busy machine luck does not come three times
+        rounds = [self.measure_gains(finalists, baseline=best, repeated=True) for _ in range(CONFIRMING_ROUNDS)]
+        logs = {label: [round_gains.get(label, -math.inf) for round_gains in rounds] for label in finalists}
+        for label in sorted(finalists, key=lambda label: -sum(logs[label])):
+            # every round must gain: on a busy machine a lucky timing rarely comes three times
+            if min(logs[label]) > 0 and sum(logs[label]) / CONFIRMING_ROUNDS > MIN_LOG_GAIN:
                 return finalists[label]
         return best
 
     def refine(self, best: Placement, layers: Sequence[str], blocks: Sequence[str]) -> Placement:
-        """`best` after small changes one after the other, until there is no time or none has helped for long."""
-        idle, step, seen = 0, 1, set(self.compiled)
-        while idle < PATIENCE and time.monotonic() < self.deadline:
-            nearby = placement_changes.propose(best, layers, blocks, step)
-            new = ((f"step {step}: {label}", change) for label, change in nearby if change(best) not in seen)
-            batch = dict(islice(new, MODELS_PER_PROCESS - 2))
+        """Return `best` after small changes, one after another, until the deadline or until none has helped for long."""
+        idle_batches, step, seen = 0, 1, set(self.compiled)
+        while idle_batches < PATIENCE and time.monotonic() < self.deadline:
+            proposals = placement_changes.propose(best, layers, blocks, step)
+            unseen = ((f"step {step}: {label}", change) for label, change in proposals if change(best) not in seen)
+            batch = dict(islice(unseen, CANDIDATES_PER_PROCESS))
             if not batch:
                 break
             seen |= {change(best) for change in batch.values()}
-            better, idle = self.improve(best, batch), idle + 1
+            better, idle_batches = self.improve(best, batch), idle_batches + 1
             if better != best:
                 if self.bar is not None:
-                    self.bar.total += idle * (MODELS_PER_PROCESS - 2)
-                best, idle, step = better, 0, step + 1
+                    self.bar.total += idle_batches * CANDIDATES_PER_PROCESS
+                best, idle_batches, step = better, 0, step + 1
         return best
 
     def measure_gains(
-        self,
-        variants: Mapping[str, Placement],
-        than: Placement = placement.ALL_FLOAT,
-        *,
-        must: bool = False,
-        again: bool = False,
-    ) -> dict[str, float]:
-        """Log of how many times faster each is than `than`; those there is no time for are left out.
+        self, variants: Mapping[str, Placement], baseline: Placement = ALL_FLOAT, *, ignore_deadline: bool = False,
+        repeated: bool = False,
+    ) -> dict[str, float]:  # fmt: skip
+        """Return the log of each variant's speed-up over a baseline; variants that the deadline leaves no time for are missing.
 
         Args:
-            must: whatever the time.
-            again: they were timed before, so this is no progress.
+            variants: by label.
+            baseline: the placement to compare with.
+            ignore_deadline: time them in any case.
+            repeated: they were timed before, so the progress bar does not move.
         """
         gains: dict[str, float] = {}
         labels = list(variants)
-        for start in range(0, len(labels), MODELS_PER_PROCESS - 2):
-            part = labels[start : start + MODELS_PER_PROCESS - 2]
-            last = CONFIRMING_ROUNDS * (
-                2 + len(self.float_sides)
-            )  # what `settle` is going to time, with a process start
-            if not must and time.monotonic() + self.seconds_per_model * (len(part) + 2 + last) > self.deadline:
+        for start in range(0, len(labels), CANDIDATES_PER_PROCESS):
+            batch = labels[start : start + CANDIDATES_PER_PROCESS]
+            models_to_confirm = CONFIRMING_ROUNDS * (2 + len(self.float_sides))  # which `confirm` needs time for
+            models = len(batch) + 2
+            seconds = self.seconds_per_model * (models + models_to_confirm)
+            if not ignore_deadline and time.monotonic() + seconds > self.deadline:
                 break
-            began = time.monotonic()
-            gains |= self.time_in_one_process({label: variants[label] for label in part}, than)
-            self.seconds_per_model = (time.monotonic() - began) / (len(part) + 2)
+            started = time.monotonic()
+            gains |= self.time_in_one_process({label: variants[label] for label in batch}, baseline)
+            self.seconds_per_model = (time.monotonic() - started) / models
             if self.bar is not None:
-                best = max((one.speedup for one in self.timings.values()), default=1.0)
-                self.bar.step(f"best {best:.2f}x", 0 if again else len(part))
+                best = max((timed.speedup for timed in self.timings.values()), default=1.0)
+                self.bar.step(f"best {best:.2f}x", 0 if repeated else len(batch))
         return gains
 
-    def time_in_one_process(self, part: Mapping[str, Placement], than: Placement) -> dict[str, float]:
-        """Times some candidates in one process; those that the runtime refuses are left out."""
+    def time_in_one_process(self, variants: Mapping[str, Placement], baseline: Placement) -> dict[str, float]:
+        """Return the log of each variant's speed-up over a baseline, from one process; rejected variants are missing."""
+        gains: dict[str, float] = {}
         try:
-            known = self.compile_side(than)
-            sides = {label: self.compile_side(chosen) for label, chosen in part.items()}
-            every = (*self.float_sides, known, *sides.values())
-            blocks = self.short_rounds.measure(list({side.name: side for side in every}.values()))
+            baseline_side = self.compile_side(baseline)
+            sides = {label: self.compile_side(placement) for label, placement in variants.items()}
+            all_sides = (*self.float_sides, baseline_side, *sides.values())
+            blocks = self.short_rounds.measure(list({side.name: side for side in all_sides}.values()))
         except BoardUnreachable:
             raise
         except ToolchainError as reason:
-            if len(part) > 1:  # which one it was shows when each is alone
-                found = [self.time_in_one_process({label: chosen}, than) for label, chosen in part.items()]
-                return {label: gain for one in found for label, gain in one.items()}
-            progress.log(f"place: {next(iter(part))} does not run and is left out: {reason}")
+            if len(variants) > 1:  # one by one, to see which the runtime rejects
+                for label, placement in variants.items():
+                    gains |= self.time_in_one_process({label: placement}, baseline)
+                return gains
+            progress.log(f"place: {next(iter(variants))} does not run and is left out: {reason}")
             return {}
-        gains = {}
         for label, side in sides.items():
-            if side.name != known.name and side.precision == "int8":  # with nothing left in integers it is float's own
-                gains[label] = statistics.log_speedup(blocks[known.name], blocks[side.name])
-                self.record_timing(label, part[label], side, blocks)
+            if side.name != baseline_side.name and side.precision == "int8":  # f32: nothing is left in int8
+                gains[label] = statistics.log_speedup(blocks[baseline_side.name], blocks[side.name])
+                self.record_timing(label, variants[label], side, blocks)
         return gains
 
-    def record_timing(
-        self, label: str, chosen: Placement, side: paired_timing.TimedModel, blocks: Mapping[str, Any]
-    ) -> None:
-        """Notes a candidate's speed, and the float forms' with it."""
-        base = self.float_sides[0]
-        for name, what, placed, precision in (
-            (side.name, label, chosen, side.precision),
-            *((one.name, f"float, {one.precision}", placement.ALL_FLOAT, one.precision) for one in self.float_sides),
+    def record_timing(self, label: str, placement: Placement, side: TimedModel, blocks: Mapping[str, Any]) -> None:
+        """Keep the latency of a candidate, and of the float forms that were timed with it.
+
+        Args:
+            label: of the candidate.
+            placement: of the candidate.
+            side: the compiled candidate.
+            blocks: milliseconds by side, [blocks][runs of a block].
+        """
+        f32 = self.float_sides[0]
+        for name, new_label, new_placement, precision in (
+            (side.name, label, placement, side.precision),
+            *((form.name, f"float, {form.precision}", ALL_FLOAT, form.precision) for form in self.float_sides),
         ):
-            first = self.timings.get(name)
+            earlier = self.timings.get(name)
             self.timings[name] = TimedPlacement(
-                label=first.label if first else what, placement=first.placement if first else placed, precision=precision,
-                speedup=math.exp(statistics.log_speedup(blocks[base.name], blocks[name])),
+                label=earlier.label if earlier else new_label, placement=earlier.placement if earlier else new_placement,
+                precision=precision, speedup=math.exp(statistics.log_speedup(blocks[f32.name], blocks[name])),
                 latency_ms=float(np.median([ms for block in blocks[name] for ms in block])),
             )  # fmt: skip
 
     @cached_property
-    def float_sides(self) -> list[paired_timing.TimedModel]:
-        """The model in each float precision of the target that this machine has; f32 first."""
-        plain = self.compile_side(placement.ALL_FLOAT)
-        names: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
-        able = [precision for precision in names if machine.has_precision(self.target, precision)]
-        return [dataclasses.replace(plain, name=f"float-{one}", precision=one) for one in able]
+    def float_sides(self) -> list[TimedModel]:
+        """The model in each float precision that the target allows and this machine has, float32 first."""
+        f32 = self.compile_side(ALL_FLOAT)
+        allowed: list[Precision] = [p for p in ("f32", "bf16") if p in self.target.precisions or p == "f32"]
+        available = [precision for precision in allowed if machine.has_precision(self.target, precision)]
+        return [dataclasses.replace(f32, name=f"float-{precision}", precision=precision) for precision in available]
 
-    def compile_side(self, chosen: Placement) -> paired_timing.TimedModel:
-        """The compiled candidate; those that come to the same graph share one."""
-        if chosen not in self.compiled:
+    def compile_side(self, placement: Placement) -> TimedModel:
+        """Return the compiled candidate; placements that give the same graph share one."""
+        if placement not in self.compiled:
             path = self.folder / "candidate.onnx"
-            model, layers = insert_qdq.build_candidate(self.float_graph, chosen, self.target.scheme)
+            model, layers = insert_qdq.build_candidate(self.float_graph, placement, self.target.scheme)
             onnx_graph.save_model(model, path)
             name = f"candidate-{files.sha256_file(path)[:12]}"
-            made = self.runtime.compile(path, self.folder / name)
-            self.compiled[chosen] = paired_timing.TimedModel(
-                name=name if layers else "float-f32", runtime=self.target.runtime, path=str(made.path),
+            artefact = self.runtime.compile(path, self.folder / name)
+            self.compiled[placement] = TimedModel(
+                name=name if layers else "float-f32", runtime=self.target.runtime, path=str(artefact.path),
                 precision="int8" if layers else "f32", threads=self.target.threads, shape=self.input_shape,
                 device=self.target.device,
             )  # fmt: skip
-        return self.compiled[chosen]
+        return self.compiled[placement]
