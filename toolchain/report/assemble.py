@@ -17,7 +17,7 @@ from toolchain.quantization.placement_result import PlacementResult, TimedPlacem
 from toolchain.report.run_results import RunResults
 from toolchain.search import accuracy_control
 from toolchain.search.pruning_plan import PruningPlan
-from toolchain.search.pruning_sensitivity import SensitivityCurve
+from toolchain.search.sensitivity_curves import SensitivityCurve
 from toolchain.training.finetune import FinetunedModel
 
 SCHEMA = 1

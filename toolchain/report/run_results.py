@@ -22,7 +22,7 @@ from toolchain.quantization.placement_result import PlacementResult
 from toolchain.quantization.quantize import Network
 from toolchain.search.accuracy_control import AccuracyControlResult
 from toolchain.search.pruning_plan import PruningPlan
-from toolchain.search.pruning_sensitivity import Sensitivity
+from toolchain.search.sensitivity_curves import Sensitivity
 from toolchain.selection.reuse_advice import ReuseAdvice
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel

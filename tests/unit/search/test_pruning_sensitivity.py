@@ -22,9 +22,10 @@ from toolchain.pruning import surgery, width_search
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.report import assemble
-from toolchain.search import plan_pruning, pruning_sensitivity
+from toolchain.search import plan_pruning, pruning_sensitivity, sensitivity_survey
 from toolchain.search.pruning_plan import PruningPlan
-from toolchain.search.pruning_sensitivity import Sensitivity, SensitivityCurve
+from toolchain.search.sensitivity_curves import Sensitivity, SensitivityCurve
+from toolchain.search.sensitivity_survey import SensitivitySurvey
 from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -117,12 +118,12 @@ def masked(net: nn.Module, group: PruningGroup, gone: list[int]) -> nn.Module:
 
 
 def test_cutting_answers_as_silencing_the_same_channels_does(adapted: FinetunedModel, tmp_path: Path) -> None:
-    survey = pruning_sensitivity._Survey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery())
+    survey = SensitivitySurvey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery())
     curves = {curve.name: curve for curve in found(adapted, tmp_path).curves}
     apart = 0
-    for index, group in enumerate(survey.options.groups):
+    for index, group in enumerate(survey.space.groups):
         for point in curves[group.name].points:
-            gone = survey.options.channel_order[index][: round(point.share * group.channels)].tolist()
+            gone = survey.space.channel_order[index][: round(point.share * group.channels)].tolist()
             net = masked(adapted.trained.model, group, gone)
             held = adapted.dataset.splits["val"]
             right = loop.predict(net, held, adapted.dataset.preprocess).argmax(1) == held.labels
@@ -203,19 +204,19 @@ def test_channels_go_in_the_order_in_which_the_plan_took_them(
 ) -> None:
     recipe = dataclasses.replace(RECIPE, prune=dataclasses.replace(RECIPE.prune, criterion=name))
     plan = planned(adapted, tmp_path, recipe).surgery
-    options = pruning_sensitivity._Survey(job_of(recipe, TARGET, out=tmp_path), adapted, plan).options
-    for group, ranked in zip(options.groups, options.channel_order, strict=True):
-        gone = round(pruning_sensitivity.compute_pruned_share(group, plan) * group.channels)
+    space = SensitivitySurvey(job_of(recipe, TARGET, out=tmp_path), adapted, plan).space
+    for group, ranked in zip(space.groups, space.channel_order, strict=True):
+        gone = round(sensitivity_survey.compute_pruned_share(group, plan) * group.channels)
         kept = plan.keep.get(f"{group.name}.weight", {}).get(0, range(group.channels))
         assert set(kept) == set(ranked[gone:].tolist())
 
 
 def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: FinetunedModel, tmp_path: Path) -> None:
     fine = dataclasses.replace(TARGET, alignment=1)
-    options = pruning_sensitivity._Survey(job_of(RECIPE, fine, out=tmp_path), adapted, Surgery()).options
-    kept = tuple(15 if group.name == "stem" else group.channels for group in options.groups)
+    space = SensitivitySurvey(job_of(RECIPE, fine, out=tmp_path), adapted, Surgery()).space
+    kept = tuple(15 if group.name == "stem" else group.channels for group in space.groups)
     plan = PruningPlan(
-        surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept)), "fine", (), (), None
+        surgery.build(adapted.trained.model, space, width_search.Subnetwork(kept)), "fine", (), (), None
     )
     curves = pruning_sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
     assert curves is not None
@@ -246,7 +247,7 @@ def test_a_group_too_narrow_for_the_alignment_is_named_as_such(adapted: Finetune
 def test_when_time_is_up_the_rest_is_named(
     adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pruning_sensitivity, "MAX_SECONDS", 0.0)
+    monkeypatch.setattr(sensitivity_survey, "MAX_SECONDS", 0.0)
     assert {curve.why for curve in found(adapted, tmp_path).curves} == {"no time"}
     assert "no time for" in capsys.readouterr().out
 
@@ -270,8 +271,8 @@ def test_a_network_that_cannot_run_narrower_is_named_and_fails_no_job(
 def test_a_large_network_is_measured_on_fewer_images(
     adapted: FinetunedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pruning_sensitivity, "MAX_MACS", 0.0)
-    monkeypatch.setattr(pruning_sensitivity, "MIN_IMAGES", 20)
+    monkeypatch.setattr(sensitivity_survey, "MAX_MACS", 0.0)
+    monkeypatch.setattr(sensitivity_survey, "MIN_IMAGES", 20)
     curves = found(adapted, tmp_path)
     assert {curves.dense.samples, *(p.drop.samples for c in curves.curves for p in c.points)} == {20}
 
@@ -291,17 +292,17 @@ def test_a_residual_block_is_left_out_whole(tmp_path: Path) -> None:
 
 def test_channels_inside_a_dropped_block_are_all_gone_and_those_around_it_are_not(tmp_path: Path) -> None:
     adapted = made(Block())
-    options = pruning_sensitivity._Survey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery()).options
-    stream = next(g for g in options.groups if any(m.module_name == "stem" for m in g.coupled_layers))
+    space = SensitivitySurvey(job_of(RECIPE, TARGET, out=tmp_path), adapted, Surgery()).space
+    stream = next(g for g in space.groups if any(m.module_name == "stem" for m in g.coupled_layers))
     inside = dataclasses.replace(
         stream, coupled_layers=tuple(m for m in stream.coupled_layers if m.module_name == "block.body")
     )
-    kept = tuple(12 if group is stream else group.channels for group in options.groups)
-    plan = surgery.build(adapted.trained.model, options, width_search.Subnetwork(kept, frozenset({"block"})))
+    kept = tuple(12 if group is stream else group.channels for group in space.groups)
+    plan = surgery.build(adapted.trained.model, space, width_search.Subnetwork(kept, frozenset({"block"})))
     assert stream.name == "block.body"  # which is gone, so another layer has to tell
-    assert pruning_sensitivity.compute_pruned_share(stream, plan) == 0.25
-    assert pruning_sensitivity.compute_pruned_share(inside, plan) == 1.0
-    assert pruning_sensitivity.compute_pruned_share(stream, Surgery(dropped=("block",))) == 0.0
+    assert sensitivity_survey.compute_pruned_share(stream, plan) == 0.25
+    assert sensitivity_survey.compute_pruned_share(inside, plan) == 1.0
+    assert sensitivity_survey.compute_pruned_share(stream, Surgery(dropped=("block",))) == 0.0
 
 
 def test_nothing_is_measured_where_nothing_is_cut_or_nobody_asks(adapted: FinetunedModel, tmp_path: Path) -> None:
@@ -321,11 +322,11 @@ def test_asking_for_it_does_not_plan_anew(adapted: FinetunedModel, tmp_path: Pat
 
 def test_a_part_of_validation_keeps_the_classes_shares() -> None:
     labels = torch.tensor([0] * 700 + [1] * 200 + [2] * 100)
-    rows = pruning_sensitivity.sample_stratified(labels, 50)
+    rows = sensitivity_survey.sample_stratified(labels, 50)
     assert labels[rows].bincount().tolist() == [35, 10, 5]
     assert len(set(rows)) == 50
-    assert rows == pruning_sensitivity.sample_stratified(labels, 50)
-    assert pruning_sensitivity.sample_stratified(labels, 5000) == list(range(1000))
+    assert rows == sensitivity_survey.sample_stratified(labels, 50)
+    assert sensitivity_survey.sample_stratified(labels, 5000) == list(range(1000))
 
 
 def test_the_report_has_the_curve_with_the_dense_model_first(adapted: FinetunedModel, tmp_path: Path) -> None:
