@@ -1,8 +1,8 @@
-"""control: quantized model, accuracy budget -> the same with its most harmful layers back in float, if that is needed.
+"""Return the most harmful layers of a quantized model to float, where validation misses the accuracy budget.
 
-Blocks are ranked by what each brings on validation when it alone is left in float; the most harmful ones go first,
-weighed against the latency that this costs on the target, until validation keeps the budget. Never beyond the latency
-budget, and never slower than the float model.
+Blocks are ranked by how much closer to the dense model each brings the network when it alone is left in float, for the
+latency that this costs on the target. The most harmful go first, until validation keeps the budget. The latency budget
+stays met, and the result is never slower than the float model.
 """
 
 import dataclasses
@@ -20,26 +20,24 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.quantization import fx_graph, placement, quantize
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.quantization.quantize import Network, QuantizedModel, shipping
+from toolchain.quantization.quantize import Network, QuantizedModel
 from toolchain.search import place
 from toolchain.search.placement_search import MAX_BLOCKS
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 
 VERSION = 1
-MIN_LOG_COST = (
-    0.005  # least cost in latency, as a log, so that a block that costs nothing measurable does not weigh infinitely
-)
+MIN_LOG_COST = 0.005  # log of a block's slowdown, at least, so that the weight of a block without cost stays finite
 
 
 @dataclass(frozen=True)
 class BlockSensitivity:
-    """What leaving one block in float brings."""
+    """The effect of leaving one block in float."""
 
     block: str
     accuracy: float  # on validation, with this block alone in float
-    divergence: float  # nats an image from the dense float model's answers; less is closer
-    slowdown: float | None  # times as slow as with all in integers, measured; None: not measured
+    divergence: float  # nats per image from the dense float model's predictions; less is closer
+    slowdown: float | None  # latency relative to the network all in int8; None: not measured
     returned: bool  # whether it stays in float
 
 
@@ -47,33 +45,39 @@ class BlockSensitivity:
 class AccuracyControlResult:
     """What accuracy control did."""
 
-    needed: bool  # the budget was missed with all of the placement in integers
-    limit: float | None  # accuracy drop allowed on validation
-    before: float | None  # accuracy drop on validation, all of the placement in integers
+    needed: bool  # whether int8 missed the budget
+    limit: float | None  # allowed accuracy drop on validation
+    before: float | None  # accuracy drop on validation, all of the placement in int8
     after: float | None
     ranking: tuple[BlockSensitivity, ...]  # the most harmful first
     why: str
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """How far a model's answers on validation are from the dense float model's."""
+class ValidationReference:
+    """The dense float model's logits on validation, which quantized models are compared with."""
 
-    data: Dataset  # at the size that the model takes its pictures
-    dense: Tensor  # logits [images, classes]
+    dataset: Dataset  # with images of the size that the quantized network takes
+    dense_logits: Tensor  # [images, classes]
 
-    def drop(self, logits: Tensor) -> float:
-        labels = self.data.splits["val"].labels
-        return float((self.dense.argmax(1) == labels).float().mean() - (logits.argmax(1) == labels).float().mean())
+    @property
+    def labels(self) -> Tensor:
+        """Labels of the validation images, int64 [images]."""
+        return self.dataset.splits["val"].labels
+
+    def accuracy_drop(self, logits: Tensor) -> float:
+        """Return the accuracy of the dense model less that of `logits` [images, classes]."""
+        dense_correct, correct = self.dense_logits.argmax(1) == self.labels, logits.argmax(1) == self.labels
+        return float(dense_correct.float().mean() - correct.float().mean())
 
     def divergence(self, logits: Tensor) -> float:
-        return quantize.kl_divergence(logits, self.dense)
+        """Return the divergence of `logits` [images, classes] from the dense model's, in nats per image."""
+        return quantize.kl_divergence(logits, self.dense_logits)
 
-    def answers(self, quantized: QuantizedModel, chosen: Placement) -> Tensor:
-        """Logits on validation with the rounding of `chosen` alone."""
-        return loop.predict(
-            fx_graph.restrict_to_placement(quantized.graph, chosen), self.data.splits["val"], self.data.preprocess
-        )
+    def predict(self, quantized: QuantizedModel, chosen: Placement) -> Tensor:
+        """Return the logits [images, classes] of a quantized model restricted to a placement."""
+        graph = fx_graph.restrict_to_placement(quantized.graph, chosen)
+        return loop.predict(graph, self.dataset.splits["val"], self.dataset.preprocess)
 
 
 def run(
@@ -82,130 +86,154 @@ def run(
     placed: Mapping[NetworkName, PlacementResult],
     dense: FinetunedModel,
 ) -> tuple[dict[NetworkName, Network], AccuracyControlResult | None]:
-    """Return harmful blocks to float where validation says that the accuracy budget is missed; else change nothing.
+    """Return harmful blocks to float if validation misses the accuracy budget; else change nothing.
 
     Args:
-        job: its `accuracy_drop` decides whether, its `speedup` how far.
-        networks: the one that is to ship is changed; the others stay as they are.
-        placed: what the search measured; gives the cost of each block.
-        dense: the dense float model that accuracy is compared with, and its validation images.
+        job: its `accuracy_drop` budget decides whether, its `speedup` budget how far.
+        networks: only the one that is to ship is changed.
+        placed: the placement search's timings, which give the cost of each block.
+        dense: the dense float model, the accuracy baseline, and its validation images.
     """
-    name = shipping(networks)
-    changed, control = _one(job, networks[name], dense, placed[name])
-    return {**networks, name: changed}, control
+    name = quantize.shipping(networks)
+    changed, result = _control_network(job, networks[name], dense, placed[name])
+    return {**networks, name: changed}, result
 
 
-def _one(
-    job: Job, family: Network, adapted: FinetunedModel, placed: PlacementResult
+def _control_network(
+    job: Job, network: Network, dense: FinetunedModel, placed: PlacementResult
 ) -> tuple[Network, AccuracyControlResult | None]:
-    budget, target = job.budget, job.target
-    own, limit, dense = family.quantized, budget.accuracy_drop, adapted.trained
-    if own is None or limit is None or placed.float_wins:
-        return family, None
-    key = files.digest(VERSION, own.trained.key, dense.key, own.placement, limit, budget.speedup, placed.key, target)
+    budget, quantized = job.budget, network.quantized
+    if quantized is None or budget.accuracy_drop is None or placed.float_wins:
+        return network, None
+    key = files.digest(
+        VERSION, quantized.trained.key, dense.trained.key, quantized.placement, budget.accuracy_drop, budget.speedup,
+        placed.key, job.target,
+    )  # fmt: skip
     with stage_cache.open_stage(job.work, "control", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            found, chosen = _controlled(job, family, adapted, placed)
-            stage = stage_cache.finish(stage, started, {"found": found, "placement": chosen})
+            result, chosen = _return_blocks(job, network, quantized, budget.accuracy_drop, dense, placed)
+            stage = stage_cache.finish(stage, started, {"found": result, "placement": chosen})
         assert stage.record is not None
-    found, chosen = _read(stage.record["found"]), place.read_placement(stage.record["placement"])
-    if chosen == own.placement:
-        return family, found
-    graph = fx_graph.restrict_to_placement(own.graph, chosen)
+    result, chosen = _read_result(stage.record["found"]), place.read_placement(stage.record["placement"])
+    if chosen == quantized.placement:
+        return network, result
+    graph = fx_graph.restrict_to_placement(quantized.graph, chosen)
     planned = placement.quantized_layers(fx_graph.list_operations(graph), chosen)
-    trained = dataclasses.replace(own.trained, model=graph, key=key)
-    changed = dataclasses.replace(own, trained=trained, placement=chosen, planned_layers=planned)
-    return dataclasses.replace(family, quantized=changed), found
+    trained = dataclasses.replace(quantized.trained, model=graph, key=key)
+    changed = dataclasses.replace(quantized, trained=trained, placement=chosen, planned_layers=planned)
+    return dataclasses.replace(network, quantized=changed), result
 
 
-def _read(figures: dict[str, object]) -> AccuracyControlResult:
-    rows = figures.pop("ranking")
-    assert isinstance(rows, list)
-    return AccuracyControlResult(**figures, ranking=tuple(BlockSensitivity(**row) for row in rows))  # type: ignore[arg-type]
+def _read_result(row: dict[str, object]) -> AccuracyControlResult:
+    blocks = row.pop("ranking")
+    assert isinstance(blocks, list)
+    return AccuracyControlResult(**row, ranking=tuple(BlockSensitivity(**block) for block in blocks))  # type: ignore[arg-type]
 
 
-def _controlled(
-    job: Job, family: Network, adapted: FinetunedModel, placed: PlacementResult
+def _return_blocks(
+    job: Job, network: Network, quantized: QuantizedModel, limit: float, dense: FinetunedModel, placed: PlacementResult
 ) -> tuple[AccuracyControlResult, Placement]:
-    own, limit, whole, data = family.quantized, job.budget.accuracy_drop, adapted.dataset, family.dataset
-    assert own is not None
-    assert limit is not None
-    judge = _Judge(data, loop.predict(adapted.trained.model, whole.splits["val"], whole.preprocess))
-    before = judge.drop(loop.predict(own.graph, data.splits["val"], data.preprocess))
+    """Return blocks to float until validation keeps the limit; return what was done and the placement.
+
+    Args:
+        job: target, budget and stage cache.
+        network: the network that is to ship.
+        quantized: its quantized form.
+        limit: allowed accuracy drop on validation.
+        dense: the dense float model.
+        placed: the placement search's timings.
+    """
+    data = network.dataset
+    dense_logits = loop.predict(dense.trained.model, dense.dataset.splits["val"], dense.dataset.preprocess)
+    reference = ValidationReference(data, dense_logits)
+    before = reference.accuracy_drop(loop.predict(quantized.graph, data.splits["val"], data.preprocess))
     if before <= limit:
-        return AccuracyControlResult(
-            False, limit, before, before, (), "all of the placement keeps the budget"
-        ), own.placement
-    progress.log(f"control: {100 * before:.1f} points lost on validation, {100 * limit:.1f} allowed; ranking layers")
-    ranking = _ranked(own, judge, placed)
-    chosen, names, after = own.placement, list[str](), before
-    with progress.show_bar("control: layers back to float", len(ranking)) as bar:
-        for one in ranking:
-            trial = placement.leave_in_float(chosen, (one.block,))
-            if not placement.quantized_layers(fx_graph.list_operations(own.graph), trial):
+        why = "all of the placement in int8 keeps the budget"
+        return AccuracyControlResult(False, limit, before, before, (), why), quantized.placement
+    progress.log(
+        f"control: the accuracy drop on validation is {100 * before:.1f} points, {100 * limit:.1f} are allowed; ranking the "
+        "blocks"
+    )
+    ranking = rank_blocks(quantized, reference, placed)
+    chosen, returned, after = quantized.placement, list[str](), before
+    with progress.show_bar("control: blocks back to float", len(ranking)) as bar:
+        for sensitivity in ranking:
+            trial = placement.leave_in_float(chosen, (sensitivity.block,))
+            if not placement.quantized_layers(fx_graph.list_operations(quantized.graph), trial):
                 break
-            chosen, after = trial, judge.drop(judge.answers(own, trial))
-            names.append(one.block)
-            bar.step(f"{100 * after:.1f} points lost")
+            chosen, after = trial, reference.accuracy_drop(reference.predict(quantized, trial))
+            returned.append(sensitivity.block)
+            bar.step(f"accuracy drop {100 * after:.1f} points")
             if after <= limit:
                 break
-    why, kept = _affordable(job, family, chosen, placed) if after <= limit else (
-        "not even with all of these in float is the budget kept; all stay in integers", False
-    )  # fmt: skip
-    rows = tuple(dataclasses.replace(one, returned=kept and one.block in names) for one in ranking)
-    found = AccuracyControlResult(True, limit, before, after if kept else before, rows, why)
-    return found, chosen if kept else own.placement
+    if after <= limit:
+        why, kept = _check_latency(job, network, chosen, placed)
+    else:
+        why, kept = "the budget is missed even with all of these in float, so all stay in int8", False
+    rows = tuple(dataclasses.replace(row, returned=kept and row.block in returned) for row in ranking)
+    result = AccuracyControlResult(True, limit, before, after if kept else before, rows, why)
+    return result, chosen if kept else quantized.placement
 
 
-def _ranked(own: QuantizedModel, judge: _Judge, placed: PlacementResult) -> list[BlockSensitivity]:
-    """Blocks by what they bring for what they cost, the most harmful first."""
-    blocks = placement.split_into_blocks(own.planned_layers, MAX_BLOCKS)
-    base = judge.divergence(loop.predict(own.graph, judge.data.splits["val"], judge.data.preprocess))
-    found = []
+def rank_blocks(
+    quantized: QuantizedModel, reference: ValidationReference, placed: PlacementResult
+) -> list[BlockSensitivity]:
+    """Return the blocks by their gain for their cost when left in float alone, the most harmful first.
+
+    Args:
+        quantized: the quantized network, all of its placement in int8.
+        reference: what it is compared with.
+        placed: gives the slowdown of each block.
+    """
+    blocks = placement.split_into_blocks(quantized.planned_layers, MAX_BLOCKS)
+    data = reference.dataset
+    int8_divergence = reference.divergence(loop.predict(quantized.graph, data.splits["val"], data.preprocess))
+    sensitivities = []
     with progress.show_bar("control: sensitivity of each block", len(blocks)) as bar:
         for block in blocks:
-            logits = judge.answers(own, placement.leave_in_float(own.placement, (block,)))
-            accuracy = float((logits.argmax(1) == judge.data.splits["val"].labels).float().mean())
-            found.append(BlockSensitivity(block, accuracy, judge.divergence(logits), placed.slowdown(block), False))
+            logits = reference.predict(quantized, placement.leave_in_float(quantized.placement, (block,)))
+            accuracy = float((logits.argmax(1) == reference.labels).float().mean())
+            sensitivities.append(
+                BlockSensitivity(block, accuracy, reference.divergence(logits), placed.slowdown(block), False)
+            )
             bar.step(block)
 
-    def worth(one: BlockSensitivity) -> float:
-        cost = max(MIN_LOG_COST, math.log(one.slowdown) if one.slowdown else MIN_LOG_COST)
-        gain = base - one.divergence
+    def gain_per_cost(sensitivity: BlockSensitivity) -> float:
+        slowdown = sensitivity.slowdown
+        cost = max(MIN_LOG_COST, math.log(slowdown) if slowdown else MIN_LOG_COST)
+        gain = int8_divergence - sensitivity.divergence
         return gain / cost if gain > 0 else gain
 
-    return sorted(found, key=worth, reverse=True)
+    return sorted(sensitivities, key=gain_per_cost, reverse=True)
 
 
-def _affordable(job: Job, family: Network, chosen: Placement, placed: PlacementResult) -> tuple[str, bool]:
-    """Whether the placement with less in integers is still fast enough, measured."""
-    speed = place.measure_speedup(family.trained.model, family.dataset.example_input, job.target, chosen, job.work)
-    if speed is None or placed.fastest_float is None:
-        return "returned to float by the ranking; latency was not measured on this machine", True
-    floor = placed.fastest_float.speedup
-    if speed <= floor:
+def _check_latency(job: Job, network: Network, chosen: Placement, placed: PlacementResult) -> tuple[str, bool]:
+    """Return the verdict on the latency with blocks in float, and whether the placement is kept."""
+    speedup = place.measure_speedup(network.trained.model, network.dataset.example_input, job.target, chosen, job.work)
+    if speedup is None or placed.fastest_float is None:
+        return "returned to float by the ranking; the latency was not measured on this machine", True
+    float_speedup, limit = placed.fastest_float.speedup, job.budget.speedup
+    if speedup <= float_speedup:
         return (
-            f"with these in float it would be {speed:.2f}x as fast as f32 and {floor:.2f}x is float's own: not worth it",
+            f"with these in float the speed-up over f32 is {speedup:.2f}x, and float alone reaches {float_speedup:.2f}x: not "
+            "worth it",
             False,
         )
-    budget = job.budget
-    if budget.speedup is not None and family.name == "dense" and speed < budget.speedup:
-        return f"with these in float only {speed:.2f}x is left of the {budget.speedup:.2f}x asked for", False
-    return (
-        f"{speed:.2f}x as fast as the same network in f32, where all in integers was {placed.int8_speedup:.2f}x",
-        True,
-    )
+    if limit is not None and network.name == "dense" and speedup < limit:
+        return f"with these in float the speed-up over f32 is {speedup:.2f}x, below the budget of {limit:.2f}x", False
+    return f"speed-up over f32 {speedup:.2f}x, all in int8 {placed.int8_speedup:.2f}x", True
 
 
-def notes(found: AccuracyControlResult | None, name: str) -> list[str]:
-    """What a reader must know of it."""
-    if found is None or not found.needed or found.before is None or found.limit is None or found.after is None:
+def notes(result: AccuracyControlResult | None, name: str) -> list[str]:
+    """Return the notes for the report on what accuracy control did to the network `name`; none if it was not needed."""
+    if result is None or not result.needed or result.before is None or result.limit is None or result.after is None:
         return []
-    lost = (
-        f"{name}: in integers {100 * found.before:.1f} points were lost on validation ({100 * found.limit:.1f} allowed)"
+    drop = (
+        f"{name}: all in int8, the accuracy drop on validation is {100 * result.before:.1f} points "
+        f"({100 * result.limit:.1f} allowed)"
     )
-    returned = [one.block for one in found.ranking if one.returned]
+    returned = [sensitivity.block for sensitivity in result.ranking if sensitivity.returned]
     if not returned:
-        return [f"{lost}; {found.why}"]
-    return [f"{lost}; {', '.join(returned)} went back to float: {100 * found.after:.1f} points lost, {found.why}"]
+        return [f"{drop}; {result.why}"]
+    return [f"{drop}; with {', '.join(returned)} in float it is {100 * result.after:.1f} points; {result.why}"]

@@ -215,9 +215,7 @@ def test_a_plans_share_that_is_not_a_usual_one_is_measured_beside_them(adapted: 
     fine = dataclasses.replace(TARGET, alignment=1)
     space = SensitivitySurvey(job_of(RECIPE, fine, out=tmp_path), adapted, Surgery()).space
     kept = tuple(15 if group.name == "stem" else group.channels for group in space.groups)
-    plan = PruningPlan(
-        surgery.build(adapted.trained.model, space, width_search.Subnetwork(kept)), "fine", (), (), None
-    )
+    plan = PruningPlan(surgery.build(adapted.trained.model, space, width_search.Subnetwork(kept)), "fine", (), (), None)
     curves = pruning_sensitivity.run(job_of(RECIPE, fine, out=tmp_path), adapted, plan)
     assert curves is not None
     shares = {curve.name: [point.share for point in curve.points] for curve in curves.curves}
