@@ -94,7 +94,9 @@ def own(subject: model_files.ModelFile, folder: Path, seed: int) -> float:
     """p50 as `bench` measures it, from three rounds."""
     path = folder / f"{subject.name}-{seed}.json"
     path.unlink(missing_ok=True)
-    return paired_rounds.p50(paired_rounds.measure([subject.timed], 3, seed, path, "bench"), subject.name).estimate
+    return paired_rounds.p50(
+        paired_rounds.measure([subject.timed_model], 3, seed, path, "bench"), subject.name
+    ).estimate
 
 
 def bare(path: Path) -> float:
@@ -124,7 +126,7 @@ def spread(name: str, repeats: int, out: Path) -> None:
     for repeat in range(repeats):
         path = out / "rounds" / f"spread-{repeat}.json"
         path.unlink(missing_ok=True)
-        sides = [subject.renamed("it").timed, subject.renamed("reference").timed]
+        sides = [subject.renamed("it").timed_model, subject.renamed("reference").timed_model]
         measured = paired_rounds.measure(sides, 10, 100 * repeat, path, f"spread {repeat + 1}")
         halves = [paired_rounds.p50(measured, side).estimate for side in ("it", "reference")]
         ratios.append(halves[0] / halves[1])

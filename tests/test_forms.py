@@ -161,7 +161,7 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = room.compile(tmp_path / "m.onnx", tmp_path / "ir").path
     packed = [room.pack(made, tmp_path / name, threads=1, precision="f32", native=True) for name in ("first", "second")]
     assert packed[0].files[0].read_bytes() == packed[1].files[0].read_bytes()
-    assert packed[0].bound_to == {**room.fingerprint(), "isa": machine.isa()}
+    assert packed[0].bound_to == {**room.fingerprint(), "isa": machine.vector_extensions()}
     image = np.random.default_rng(0).standard_normal((1, 3, 4, 4), dtype=np.float32)
     session = room.open(packed[0].files[0], threads=1, precision="f32")
     assert np.array_equal(session.run(image), np.maximum(image, 0))

@@ -62,7 +62,7 @@ def make_forms(job: Job, variant: Variant, predictions: Predictions, data: Datas
         return PackagedForms()
     key = files.digest(
         VERSION, variant.artefact.sha256, variant.precision, files.to_jsonable(target.package), data.preprocess, data.digest,
-        load_runtime(target.runtime).fingerprint(), machine.isa(), target.threads, target.isa,
+        load_runtime(target.runtime).fingerprint(), machine.vector_extensions(), target.threads, target.isa,
         cpp_runner.hash_sources() if target.package.sources else "",
     )  # fmt: skip
     with stage_cache.open_stage(job.work, "package", key) as stage:

@@ -22,7 +22,7 @@ class GatePair:
 
     recipe: str
     candidate: ModelFile
-    reference: ModelFile
+    baseline: ModelFile
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def list_images(domain: Domain, cache: Path, compared: GatePair) -> GateImages:
     """
     found = image_folder.find_images(domain, cache)
     labels = tuple(found.classes[label] for label in found.labels["test"])
-    for one in (compared.candidate, compared.reference):
+    for one in (compared.candidate, compared.baseline):
         classes = one.manifest["classes"] if one.manifest else ()
         if unknown := set(labels) - set(classes):
             raise ToolchainError(
-                f"{one.folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
+                f"{one.bundle_folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
             )
     return GateImages(tuple(found.files["test"]), labels)
 
@@ -84,15 +84,19 @@ def load_pair(
         other = model_files.open_model(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
     for one in (tested, other):
         if one.manifest is None:
-            raise ToolchainError(f"{one.timed.path} is a bare model file; a gate compares bundles (folder or .tar)")
+            raise ToolchainError(
+                f"{one.timed_model.path} is a bare model file; a gate compares bundles (folder or .tar)"
+            )
         if lacking := [name for name in REQUIRED_MANIFEST_KEYS if name not in one.manifest]:
             raise ToolchainError(
-                f"{one.folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
+                f"{one.bundle_folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
             )
         if one.manifest["target"] != target.name:
-            raise ToolchainError(f"{one.folder} was built for {one.manifest['target']!r}, not for {target.name!r}")
+            raise ToolchainError(
+                f"{one.bundle_folder} was built for {one.manifest['target']!r}, not for {target.name!r}"
+            )
     return GatePair(
-        recipe=recipe.name, candidate=tested.on_board(device), reference=other.on_board(device).run_by(python)
+        recipe=recipe.name, candidate=tested.on_board(device), baseline=other.on_board(device).with_python(python)
     )
 
 

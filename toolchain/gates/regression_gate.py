@@ -27,7 +27,7 @@ from toolchain.measure import machine, paired_timing
 from toolchain.measure.model_files import ModelFile
 from toolchain.measure.paired_timing import Round
 
-CANDIDATE, REFERENCE, CONTROL = "candidate", "reference", "reference again"
+CANDIDATE, BASELINE, CONTROL = "candidate", "reference", "reference again"
 ROUND_EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
 MAX_ACCURACY_P_VALUE = 0.05  # that a loss which is called one is none
 FOOTPRINT_PROCESSES = 3  # processes a side; the least counts
@@ -40,10 +40,10 @@ class GateResult:
 
     pair: GatePair
     verdicts: tuple[Verdict, ...]
-    latency: LatencyTest
+    latency_test: LatencyTest
     rounds: tuple[Round, ...]  # raw, those that confirm a regression at the end
-    accuracy: Interval | None = None  # the candidate's on the test pictures
-    p_accuracy: float = 1.0  # of answers like these where the candidate is as good
+    candidate_accuracy: Interval | None = None  # the candidate's on the test pictures
+    accuracy_p_value: float = 1.0  # of answers like these where the candidate is as good
 
 
 def check_environment(target: Target, device: str) -> None:
@@ -74,9 +74,9 @@ def compare_pair(
         ToolchainError: one does not load.
     """
     sides = [
-        pair.reference.renamed(REFERENCE).timed,
-        pair.candidate.renamed(CANDIDATE).timed,
-        pair.reference.renamed(CONTROL).timed,
+        pair.baseline.renamed(BASELINE).timed_model,
+        pair.candidate.renamed(CANDIDATE).timed_model,
+        pair.baseline.renamed(CONTROL).timed_model,
     ]
     for attempt in range(attempts):
         conducted, measured = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe)
@@ -84,23 +84,23 @@ def compare_pair(
             break
     footprints = {
         name: min(paired_timing.measure_footprint(side).peak_rss_bytes for _ in range(FOOTPRINT_PROCESSES))
-        for name, side in ((CANDIDATE, sides[1]), (REFERENCE, sides[0]))
+        for name, side in ((CANDIDATE, sides[1]), (BASELINE, sides[0]))
     }
-    answers = None if pictures is None or pair.reference.timed.python else _answers(pair, pictures)
+    answers = None if pictures is None or pair.baseline.timed_model.python else _answers(pair, pictures)
     exact = [
-        _grown("size", pair.candidate.artefact.size_bytes, pair.reference.artefact.size_bytes, target.gate.size_growth, "model files"),
+        _grown("size", pair.candidate.artefact.size_bytes, pair.baseline.artefact.size_bytes, target.gate.size_growth, "model files"),
         _grown(
-            "memory", footprints[CANDIDATE], footprints[REFERENCE], target.gate.memory_growth,
+            "memory", footprints[CANDIDATE], footprints[BASELINE], target.gate.memory_growth,
             f"peak resident memory, the least of {FOOTPRINT_PROCESSES} processes each",
         ),
-        _covered(pair) if machine.runs_same_kernels(target.isa) and not pair.reference.timed.python else None,
+        _covered(pair) if machine.runs_same_kernels(target.isa) and not pair.baseline.timed_model.python else None,
     ]  # fmt: skip
     return GateResult(
         pair=pair,
         verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
-        latency=conducted, rounds=tuple(measured),
-        accuracy=None if answers is None else statistics.accuracy(answers[0]),
-        p_accuracy=1.0 if answers is None else statistics.mcnemar_p_value(answers[1], answers[0]),
+        latency_test=conducted, rounds=tuple(measured),
+        candidate_accuracy=None if answers is None else statistics.accuracy(answers[0]),
+        accuracy_p_value=1.0 if answers is None else statistics.mcnemar_p_value(answers[1], answers[0]),
     )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _conducted(
 ) -> tuple[LatencyTest, list[Round]]:
     """Rounds until they decide, and all of them."""
     measured = list[Round]()
-    with progress.show_bar(f"gate {recipe}: paired rounds", sequential_test.FIRST) as bar:
+    with progress.show_bar(f"gate {recipe}: paired rounds", sequential_test.FIRST_ROUNDS) as bar:
 
         def keep(one: Round) -> None:
             measured.append(one)
@@ -126,7 +126,7 @@ def _conducted(
 def read_sample(one: Round) -> Sample:
     """What a round says of both sides."""
     candidate, control = (
-        statistics.log_speedup(one.blocks[side], one.blocks[REFERENCE]) for side in (CANDIDATE, CONTROL)
+        statistics.log_speedup(one.blocks[side], one.blocks[BASELINE]) for side in (CANDIDATE, CONTROL)
     )
     return Sample(candidate, control)
 
@@ -156,11 +156,11 @@ def _grown(what: str, candidate: int, reference: int, allowed: float | None, whe
 def _covered(pair: GatePair) -> Verdict | None:
     """Whether as large a share of the layers that should runs in integers, by the runtime's own executed graph."""
     shares, said = [], []
-    for one in (pair.candidate, pair.reference):
-        if one.manifest is None or one.timed.precision != "int8":
+    for one in (pair.candidate, pair.baseline):
+        if one.manifest is None or one.timed_model.precision != "int8":
             return None
-        room = load_runtime(one.timed.runtime)
-        found = room.coverage(Path(one.timed.path), precision=one.timed.precision)
+        room = load_runtime(one.timed_model.runtime)
+        found = room.coverage(Path(one.timed_model.path), precision=one.timed_model.precision)
         planned = len(one.manifest["placement"]["planned"])
         shares.append(found.integer / max(planned, 1))
         said.append(f"{found.integer} of {planned}")
@@ -198,7 +198,7 @@ def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: GateLimits
 
 def _answers(pair: GatePair, shown: GateImages) -> tuple[np.ndarray, np.ndarray]:
     """Which test pictures candidate and reference get right, bool [pictures] each."""
-    sides = (pair.candidate, pair.reference)
+    sides = (pair.candidate, pair.baseline)
     with progress.show_bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
         first, second = (_right(one, shown, bar.step) for one in sides)
     return first, second
@@ -206,7 +206,7 @@ def _answers(pair: GatePair, shown: GateImages) -> tuple[np.ndarray, np.ndarray]
 
 def _right(subject: ModelFile, shown: GateImages, step: Callable[[], None]) -> np.ndarray:
     assert subject.manifest is not None
-    side, classes = subject.timed, subject.manifest["classes"]
+    side, classes = subject.timed_model, subject.manifest["classes"]
     session = load_runtime(side.runtime).open(Path(side.path), threads=side.threads, precision=side.precision)
     right = []
     for file, label in zip(shown.files, shown.labels, strict=True):
@@ -221,8 +221,8 @@ def _right(subject: ModelFile, shown: GateImages, step: Callable[[], None]) -> n
 
 def adjust_for_several_recipes(gated: Sequence[GateResult]) -> list[GateResult]:
     """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    slower = statistics.holm_adjust([one.latency.p_value for one in gated])
-    worse = statistics.holm_adjust([one.p_accuracy for one in gated])
+    slower = statistics.holm_adjust([one.latency_test.p_value for one in gated])
+    worse = statistics.holm_adjust([one.accuracy_p_value for one in gated])
     result = []
     for one, slow, bad in zip(gated, slower, worse, strict=True):
         doubted = {
@@ -240,7 +240,7 @@ def adjust_for_several_recipes(gated: Sequence[GateResult]) -> list[GateResult]:
             for v in one.verdicts
         )
         told = next(v.outcome for v in verdicts if v.check == "latency_growth")
-        result.append(replace(one, verdicts=verdicts, latency=replace(one.latency, outcome=told)))
+        result.append(replace(one, verdicts=verdicts, latency_test=replace(one.latency_test, outcome=told)))
     return result
 
 

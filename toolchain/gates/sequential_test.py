@@ -16,10 +16,10 @@ from toolchain.core.types import Interval
 from toolchain.gates.verdict import Outcome
 
 Decision = Literal["pass", "regression", "undecided"]
-FIRST, STEP, MOST = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
+FIRST_ROUNDS, ADDED_ROUNDS, MAX_ROUNDS = 10, 5, 20  # rounds: to begin with, more at a time while undecided, in all
 CONFIRMING_ROUNDS = 10  # further rounds before a regression is called one
 ERROR_LEVEL = 0.005  # of each of the two errors, at most
-LOOKS = 1 + (MOST - FIRST) // STEP  # how often rounds are read; each may pass by chance
+LOOKS = 1 + (MAX_ROUNDS - FIRST_ROUNDS) // ADDED_ROUNDS  # how often rounds are read; each may pass by chance
 POWER = 0.99  # of finding the smallest slowdown that is named
 
 
@@ -58,9 +58,9 @@ def run_test(draw: Callable[[int], Sequence[Sample]], threshold: float) -> Laten
         draw: measures so many more rounds.
         threshold: of a regression; 0.05 = 5 % slower.
     """
-    first = list(draw(FIRST))
-    while (decision := decide(_candidates(first), threshold)) == "undecided" and len(first) < MOST:
-        first += draw(STEP)
+    first = list(draw(FIRST_ROUNDS))
+    while (decision := decide(_candidates(first), threshold)) == "undecided" and len(first) < MAX_ROUNDS:
+        first += draw(ADDED_ROUNDS)
     reason = why_unfit(_controls(first), threshold)
     again = list(draw(CONFIRMING_ROUNDS)) if decision == "regression" and not reason else []
     if again:

@@ -24,14 +24,14 @@ from toolchain.search.pruning_plan import PruningPlan
 # sign, factor, unit and format; all others are shares
 RATIO_FORMATS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
 # agreement of artefact and torch model; and at most the slack below the runtime's with itself, as far as the images tell
-TOP1_FLOOR = 0.985
-TOP1_SLACK = 0.003
+MIN_TOP1_AGREEMENT = 0.985
+TOP1_AGREEMENT_SLACK = 0.003
 # rounding to eight bits of mantissa is a change of the model, as quantization is: it moves close calls to both sides
 # (2 % on a noisy real set, so 0.4 points on 2,000 images by chance alone), and the budgets hold what it costs
-BF16_TOP1_FLOOR = 0.96
-BF16_ACCURACY_GAP = 0.01
+BF16_MIN_TOP1_AGREEMENT = 0.96
+BF16_MAX_ACCURACY_GAP = 0.01
 MAX_ACCURACY_GAP = 0.003  # artefact against torch model
-SMALL_SET_IMAGES = 2  # on a small test set a few pictures may differ whatever their share
+TOLERATED_IMAGES = 2  # on a small test set a few pictures may differ whatever their share
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,15 @@ def _exact(check: str, measured: float, limit: float, passed: bool, why: str) ->
 def _promises(variant: Variant, own: VariantAccuracy) -> list[Verdict]:
     """What holds for every artefact, whatever the budget: it is the model that was trained, and it runs in integers."""
     parity = own.parity
-    floor = BF16_TOP1_FLOOR if variant.precision == "bf16" else TOP1_FLOOR
+    floor = BF16_MIN_TOP1_AGREEMENT if variant.precision == "bf16" else MIN_TOP1_AGREEMENT
     why = f"artefact against torch model over {parity.images} images"
     if parity.runtime_agreement is not None:
-        own_floor = parity.runtime_agreement - TOP1_SLACK - _by_chance(parity, parity.runtime_agreement)
+        own_floor = parity.runtime_agreement - TOP1_AGREEMENT_SLACK - _by_chance(parity, parity.runtime_agreement)
         floor = max(floor, own_floor)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
-    floor = min(floor, 1 - SMALL_SET_IMAGES / parity.images)
-    gap = BF16_ACCURACY_GAP if variant.precision == "bf16" else MAX_ACCURACY_GAP
-    gap = max(gap, SMALL_SET_IMAGES / parity.images)
+    floor = min(floor, 1 - TOLERATED_IMAGES / parity.images)
+    gap = BF16_MAX_ACCURACY_GAP if variant.precision == "bf16" else MAX_ACCURACY_GAP
+    gap = max(gap, TOLERATED_IMAGES / parity.images)
     found = [
         _exact("top1_agreement", parity.top1_agreement, floor, parity.top1_agreement >= floor - 1e-9, why),
         _exact(

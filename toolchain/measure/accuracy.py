@@ -139,7 +139,7 @@ def predict(
     runtime = load_runtime(target.runtime)
     key = files.digest(
         VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
-        target.threads, machine.isa(), split,
+        target.threads, machine.vector_extensions(), split,
     )  # fmt: skip
     with stage_cache.open_stage(work, "verify", key) as stage:
         if stage.record is None:

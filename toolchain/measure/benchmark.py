@@ -31,9 +31,9 @@ class BenchmarkSettings:
 
     rounds: int = 10
     seed: int = 0
-    batches: tuple[int, ...] = ()  # further ones
-    threads: tuple[int, ...] = ()  # further numbers of them
-    cpus: tuple[int, ...] = ()  # cores to stay on; none: wherever the system puts it
+    batch_sizes: tuple[int, ...] = ()  # further ones
+    thread_counts: tuple[int, ...] = ()  # further numbers of them
+    cores: tuple[int, ...] = ()  # cores to stay on; none: wherever the system puts it
 
 
 def compare_models(subjects: Sequence[ModelFile], asked: BenchmarkSettings, folder: Path) -> dict[str, Any]:
@@ -42,9 +42,9 @@ def compare_models(subjects: Sequence[ModelFile], asked: BenchmarkSettings, fold
     Raises:
         ToolchainError: a subject does not load, or an input cannot be made for it.
     """
-    sides = [_static(one, folder).timed for one in subjects]
+    sides = [_static(one, folder).timed_model for one in subjects]
     names = [side.name for side in sides]
-    with timing_conditions.pin_to_cores(asked.cpus) as refused:
+    with timing_conditions.pin_to_cores(asked.cores) as refused:
         watch = timing_conditions.ConditionMonitor()
         measured = paired_rounds.measure(
             sides, asked.rounds, asked.seed, folder / "rounds.json", "bench: paired rounds"
@@ -74,7 +74,7 @@ def compare_models(subjects: Sequence[ModelFile], asked: BenchmarkSettings, fold
 
 def _static(subject: ModelFile, folder: Path) -> ModelFile:
     """With one picture where a bare file leaves their number open: that is slower, and nothing ships like that."""
-    return subject.with_batch(1, folder) if subject.open_batch else subject
+    return subject.with_batch(1, folder) if subject.dynamic_batch else subject
 
 
 def _row(
@@ -162,12 +162,12 @@ def _swept(
 ) -> list[dict[str, Any]]:
     """Pictures a second for every batch size and number of threads that was asked for."""
     rows = []
-    for batch in sorted({1, *asked.batches}) if asked.batches or asked.threads else ():
-        for threads in sorted(set(asked.threads) or {0}):
+    for batch in sorted({1, *asked.batch_sizes}) if asked.batch_sizes or asked.thread_counts else ():
+        for threads in sorted(set(asked.thread_counts) or {0}):
             own = list[TimedModel]()
             for subject, side in zip(subjects, sides, strict=True):
                 try:
-                    other = side if batch == side.shape[0] else subject.with_batch(batch, folder).timed
+                    other = side if batch == side.shape[0] else subject.with_batch(batch, folder).timed_model
                 except ToolchainError as reason:
                     rows.append(_unswept(side.name, batch, threads or side.threads, str(reason)))
                     continue

@@ -208,7 +208,7 @@ class Board:
 
     def _sent(self, path: Path) -> str:
         """What a model's files are known by on the board, where they lie from now on."""
-        files = [path, *external_weights.list_external_files(path)]
+        files = [path, *external_weights.list_companion_files(path)]
         key = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
         if key not in self._there:
             self._send(files, f"{self.folder}/{key}")

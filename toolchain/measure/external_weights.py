@@ -14,16 +14,16 @@ from toolchain.core.errors import ToolchainError, first_line
 from toolchain.edge import timing_process
 
 
-def list_external_files(model: Path) -> list[Path]:
+def list_companion_files(model: Path) -> list[Path]:
     """Further files that a model of any kind consists of.
 
     Raises:
         ToolchainError: as `files` does.
     """
-    return [*timing_process.find_weight_files(model), *list_model_files(model)]
+    return [*timing_process.find_weight_files(model), *list_external_weights(model)]
 
 
-def list_model_files(model: Path) -> tuple[Path, ...]:
+def list_external_weights(model: Path) -> tuple[Path, ...]:
     """Files beside an ONNX model that it keeps weights in; none for another kind of model.
 
     Raises:

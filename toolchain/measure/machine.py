@@ -19,7 +19,7 @@ def describe(device: str = "") -> Mapping[str, str | int]:
     return boards.connect(device).machine if device else processor.describe()
 
 
-def isa(device: str = "") -> str:
+def vector_extensions(device: str = "") -> str:
     """The vector instructions that decide how integers are multiplied."""
     return str(describe(device)["isa"])
 
@@ -43,7 +43,7 @@ def integer_isa(device: str = "") -> Isa:
         raise ToolchainError(
             f"{device or 'this machine'} is {architecture}; there are targets for x86-64 and arm64 only"
         )
-    return "x86-64-vnni" if processor.VNNI_FLAGS & set(isa(device).split()) else "x86-64-avx2"
+    return "x86-64-vnni" if processor.VNNI_FLAGS & set(vector_extensions(device).split()) else "x86-64-avx2"
 
 
 def runs_same_kernels(wanted: Isa) -> bool:

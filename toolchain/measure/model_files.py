@@ -26,16 +26,16 @@ from toolchain.measure.paired_timing import TimedModel
 class ModelFile:
     """A model file as it is to be timed, and what is known of it."""
 
-    timed: TimedModel
+    timed_model: TimedModel
     artefact: Artefact
     manifest: Mapping[str, Any] | None  # None: a bare file
-    folder: Path | None  # of the bundle
-    open_batch: bool = False  # a bare file that takes any number of pictures
+    bundle_folder: Path | None  # of the bundle
+    dynamic_batch: bool = False  # a bare file that takes any number of pictures
 
     @property
     def name(self) -> str:
         """What it is called in tables."""
-        return self.timed.name
+        return self.timed_model.name
 
     @property
     def macs(self) -> int | None:
@@ -50,28 +50,30 @@ class ModelFile:
         Raises:
             ToolchainError: its graph does not bear that.
         """
-        room = load_runtime(self.timed.runtime)
+        room = load_runtime(self.timed_model.runtime)
         made = room.batched(self.artefact.path, count, folder / self.artefact.sha256[:16])
-        shape = (count, *self.timed.shape[1:])
+        shape = (count, *self.timed_model.shape[1:])
         try:
-            answer = room.open(made, threads=1, precision=self.timed.precision).run(np.zeros(shape, self.timed.dtype))
+            answer = room.open(made, threads=1, precision=self.timed_model.precision).run(
+                np.zeros(shape, self.timed_model.dtype)
+            )
         except Exception as reason:  # the runtimes' own kinds
             raise ToolchainError(f"fixed to another number than {count} pictures") from reason
         if len(answer) != count:
             raise ToolchainError(f"answers {len(answer)} times for {count} pictures")
-        return replace(self, timed=replace(self.timed, path=str(made), shape=shape), open_batch=False)
+        return replace(self, timed_model=replace(self.timed_model, path=str(made), shape=shape), dynamic_batch=False)
 
-    def run_by(self, python: str) -> "ModelFile":
+    def with_python(self, python: str) -> "ModelFile":
         """The same in another interpreter."""
-        return replace(self, timed=replace(self.timed, python=python))
+        return replace(self, timed_model=replace(self.timed_model, python=python))
 
     def on_board(self, device: str) -> "ModelFile":
         """The same on a board; empty: here."""
-        return replace(self, timed=replace(self.timed, device=device))
+        return replace(self, timed_model=replace(self.timed_model, device=device))
 
     def renamed(self, name: str) -> "ModelFile":
         """The same under another name."""
-        return replace(self, timed=replace(self.timed, name=name))
+        return replace(self, timed_model=replace(self.timed_model, name=name))
 
 
 def open_model(path: Path, scratch: Path, *, runtime: str = "", threads: int = 0, precision: str = "") -> ModelFile:
@@ -113,7 +115,7 @@ def _bundle(folder: Path, threads: int) -> ModelFile:
             f"{folder}: SHA256SUMS does not vouch for {', '.join(map(str, names)) or 'any model'}; refused"
         )
     files = tuple(folder / name for name in names)
-    if odd := [file.name for file in external_weights.list_external_files(files[0]) if file.name not in names]:
+    if odd := [file.name for file in external_weights.list_companion_files(files[0]) if file.name not in names]:
         raise ToolchainError(
             f"{folder}: the manifest does not name {odd[0]}, which {files[0].name} would read; refused"
         )
@@ -121,7 +123,7 @@ def _bundle(folder: Path, threads: int) -> ModelFile:
     side = TimedModel(
         name=name, runtime=runtime, path=str(files[0]), precision=precision, threads=threads, shape=size, dtype=dtype
     )  # fmt: skip
-    return ModelFile(timed=side, artefact=records.make_artefact(*files), manifest=found, folder=folder)
+    return ModelFile(timed_model=side, artefact=records.make_artefact(*files), manifest=found, bundle_folder=folder)
 
 
 def _fresh(scratch: Path) -> Path:
@@ -137,7 +139,7 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> ModelFile:
     if path.suffix not in kinds:
         raise ToolchainError(f"{path}: of no kind that can be timed; there are .tar, {', '.join(sorted(kinds))}")
     chosen = runtime or kinds[path.suffix]
-    companions = external_weights.list_external_files(path)  # before any runtime follows them
+    companions = external_weights.list_companion_files(path)  # before any runtime follows them
     room = load_runtime(chosen)
     given_shape, dtype, integer = load_runtime(kinds[path.suffix]).signature(path)
     shape = static_shape(given_shape, path)
@@ -148,8 +150,8 @@ def _bare(path: Path, runtime: str, threads: int, precision: str) -> ModelFile:
         name=path.stem, runtime=chosen, path=str(path), precision=given, threads=threads, shape=shape, dtype=dtype
     )  # fmt: skip
     return ModelFile(
-        timed=side, artefact=records.make_artefact(path, *companions), manifest=None, folder=None,
-        open_batch=given_shape[0] is None,
+        timed_model=side, artefact=records.make_artefact(path, *companions), manifest=None, bundle_folder=None,
+        dynamic_batch=given_shape[0] is None,
     )  # fmt: skip
 
 

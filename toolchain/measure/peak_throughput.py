@@ -18,7 +18,7 @@ from toolchain.measure import paired_rounds
 from toolchain.measure.paired_timing import TimedModel
 
 ROUNDS = 3
-CHANNELS, SIDE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
+CHANNELS, FEATURE_MAP_SIZE = 256, 28  # 3x3 convolution: 462 M multiply-accumulates, long rows, fits the cache
 
 
 def measure(
@@ -26,7 +26,7 @@ def measure(
 ) -> dict[str, float]:
     """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
     room = load_runtime(runtime)
-    shape = (1, CHANNELS, SIDE, SIDE)
+    shape = (1, CHANNELS, FEATURE_MAP_SIZE, FEATURE_MAP_SIZE)
     sides = []
     for precision in sorted(precisions):
         path = folder / f"peak-{precision}.onnx"
@@ -45,14 +45,14 @@ def measure(
     measured = (
         paired_rounds.measure(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
     )
-    macs = CHANNELS**2 * 9 * SIDE**2
+    macs = CHANNELS**2 * 9 * FEATURE_MAP_SIZE**2
     best = {s.name: min(min(b) for one in measured for b in one.blocks[s.name]) for s in sides}
     return {name.removeprefix("peak-"): macs / (ms * 1e-3) for name, ms in best.items()}
 
 
 def _graph(integer: bool) -> onnx.ModelProto:
     random = np.random.default_rng(0)
-    shape = [1, CHANNELS, SIDE, SIDE]
+    shape = [1, CHANNELS, FEATURE_MAP_SIZE, FEATURE_MAP_SIZE]
     kernel = random.standard_normal((CHANNELS, CHANNELS, 3, 3), dtype=np.float32)
     tensors: dict[str, Any] = {"w": (kernel * 30).astype(np.int8) if integer else kernel}
     conv = helper.make_node(

@@ -16,18 +16,22 @@ class ShortRounds:
     """Rounds in the order in which a search asks for them."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.next = folder / FILE_NAME, 0
-        self.done: list[dict[str, Any]] = files.read_json(self.path) if self.path.exists() else []
+        self.path, self.round_number = folder / FILE_NAME, 0
+        self.finished_rounds: list[dict[str, Any]] = files.read_json(self.path) if self.path.exists() else []
 
     def measure(self, sides: Sequence[paired_timing.TimedModel]) -> Mapping[str, Any]:
         """Samples of one process by side, or what an earlier run measured for the same sides at this point."""
-        names, self.next = sorted(side.name for side in sides), self.next + 1
-        done = self.done[self.next - 1] if self.next <= len(self.done) else None
+        names, self.round_number = sorted(side.name for side in sides), self.round_number + 1
+        done = self.finished_rounds[self.round_number - 1] if self.round_number <= len(self.finished_rounds) else None
         if done is not None and sorted(done["blocks"]) == names:
             return dict(done["blocks"])
-        del self.done[self.next - 1 :]
+        del self.finished_rounds[self.round_number - 1 :]
         paired_timing.time_rounds(
-            sides, 1, self.next, lambda one: self.done.append({"blocks": one.blocks}), effort=SHORT_EFFORT
+            sides,
+            1,
+            self.round_number,
+            lambda one: self.finished_rounds.append({"blocks": one.blocks}),
+            effort=SHORT_EFFORT,
         )
-        files.write_json(self.path, self.done)
-        return dict(self.done[-1]["blocks"])
+        files.write_json(self.path, self.finished_rounds)
+        return dict(self.finished_rounds[-1]["blocks"])

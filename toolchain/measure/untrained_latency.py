@@ -54,7 +54,7 @@ class UntrainedNetwork:
     """What is timed: the structure counts, not the weights."""
 
     model: nn.Module
-    image: Tensor  # one example input, float32 [1, 3, height, width]
+    example_input: Tensor  # one example input, float32 [1, 3, height, width]
 
 
 def time_networks(
@@ -101,7 +101,7 @@ def time_networks(
 
 def _graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
-    key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.image.shape), scheme)
+    key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.example_input.shape), scheme)
     with stage_cache.open_stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH_FILE
         if stage.record is None:
@@ -109,9 +109,9 @@ def _graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path
 
             started = time.monotonic()
             progress.log(f"clock: {name} is exported")
-            graph, _ = pt2e.prepare(network.model, network.image, None, scheme)
+            graph, _ = pt2e.prepare(network.model, network.example_input, None, scheme)
             with files.open_atomic(path) as out:
-                out.write(onnx_ir.to_proto(to_onnx.export_graph(graph, network.image)).SerializeToString())
+                out.write(onnx_ir.to_proto(to_onnx.export_graph(graph, network.example_input)).SerializeToString())
             stage_cache.finish(stage, started, {})
     return key, path
 
@@ -121,7 +121,7 @@ def _timed(
 ) -> tuple[dict[str, UntrainedLatency], dict[str, ToolchainError]]:
     made, refused = dict[str, dict[Precision, compile_process.CompiledForm]](), dict[str, ToolchainError]()
     asked = {
-        name: compile_process.make_request(path, target, tuple(networks[name].image.shape), folder)
+        name: compile_process.make_request(path, target, tuple(networks[name].example_input.shape), folder)
         for name, path in graphs.items()
     }
     with progress.show_bar("clock: compiled", len(graphs)) as bar:
@@ -136,7 +136,7 @@ def _timed(
     sides = [
         paired_timing.TimedModel(
             name=f"{name} {precision}", runtime=target.runtime, path=one.opened, precision=precision,
-            threads=target.threads, shape=tuple(networks[name].image.shape), device=target.device,
+            threads=target.threads, shape=tuple(networks[name].example_input.shape), device=target.device,
         )
         for name in able for precision, one in made[name].items()
     ]  # fmt: skip
@@ -147,7 +147,7 @@ def _timed(
     )
     found = {}
     for name in able:
-        layers = profile.measure_layers(networks[name].model, networks[name].image)
+        layers = profile.measure_layers(networks[name].model, networks[name].example_input)
         found[name] = UntrainedLatency(
             macs=int(profile.total_macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
             latencies={p: paired_rounds.p50(measured, f"{name} {p}") for p in target.precisions if measured},

@@ -29,7 +29,7 @@ class WorkerProcess:
     """One that was started; `what` is what messages call it."""
 
     def __init__(self, child: "subprocess.Popen[str]", errors: Any, what: str) -> None:
-        self._child, self._errors, self.what = child, errors, what
+        self._child, self._errors, self.process_name = child, errors, what
 
     def ask(self, question: Mapping[str, Any]) -> Any:
         """Its answer.
@@ -52,8 +52,8 @@ class WorkerProcess:
         if not line:
             self._child.wait()
             self._errors.seek(0)
-            raise describe_failure(self.what, self._errors.read(), self._child.returncode)
-        return parse_line(self.what, line)
+            raise describe_failure(self.process_name, self._errors.read(), self._child.returncode)
+        return parse_line(self.process_name, line)
 
 
 @contextlib.contextmanager

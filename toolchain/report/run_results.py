@@ -91,7 +91,7 @@ def manifest_facts(results: RunResults) -> dict[str, Any]:
             "split": "test",
         },
         "accuracy_drop": {"baseline": BASELINE, **files.to_jsonable(tested.drop)},
-        "isa": machine.isa(),
+        "isa": machine.vector_extensions(),
         "target_isa": results.job.target.isa,
         "provenance": {
             # the digest says which weights they are; their path is private and differs between checkouts

@@ -190,7 +190,7 @@ def _compute_key(model: nn.Module, image: Tensor, target: Target, *settings: obj
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
     return files.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
-        machine.runtime_version(target), machine.isa(target.device), (*settings, *board),
+        machine.runtime_version(target), machine.vector_extensions(target.device), (*settings, *board),
     )  # fmt: skip
 
 

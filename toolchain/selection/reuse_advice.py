@@ -1,8 +1,9 @@
-"""advise: pretrained model, domain, target -> how much of the network is worth keeping, before any training.
+"""Advise how much of a pretrained network is worth keeping for a dataset, before any training.
 
-How much the levels up to a block tell together (`scores/levels.py`) says where to cut, and the same of the network with random
-weights where to start anew. A linear probe behind every block is shown beside it and decides nothing: it is behind where
-fine-tuning gains most, and weights that it finds no better than random ones were still the better start (docs/results.md).
+The LogME score of all levels up to a block (`scores/levels.py`) decides where to cut, and the same score with random weights
+decides which blocks start from new weights. A linear probe behind every block is shown beside it and decides nothing: it
+is low where fine-tuning gains most, and weights that it rates no better than random were still the better start
+(docs/results.md).
 """
 
 import dataclasses
@@ -28,183 +29,205 @@ from toolchain.selection.extract_features import ExtractedFeatures
 from toolchain.training import linear_probe
 
 VERSION = 3
-LOGME_TOLERANCE = 0.002  # of LogME on all levels that a cut may cost, against the best depth; measured: docs/results.md
-MIN_VALIDATION_IMAGES = 100  # validation images below which nothing is cut: nobody could tell what it cost
-FREEZE_BELOW_IMAGES_PER_CLASS = (
-    20  # training images a class below which blocks that already tell the classes apart are left as they are
-)
+LOGME_TOLERANCE = 0.002  # that a cut may lose of LogME on all levels; measured in docs/results.md
+MIN_VALIDATION_IMAGES = 100  # with fewer nothing is cut, because its cost in accuracy could not be measured
+FREEZE_BELOW_IMAGES_PER_CLASS = 20  # training images; with fewer, the blocks before the last kept one are frozen
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthAssessment:
-    """The network up to a block."""
+    """The network up to one block."""
 
     block: str
-    macs: int  # of the network cut behind it, its new head included
-    levels: float  # LogME on the features of all levels up to it
+    macs: int  # of the network cut after the block, with its new head
+    levels: float  # LogME on the features of all levels up to the block
     untrained_levels: float  # the same with random weights
     accuracy: Interval  # of the probe, on validation
     untrained: Interval  # accuracy of the probe on the same network with random weights
-    gain: Interval  # of pretraining: accuracy over that, paired
+    gain: Interval  # of pretraining: `accuracy` less `untrained`, paired
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseAdvice:
-    """The proposal, with the curves that it follows from."""
+    """The advice, with the assessments behind it."""
 
     model: str
     reuse: ReuseSpec
-    why: tuple[str, ...]  # a sentence for each part of the proposal
+    why: tuple[str, ...]  # a sentence for each part of the advice
     depths: tuple[DepthAssessment, ...]
-    speedup: (
-        float | None
-    )  # of the cut network over the whole one, untrained, both in their faster form; None: not timed
-    per_class: float  # training images
+    speedup: float | None  # of the cut network over the whole, untrained, each in its faster precision; None: not timed
+    per_class: float  # training images per class
 
 
 def resolve_auto_reuse(job: Job, data: Dataset, *, timed: bool = True) -> tuple[Job, ReuseAdvice | None]:
-    """The job with `reuse = "auto"` replaced by what is advised, and the advice.
+    """Return the job with `reuse = "auto"` replaced by the advice, and the advice.
 
     Args:
+        job: recipe, target and stage cache.
+        data: the user's dataset.
         timed: whether the cut network is timed against the whole one on the job's target.
 
     Raises:
-        ToolchainError: as `run`.
+        ToolchainError: as for `advise`.
     """
     recipe = job.recipe
     if recipe.reuse != "auto":
         return job, None
-    found = advise(recipe.model.name, recipe.model, data, job.work, job.target if timed else None)
-    return dataclasses.replace(job, recipe=dataclasses.replace(recipe, reuse=found.reuse)), found
+    advice = advise(recipe.model.name, recipe.model, data, job.work, job.target if timed else None)
+    return dataclasses.replace(job, recipe=dataclasses.replace(recipe, reuse=advice.reuse)), advice
 
 
 def advise(name: str, spec: ModelSpec, data: Dataset, work: Path, target: Target | None = None) -> ReuseAdvice:
-    """Looks behind every block. Without depths where there is no telling, so that all of the network is used.
+    """Assess the network up to every block; advise the whole network, without depths, where it cannot be assessed.
 
     Args:
-        target: where the cut network is timed against the whole one; None: nowhere.
+        name: of the model, for the progress bar and the report.
+        spec: the model and its weights.
+        data: the user's dataset.
+        work: the stage cache.
+        target: where the cut network is timed against the whole one; None: not timed.
 
     Raises:
-        ToolchainError: as `look` and `clock`, or there are too few images to tell.
+        ToolchainError: as for `extract_features.extract` and `untrained_latency.time_networks`, or there are too few
+            images for a score.
     """
     if not spec.weights:
-        return _whole(name, data, "it has random weights, which say nothing of what it would learn")
+        return _advise_whole(name, data, "it has random weights, which say nothing of what it would learn")
     trained = extract_features.extract(name, spec, data, work)
     if len(trained.blocks) < 2:
-        return _whole(name, data, "it is no chain of blocks that could be cut")
-    bare = extract_features.extract(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
+        return _advise_whole(name, data, "it is not a chain of blocks that could be cut")
+    untrained = extract_features.extract(f"{name}, random", dataclasses.replace(spec, weights=""), data, work)
     check_scorable(trained.select("train"))
-    key = files.digest(VERSION, trained.key, bare.key)
+    key = files.digest(VERSION, trained.key, untrained.key)
     with stage_cache.open_stage(work, "advise", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            stage = stage_cache.finish(stage, started, {"depths": _depths(name, spec, data, trained, bare)})
+            stage = stage_cache.finish(stage, started, {"depths": _assess_depths(name, spec, data, trained, untrained)})
         assert stage.record is not None
-        depths = tuple(_read(row) for row in stage.record["depths"])
-    reuse, why = choose_reuse(depths, _per_class(data), len(data.splits["val"]))
+        depths = tuple(_read_depth(row) for row in stage.record["depths"])
+    images_per_class = _count_images_per_class(data)
+    reuse, why = choose_reuse(depths, images_per_class, len(data.splits["val"]))
     return ReuseAdvice(
-        model=name, reuse=reuse, why=why, depths=depths, speedup=_speedup(spec, data, reuse, target, work),
-        per_class=_per_class(data),
+        model=name, reuse=reuse, why=why, depths=depths, speedup=_measure_speedup(spec, data, reuse, target, work),
+        per_class=images_per_class,
     )  # fmt: skip
 
 
-def _whole(name: str, data: Dataset, why: str) -> ReuseAdvice:
-    progress.log(f"advise: {name}: all of it is used: {why}")
-    return ReuseAdvice(model=name, reuse=ReuseSpec(), why=(why,), depths=(), speedup=None, per_class=_per_class(data))
+def _advise_whole(name: str, data: Dataset, why: str) -> ReuseAdvice:
+    progress.log(f"advise: {name}: the whole network is used: {why}")
+    return ReuseAdvice(
+        model=name, reuse=ReuseSpec(), why=(why,), depths=(), speedup=None, per_class=_count_images_per_class(data)
+    )
 
 
-def _per_class(data: Dataset) -> float:
+def _count_images_per_class(data: Dataset) -> float:
     return len(data.splits["train"]) / len(data.classes)
 
 
-def choose_reuse(depths: Sequence[DepthAssessment], per_class: float, held: int) -> tuple[ReuseSpec, tuple[str, ...]]:
-    """Where to cut, what to start anew and what to freeze, each with its reason.
+def choose_reuse(
+    depths: Sequence[DepthAssessment], images_per_class: float, validation_images: int
+) -> tuple[ReuseSpec, tuple[str, ...]]:
+    """Return where to cut, which blocks start from new weights and which are frozen, with a reason for each.
 
     Args:
-        per_class: training images.
-        held: validation images.
+        depths: of the network up to each block, in order.
+        images_per_class: training images per class.
+        validation_images: number of validation images.
     """
-    best = max(depths, key=lambda one: one.levels)
-    keep = next(one for one in depths if one.levels >= best.levels - LOGME_TOLERANCE)
-    why = [
-        f"the levels up to {keep.block} tell most of the classes (LogME {keep.levels:.3f})"
-        if keep is best else
-        f"the levels up to {keep.block} tell as much of the classes (LogME {keep.levels:.3f}) as those up to {best.block} "
-        f"({best.levels:.3f})"
-    ]  # fmt: skip
-    if keep is not depths[-1] and held < MIN_VALIDATION_IMAGES:
+    best = max(depths, key=lambda depth: depth.levels)
+    keep = next(depth for depth in depths if depth.levels >= best.levels - LOGME_TOLERANCE)
+    if keep is best:
+        why = [f"the levels up to {keep.block} separate the classes best (LogME {keep.levels:.3f})"]
+    else:
+        why = [
+            f"the levels up to {keep.block} separate the classes as well (LogME {keep.levels:.3f}) as those up to "
+            f"{best.block} ({best.levels:.3f})"
+        ]
+    if keep is not depths[-1] and validation_images < MIN_VALIDATION_IMAGES:
         keep = depths[-1]
-        why = [f"{held} validation images are too few to tell what a cut costs ({MIN_VALIDATION_IMAGES} are enough)"]
+        why = [
+            f"{validation_images} validation images are too few to measure what a cut costs ({MIN_VALIDATION_IMAGES} are "
+            "enough)"
+        ]
     kept = list(depths[: list(depths).index(keep) + 1])
-    known = [one.untrained_levels <= one.levels + LOGME_TOLERANCE for one in kept]
-    worth = len(known) - next((number for number, good in enumerate(reversed(known)) if good), len(known))
+    useful = [depth.untrained_levels <= depth.levels + LOGME_TOLERANCE for depth in kept]
+    # a useful block needs all blocks before it, so only those after the last useful one start anew
+    reused = len(useful) - next((number for number, is_useful in enumerate(reversed(useful)) if is_useful), len(useful))
     fresh, freeze = "", ""
-    if worth < len(kept):
-        fresh = kept[worth].block
+    if reused < len(kept):
+        fresh = kept[reused].block
         why.append(
-            "random weights tell more here than the pretrained ones: only the architecture is taken over"
-            if worth == 0 else f"from {fresh} on random weights tell more than the pretrained ones: it starts anew"
-        )  # fmt: skip
-    if per_class < FREEZE_BELOW_IMAGES_PER_CLASS and worth == len(kept) and len(kept) > 1:
+            "random weights score higher than the pretrained ones: only the architecture is used"
+            if reused == 0
+            else f"from {fresh} on random weights score higher than the pretrained ones: these blocks start anew"
+        )
+    if images_per_class < FREEZE_BELOW_IMAGES_PER_CLASS and reused == len(kept) and len(kept) > 1:
         freeze = kept[-2].block
-        why.append(f"with {per_class:.0f} images a class, all up to {freeze} is left as it is")
+        why.append(f"with {images_per_class:.0f} training images per class, the blocks up to {freeze} are frozen")
     whole = keep is depths[-1]
     return ReuseSpec(keep="" if whole else keep.block, freeze=freeze, fresh=fresh), tuple(why)
 
 
-def _depths(
-    name: str, spec: ModelSpec, data: Dataset, trained: ExtractedFeatures, bare: ExtractedFeatures
+def _assess_depths(
+    name: str, spec: ModelSpec, data: Dataset, trained: ExtractedFeatures, untrained: ExtractedFeatures
 ) -> list[DepthAssessment]:
-    right, plain, macs, told = [], [], list[int](), list[tuple[float, float]]()
+    depths = []
     with progress.show_bar(f"advise: {name}", len(trained.blocks)) as bar:
         for block in trained.blocks:
-            right.append(_right(trained, block))
-            plain.append(_right(bare, block))
-            told.append((_told(trained, block), _told(bare, block)))
+            correct, untrained_correct = _probe_correctly(trained, block), _probe_correctly(untrained, block)
             cut = build.build_untrained(spec, len(data.classes), ReuseSpec(keep=block))
-            macs.append(int(profile.total_macs(profile.measure_layers(cut.eval(), data.example_input))))
-            bar.step(f"{block} {right[-1].mean():.3f}")
-    return [
-        DepthAssessment(
-            block=block, macs=count, levels=levels, untrained_levels=other_levels, accuracy=statistics.accuracy(own),
-            untrained=statistics.accuracy(other), gain=_gain(other, own),
-        )
-        for block, count, (levels, other_levels), own, other in zip(trained.blocks, macs, told, right, plain, strict=True)
-    ]  # fmt: skip
+            depths.append(
+                DepthAssessment(
+                    block=block, macs=int(profile.total_macs(profile.measure_layers(cut.eval(), data.example_input))),
+                    levels=_score_levels(trained, block), untrained_levels=_score_levels(untrained, block),
+                    accuracy=statistics.accuracy(correct), untrained=statistics.accuracy(untrained_correct),
+                    gain=_compute_gain(untrained_correct, correct),
+                )
+            )  # fmt: skip
+            bar.step(f"{block} {correct.mean():.3f}")
+    return depths
 
 
-def _gain(before: np.ndarray, after: np.ndarray) -> Interval:
-    lost = statistics.accuracy_drop(before, after)
-    return Interval(estimate=-lost.estimate, low=-lost.high, high=-lost.low, samples=lost.samples)
+def _compute_gain(before: np.ndarray, after: np.ndarray) -> Interval:
+    """Return the accuracy gain from `before` to `after`, both bool [images] over the same images."""
+    drop = statistics.accuracy_drop(before, after)
+    return Interval(estimate=-drop.estimate, low=-drop.high, high=-drop.low, samples=drop.samples)
 
 
-def _told(found: ExtractedFeatures, block: str) -> float:
-    seen = found.select("train", block)
-    return log_evidence.compute_over_levels(seen.block_features, seen.labels)
+def _score_levels(extracted: ExtractedFeatures, block: str) -> float:
+    train = extracted.select("train", block)
+    return log_evidence.compute_over_levels(train.block_features, train.labels)
 
 
-def _right(found: ExtractedFeatures, block: str) -> np.ndarray:
-    """Which validation images a probe behind `block` gets right, bool [images]."""
-    right: np.ndarray = linear_probe.fit_frozen(found.select("train", block), found.select("val", block))[1].numpy()
-    return right
+def _probe_correctly(extracted: ExtractedFeatures, block: str) -> np.ndarray:
+    """Return which validation images a probe behind `block` predicts correctly, bool [images]."""
+    _, correct = linear_probe.fit_frozen(extracted.select("train", block), extracted.select("val", block))
+    flags: np.ndarray = correct.numpy()
+    return flags
 
 
-def _speedup(spec: ModelSpec, data: Dataset, reuse: ReuseSpec, target: Target | None, work: Path) -> float | None:
+def _measure_speedup(
+    spec: ModelSpec, data: Dataset, reuse: ReuseSpec, target: Target | None, work: Path
+) -> float | None:
+    """Return the speed-up of the cut network over the whole one; None where nothing is cut or it cannot be timed."""
     if not reuse.keep or target is None:
         return None
     networks = {
         name: untrained_latency.UntrainedNetwork(
-            build.build_untrained(spec, len(data.classes), cut).eval(), data.example_input
+            build.build_untrained(spec, len(data.classes), network_reuse).eval(), data.example_input
         )
-        for name, cut in (("whole", ReuseSpec()), ("cut", reuse))
+        for name, network_reuse in (("whole", ReuseSpec()), ("cut", reuse))
     }
-    taken = {name: min((one.estimate for one in found.latencies.values()), default=None)
-             for name, found in untrained_latency.time_networks(networks, target, work)[0].items()}  # fmt: skip
-    whole, cut = taken.get("whole"), taken.get("cut")
+    timed, _ = untrained_latency.time_networks(networks, target, work)
+    fastest_ms = {
+        name: min((latency.estimate for latency in network.latencies.values()), default=None)
+        for name, network in timed.items()
+    }
+    whole, cut = fastest_ms.get("whole"), fastest_ms.get("cut")
     return whole / cut if whole and cut else None
 
 
-def _read(row: dict[str, Any]) -> DepthAssessment:
+def _read_depth(row: dict[str, Any]) -> DepthAssessment:
     intervals = {name: Interval(**row[name]) for name in ("accuracy", "untrained", "gain")}
     return DepthAssessment(
         block=row["block"],

@@ -1,7 +1,7 @@
-"""`toolchain select`: which pretrained model suits a domain, beside what it costs on the target and whether it may ship.
+"""Rank pretrained models for a dataset: transferability beside latency on the target, size and licence; no training.
 
-Scores say how well a model would transfer, before any training; untrained copies say how long it takes. The front is what
-no other candidate beats in both.
+Scores predict how well a model would transfer, untrained copies give its latency. The Pareto front holds the candidates
+that no other one beats in both.
 """
 
 import dataclasses
@@ -27,182 +27,181 @@ from toolchain.measure import machine, untrained_latency
 from toolchain.measure.untrained_latency import UntrainedLatency, UntrainedNetwork
 from toolchain.models import build
 from toolchain.selection import candidates, extract_features, ranking, reuse_advice, transfer_scores
-from toolchain.selection.extract_features import HEAD_INPUT
 
 SCHEMA = 1
-RANKING_SCORE = "levels"  # what is ranked by; why: docs/results.md
-SCORE_WITH_INTERVAL = "probe"  # the score that is a share of images, and so has an interval
-MIN_IMAGES_PER_CLASS = 2  # training images of a class
-MAX_NAMED_FILES = 5  # names of pictures that are left out
-FEW_IMAGES_PER_CLASS = 10  # training images a class below which scores say little
-Row = dict[str, Any]
+RANKING_SCORE = "levels"  # the score that decides the ranking; docs/results.md says why
+SCORE_WITH_INTERVAL = "probe"  # the score that is a share of images, and therefore has an interval
+MIN_IMAGES_PER_CLASS = 2  # training images; with fewer, no score can be computed
+FEW_IMAGES_PER_CLASS = 10  # training images; with fewer, scores are unreliable
+MAX_NAMED_FILES = 5  # unreadable files that a warning names
 
 
 def resolve_auto_model(job: Job) -> tuple[Job, Mapping[str, Any] | None]:
-    """The job with `model.name = "auto"` replaced by the best candidate that the latency budget allows, and the ranking.
+    """Return the job with `model.name = "auto"` replaced by the best candidate within the latency budget, and the ranking.
 
-    "auto:small,zoo:squeezenet1_1_glyphs" says which candidates.
+    "auto:small,zoo:squeezenet1_1_glyphs" names the candidates.
 
     Raises:
-        ToolchainError: as `run`; or no candidate may be shipped or keeps to the budget.
+        ToolchainError: as for `rank_candidates`, or no candidate may be shipped or is within the budget.
     """
-    recipe, limit_text = job.recipe, job.budget.latency
+    recipe, latency_budget = job.recipe, job.budget.latency
     if not is_auto(recipe.model.name):
         return job, None
-    _, given, names = recipe.model.name.partition(":")
-    found = candidates.resolve([name.strip() for name in (names if given else candidates.DEFAULT_SHORTLIST).split(",")])
-    written = rank_candidates(job.domain, job.target, found, recipe.image_size, job.out)
-    limit = budget_limits.parse("latency", limit_text) if limit_text else None
-    row, why = ranking.pick_within_latency(written, limit.value if limit and not limit.relative else None)
+    _, separator, names = recipe.model.name.partition(":")
+    names = names if separator else candidates.DEFAULT_SHORTLIST
+    resolved = candidates.resolve([name.strip() for name in names.split(",")])
+    ranked = rank_candidates(job.domain, job.target, resolved, recipe.image_size, job.out)
+    limit = budget_limits.parse("latency", latency_budget) if latency_budget else None
+    row, why = ranking.pick_within_latency(ranked, limit.value if limit and not limit.relative else None)
     progress.log(f"select: {row['name']}: {why}")
-    taken = next(one for one in found if one.name == row["name"])
-    reuse = taken.reuse if recipe.reuse == ReuseSpec() else recipe.reuse
-    recipe = dataclasses.replace(recipe, model=taken.model, reuse=reuse)
-    return dataclasses.replace(job, recipe=recipe), {**written, "chosen": row["name"], "why": why}
+    chosen = next(candidate for candidate in resolved if candidate.name == row["name"])
+    reuse = chosen.reuse if recipe.reuse == ReuseSpec() else recipe.reuse
+    recipe = dataclasses.replace(recipe, model=chosen.model, reuse=reuse)
+    return dataclasses.replace(job, recipe=recipe), {**ranked, "chosen": row["name"], "why": why}
 
 
 def rank_candidates(
     domain: Domain,
     target: Target,
-    found: Sequence[Candidate],
+    models: Sequence[Candidate],
     size: tuple[int, int] | None,
     out: Path,
     *,
     layers: bool = False,
-) -> Row:
-    """Scores and times all candidates; returns the report, best first.
+) -> dict[str, Any]:
+    """Score and time all candidates; return the report, best first.
 
-    A candidate that cannot be had does not stop the others: its row says why.
+    A candidate that cannot be loaded or run does not stop the others: its row says why.
 
     Args:
-        size: height and width of the pictures; None: the domain's.
-        layers: whether to look behind every block of the first one, for how much of it is worth keeping.
+        domain: the dataset.
+        target: where the candidates are timed.
+        models: the candidates.
+        size: height and width of the images, pixels; None: the dataset's.
+        out: for decoded images and the stage cache.
+        layers: whether to assess the best candidate block by block, for how much of it is worth keeping.
 
     Raises:
-        ToolchainError: the images are wrong or of one class, the runtime is missing, or no candidate is left.
+        ToolchainError: the images are wrong or of one class, the runtime is missing, or every candidate failed.
     """
     torch.set_flush_denormal(True)
-    shown = Preprocessing(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
-    data, work = decoded_dataset.load(domain, shown, out / "data"), out / "work"
-    _check(data)
+    preprocess = Preprocessing(image_size=size or domain.image_size, mode=domain.mode, mean=(0.5,) * 3, std=(0.5,) * 3)
+    data, work = decoded_dataset.load(domain, preprocess, out / "data"), out / "work"
+    _check_image_counts(data)
     networks = dict[str, UntrainedNetwork]()
-    rows = [_row(one, data, work, networks) for one in found]
-    clocked, refused = untrained_latency.time_networks(networks, target, work)
+    rows = [_score_candidate(candidate, data, work, networks) for candidate in models]
+    latencies, errors = untrained_latency.time_networks(networks, target, work)
     for row in rows:
-        row["error"] = row["error"] or refused.get(row["name"], "")
-        row |= _costs(clocked[row["name"]]) if row["name"] in clocked else {}
+        row["error"] = row["error"] or errors.get(row["name"], "")
+        row |= _list_costs(latencies[row["name"]]) if row["name"] in latencies else {}
     if all(row["error"] for row in rows):
         raise ToolchainError(f"no candidate is left: {rows[0]['name']}: {rows[0]['error']}")
-    _rank(rows)
+    ranking.assign_ranks(rows, RANKING_SCORE)
     rows.sort(key=lambda row: (row["rank"] is None, row["rank"]))
-    written: Row = {
+    images = {
+        split: min(len(images), extract_features.MAX_IMAGES_PER_SPLIT)
+        for split, images in data.splits.items() if split != "test"
+    }  # fmt: skip
+    ranked: dict[str, Any] = {
         "schema": SCHEMA, "domain": domain.name, "target": target.name, "runtime": target.runtime, "score": RANKING_SCORE,
-        "image_size": list(shown.image_size), "machine": machine.describe(target.device),
-        "versions": machine.versions(target),
-        "images": {split: min(len(part), extract_features.MAX_IMAGES_PER_SPLIT) for split, part in data.splits.items() if split != "test"},
-        "classes": len(data.classes), "warnings": _warnings(data, rows, target),
-        "candidates": rows, "advice": None,
+        "image_size": list(preprocess.image_size), "machine": machine.describe(target.device),
+        "versions": machine.versions(target), "images": images, "classes": len(data.classes),
+        "warnings": _list_warnings(data, rows, target), "candidates": rows, "advice": None,
     }  # fmt: skip
     if layers:
-        first = next(one for one in found if one.name == ranking.pick_best(written)[0]["name"])
-        written["advice"] = files.to_jsonable(reuse_advice.advise(first.name, first.model, data, work, target))
-    return written
+        best, _ = ranking.pick_best(ranked)
+        candidate = next(candidate for candidate in models if candidate.name == best["name"])
+        advice = reuse_advice.advise(candidate.name, candidate.model, data, work, target)
+        ranked["advice"] = files.to_jsonable(advice)
+    return ranked
 
 
-def _check(data: Dataset) -> None:
-    """Whether there is something to tell apart.
+def _check_image_counts(data: Dataset) -> None:
+    """Check that there are at least two classes with enough training images.
 
     Raises:
-        ToolchainError: a class has too few training images.
+        ToolchainError: there is one class only, or a class has too few training images.
     """
-    counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
+    counts = _count_training_images(data)
     few = [
         f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < MIN_IMAGES_PER_CLASS
     ]
     if few or len(data.classes) < 2:
         raise ToolchainError(
-            f"a score needs two classes with {MIN_IMAGES_PER_CLASS} training images each; too few have: {', '.join(few) or 'one class only'}"
+            f"a score needs two classes with {MIN_IMAGES_PER_CLASS} training images each; too few have: "
+            f"{', '.join(few) or 'one class only'}"
         )
 
 
-def _row(one: Candidate, data: Dataset, work: Path, networks: dict[str, UntrainedNetwork]) -> Row:
-    """What is known of a candidate without timing it; what is to be timed is added to `networks`."""
-    row: Row = {
-        "name": one.name, "model": files.to_jsonable(one.model), "reuse": files.to_jsonable(one.reuse), "licence": one.model.licence,
-        "may_ship": one.may_ship, "trained_on": one.trained_on, "weights": None, "scores": {}, "bounds": {}, "latency_ms": {},
-        "size_bytes": {}, "fastest": None, "macs": None, "parameters": None, "rank": None, "front": False, "error": "",
+def _count_training_images(data: Dataset) -> list[int]:
+    counts: list[int] = torch.bincount(data.splits["train"].labels, minlength=len(data.classes)).tolist()
+    return counts
+
+
+def _score_candidate(
+    candidate: Candidate, data: Dataset, work: Path, networks: dict[str, UntrainedNetwork]
+) -> dict[str, Any]:
+    """Return a candidate's row without its costs, and add the network to time to `networks`."""
+    row: dict[str, Any] = {
+        "name": candidate.name, "model": files.to_jsonable(candidate.model), "reuse": files.to_jsonable(candidate.reuse),
+        "licence": candidate.model.licence, "may_ship": candidate.may_ship, "trained_on": candidate.trained_on,
+        "weights": None, "scores": {}, "bounds": {}, "latency_ms": {}, "size_bytes": {}, "fastest": None, "macs": None,
+        "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
-        # says it before a minute is spent, where there is no such model or block, or it does not take the pictures
-        network = UntrainedNetwork(
-            build.build_for_image_size(one.model, len(data.classes), data.example_input, one.reuse), data.example_input
-        )
-        seen = extract_features.extract(one.name, one.model, data, work)
-        progress.log(f"score: {one.name}")
-        weights = {name: seen.loaded_weights[name] for name in ("source", "sha256", "share")}
-        scores = dict(transfer_scores.compute(seen, work, one.reuse.keep or HEAD_INPUT))
-        networks[one.name] = network
-        return row | {"weights": weights, "scores": scores, "bounds": _bounds(scores, data)}
+        # built first, so that a wrong model, block or image size is reported before a minute is spent
+        model = build.build_for_image_size(candidate.model, len(data.classes), data.example_input, candidate.reuse)
+        network = UntrainedNetwork(model, data.example_input)
+        extracted = extract_features.extract(candidate.name, candidate.model, data, work)
+        progress.log(f"score: {candidate.name}")
+        weights = {name: extracted.loaded_weights[name] for name in ("source", "sha256", "share")}
+        block = candidate.reuse.keep or extract_features.HEAD_INPUT
+        scores = dict(transfer_scores.compute(extracted, work, block))
     except ToolchainError as reason:
-        progress.log(f"select: {one.name} is left out: {reason}")
+        progress.log(f"select: {candidate.name} is left out: {reason}")
         return row | {"error": str(reason)}
+    networks[candidate.name] = network
+    return row | {"weights": weights, "scores": scores, "bounds": _compute_intervals(scores, data)}
 
 
-def _bounds(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
-    """The 95 % interval of the score that is a share of the validation images."""
+def _compute_intervals(scores: Mapping[str, float], data: Dataset) -> dict[str, Any]:
+    """Return the 95 % interval of the score that is a share of the validation images."""
     images = min(len(data.splits["val"]), extract_features.MAX_IMAGES_PER_SPLIT)
     if SCORE_WITH_INTERVAL not in scores:
         return {}
-    right = np.arange(images) < round(scores[SCORE_WITH_INTERVAL] * images)
-    return {SCORE_WITH_INTERVAL: files.to_jsonable(statistics.accuracy(right))}
+    correct = np.arange(images) < round(scores[SCORE_WITH_INTERVAL] * images)
+    return {SCORE_WITH_INTERVAL: files.to_jsonable(statistics.accuracy(correct))}
 
 
-def _costs(found: UntrainedLatency) -> Row:
+def _list_costs(latency: UntrainedLatency) -> dict[str, Any]:
     return {
-        "latency_ms": files.to_jsonable(found.latencies), "size_bytes": dict(found.sizes), "fastest": found.fastest,
-        "macs": found.macs, "parameters": found.parameters,
+        "latency_ms": files.to_jsonable(latency.latencies), "size_bytes": dict(latency.sizes), "fastest": latency.fastest,
+        "macs": latency.macs, "parameters": latency.parameters,
     }  # fmt: skip
 
 
-def _rank(rows: Sequence[Row]) -> None:
-    """Numbers the rows by the score, and marks the front."""
-    good = sorted((row for row in rows if not row["error"]), key=_place)
-    for number, row in enumerate(good, 1):
-        row["rank"] = number
-    fastest = float("inf")
-    for row in good:  # from the best score down: on the front is what is faster than all before it
-        taken = ranking.read_latency_ms(row)
-        row["front"] = row["may_ship"] != "no" and (taken is not None and taken < fastest)
-        fastest = min(fastest, taken) if row["front"] and taken is not None else fastest
-
-
-def _place(row: Row) -> tuple[float, bool]:
-    """Best first; of two with one score the pretrained one."""
-    return -row["scores"][RANKING_SCORE], not row["model"]["weights"]
-
-
-def _warnings(data: Dataset, rows: Sequence[Row], target: Target) -> list[str]:
-    said = []
-    counts = torch.bincount(data.splits["train"].labels, minlength=len(data.classes))
-    if counts.min() < FEW_IMAGES_PER_CLASS:
-        said.append(
-            f"{data.classes[int(counts.argmin())]} has {int(counts.min())} training images; scores of so few are guesses"
-        )
-    first, _ = ranking.pick_best({"score": RANKING_SCORE, "candidates": rows})
-    if not first["model"]["weights"]:
-        said.append(
-            f"{first['name']} comes first with random weights, of which scores know little; try it against the next"
+def _list_warnings(data: Dataset, rows: Sequence[dict[str, Any]], target: Target) -> list[str]:
+    warnings = []
+    counts = _count_training_images(data)
+    fewest = int(np.argmin(counts))
+    if counts[fewest] < FEW_IMAGES_PER_CLASS:
+        warnings.append(f"{data.classes[fewest]} has {counts[fewest]} training images; scores on so few are unreliable")
+    best, _ = ranking.pick_best({"score": RANKING_SCORE, "candidates": rows})
+    if not best["model"]["weights"]:
+        warnings.append(
+            f"{best['name']} comes first with random weights, for which scores are unreliable; compare it with the second "
+            "after training"
         )
     if not any(row["latency_ms"] for row in rows):
-        said.append(f"nothing was timed: this machine lacks the instructions of {target.name} ({target.isa})")
-    for answer, text in (("unknown", "it is not known whether they may be shipped"), ("no", "they may not be shipped")):
-        if names := [row["name"] for row in rows if row["may_ship"] == answer and not row["error"]]:
-            said.append(f"{text}: {', '.join(names)}")
+        warnings.append(f"nothing was timed: this machine lacks the instructions of {target.name} ({target.isa})")
+    for may_ship, text in (
+        ("unknown", "it is not known whether they may be shipped"),
+        ("no", "they may not be shipped"),
+    ):
+        if names := [row["name"] for row in rows if row["may_ship"] == may_ship and not row["error"]]:
+            warnings.append(f"{text}: {', '.join(names)}")
     if data.skipped_files:
-        more = (
-            f" and {len(data.skipped_files) - MAX_NAMED_FILES} more"
-            if len(data.skipped_files) > MAX_NAMED_FILES
-            else ""
-        )
-        said.append(f"unreadable pictures are left out: {', '.join(data.skipped_files[:MAX_NAMED_FILES])}{more}")
-    return said
+        named = ", ".join(data.skipped_files[:MAX_NAMED_FILES])
+        further = len(data.skipped_files) - MAX_NAMED_FILES
+        warnings.append(f"unreadable images are left out: {named}" + (f" and {further} more" if further > 0 else ""))
+    return warnings

@@ -1,4 +1,4 @@
-"""score: what a frozen model makes of a domain -> how well it would transfer, by every score that applies."""
+"""Compute every transferability score that applies to a frozen model on a dataset."""
 
 import time
 from collections.abc import Mapping
@@ -10,39 +10,41 @@ from toolchain.models import frozen_features
 from toolchain.selection.extract_features import HEAD_INPUT, ExtractedFeatures
 
 VERSION = 1
-SHARED_MODULES = ("selection/log_evidence", "training/linear_probe")  # rooms that scores call
+SHARED_MODULES = ("selection/log_evidence", "training/linear_probe")  # called by scores, so part of their cache key
 
 
 def compute(
-    look: ExtractedFeatures, work: Path, block: str = HEAD_INPUT, names: tuple[str, ...] = ()
+    extracted: ExtractedFeatures, work: Path, block: str = HEAD_INPUT, names: tuple[str, ...] = ()
 ) -> Mapping[str, float]:
-    """Scores by name, higher is better; without those that need what the model does not have.
+    """Return scores by name, higher is better; those whose inputs the model does not have are missing.
 
     Args:
-        block: the last one that is kept.
+        extracted: the model's features.
+        work: the stage cache.
+        block: the last block that is kept; by default the whole network.
         names: of the scores; empty: all.
 
     Raises:
-        ToolchainError: there are too few images to tell, or the features are not finite.
+        ToolchainError: there are too few images, or the features are not finite.
     """
-    wanted = names or tuple(registry.list_modules("scores"))
-    code = {name: files.sha256_file(Path(str(registry.load_module("scores", name).__file__))) for name in wanted}
+    names = names or tuple(registry.list_modules("scores"))
+    code = {name: files.sha256_file(Path(str(registry.load_module("scores", name).__file__))) for name in names}
     code |= {name: files.sha256_file(registry.PACKAGE_FOLDER / f"{name}.py") for name in SHARED_MODULES}
-    with stage_cache.open_stage(work, "score", files.digest(VERSION, look.key, block, code)) as stage:
+    with stage_cache.open_stage(work, "score", files.digest(VERSION, extracted.key, block, code)) as stage:
         if stage.record is None:
             started = time.monotonic()
-            train, held = look.select("train", block), look.select("val", block)
+            train, validation = extracted.select("train", block), extracted.select("val", block)
             frozen_features.check_scorable(train)
-            found = {}
-            for name in wanted:
-                room = registry.load_module("scores", name)
-                if "source" in room.NEEDS and train.source_probabilities is None:
+            computed = {}
+            for name in names:
+                module = registry.load_module("scores", name)
+                if "source" in module.NEEDS and train.source_probabilities is None:
                     continue
                 try:
-                    found[name] = room.score(train, held)
+                    computed[name] = module.score(train, validation)
                 except (ArithmeticError, ValueError) as reason:
                     raise ToolchainError(f"the score {name} cannot be computed on these features: {reason}") from reason
-            stage = stage_cache.finish(stage, started, {"scores": found})
+            stage = stage_cache.finish(stage, started, {"scores": computed})
         assert stage.record is not None
         scores: Mapping[str, float] = stage.record["scores"]
         return scores

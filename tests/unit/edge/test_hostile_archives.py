@@ -216,7 +216,7 @@ def test_weights_beside_a_model_belong_to_it_by_their_hash(tmp_path: Path) -> No
     assert [file.name for file in found.artefact.files] == ["m.onnx", "w.bin"]
     (tmp_path / "w.bin").write_bytes(struct.pack("108f", *([2.0] * 108)))
     assert model_files.open_model(path, tmp_path / "scratch").artefact.sha256 != found.artefact.sha256
-    assert external_weights.list_model_files(model(tmp_path / "whole.onnx", None)) == ()
+    assert external_weights.list_external_weights(model(tmp_path / "whole.onnx", None)) == ()
 
 
 def test_what_is_no_onnx_is_said_before_a_runtime_sees_it(tmp_path: Path) -> None:

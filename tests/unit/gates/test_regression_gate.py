@@ -121,7 +121,7 @@ def made_up(patch: pytest.MonkeyPatch, took: Callable[[int, str], list[float]]) 
 @pytest.fixture
 def slower(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[int]]:
     """Makes the candidate take so many times longer; returns the seeds that were asked for."""
-    names = [regression_gate.CANDIDATE, regression_gate.REFERENCE, regression_gate.CONTROL]
+    names = [regression_gate.CANDIDATE, regression_gate.BASELINE, regression_gate.CONTROL]
 
     def use(factor: float) -> list[int]:
         def took(seed: int, side: str) -> list[float]:
@@ -159,9 +159,9 @@ def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], lis
     pair = compared(home, own / "bundle", own / "bundle.tar")
     found = regression_gate.compare_pair(pair, TARGET, shown(pictures, pair), 7)
     assert verdicts(found) == dict.fromkeys(("latency_growth", "accuracy_drop", "size_growth", "memory_growth"), "pass")
-    assert found.accuracy is not None
-    assert (found.accuracy.samples, found.accuracy.estimate) == (90, 1.0)
-    assert seeds == list(range(7, 7 + sequential_test.FIRST))
+    assert found.candidate_accuracy is not None
+    assert (found.candidate_accuracy.samples, found.candidate_accuracy.estimate) == (90, 1.0)
+    assert seeds == list(range(7, 7 + sequential_test.FIRST_ROUNDS))
     assert regression_gate.exit_status([found]) == 0
 
 
@@ -171,9 +171,12 @@ def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Ca
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
     assert (
-        len(set(seeds)) == len(seeds) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS == len(found.rounds)
+        len(set(seeds))
+        == len(seeds)
+        == sequential_test.FIRST_ROUNDS + sequential_test.CONFIRMING_ROUNDS
+        == len(found.rounds)
     )
-    assert found.latency.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
+    assert found.latency_test.candidate.slower.estimate == pytest.approx(1.06, abs=0.003)
     assert regression_gate.exit_status([found]) == 1
 
 
@@ -211,7 +214,7 @@ def test_a_larger_file_and_more_memory_fail_exactly(
     home: Path, slower: Callable[[float], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slower(1.0)
-    sizes = {regression_gate.CANDIDATE: 12 * 10**6, regression_gate.REFERENCE: 10**7}
+    sizes = {regression_gate.CANDIDATE: 12 * 10**6, regression_gate.BASELINE: 10**7}
     monkeypatch.setattr(
         paired_timing,
         "measure_footprint",
@@ -230,7 +233,7 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
     slower(1.06)
     own = home / "out/digits/cpu/bundle"
     one = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
-    likely = dataclasses.replace(one, latency=dataclasses.replace(one.latency, p_value=0.004))
+    likely = dataclasses.replace(one, latency_test=dataclasses.replace(one.latency_test, p_value=0.004))
     assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely])] == [
         "fail"
     ]
@@ -238,12 +241,12 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
         verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely, likely])
     ] == ["cannot_tell"] * 2
     assert regression_gate.exit_status(regression_gate.adjust_for_several_recipes([likely, likely])) == 3
-    assert [found.latency.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
+    assert [found.latency_test.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
         "cannot_tell"
     ] * 2
     lost = regression_gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
     assert lost is not None
-    worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), p_accuracy=0.03)
+    worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), accuracy_p_value=0.03)
     assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == [
         "fail"
     ]
@@ -256,18 +259,18 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
 def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_pass(
     home: Path, longer: int, outcomes: set[str]
 ) -> None:
-    for name, length in (("reference", 8), ("candidate", longer)):
+    for name, length in (("baseline", 8), ("candidate", longer)):
         chain(home / f"{name}.onnx", length)
     pair = gate_inputs.GatePair(
         recipe="chain",
-        **{name: model_files.open_model(home / f"{name}.onnx", home) for name in ("candidate", "reference")},
+        **{name: model_files.open_model(home / f"{name}.onnx", home) for name in ("candidate", "baseline")},
     )
     found = regression_gate.compare_pair(pair, TARGET, None, 0)
     assert verdicts(found)["latency_growth"] in outcomes
-    assert (found.latency.candidate.slower.estimate > 1.5) == (longer > 8)
+    assert (found.latency_test.candidate.slower.estimate > 1.5) == (longer > 8)
     assert set(found.rounds[0].blocks) == {
         regression_gate.CANDIDATE,
-        regression_gate.REFERENCE,
+        regression_gate.BASELINE,
         regression_gate.CONTROL,
     }
 
@@ -296,7 +299,7 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
     asked.clear()
     found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0, attempts=3)
     assert verdicts(found)["latency_growth"] == "pass"
-    assert len(found.rounds) == sequential_test.FIRST  # those of the attempt that told
+    assert len(found.rounds) == sequential_test.FIRST_ROUNDS  # those of the attempt that told
     assert max(asked) < 2000
 
 
@@ -305,7 +308,7 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
 
 def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
     own = model_files.open_model(home / "out/digits/cpu/bundle", home)
-    sides = [own.timed, own.renamed("other").run_by(sys.executable).timed]
+    sides = [own.timed_model, own.renamed("other").with_python(sys.executable).timed_model]
     found: list[Round] = []
     paired_timing.time_rounds(sides, 1, 3, found.append)
     assert {name: np.shape(blocks) for name, blocks in found[0].blocks.items()} == {own.name: (25, 5), "other": (25, 5)}
@@ -315,9 +318,11 @@ def test_sides_of_two_interpreters_take_turns(home: Path) -> None:
 
 def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
     own = model_files.open_model(home / "out/digits/cpu/bundle", home)
-    broken = dataclasses.replace(own.renamed("other").run_by(sys.executable).timed, path=str(home / "nothing.onnx"))
+    broken = dataclasses.replace(
+        own.renamed("other").with_python(sys.executable).timed_model, path=str(home / "nothing.onnx")
+    )
     with pytest.raises(ToolchainError, match=r"a timing process failed: .*does not load"):
-        paired_timing.time_rounds([own.timed, broken], 1, 3, lambda one: None)
+        paired_timing.time_rounds([own.timed_model, broken], 1, 3, lambda one: None)
     with pytest.raises(ToolchainError, match="has no Python"):
         gate_inputs.find_interpreter(home)
     assert gate_inputs.find_interpreter(Path(sys.prefix)) == str(Path(sys.prefix) / "bin" / "python")
@@ -325,8 +330,8 @@ def test_an_interpreter_that_cannot_run_the_model_is_told(home: Path) -> None:
 
 def test_with_another_interpreter_the_artefact_is_compared_with_itself(home: Path) -> None:
     found = gate_inputs.load_pair(RECIPE, TARGET, home / "out", candidate=None, reference=None, python=sys.executable)
-    assert found.candidate.artefact.sha256 == found.reference.artefact.sha256
-    assert (found.candidate.timed.python, found.reference.timed.python) == ("", sys.executable)
+    assert found.candidate.artefact.sha256 == found.baseline.artefact.sha256
+    assert (found.candidate.timed_model.python, found.baseline.timed_model.python) == ("", sys.executable)
 
 
 # --- references ---------------------------------------------------------------------------------------------
@@ -515,7 +520,7 @@ def test_every_form_says_the_same(written: tuple[int, str, Path], home: Path) ->
     found = files.read_json(folder / "gate.json")
     assert (found["outcome"], found["exit_status"]) == ("fail", 1)
     assert found["gates"][0]["latency"]["candidate"]["slower"]["estimate"] == pytest.approx(1.2, abs=0.01)
-    assert len(found["gates"][0]["rounds"]) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS  # raw
+    assert len(found["gates"][0]["rounds"]) == sequential_test.FIRST_ROUNDS + sequential_test.CONFIRMING_ROUNDS  # raw
     assert "cpu: regression (digits latency growth)" in text
     suite = ElementTree.parse(folder / "gate.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("4", "1", "0")

@@ -61,9 +61,9 @@ def test_undecided_rounds_are_followed_by_more_and_then_by_the_truth() -> None:
         return [Sample(value - 0.025, 0.001 * (-1) ** i) for i, value in enumerate(values[:count])]
 
     found = sequential_test.run_test(draw, THRESHOLD)
-    assert asked[0] == sequential_test.FIRST
+    assert asked[0] == sequential_test.FIRST_ROUNDS
     assert len(asked) > 1
-    assert sum(asked) <= sequential_test.MOST + sequential_test.CONFIRMING_ROUNDS
+    assert sum(asked) <= sequential_test.MAX_ROUNDS + sequential_test.CONFIRMING_ROUNDS
     assert found.outcome in {"fail", "cannot_tell"}
 
 
@@ -80,7 +80,7 @@ def test_a_regression_is_called_one_only_when_further_rounds_say_so() -> None:
     assert "not in 10 further ones" in found.why
     lasting = sequential_test.run_test(noisy(0.08, 0.001), THRESHOLD)
     assert lasting.outcome == "fail"
-    assert lasting.candidate.rounds == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS
+    assert lasting.candidate.rounds == sequential_test.FIRST_ROUNDS + sequential_test.CONFIRMING_ROUNDS
     assert f"confirmed by {sequential_test.CONFIRMING_ROUNDS} rounds" in lasting.why
 
 
@@ -93,7 +93,7 @@ def test_a_machine_that_turns_bad_while_it_confirms_decides_nothing() -> None:
         return drawn[-count:]
 
     found = sequential_test.run_test(turning, THRESHOLD)
-    assert len(drawn) == sequential_test.FIRST + sequential_test.CONFIRMING_ROUNDS
+    assert len(drawn) == sequential_test.FIRST_ROUNDS + sequential_test.CONFIRMING_ROUNDS
     assert (found.outcome, "against itself" in found.why) == ("cannot_tell", True)
 
 
@@ -104,7 +104,7 @@ def test_a_machine_that_favours_one_of_two_equal_models_decides_nothing(slower: 
     found = sequential_test.run_test(lambda count: asked.append(count) or draw(count), THRESHOLD)
     assert found.outcome == "cannot_tell"
     assert "against itself came out +4." in found.why
-    assert asked == [sequential_test.FIRST]  # nothing is gained by more of such rounds
+    assert asked == [sequential_test.FIRST_ROUNDS]  # nothing is gained by more of such rounds
 
 
 def test_the_smallest_slowdown_that_is_named_is_found() -> None:

@@ -124,8 +124,8 @@ def test_a_graph_that_is_fixed_to_one_picture_says_so(quick: Path) -> None:
     ("arguments", "says"),
     [
         (["nothing.onnx"], "nothing.onnx is not there"),
-        (["a.onnx", "--batch", "0"], "--batch '0': whole numbers from 1 on"),
-        (["a.onnx", "--threads", "two"], "--threads 'two': whole numbers"),
+        (["a.onnx", "--batch", "0"], "--batch '0': give whole numbers from 1 up"),
+        (["a.onnx", "--threads", "two"], "--threads 'two': give whole numbers"),
         (["a.onnx", "--precision", "int4"], "has no 'int4'"),
     ],
 )

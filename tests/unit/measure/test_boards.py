@@ -110,7 +110,7 @@ def board(loopback: Loopback) -> Iterator[boards.Board]:
 
 @pytest.fixture
 def side(tmp_path: Path) -> paired_timing.TimedModel:
-    return model_files.open_model(bundled(tmp_path / "bundle"), tmp_path).renamed("bundle").timed
+    return model_files.open_model(bundled(tmp_path / "bundle"), tmp_path).renamed("bundle").timed_model
 
 
 def request(*sides: paired_timing.TimedModel, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen

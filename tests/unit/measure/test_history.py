@@ -74,7 +74,7 @@ def test_every_target_is_drawn_with_what_was_measured_of_it(tmp_path: Path) -> N
 
 def test_a_report_needs_a_run_or_the_history() -> None:
     result = CliRunner().invoke(main.app, ["report"])
-    assert "name the folder of a run" in str(result.exception)
+    assert "give the folder of a run" in str(result.exception)
 
 
 def test_an_export_leaves_a_line(tmp_path: Path) -> None:

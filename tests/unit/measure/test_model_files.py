@@ -21,20 +21,28 @@ def model(path: Path, *shapes: tuple[object, ...], kind: int = TensorProto.FLOAT
 
 def test_a_bare_file_is_timed_as_one_picture(tmp_path: Path) -> None:
     found = model_files.open_model(model(tmp_path / "a.onnx", ("n", 3, 8, 9)), tmp_path)
-    assert (found.timed.shape, found.timed.dtype, found.timed.runtime) == ((1, 3, 8, 9), "float32", "onnxruntime")
-    assert (found.name, found.timed.precision, found.manifest) == ("a", "f32", None)
+    assert (found.timed_model.shape, found.timed_model.dtype, found.timed_model.runtime) == (
+        (1, 3, 8, 9),
+        "float32",
+        "onnxruntime",
+    )
+    assert (found.name, found.timed_model.precision, found.manifest) == ("a", "f32", None)
     assert found.artefact.size_bytes == (tmp_path / "a.onnx").stat().st_size
     frames = model_files.open_model(
         model(tmp_path / "b.onnx", (4, 8, 9, 3), kind=TensorProto.UINT8), tmp_path, threads=2
     )
-    assert (frames.timed.shape, frames.timed.dtype, frames.timed.threads) == ((4, 8, 9, 3), "uint8", 2)
+    assert (frames.timed_model.shape, frames.timed_model.dtype, frames.timed_model.threads) == (
+        (4, 8, 9, 3),
+        "uint8",
+        2,
+    )
 
 
 def test_an_onnx_file_may_be_for_openvino(tmp_path: Path) -> None:
     found = model_files.open_model(
         model(tmp_path / "a.onnx", (1, 3, 8, 8)), tmp_path, runtime="openvino", precision="bf16"
     )
-    assert (found.timed.runtime, found.timed.precision) == ("openvino", "bf16")
+    assert (found.timed_model.runtime, found.timed_model.precision) == ("openvino", "bf16")
 
 
 def test_what_cannot_be_timed_is_said(tmp_path: Path) -> None:

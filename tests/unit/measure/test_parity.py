@@ -26,7 +26,7 @@ from toolchain.report.pages import parity as agreement
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 RUNTIMES = registry.list_modules("runtimes")
-SIDES = [side.name for side in runtime_outputs.sides()]
+SIDES = [side.name for side in runtime_outputs.list_configs()]
 
 
 class Block(nn.Module):
@@ -80,7 +80,7 @@ def damaged(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
 
 
 def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
-    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).results
     assert set(found["parts"].values()) == {None}
     assert {one["top1_agreement"] for one in found["logits"].values()} == {1.0}
     assert [layer["layer"] for layer in found["layers"]] == [
@@ -95,7 +95,7 @@ def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto
     found = compare.compare_layers(sound[0], images, 1.5)
     with torch.no_grad():
         wanted = np.concatenate([sound[1](torch.from_numpy(image[None])).numpy() for image in images])
-    assert np.abs(found.reference - wanted).max() <= 1.01 * found.step
+    assert np.abs(found.reference_logits - wanted).max() <= 1.01 * found.logit_step
 
 
 @pytest.mark.parametrize("layer", ["inner.0", "head"])
@@ -111,8 +111,8 @@ def test_the_layer_that_computes_something_else_is_named(
         return compiled(path, folder)
 
     monkeypatch.setattr(room, "compile", compile_damaged)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
-    own = {side.name for side in runtime_outputs.sides() if side.runtime == runtime}
+    found = compare.compare_layers(sound[0], pictures(), 1.5).results
+    own = {side.name for side in runtime_outputs.list_configs() if side.runtime == runtime}
     assert {side: parts and parts["layer"] for side, parts in found["parts"].items()} == {
         side: layer if side in own else None for side in SIDES
     }
@@ -120,7 +120,7 @@ def test_the_layer_that_computes_something_else_is_named(
 
 def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> None:
     model, _ = exported(tmp_path, "inner")
-    found = compare.compare_layers(model, pictures(), 1.5).figures
+    found = compare.compare_layers(model, pictures(), 1.5).results
     for one in found["coverage"].values():
         assert (one["integer"], one["planned"], one["fell_back"], one["meant_as_float"]) == (3, 3, [], ["inner.0"])
 
@@ -136,7 +136,7 @@ def test_a_layer_that_falls_back_is_named(
         return type(found)(integer=found.integer - 1, planned=0, total=found.total, float_ops=("back",))
 
     monkeypatch.setattr(room, "coverage", without_back)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).results
     assert found["coverage"][RUNTIMES[0]]["fell_back"] == ["back"]
 
 
@@ -152,9 +152,9 @@ def test_a_result_whose_reading_changes_the_answers_is_not_believed(
         return given, covered
 
     monkeypatch.setattr(runtime_outputs, "_outputs", disturbed)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).results
     assert all("back" in fused for fused in found["fused"].values())
-    assert found["fused"][runtime_outputs.sides()[0].name] == ["back"]
+    assert found["fused"][runtime_outputs.list_configs()[0].name] == ["back"]
     back = next(layer for layer in found["layers"] if layer["layer"] == "back")
     assert back["sides"] == dict.fromkeys(SIDES)
     assert set(found["parts"].values()) == {None}
@@ -167,9 +167,9 @@ def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
         raise ToolchainError("needs something, which is not installed; run: pip install it")
 
     monkeypatch.setattr(registry.load_module("runtimes", RUNTIMES[0]), "library", absent)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).figures
+    found = compare.compare_layers(sound[0], pictures(), 1.5).results
     table = agreement.tabulate_layers({"name": "dense-int8", **found})
-    gone = [1 + i for i, side in enumerate(runtime_outputs.sides()) if side.runtime == RUNTIMES[0]]
+    gone = [1 + i for i, side in enumerate(runtime_outputs.list_configs()) if side.runtime == RUNTIMES[0]]
     assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:
         monkeypatch.setattr(registry.load_module("runtimes", name), "library", absent)
@@ -195,7 +195,7 @@ def test_a_finished_run_can_be_compared(run: Run) -> None:
 def test_different_answers_are_exit_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = runtime_outputs._outputs
 
-    def mirrored(side: runtime_outputs.Side, *given: object) -> object:
+    def mirrored(side: runtime_outputs.RuntimeConfig, *given: object) -> object:
         values, covered = honest(side, *given)  # type: ignore[arg-type]
         return ({"logits": -values["logits"], **{k: v for k, v in values.items() if k != "logits"}}, covered)
 

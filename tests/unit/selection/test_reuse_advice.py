@@ -103,7 +103,7 @@ def test_a_network_that_is_no_chain_is_used_whole(
     settled, found = reuse_advice.resolve_auto_reuse(job_of(recipe, out=tmp_path), data, timed=False)
     assert settled.recipe == dataclasses.replace(recipe, reuse=ReuseSpec())
     assert found is not None
-    assert "it is no chain of blocks" in reuse_depths.describe(to_jsonable(found))
+    assert "it is not a chain of blocks" in reuse_depths.describe(to_jsonable(found))
     assert reuse_depths.plot_depths(to_jsonable(found)) == ""
 
 

@@ -30,8 +30,7 @@ from toolchain.models.sources import torchvision_hub
 from toolchain.report import assemble, html_report, markdown
 from toolchain.report.pages import select
 from toolchain.report.sections import model_candidates
-from toolchain.selection import candidates as nominated
-from toolchain.selection import extract_features, ranking, select_model, transfer_scores
+from toolchain.selection import candidates, extract_features, ranking, select_model, transfer_scores
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
 SHOWN = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -61,7 +60,7 @@ def pretend(taken: Mapping[str, float], refused: Mapping[str, str] | None = None
     return run
 
 
-def candidates() -> list[Candidate]:
+def small_candidates() -> list[Candidate]:
     return [
         Candidate(name="glyphs", model=GLYPHS, may_ship="yes", trained_on="glyphs"),
         Candidate(name="glyphs to 4", model=GLYPHS, reuse=ReuseSpec(keep="features.4"), may_ship="yes"),
@@ -75,7 +74,7 @@ def test_candidates_are_named_in_many_ways(tmp_path: Path) -> None:
         'schema = 1\n[[candidates]]\nname = "mine"\nmay_ship = "no"\nreuse = {keep = "layer2.1"}\n'
         '[candidates.model]\nname = "resnet18"\nweights = "own.safetensors"\n'
     )
-    found = nominated.resolve(
+    found = candidates.resolve(
         [
             str(tmp_path / "own.toml"),
             "zoo:squeezenet1_1_glyphs",
@@ -99,7 +98,7 @@ def test_without_weights_there_is_nothing_to_license_unless_the_file_says_so(tmp
         '[[candidates]]\nname = "patented"\nmay_ship = "no"\n[candidates.model]\nname = "resnet34"\n'
         '[[candidates]]\nname = "told"\n[candidates.model]\nname = "resnet50"\nlicence = "ask us"\n'
     )
-    found = nominated.resolve([str(tmp_path / "own.toml"), "random:resnet18"])
+    found = candidates.resolve([str(tmp_path / "own.toml"), "random:resnet18"])
     assert [(one.name, one.model.licence, one.may_ship) for one in found] == [
         ("bare", "none needed", "yes"),  # what random:resnet18 is as well
         ("patented", "", "no"),
@@ -108,7 +107,7 @@ def test_without_weights_there_is_nothing_to_license_unless_the_file_says_so(tmp
 
 
 def test_the_shipped_shortlist_names_models_that_are_there() -> None:
-    names = [one.model.name for one in nominated.resolve([nominated.DEFAULT_SHORTLIST])]
+    names = [one.model.name for one in candidates.resolve([candidates.DEFAULT_SHORTLIST])]
     assert len(names) == 12
     assert set(names) <= set(torchvision_hub.list_models())
 
@@ -116,7 +115,7 @@ def test_the_shipped_shortlist_names_models_that_are_there() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("resnet19", r"'resnet19' is no shortlist \(small\), no file and no model.*did you mean 'resnet"),
+        ("resnet19", r"'resnet19' is not a shortlist \(small\), not a file and not a model.*did you mean 'resnet"),
         ("zoo:nothing", "zoo:squeezenet1_1_glyphs"),
         ("none.toml", "none.toml does not exist"),
         ("recipe:nothing", "there is no recipe 'nothing'"),
@@ -124,9 +123,9 @@ def test_the_shipped_shortlist_names_models_that_are_there() -> None:
 )
 def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        nominated.resolve([name])
+        candidates.resolve([name])
     with pytest.raises(ToolchainError, match="no candidates are named; 'small' is the shortlist"):
-        nominated.resolve([])
+        candidates.resolve([])
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_a_look_is_taken_once_and_serves_every_depth(
     assert found.blocks[:2] == ("features.0", "features.3")
     assert found.select("train", "features.4").source_probabilities is None  # its own head does not stand there
     assert found.loaded_weights["share"] == 1.0
-    monkeypatch.setattr(extract_features, "_look", None)
+    monkeypatch.setattr(extract_features, "_extract_splits", None)
     assert (
         extract_features.extract("glyphs", GLYPHS, data, tmp_path / "work").select("val").features.tolist()
         == held.features.tolist()
@@ -225,7 +224,7 @@ def test_a_candidate_that_cannot_be_had_does_not_stop_the_others(
     square = Candidate(name="square", model=ModelSpec(name="vit_b_16"), may_ship="yes")
     missing = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
     nowhere = Candidate(name="nowhere", model=GLYPHS, reuse=ReuseSpec(keep="features.99"), may_ship="yes")
-    found = select_model.rank_candidates(domain, CPU, [missing, nowhere, square, *candidates()], None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, [missing, nowhere, square, *small_candidates()], None, tmp_path)
     rows = {row["name"]: row for row in found["candidates"]}
     assert "gone.safetensors does not exist" in rows["gone"]["error"]
     assert rows["random"]["error"] == "cannot be exported"
@@ -243,7 +242,7 @@ def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
     folder = draw(tmp_path / "one", {"ant": 40})
     alone = Domain(name="one", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=16)
     with pytest.raises(ToolchainError, match="class"):
-        select_model.rank_candidates(alone, CPU, candidates(), None, tmp_path / "out")
+        select_model.rank_candidates(alone, CPU, small_candidates(), None, tmp_path / "out")
 
 
 def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
@@ -252,7 +251,7 @@ def test_a_class_of_one_image_is_named(tmp_path: Path) -> None:
         draw(folder / split, dict(zip(("ant", "bee"), counts, strict=True)), seed=len(split))
     few = Domain(name="few", path=str(folder), mode="gray", image_size=(32, 32), calibration_images=4)
     with pytest.raises(ToolchainError, match=r"2 training images each; too few have: bee \(1\)"):
-        select_model.rank_candidates(few, CPU, candidates(), None, tmp_path / "out")
+        select_model.rank_candidates(few, CPU, small_candidates(), None, tmp_path / "out")
 
 
 def rows(*given: tuple[str, float, float | None, str]) -> list[dict[str, Any]]:
@@ -274,7 +273,7 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
         ("worse", 0.6, 2.0, "yes"),
         ("closed", 0.99, 0.5, "no"),
     )
-    select_model._rank(found)
+    ranking.assign_ranks(found, select_model.RANKING_SCORE)
     assert {row["name"] for row in found if row["front"]} == {"best", "fast"}
     assert [row["name"] for row in sorted(found, key=lambda row: row["rank"])] == [
         "closed",
@@ -287,7 +286,7 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
 
 def test_of_two_with_one_score_the_pretrained_one_comes_first() -> None:
     found = rows(("random", 0.9, 1.0, "yes"), ("trained", 0.9, 1.0, "yes"))
-    select_model._rank(found)
+    ranking.assign_ranks(found, select_model.RANKING_SCORE)
     assert [row["rank"] for row in found] == [2, 1]
 
 
@@ -295,27 +294,25 @@ def test_an_untrained_model_that_comes_first_is_said(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(untrained_latency, "time_networks", pretend({}))
-    bare = candidates()[2]
+    bare = small_candidates()[2]
     found = select_model.rank_candidates(domain, CPU, [bare], None, tmp_path)
     assert any(text.startswith("random comes first with random weights") for text in found["warnings"])
-    found = select_model.rank_candidates(domain, CPU, [candidates()[0]], None, tmp_path)
+    found = select_model.rank_candidates(domain, CPU, [small_candidates()[0]], None, tmp_path)
     assert not any("random weights" in text for text in found["warnings"])
 
 
 def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
     found = rows(("best", 0.95, 4.0, "yes"), ("fast", 0.7, 1.0, "yes"))
-    select_model._rank(found)
+    ranking.assign_ranks(found, select_model.RANKING_SCORE)
     written = {"score": select_model.RANKING_SCORE, "candidates": found}
     assert ranking.pick_within_latency(written, None)[0]["name"] == "best"
     row, why = ranking.pick_within_latency(written, 2.0)
     assert row["name"] == "fast"
     assert "within 2 ms" in why
-    with pytest.raises(
-        ToolchainError, match=r"no candidate keeps to 0.5 ms before it is pruned: the fastest takes 1 ms"
-    ):
+    with pytest.raises(ToolchainError, match=r"no candidate is within 0.5 ms before pruning: the fastest takes 1 ms"):
         ranking.pick_within_latency(written, 0.5)
     untimed = rows(("best", 0.95, None, "yes"))
-    select_model._rank(untimed)
+    ranking.assign_ranks(untimed, select_model.RANKING_SCORE)
     written = {"score": select_model.RANKING_SCORE, "candidates": untimed}
     assert ranking.pick_within_latency(written, None)[0]["name"] == "best"
     with pytest.raises(ToolchainError, match="nothing was timed"):
@@ -324,16 +321,16 @@ def test_the_first_of_the_front_that_the_budget_allows_is_taken() -> None:
 
 def test_what_may_not_be_shipped_is_never_chosen() -> None:
     found = rows(("closed", 0.99, 0.5, "no"), ("open", 0.7, 1.0, "yes"))
-    select_model._rank(found)
+    ranking.assign_ranks(found, select_model.RANKING_SCORE)
     written = {"score": select_model.RANKING_SCORE, "candidates": found}
     row, why = ranking.pick_within_latency(written, None)
     assert (row["name"], why) == ("open", "the best levels score of those that may be shipped, 0.700")
     assert ranking.pick_best(written)[0]["name"] == "open"
     untimed = rows(("closed", 0.99, None, "no"), ("open", 0.7, None, "unknown"))
-    select_model._rank(untimed)
+    ranking.assign_ranks(untimed, select_model.RANKING_SCORE)
     assert ranking.pick_within_latency({**written, "candidates": untimed}, None)[0]["name"] == "open"
     closed = {**written, "candidates": found[:1]}
-    with pytest.raises(ToolchainError, match="no candidate may be shipped: closed; where one is meant all the same"):
+    with pytest.raises(ToolchainError, match=r"no candidate may be shipped: closed\. Name further candidates"):
         ranking.pick_within_latency(closed, None)
     assert ranking.pick_best(closed)[1] == "the best levels score, 0.990; none may be shipped"
 
@@ -343,7 +340,7 @@ def test_where_nothing_may_ship_or_was_timed_there_is_a_page_all_the_same(
     timed: bool, domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(untrained_latency, "time_networks", pretend({}, timed=timed))
-    closed = [dataclasses.replace(one, may_ship="no") for one in candidates()[:2]]
+    closed = [dataclasses.replace(one, may_ship="no") for one in small_candidates()[:2]]
     found = select_model.rank_candidates(domain, CPU, closed, None, tmp_path)
     select.write(found, tmp_path)
     assert "none may be shipped" in model_candidates.summarize(found)
@@ -363,7 +360,7 @@ def test_pictures_that_are_left_out_are_named(domain: Domain, tmp_path: Path, mo
     some = dataclasses.replace(domain, path=str(tmp_path / "own"), on_corrupt="skip")
     said = next(
         text
-        for text in select_model.rank_candidates(some, CPU, candidates()[:1], None, tmp_path)["warnings"]
+        for text in select_model.rank_candidates(some, CPU, small_candidates()[:1], None, tmp_path)["warnings"]
         if "unreadable" in text
     )
     assert said.count("cut") == 5
@@ -382,7 +379,7 @@ def test_the_report_warns_of_a_chosen_model_whose_licence_nobody_knows(ships: st
 def test_auto_takes_the_best_that_the_budget_allows(
     domain: Domain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nominated, "resolve", lambda names: candidates() if names == ["mine"] else [])
+    monkeypatch.setattr(candidates, "resolve", lambda names: small_candidates() if names == ["mine"] else [])
     monkeypatch.setattr(untrained_latency, "time_networks", pretend({"glyphs": 4.0, "glyphs to 4": 1.0, "random": 3.0}))
     recipe = Recipe(name="r", domain="tiny", model=ModelSpec(name="auto:mine"))
     job, ranked = select_model.resolve_auto_model(
@@ -408,7 +405,7 @@ def test_the_report_shows_the_candidates_that_a_model_was_chosen_from(
 ) -> None:
     monkeypatch.setattr(untrained_latency, "time_networks", pretend({"glyphs": 4.0}))
     gone = Candidate(name="gone", model=ModelSpec(name="resnet18", weights="gone.safetensors"))
-    ranked = select_model.rank_candidates(domain, CPU, [*candidates(), gone], None, tmp_path)
+    ranked = select_model.rank_candidates(domain, CPU, [*small_candidates(), gone], None, tmp_path)
     written = {**run.report, "selected": {**ranked, "chosen": "random", "why": "it was asked for"}}
     assert "## Model candidates" in markdown.render(written)
     assert "First: random (it was asked for)." in html_report.render(written)
@@ -457,7 +454,7 @@ def test_the_verb_ranks_times_and_writes(
     assert "squeezenet1_1_glyphs" in (tmp_path / "out/select/image-folder.cpu.md").read_text()
     assert select.render_html(found) == shown
     monkeypatch.setattr(untrained_latency, "_timed", None)  # nothing is measured twice
-    monkeypatch.setattr(extract_features, "_look", None)
+    monkeypatch.setattr(extract_features, "_extract_splits", None)
     with pytest.raises(SystemExit) as again:
         main()
     assert again.value.code in {0, None}

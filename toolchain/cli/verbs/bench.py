@@ -45,8 +45,8 @@ def bench(
         model_files.open_model(path, scratch, runtime=runtime, precision=precision).on_board(device) for path in models
     ])  # fmt: skip
     settings = benchmark.BenchmarkSettings(
-        rounds=rounds, seed=seed, batches=_numbers("--batch", batch), threads=_numbers("--threads", threads),
-        cpus=_numbers("--pin", pin, least=0),
+        rounds=rounds, seed=seed, batch_sizes=_numbers("--batch", batch), thread_counts=_numbers("--threads", threads),
+        cores=_numbers("--pin", pin, least=0),
     )  # fmt: skip
     samples = folder / "rounds"
     shutil.rmtree(samples, ignore_errors=True)

@@ -22,12 +22,12 @@ from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.measure import machine
 from toolchain.measure.accuracy import LOGITS_FILE, RANGE_STEPS
 from toolchain.measure.parity import reference, runtime_outputs
-from toolchain.measure.parity.runtime_outputs import Reading, Side
+from toolchain.measure.parity.runtime_outputs import RuntimeConfig, RuntimeOutputs
 
 SCHEMA = 1
 FILE_NAME = "parity.json"
 DEFAULT_IMAGES = 8
-WIDELY = (
+MIN_DIFFERING_SHARE = (
     0.05  # share of a layer's values: then it is the arithmetic that differs, not single values that lie on an edge
 )
 MIN_VALUES_FOR_SHARE = 1000  # values of a layer over all images, from which on that share is no accident
@@ -39,7 +39,7 @@ class GoldenSet:
     """The bundle's golden inputs, and what the shipped artefact answered."""
 
     images: np.ndarray  # float32 [images, 3, height, width]
-    rows: np.ndarray  # which of the goldens
+    indices: np.ndarray  # which of the goldens
     logits: np.ndarray  # [all goldens, classes]
 
 
@@ -65,8 +65,8 @@ def compare_runtimes(folder: Path, images: int = DEFAULT_IMAGES, threshold: floa
     for one, path in zip(chosen, graphs, strict=True):
         found = compare_layers(onnx.load(path), goldens.images, threshold, label=f"parity {one['name']}")
         trained = _trained(folder, goldens) if one["shipped"] else None
-        stored = None if trained is None else _answers(found.reference, trained, found.step)
-        variants.append({"name": one["name"], "shipped": one["shipped"], "trained": stored, **found.figures})
+        stored = None if trained is None else _answers(found.reference_logits, trained, found.logit_step)
+        variants.append({"name": one["name"], "shipped": one["shipped"], "trained": stored, **found.results})
     written: dict[str, Any] = {
         "schema": SCHEMA, "recipe": report["recipe"], "target": report["target"], "machine": machine.describe(),
         "images": len(goldens.images), "threshold_steps": threshold, "variants": variants,
@@ -132,7 +132,7 @@ def _goldens(folder: Path, count: int) -> GoldenSet:
         )
     rows = np.linspace(0, len(pixels) - 1, count).astype(int)
     return GoldenSet(
-        images=runner.normalise(pixels[rows], preprocess["mean"], preprocess["std"]), rows=rows, logits=logits
+        images=runner.normalise(pixels[rows], preprocess["mean"], preprocess["std"]), indices=rows, logits=logits
     )
 
 
@@ -143,7 +143,7 @@ def _trained(folder: Path, goldens: GoldenSet) -> np.ndarray | None:
             artefact, trained = kept["artefact"], kept["torch"]
         rows = np.linspace(0, len(artefact) - 1, len(goldens.logits)).astype(int)
         if np.array_equal(artefact[rows], goldens.logits):
-            found: np.ndarray = trained[rows][goldens.rows]
+            found: np.ndarray = trained[rows][goldens.indices]
             return found
     return None
 
@@ -155,9 +155,9 @@ def _trained(folder: Path, goldens: GoldenSet) -> np.ndarray | None:
 class LayerComparison:
     """One graph on every side."""
 
-    reference: np.ndarray  # logits [images, classes], with torch's arithmetic
-    step: float  # of the logits
-    figures: Mapping[str, Any]  # plain data for parity.json
+    reference_logits: np.ndarray  # logits [images, classes], with torch's arithmetic
+    logit_step: float  # of the logits
+    results: Mapping[str, Any]  # plain data for parity.json
 
 
 def compare_layers(
@@ -176,7 +176,7 @@ def compare_layers(
     graph = quantized_tensors.index_graph(model)
     found = quantized_tensors.find(graph)
     logits = model.graph.output[0].name
-    truth = reference.outputs(quantized_tensors.add_outputs(model, found), images)
+    truth = reference.evaluate(quantized_tensors.add_outputs(model, found), images)
     step = quantized_tensors.output_step(graph) or float(np.ptp(truth[logits])) / RANGE_STEPS or 1.0
     read, missing = _read(graph, found, images, step, label)
     figures = {
@@ -184,24 +184,24 @@ def compare_layers(
         "layers": [_layer(tap, truth, read) for tap in found],
         "logits": {side.name: _answers(one.logits, truth[logits], step) for side, one in read.items()},
         "parts": {side.name: _first(found, truth, one, steps=threshold) for side, one in read.items()},
-        "spreads": {side.name: _first(found, truth, one, share=WIDELY) for side, one in read.items()},
-        "fused": {side.name: list(one.fused) for side, one in read.items()},
+        "spreads": {side.name: _first(found, truth, one, share=MIN_DIFFERING_SHARE) for side, one in read.items()},
+        "fused": {side.name: list(one.fused_layers) for side, one in read.items()},
         "missing": missing,
-        "sides": [side.name for side in runtime_outputs.sides()],
+        "sides": [side.name for side in runtime_outputs.list_configs()],
     }
-    return LayerComparison(reference=truth[logits], step=step, figures=figures)
+    return LayerComparison(reference_logits=truth[logits], logit_step=step, results=figures)
 
 
 def _read(
     graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float, label: str
-) -> tuple[dict[Side, Reading], dict[str, str]]:
+) -> tuple[dict[RuntimeConfig, RuntimeOutputs], dict[str, str]]:
     """What each side computed, and why the others could not."""
-    read, missing = dict[Side, Reading](), dict[str, str]()
-    every = runtime_outputs.sides()
+    read, missing = dict[RuntimeConfig, RuntimeOutputs](), dict[str, str]()
+    every = runtime_outputs.list_configs()
     with progress.show_bar(label, len(every)) as bar:
         for side in every:
             try:
-                read[side] = runtime_outputs.read(side, graph, found, images, step)
+                read[side] = runtime_outputs.collect(side, graph, found, images, step)
             except ToolchainError as reason:
                 missing[side.name] = str(reason)
             bar.step()
@@ -210,7 +210,7 @@ def _read(
     return read, missing
 
 
-def _coverage(graph: QdqGraph, reading: Reading) -> dict[str, Any]:
+def _coverage(graph: QdqGraph, reading: RuntimeOutputs) -> dict[str, Any]:
     """Integer kernels of one runtime; layers in float are told apart by whether they were to be."""
     planned, in_float = quantized_tensors.split_layers_by_precision(graph)
     found = reading.coverage
@@ -223,8 +223,10 @@ def _coverage(graph: QdqGraph, reading: Reading) -> dict[str, Any]:
     }
 
 
-def _layer(tap: QuantizedTensor, truth: Mapping[str, np.ndarray], read: Mapping[Side, Reading]) -> dict[str, Any]:
-    steps = {side.name: runtime_outputs.difference(tap, truth, reading) for side, reading in read.items()}
+def _layer(
+    tap: QuantizedTensor, truth: Mapping[str, np.ndarray], read: Mapping[RuntimeConfig, RuntimeOutputs]
+) -> dict[str, Any]:
+    steps = {side.name: runtime_outputs.compare_tensor(tap, truth, reading) for side, reading in read.items()}
     return {"layer": tap.layer, "step": tap.step, "sides": steps}
 
 
@@ -238,14 +240,14 @@ def _answers(given: np.ndarray, wanted: np.ndarray, step: float) -> dict[str, fl
 def _first(
     found: Sequence[QuantizedTensor],
     truth: Mapping[str, np.ndarray],
-    reading: Reading,
+    reading: RuntimeOutputs,
     *,
     steps: float = np.inf,
     share: float = 1.0,
 ) -> dict[str, Any] | None:
     """The first layer that differs by more steps, or in a larger share of its values; None: there is none."""
     for tap in found:
-        there = runtime_outputs.difference(tap, truth, reading)
+        there = runtime_outputs.compare_tensor(tap, truth, reading)
         if there is not None and (
             there["max_steps"] > steps or (there["differing"] > share and there["values"] >= MIN_VALUES_FOR_SHARE)
         ):

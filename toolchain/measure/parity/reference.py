@@ -49,7 +49,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))  # the evaluator's arrays may be read-only
 
 
-def outputs(model: ModelProto, images: np.ndarray) -> Mapping[str, np.ndarray]:
+def evaluate(model: ModelProto, images: np.ndarray) -> Mapping[str, np.ndarray]:
     """Runs images one by one.
 
     Args:

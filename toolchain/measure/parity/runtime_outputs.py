@@ -22,11 +22,11 @@ from toolchain.export import quantized_tensors
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.export.runtime import load_runtime
 
-UNDISTURBED = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
+MAX_LOGIT_CHANGE_STEPS = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class RuntimeConfig:
     """A runtime, with its optimizations or without."""
 
     name: str
@@ -35,26 +35,28 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class RuntimeOutputs:
     """What a side computed for all images."""
 
     logits: np.ndarray  # [images, classes]
-    values: Mapping[str, np.ndarray]  # dequantized results by their names in the graph, [images, ...]
-    fused: tuple[str, ...]  # layers whose rounded result cannot be read without changing the answers
+    tensors: Mapping[str, np.ndarray]  # dequantized results by their names in the graph, [images, ...]
+    fused_layers: tuple[str, ...]  # layers whose rounded result cannot be read without changing the answers
     coverage: IntegerCoverage
 
 
-def sides() -> tuple[Side, ...]:
+def list_configs() -> tuple[RuntimeConfig, ...]:
     """Every runtime, first as the graph is written where it can do that, then optimized."""
-    found = list[Side]()
+    found = list[RuntimeConfig]()
     for name in registry.list_modules("runtimes"):
         if load_runtime(name).HAS_UNOPTIMIZED:
-            found.append(Side(name=f"{name} unoptimized", runtime=name, optimized=False))
-        found.append(Side(name=name, runtime=name, optimized=True))
+            found.append(RuntimeConfig(name=f"{name} unoptimized", runtime=name, optimized=False))
+        found.append(RuntimeConfig(name=name, runtime=name, optimized=True))
     return tuple(found)
 
 
-def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float) -> Reading:
+def collect(
+    side: RuntimeConfig, graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float
+) -> RuntimeOutputs:
     """Runs images through a graph and through copies that give its rounded results too.
 
     Args:
@@ -72,12 +74,12 @@ def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: 
 
     def undisturbed(wanted: Sequence[QuantizedTensor]) -> Mapping[str, np.ndarray] | None:
         given, covered = _outputs(side, graph, wanted, images)
-        same = np.abs(given[logits] - values[logits]).max() <= UNDISTURBED * step
+        same = np.abs(given[logits] - values[logits]).max() <= MAX_LOGIT_CHANGE_STEPS * step
         return given if same and covered.integer == coverage.integer else None
 
     whole = undisturbed(found)
     if whole is not None:
-        return Reading(logits=values[logits], values=whole, fused=(), coverage=coverage)
+        return RuntimeOutputs(logits=values[logits], tensors=whole, fused_layers=(), coverage=coverage)
     kept, fused = dict(values), list[str]()
     for kind in dict.fromkeys(tap.fusion_pattern for tap in found):
         some = [tap for tap in found if tap.fusion_pattern == kind and tap.tensor_name != logits]
@@ -86,11 +88,11 @@ def read(side: Side, graph: QdqGraph, found: Sequence[QuantizedTensor], images: 
             fused += [tap.layer for tap in some]
         else:
             kept |= given
-    return Reading(logits=values[logits], values=kept, fused=tuple(fused), coverage=coverage)
+    return RuntimeOutputs(logits=values[logits], tensors=kept, fused_layers=tuple(fused), coverage=coverage)
 
 
 def _outputs(
-    side: Side, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
+    side: RuntimeConfig, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], IntegerCoverage]:
     """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
     runtime: Any = load_runtime(side.runtime)
@@ -109,9 +111,11 @@ def _outputs(
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, covered
 
 
-def difference(tap: QuantizedTensor, truth: Mapping[str, np.ndarray], reading: Reading) -> dict[str, float] | None:
+def compare_tensor(
+    tap: QuantizedTensor, truth: Mapping[str, np.ndarray], reading: RuntimeOutputs
+) -> dict[str, float] | None:
     """Largest difference of one result in steps and the share of values that differ; None: this side has no such result."""
-    given = reading.values.get(tap.tensor_name)
+    given = reading.tensors.get(tap.tensor_name)
     if given is None:
         return None
     steps = np.abs(given - truth[tap.tensor_name]) / np.float32(tap.step)

@@ -13,7 +13,7 @@ from toolchain.config.target import Target
 from toolchain.core import files, run_report
 from toolchain.core.types import JsonObject
 from toolchain.gates import regression_gate
-from toolchain.gates.regression_gate import CANDIDATE, REFERENCE, GateResult
+from toolchain.gates.regression_gate import BASELINE, CANDIDATE, GateResult
 from toolchain.measure import machine, paired_rounds, paired_timing
 from toolchain.report import markdown, number_format
 from toolchain.report.table import Table
@@ -31,7 +31,7 @@ GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # the levels that
 def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
     """Return the whole result as plain data: what gate.json holds."""
     status, pair = regression_gate.exit_status(gated), gated[0].pair
-    device = pair.candidate.timed.device
+    device = pair.candidate.timed_model.device
     return {
         "schema": SCHEMA,
         "target": target.name,
@@ -40,8 +40,8 @@ def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
         "device": device,
         "machine": dict(machine.describe(device)),
         "versions": {
-            name: dict(paired_timing.versions(model.timed))
-            for name, model in ((CANDIDATE, pair.candidate), (REFERENCE, pair.reference))
+            name: dict(paired_timing.versions(model.timed_model))
+            for name, model in ((CANDIDATE, pair.candidate), (BASELINE, pair.baseline))
         },
         "threads": target.threads,
         "allowed": files.to_jsonable(target.gate),
@@ -50,12 +50,12 @@ def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
 
 
 def _describe_gate(gate: GateResult) -> dict[str, Any]:
-    models = {CANDIDATE: gate.pair.candidate, REFERENCE: gate.pair.reference}
+    models = {CANDIDATE: gate.pair.candidate, BASELINE: gate.pair.baseline}
     identities = {
         name: {
             "sha256": model.artefact.sha256,
             "size_bytes": model.artefact.size_bytes,
-            "precision": model.timed.precision,
+            "precision": model.timed_model.precision,
         }
         for name, model in models.items()
     }
@@ -63,9 +63,9 @@ def _describe_gate(gate: GateResult) -> dict[str, Any]:
         "recipe": gate.pair.recipe,
         **identities,
         "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.exit_status([gate])],
-        "accuracy": files.to_jsonable(gate.accuracy),
+        "accuracy": files.to_jsonable(gate.candidate_accuracy),
         "verdicts": files.to_jsonable(gate.verdicts),
-        "latency": files.to_jsonable(gate.latency),
+        "latency": files.to_jsonable(gate.latency_test),
         "p50_ms": {name: files.to_jsonable(paired_rounds.p50(gate.rounds, name)) for name in models},
         "rounds": files.to_jsonable(gate.rounds),
     }
@@ -121,7 +121,7 @@ def tabulate_latencies(result: JsonObject) -> Table:
     """Return a row per recipe with both latencies; milliseconds are for scale, never compared with another job's."""
     rows = tuple(
         (
-            row["recipe"], *(number_format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, REFERENCE)),
+            row["recipe"], *(number_format.with_interval(row["p50_ms"][name]) for name in (CANDIDATE, BASELINE)),
             _ratio(row["latency"]["candidate"]["slower"]), _ratio(row["latency"]["control"]["slower"]),
             str(len(row["rounds"])), number_format.relative_change(row["latency"]["candidate"]["detectable"]),
         )
@@ -146,7 +146,7 @@ def _ratio(value: Mapping[str, float]) -> str:
 def render_markdown(result: JsonObject) -> str:
     """Return a summary for the page of a CI job."""
     machine_facts, versions = result["machine"], result["versions"]
-    runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, REFERENCE))
+    runtimes = dict.fromkeys(" ".join(f"{k} {v}" for k, v in versions[name].items()) for name in (CANDIDATE, BASELINE))
     where = (
         f"{machine_facts['cpu']} ({machine_facts['isa']}), {result['threads']} thread(s), {' against '.join(runtimes)}"
     )

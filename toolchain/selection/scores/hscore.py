@@ -1,7 +1,8 @@
-"""H-score with a shrunk covariance (Ibrahim et al., arXiv 2110.06893; Ledoit and Wolf's shrinkage, J. Multivar. Anal. 88, 2004).
+"""H-score with a shrunk covariance: how much of the spread of the features lies between the classes.
 
-How much of the features' spread lies between the classes. The plain score grows with every feature that is added where
-images are few.
+The plain score grows with every feature that is added when images are few; shrinkage prevents it.
+
+Source: Ibrahim et al., arXiv 2110.06893; shrinkage by Ledoit and Wolf, J. Multivar. Anal. 88, 2004.
 """
 
 import numpy as np
@@ -12,10 +13,10 @@ from toolchain.models.frozen_features import FrozenFeatures, ScoreInput, replace
 NEEDS: tuple[ScoreInput, ...] = ()
 
 
-def score(train: FrozenFeatures, held: FrozenFeatures) -> float:
-    """Trace of the inverse shrunk covariance times that of the class means; higher is better."""
+def score(train: FrozenFeatures, validation: FrozenFeatures) -> float:
+    """Return the trace of the inverse shrunk covariance times the covariance of the class means; higher is better."""
     features = subtract_mean(train.features)
-    shrunk, share = ledoit_wolf(features, assume_centered=True)
+    shrunk, shrinkage = ledoit_wolf(features, assume_centered=True)
     means = subtract_mean(replace_by_class_means(features, train.labels))
-    between = means.T @ means / (len(means) - 1)
-    return float((1 - share) * np.trace(np.linalg.pinv(shrunk, hermitian=True) @ between))
+    between_classes = means.T @ means / (len(means) - 1)
+    return float((1 - shrinkage) * np.trace(np.linalg.pinv(shrunk, hermitian=True) @ between_classes))

@@ -1,4 +1,7 @@
-"""A linear probe: accuracy on validation of a logistic regression on the frozen features. Slower, and the honest yardstick."""
+"""Linear probe: validation accuracy of a logistic regression on the frozen features.
+
+Slower than the other scores, and the reference for them.
+"""
 
 from toolchain.models.frozen_features import FrozenFeatures, ScoreInput
 from toolchain.training import linear_probe
@@ -6,6 +9,6 @@ from toolchain.training import linear_probe
 NEEDS: tuple[ScoreInput, ...] = ()
 
 
-def score(train: FrozenFeatures, held: FrozenFeatures) -> float:
-    """Share of the validation images that it gets right, 0..1."""
-    return linear_probe.fit_frozen(train, held)[0].validation_score.accuracy
+def score(train: FrozenFeatures, validation: FrozenFeatures) -> float:
+    """Return the share of the validation images that the probe predicts correctly, 0..1."""
+    return linear_probe.fit_frozen(train, validation)[0].validation_score.accuracy
