@@ -28,7 +28,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
@@ -38,7 +38,7 @@ from toolchain.export import to_onnx
 from toolchain.measure.paired_timing import TimedModel
 from toolchain.models import build, profile
 from toolchain.pruning import surgery
-from toolchain.search import place, plan_pruning
+from toolchain.search import place, search_pruning
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel
 
@@ -114,13 +114,13 @@ def network(name: str) -> tuple[nn.Module, str, Tensor]:
 def reached(name: str, runtime: str, budget: float, rounds: int, out: Path) -> dict[str, Any]:
     """One row: fitted, made and timed."""
     dense, head, image = network(name)
-    target = toml_files.read_target(placement.TARGETS[runtime])
+    target = read_config.read_target(placement.TARGETS[runtime])
     recipe = Recipe(name=name, domain="none", model=ModelSpec(name=name), prune=PruneSpec(criterion="magnitude"))
     # magnitude reads the weights alone: no data are needed
     data: Any = SimpleNamespace(example=image)
     adapted = FinetunedModel(TrainedModel(dense, name, {}, 0.0), head, data, AugmentSpec(), (), ())
     job = make_job(recipe, target, Domain(name="none"), out)
-    plan = plan_pruning.run(job, adapted)
+    plan = search_pruning.run(job, adapted)
     assert plan.latency_fit is not None
     pruned = surgery.apply(dense, plan.surgery)
     placed = place.run(job, {"dense": (dense, image), "pruned": (pruned, image)}, plan.decided_placements)

@@ -17,14 +17,14 @@ import quantization
 import torch
 import typer
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.core import progress, registry, statistics
 from toolchain.data.splits import Split
 from toolchain.pruning import prune, recover
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
@@ -76,8 +76,8 @@ def main(
 def recovered(adapted: FinetunedModel, recipe: Recipe, macs: str, out: Path) -> trained_model.TrainedModel:
     """The dense model cut to the budget and trained."""
     recipe = dataclasses.replace(recipe, budget=Budget(macs=macs))
-    job = make_job(recipe, toml_files.read_target("cpu"), Domain(name=recipe.domain), out)
-    plan = plan_pruning.run(job, adapted)
+    job = make_job(recipe, read_config.read_target("cpu"), Domain(name=recipe.domain), out)
+    plan = search_pruning.run(job, adapted)
     return recover.run(job, prune.apply_plan(adapted.trained, plan.surgery), adapted)
 
 

@@ -23,7 +23,7 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.core import files, progress, statistics
 from toolchain.gates import gate_inputs, regression_gate, sequential_test
 from toolchain.gates.sequential_test import Sample
@@ -66,7 +66,7 @@ def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dic
     reference, candidate = (
         model_files.open_model(chain(length, folder), folder, runtime=runtime) for length in PAIRS[name]
     )
-    target, started = toml_files.read_target(TARGETS[runtime]), time.monotonic()
+    target, started = read_config.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
         found = regression_gate.compare_pair(
             gate_inputs.GatePair(recipe=name, candidate=candidate, baseline=reference), target, None, seed
@@ -136,7 +136,7 @@ def row(name: str, found: Sequence[dict[str, Any]], resampled: int) -> str:
     pool = [Sample(**sample) for one in found for sample in one["samples"]]
     slower = statistics.speedup([sample.candidate for sample in pool])
     order = random.Random(0)
-    threshold = toml_files.read_target("cpu").gate.regression_threshold
+    threshold = read_config.read_target("cpu").gate.regression_threshold
     drawn = Counter(
         sequential_test.run_test(lambda count: order.choices(pool, k=count), threshold).outcome
         for _ in range(resampled)

@@ -19,7 +19,7 @@ import peers
 import torch
 import typer
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.core import progress, statistics
 from toolchain.export import insert_qdq
 from toolchain.quantization import placement
@@ -41,7 +41,7 @@ def main(
 ) -> None:
     """Prints how much faster the longer search's placement is."""
     torch.set_num_threads(1)
-    target = toml_files.read_target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
+    target = read_config.read_target({"onnxruntime": "cpu", "openvino": "openvino"}[runtime])
     print("| model | runtime | search | ten times longer | longer / usual latency |\n|---|---|---|---|---|")
     for name in models.split(","):
         model, image = peers.network(name), torch.zeros(peers.SHAPE)

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from toolchain import pipeline
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, Recipe
@@ -57,7 +57,7 @@ def main(
     job, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     train = dataclasses.replace(job.recover, epochs=epochs or job.recover.epochs)
     job = dataclasses.replace(job, recover=train, prune=dataclasses.replace(job.prune, sensitivity=False))
-    chosen = toml_files.read_target(target)
+    chosen = read_config.read_target(target)
     found = [ours(job, chosen, domain, budget, resolution, out) for budget in budgets.split(",") if budget]
     found += script(job, chosen, domain, [float(ratio) for ratio in ratios.split(",") if ratio], out)
     files.write_json(out / f"pareto-{recipe}-{target}.json", found)
@@ -87,8 +87,8 @@ def ours(
 
 def script(job: Recipe, target: Target, domain: Domain, ratios: Sequence[float], out: Path) -> list[dict[str, Any]]:
     """The plain script at every ratio, all timed in the same rounds."""
-    data, _ = prepare.run(make_job(job, toml_files.read_target("cpu"), domain, out))
-    adapted = finetune.run(make_job(job, toml_files.read_target("cpu"), domain, out), data)
+    data, _ = prepare.run(make_job(job, read_config.read_target("cpu"), domain, out))
+    adapted = finetune.run(make_job(job, read_config.read_target("cpu"), domain, out), data)
     folder, image = out / f"script-{target.name}", data.example_input
     runtime = load_runtime(target.runtime)
     made: dict[str, tuple[Path, Precision, float]] = {}

@@ -29,7 +29,7 @@ import torch
 import typer
 from torch import nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
@@ -81,7 +81,7 @@ def main(
         for runtime in runtimes.split(","):
             job = Job(
                 model=name,
-                target=toml_files.read_target(TARGETS[runtime]),
+                target=read_config.read_target(TARGETS[runtime]),
                 seconds=seconds,
                 rounds=rounds,
                 folder=out / name,

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
@@ -70,7 +70,7 @@ def main(
         print(f"seed {one.seed}: dense {before:.4f}, {_scores(floats[-1], labels)} after more epochs", flush=True)
         for name in targets.split(","):
             for method in ("ptq", "qat"):
-                answered = quantized(adapted, method, one, toml_files.read_target(name), served, out)
+                answered = quantized(adapted, method, one, read_config.read_target(name), served, out)
                 found[name, method].append(answered)
                 print(f"seed {one.seed}: {name}, {method}: {_scores(answered.runtime, labels)}", flush=True)
     print("\n".join([HEAD, *(row(name, method, floats, each, labels) for (name, method), each in found.items())]))
@@ -82,10 +82,10 @@ def dense_models(
     """The set, and for every seed the recipe and the fine-tuned dense model, trained when it is asked for."""
     chosen, domain = overrides.read_recipe(name, flags)
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, toml_files.read_target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, read_config.read_target("cpu"), domain, out))
     each = (dataclasses.replace(chosen, seed=chosen.seed + number, seeds=1) for number in range(seeds))
     return whole, (
-        (one, finetune.run(make_job(one, toml_files.read_target("cpu"), domain, out), whole)) for one in each
+        (one, finetune.run(make_job(one, read_config.read_target("cpu"), domain, out), whole)) for one in each
     )
 
 

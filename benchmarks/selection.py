@@ -17,7 +17,7 @@ import torch
 import typer
 from scipy import stats as scipy_stats
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Recipe
@@ -60,7 +60,7 @@ def main(
 def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[str, float]:
     """What `select` says of it."""
     data, _ = prepare.run(
-        make_job(dataclasses.replace(recipe, model=one.model), toml_files.read_target("cpu"), domain, out)
+        make_job(dataclasses.replace(recipe, model=one.model), read_config.read_target("cpu"), domain, out)
     )
     seen = extract_features.extract(one.name, one.model, data, out / "work")
     return dict(transfer_scores.compute(seen, out / "work", one.reuse.keep or extract_features.HEAD_INPUT))
@@ -69,8 +69,8 @@ def scores(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> dict[st
 def accuracy(one: Candidate, recipe: Recipe, domain: Domain, out: Path) -> np.ndarray:
     """Which validation images it gets right after fine-tuning, float [images]."""
     asked = dataclasses.replace(recipe, model=one.model, reuse=one.reuse)
-    data, _ = prepare.run(make_job(asked, toml_files.read_target("cpu"), domain, out))
-    trained = finetune.run(make_job(asked, toml_files.read_target("cpu"), domain, out), data).trained
+    data, _ = prepare.run(make_job(asked, read_config.read_target("cpu"), domain, out))
+    trained = finetune.run(make_job(asked, read_config.read_target("cpu"), domain, out), data).trained
     held = data.splits["val"]
     answer = loop.predict(trained.model, held, data.preprocess).argmax(1)
     right: np.ndarray = (answer == held.labels).numpy().astype(float)

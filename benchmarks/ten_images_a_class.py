@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import typer
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.job import make_job
 from toolchain.core import statistics
 from toolchain.data import prepare
@@ -34,13 +34,13 @@ def main(
     """Prints test accuracy of both for every draw, and the mean difference with its interval."""
     chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, toml_files.read_target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, read_config.read_target("cpu"), domain, out))
     test = whole.splits["test"]
     tuned, frozen = [], []
     for draw in range(draws):
         few = drawn(whole, images, draw)
         one = dataclasses.replace(chosen, seed=draw, seeds=1)
-        found = finetune.run(make_job(one, toml_files.read_target("cpu"), domain, out), few)
+        found = finetune.run(make_job(one, read_config.read_target("cpu"), domain, out), few)
         model, head, _ = build.build_with_new_head(one.model, len(whole.classes), seed=draw)
         fitted = linear_probe.fit(model, head, few)
         logits = linear_probe.extract_features(model, head, test, whole.preprocess) @ fitted.weight.T + fitted.bias

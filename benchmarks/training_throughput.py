@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.job import make_job
 from toolchain.config.recipe import AugmentSpec, Recipe
 from toolchain.core import progress
@@ -41,7 +41,7 @@ def main(
     """Prints images a second of both loops and their ratio."""
     chosen, domain = overrides.read_recipe(recipe, overrides.Flags(data=data, weights=weights))
     torch.set_flush_denormal(True)
-    whole, _ = prepare.run(make_job(chosen, toml_files.read_target("cpu"), domain, out))
+    whole, _ = prepare.run(make_job(chosen, read_config.read_target("cpu"), domain, out))
     train = whole.splits["train"]
     few = (
         dataclasses.replace(whole, splits={**whole.splits, "train": train.select(range(min(most, len(train))))})

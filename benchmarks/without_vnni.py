@@ -23,7 +23,7 @@ import onnxruntime
 import quantization
 import typer
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.core import files as records
 from toolchain.core import stage_cache, statistics
 from toolchain.data.decoded_dataset import Dataset
@@ -63,9 +63,9 @@ def main(
     for one, adapted in models:
         for method in methods.split(","):
             for name in ("cpu", "cpu-avx2"):
-                _, built = quantization.exported(adapted, method, one, toml_files.read_target(name), out / "work")
+                _, built = quantization.exported(adapted, method, one, read_config.read_target(name), out / "work")
                 here = accuracy.predict(
-                    built, toml_files.read_target(name), whole, "test", served, out / "work"
+                    built, read_config.read_target(name), whole, "test", served, out / "work"
                 ).artefact
                 there = emulated(built, whole, served("test"), emulator, out / "work")
                 for where, logits in (("here", here), ("emulated", there)):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import make_job
 from toolchain.core import files, registry
 from toolchain.data import prepare
@@ -28,10 +28,10 @@ def main(out: Annotated[Path, typer.Option(help="Folder for the cache.")] = Path
 
 def pretrain(recipe_name: str, name: str, out: Path) -> dict[str, Any]:
     """Trains one zoo model; returns its card."""
-    recipe = toml_files.read_recipe(recipe_name)
-    domain = toml_files.read_domain(recipe.domain)
-    data, _ = prepare.run(make_job(recipe, toml_files.read_target("cpu"), domain, out))
-    trained = finetune.run(make_job(recipe, toml_files.read_target("cpu"), domain, out), data).trained
+    recipe = read_config.read_recipe(recipe_name)
+    domain = read_config.read_domain(recipe.domain)
+    data, _ = prepare.run(make_job(recipe, read_config.read_target("cpu"), domain, out))
+    trained = finetune.run(make_job(recipe, read_config.read_target("cpu"), domain, out), data).trained
     path = ZOO / f"{name}.safetensors"
     trained_module.save_weights(trained.model, path)
     if path.stat().st_size > LARGEST_BYTES:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from toolchain import pipeline
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
@@ -87,7 +87,7 @@ class Run:
 
 def build(folder: Path, pictures: Path, target: str = "cpu") -> Run:
     domain = Domain(name="tiny", path=str(pictures), mode="gray", image_size=(32, 32), calibration_images=32)
-    chosen = dataclasses.replace(toml_files.read_target(target), budget=Budget(accuracy_drop=0.2))
+    chosen = dataclasses.replace(read_config.read_target(target), budget=Budget(accuracy_drop=0.2))
     return Run(folder, tiny_recipe(), chosen, domain, pipeline.export(make_job(tiny_recipe(), chosen, domain, folder)))
 
 
@@ -127,7 +127,7 @@ def job_of(
 ) -> Job:
     """A job of some parts; the others are the cpu target and a domain without images."""
     job = make_job(
-        recipe, target or toml_files.read_target("cpu"), domain or Domain(name="tiny"), out, lock_file=lock_file,
+        recipe, target or read_config.read_target("cpu"), domain or Domain(name="tiny"), out, lock_file=lock_file,
         recipe_folder=recipe_folder,
     )  # fmt: skip
     return job if budget is None else dataclasses.replace(job, budget=budget)

@@ -137,9 +137,9 @@ from toolchain.pruning import groups
 net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1), torch.nn.Flatten())
 group = next(g for g in groups.find(net, torch.zeros(1, 3, 3, 3), "2") if g.channels == 8)
 print("by_number" in registry.list_modules("criteria"), registry.load_module("criteria", "by_number").score(group).tolist())
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import PruneSpec
-toml_files.validate("recipes", {"name": "r", "domain": "d", "model": {"name": "resnet18"}, "prune": {"criterion": "by_number"}}, "here")
+read_config.validate("recipes", {"name": "r", "domain": "d", "model": {"name": "resnet18"}, "prune": {"criterion": "by_number"}}, "here")
 """
     assert python(tree, code).startswith("True [0.0, 1.0, 2.0")
 
@@ -149,9 +149,9 @@ def test_a_runtime_and_a_target_compile_and_run(tree: Path) -> None:
 from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.export.runtime import load_runtime
-target = toml_files.read_target("toy")
+target = read_config.read_target("toy")
 ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
 body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
 model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
@@ -175,11 +175,11 @@ print("alike" in registry.list_modules("scores"), registry.load_module("scores",
 def test_a_data_source_is_a_dataset(tree: Path) -> None:
     code = """
 from pathlib import Path
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset
 shown = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
-dataset = decoded_dataset.load(toml_files.read_domain("toys"), shown, Path("cache"))
+dataset = decoded_dataset.load(read_config.read_domain("toys"), shown, Path("cache"))
 print(dataset.classes, sum(len(images) for images in dataset.splits.values()))
 """
     assert python(tree, code).splitlines()[-1] == "('dark', 'light') 24"

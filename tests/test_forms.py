@@ -16,7 +16,7 @@ from conftest import Run
 from onnx import TensorProto, helper
 
 from toolchain import pipeline
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import make_job
 from toolchain.config.packaging import PackageSpec
 from toolchain.config.target import Target
@@ -183,7 +183,7 @@ def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_what_a_runtime_lacks_is_refused_with_the_file(runtime: str, table: dict[str, object], said: str) -> None:
     with pytest.raises(ToolchainError, match=said):
-        toml_files.validate("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
+        read_config.validate("targets", {"name": "mine", "runtime": runtime, "package": table}, "targets/mine.toml")
 
 
 def test_an_array_of_any_bytes(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from toolchain import pipeline
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, ModelSpec
 from toolchain.core import files as records
@@ -35,7 +35,7 @@ from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization.placement_result import PlacementResult
-from toolchain.search import lock_file, place, planner
+from toolchain.search import budget_planner, lock_file, place
 from toolchain.training import finetune, loop
 
 STAGES = ("adapt", "fit", "sensitivity", "recover", "quantize", "export", "verify", "bench")
@@ -153,7 +153,7 @@ def test_a_target_whose_instructions_this_machine_lacks_is_exported_without_late
 ) -> None:
     monkeypatch.setattr(machine, "integer_isa", lambda device="": "x86-64-vnni")
     other = dataclasses.replace(
-        toml_files.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget
+        read_config.read_target("arm64"), alignment=run.target.alignment, budget=run.target.budget
     )
     written = pipeline.export(make_job(run.recipe, other, run.domain, run.out))
     assert written["shipped"] == "pruned-int8"  # the smallest, where none is known to be the fastest
@@ -529,7 +529,7 @@ def test_smaller_pictures_go_through_the_whole_job_and_into_the_bundle(
     assert "bee" in answered.stdout
     assert "24×24" in (folder / "report.md").read_text()
     lock = folder / "tiny.cpu.lock.json"
-    monkeypatch.setattr(planner.PruningPlanner, "plan_for_budget", None)
+    monkeypatch.setattr(budget_planner.PruningPlanner, "plan_for_budget", None)
     again = pipeline.export(make_job(recipe, target, run.domain, tmp_path / "again", lock_file=lock))
     assert again["variants"][-1]["image_size"] == [24, 24]
     assert [row["after"] for row in again["layers"]] == [row["after"] for row in written["layers"]]

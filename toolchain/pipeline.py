@@ -26,7 +26,7 @@ from toolchain.report import write
 from toolchain.report.pages import adapt as adapt_page
 from toolchain.report.run_results import RunResults
 from toolchain.report.sections import reuse_depths
-from toolchain.search import accuracy_control, lock_file, place, plan_pruning, pruning_sensitivity
+from toolchain.search import accuracy_control, lock_file, place, pruning_sensitivity, search_pruning
 from toolchain.search.pruning_plan import Lock
 from toolchain.selection import reuse_advice, select_model
 from toolchain.training import finetune, input_size
@@ -52,18 +52,18 @@ def export(job: Job) -> dict[str, Any]:
             job, advice = reuse_advice.resolve_auto_reuse(job, data)
             reuse_depths.announce(advice)
         with step("adapt"):
-            decided = plan_pruning.check_model(job, data, decided)
+            decided = search_pruning.check_model(job, data, decided)
             dense = finetune.run(job, data, joined)
         with step("sparsify"):
             ranked = sparsify.run(job, dense)
         with step("fit"):
             at_size = partial(input_size.resize_inputs, dense, cache=job.images)
-            plan = plan_pruning.run(job, replace(dense, trained=ranked), decided, at_size)
+            plan = search_pruning.run(job, replace(dense, trained=ranked), decided, at_size)
             view = at_size(plan.reduced_image_size or data.preprocess.image_size)
         with step("sensitivity"):
             curves = pruning_sensitivity.run(job, dense, plan)
         with step("place"):
-            placed = place.run(job, plan_pruning.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
+            placed = place.run(job, search_pruning.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
             lock_file.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
         with step("prune"):
             pruned = prune.run(job, ranked, plan.surgery, view)
@@ -118,7 +118,7 @@ def check_environment(job: Job) -> Lock | None:
         ToolchainError: the recipe contradicts its budget, the runtime is not installed, or the board does not answer.
     """
     decided = lock_file.find(job)
-    plan_pruning.read_limits(job.recipe, job.budget, locked=decided is not None)
+    search_pruning.read_limits(job.recipe, job.budget, locked=decided is not None)
     load_runtime(job.target.runtime).fingerprint()
     machine.runtime_version(job.target)
     return decided

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.data.checks import run_checks
 from toolchain.data.checks.finding import DatasetCheck
 
@@ -31,7 +31,7 @@ def pairs(checkup: DatasetCheck, *, exact: bool) -> set[tuple[int, ...]]:
 
 @pytest.mark.slow
 def test_all_known_copies_of_the_solar_modules_are_found(sets: Path, tmp_path: Path) -> None:
-    domain = dataclasses.replace(toml_files.read_domain("solar"), path=str(sets / "infrared_solar_modules"))
+    domain = dataclasses.replace(read_config.read_domain("solar"), path=str(sets / "infrared_solar_modules"))
     checkup = run_checks.check_dataset(domain, tmp_path)
     exact = pairs(checkup, exact=True)
     assert len(exact) == 22
@@ -48,7 +48,7 @@ def test_all_known_copies_of_the_solar_modules_are_found(sets: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_things_photographed_twice_are_found(sets: Path, tmp_path: Path) -> None:
-    domain = dataclasses.replace(toml_files.read_domain("trashnet"), path=str(sets / "trashnet"))
+    domain = dataclasses.replace(read_config.read_domain("trashnet"), path=str(sets / "trashnet"))
     checkup = run_checks.check_dataset(domain, tmp_path)
     assert pairs(checkup, exact=True) == set()
     assert pairs(checkup, exact=False) == TAKEN_TWICE

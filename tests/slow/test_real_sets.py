@@ -11,7 +11,7 @@ import torch
 from conftest import SHARED
 from safetensors.torch import load_file
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.config.target import QuantScheme
 from toolchain.core import registry
@@ -31,7 +31,7 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("solar", "infrared_solar_modules", 20_000, 12),
         ("trashnet", "trashnet", 977, 6),
     ):
-        domain = dataclasses.replace(toml_files.read_domain(name), path=str(sets / folder))
+        domain = dataclasses.replace(read_config.read_domain(name), path=str(sets / folder))
         found = image_folder.find_images(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
@@ -97,6 +97,6 @@ def test_the_zoo_is_what_its_card_says() -> None:
         weights = card.with_suffix(".safetensors")
         assert files.sha256_file(weights) == said["sha256"]
         assert weights.stat().st_size == said["size_bytes"] <= 4_000_000
-        recipe = toml_files.read_recipe(said["recipe"])
+        recipe = read_config.read_recipe(said["recipe"])
         model = build.build_untrained(recipe.model, len(said["classes"]))
         model.load_state_dict(load_file(weights))

@@ -30,13 +30,13 @@ def print_files(kind: "ConfigKind", title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from toolchain.config import toml_files
+    from toolchain.config import read_config
     from toolchain.core import registry
 
     readers: dict[str, Any] = {
-        "targets": toml_files.read_target,
-        "recipes": toml_files.read_recipe,
-        "calibration": toml_files.read_domain,
+        "targets": read_config.read_target,
+        "recipes": read_config.read_recipe,
+        "calibration": read_config.read_domain,
     }
     table = Table(title, "description", "file", box=None, header_style="bold")
     for name in registry.list_names(kind):

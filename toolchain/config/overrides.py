@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.config import toml_files, validation
+from toolchain.config import read_config, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import ModelSpec, Recipe
@@ -46,9 +46,9 @@ def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_f
         lock_file: given by the user; without one, a lock beside the recipe is replayed.
 
     Raises:
-        ToolchainError: a file is missing or not valid (see `toml_files`), or a flag's value is not accepted.
+        ToolchainError: a file is missing or not valid (see `read_config`), or a flag's value is not accepted.
     """
-    target = toml_files.read_target(target_name)
+    target = read_config.read_target(target_name)
     target = dataclasses.replace(target, device=flags.device or target.device)
     recipe, domain = read_recipe(recipe_name, flags)
     recipe_folder = registry.find_file("recipes", recipe_name).parent
@@ -59,14 +59,14 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
     """Read recipe and dataset description and apply the flags.
 
     Raises:
-        ToolchainError: a file is missing or not valid (see `toml_files`), or a flag's value is not accepted.
+        ToolchainError: a file is missing or not valid (see `read_config`), or a flag's value is not accepted.
     """
     if flags.ratio >= 0 and flags.latency:
         raise ToolchainError(
             f"--ratio {flags.ratio:g} and --latency {flags.latency} both set how far to prune; give one of them"
         )
-    recipe = toml_files.read_recipe(recipe_name)
-    domain = toml_files.read_domain(flags.domain or recipe.domain)
+    recipe = read_config.read_recipe(recipe_name)
+    domain = read_config.read_domain(flags.domain or recipe.domain)
     recipe = dataclasses.replace(recipe, domain=domain.name, model=_override_model(recipe.model, flags))
     if flags.image_size:
         recipe = dataclasses.replace(recipe, image_size=parse_image_size(flags.image_size))
@@ -90,7 +90,7 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _override_epochs(recipe, flags.epochs)
-    checked: Recipe = toml_files.validate("recipes", files.to_jsonable(recipe), "command line")
+    checked: Recipe = read_config.validate("recipes", files.to_jsonable(recipe), "command line")
     return checked, override_images(domain, flags.data, flags.on_corrupt)
 
 
@@ -107,7 +107,7 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
     if data:
         domain = dataclasses.replace(domain, source="folder", path=data)
     if on_corrupt:
-        domain = toml_files.validate(
+        domain = read_config.validate(
             "calibration", {**files.to_jsonable(domain), "on_corrupt": on_corrupt}, "--on-corrupt"
         )
     return domain

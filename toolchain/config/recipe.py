@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-STRICT = {"extra": "forbid"}  # for pydantic in toml_files.py: an unknown key in a file is an error
+STRICT = {"extra": "forbid"}  # for pydantic in read_config.py: an unknown key in a file is an error
 CalibrationMethod = Literal["minmax", "percentile", "mse"]  # how a range is computed from the observed values
 CorrectionMethod = Literal["none", "bias", "norm"]  # of layer outputs shifted by rounding: their means, or also spreads
 

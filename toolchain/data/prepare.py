@@ -1,6 +1,6 @@
 """Step: decode the domain's dataset and the further datasets that the recipe joins to it."""
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import Job
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_dataset, joined_datasets
@@ -25,5 +25,5 @@ def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
         std=recipe.model.std,
     )
     data = decoded_dataset.load(domain, preprocess, job.images)
-    joined = [joined_datasets.load(spec, toml_files.read_domain(spec.domain), data, job.images) for spec in recipe.join]
+    joined = [joined_datasets.load(spec, read_config.read_domain(spec.domain), data, job.images) for spec in recipe.join]
     return data, joined

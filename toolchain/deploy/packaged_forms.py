@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import Job
 from toolchain.config.packaging import C_ARRAY_FORM, CAMERA_FRAMES_FORM, ConvertedModel
 from toolchain.config.target import Target
@@ -73,7 +73,7 @@ def make_forms(job: Job, variant: Variant, predictions: Predictions, data: Datas
                 cpp_runner.pack(stage.folder / cpp_runner.ARCHIVE_NAME)
             stage = stage_cache.finish(stage, started, {"forms": forms})
         rows = stage.record["forms"] if stage.record else ()
-        made = tuple(toml_files.to_dataclass(PackagedForm, row, str(stage.folder)) for row in rows)
+        made = tuple(read_config.to_dataclass(PackagedForm, row, str(stage.folder)) for row in rows)
         models = [stage.folder / name for form in made for name in form.files]
         golden = [stage.folder / GOLDEN_FRAMES_FILE] if target.package.input == "uint8" else []
         sources = [stage.folder / cpp_runner.ARCHIVE_NAME] if target.package.sources else []

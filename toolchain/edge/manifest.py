@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import IntegerCoverage, Interval, Precision, Preprocessing
@@ -142,7 +142,7 @@ def parse(content: Any, where: Path) -> Manifest:
         ToolchainError: it has another schema, or a key is missing, unknown or of the wrong type.
     """
     check_schema(content, where)
-    manifest: Manifest = toml_files.to_dataclass(Manifest, content, f"{where}: the manifest is not valid")
+    manifest: Manifest = read_config.to_dataclass(Manifest, content, f"{where}: the manifest is not valid")
     return manifest
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.profile import is_depthwise
-from toolchain.pruning import traceable_parts
+from toolchain.pruning import partial_tracing
 from toolchain.pruning.gradients import GradientMoments
-from toolchain.pruning.traceable_parts import TraceablePart
+from toolchain.pruning.partial_tracing import TraceablePart
 
 ChannelRole = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
@@ -136,7 +136,7 @@ def find(
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met
             failures.append(reason)
             with suppress(Exception):  # a part that cannot be called again with its example input cannot be split
-                pending += traceable_parts.split(part)
+                pending += partial_tracing.split(part)
     if failures and not groups:
         first = failures[0]
         raise ToolchainError(
@@ -160,7 +160,7 @@ def _trace(part: TraceablePart, head: str, gradients: Mapping[str, GradientMomen
         raise ToolchainError(f"window attention ({part.full_name(window_tensor)}) cannot be traced")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about bare parameters, which are not pruned
-        traced = part.module if not part.name else traceable_parts.FixedBoundary(part)
+        traced = part.module if not part.name else partial_tracing.FixedBoundary(part)
         graph = torch_pruning.DependencyGraph().build_dependency(traced, example_inputs=part.example_input)
         graph_groups = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
     modules = {part.full_name(name): module for name, module in part.module.named_modules()}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from toolchain.config import budget_limits, toml_files
+from toolchain.config import budget_limits, read_config
 from toolchain.config.job import Job
 from toolchain.config.recipe import Budget, Recipe
 from toolchain.config.target import Target
@@ -98,7 +98,7 @@ def read(path: Path) -> Lock:
         raise ToolchainError(f"{path} is not a lock. `toolchain export` writes a lock beside its report")
     if content["schema"] != SCHEMA:
         raise ToolchainError(f"{path}: schema = {content['schema']!r}; this version reads schema = {SCHEMA}")
-    lock: Lock = toml_files.to_dataclass(Lock, content, str(path))
+    lock: Lock = read_config.to_dataclass(Lock, content, str(path))
     return lock
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, registry, stage_cache
@@ -177,7 +177,7 @@ def _find_timed_target(target: Target) -> Target | None:
     isa = machine.integer_isa(target.device)
     if isa == target.isa:
         return target
-    similar = toml_files.read_target(target.fit_like) if target.fit_like else None
+    similar = read_config.read_target(target.fit_like) if target.fit_like else None
     if similar is None or isa != similar.isa or similar.runtime != target.runtime:
         return None
     return replace(similar, device=target.device)

@@ -1,6 +1,6 @@
 """The values of a pruning plan: the plan of one run, the lock that replays it, and the trials that it was chosen from.
 
-`plan_pruning` makes the plan, `lock` writes and reads it beside the report, `report` shows it.
+`search_pruning` makes the plan, `lock_file` writes and reads it beside the report, `report` shows it.
 """
 
 from collections.abc import Mapping, Sequence

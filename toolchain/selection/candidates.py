@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import ModelSpec
 from toolchain.config.shortlist import Candidate, MayShip
 from toolchain.core import files, registry
@@ -54,13 +54,13 @@ def _resolve_name(name: str) -> list[Candidate]:
     if source == "zoo" and rest:
         return [_read_zoo_model(rest)]
     if source == "recipe" and rest:
-        recipe = toml_files.read_recipe(rest)
+        recipe = read_config.read_recipe(rest)
         reuse = recipe.reuse if recipe.reuse != "auto" else build.WHOLE_NETWORK
         return [Candidate(name=recipe.name, model=recipe.model, reuse=reuse)]
     if source == "timm" and rest:
         return [_read_timm_model(name)]
     if name.endswith(".toml") or name in registry.list_names("shortlists"):
-        return list(toml_files.read_shortlist(name).candidates)
+        return list(read_config.read_shortlist(name).candidates)
     known = torchvision_hub.list_models()
     if source not in known:
         raise ToolchainError(
@@ -89,7 +89,7 @@ def _read_zoo_model(name: str) -> Candidate:
     source = f"zoo:{name}"
     weights.weights_digest(ModelSpec(name="", weights=source))  # raises, with a list of the zoo, if there is none
     card = files.read_json(registry.PACKAGE_FOLDER / "models" / "zoo" / f"{name}.json")
-    model = toml_files.to_dataclass(ModelSpec, {**card["model"], "weights": source}, f"{name}.json")
+    model = read_config.to_dataclass(ModelSpec, {**card["model"], "weights": source}, f"{name}.json")
     model = dataclasses.replace(model, licence=f"as the toolchain; images {card['licence_of_images']}")
     trained_on = f"{card['domain']}, {card['images']['train']:,} images"
     return Candidate(name=name, model=model, trained_on=trained_on, may_ship="yes")

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from toolchain.cli import main
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec, Recipe
 from toolchain.core import files, statistics
@@ -33,7 +33,7 @@ from toolchain.report.pages import gate as gate_report
 SIZE = (12, 10)
 CLASSES = ("ant", "bee", "cat")
 RECIPE = Recipe(name="digits", domain="tiny", model=ModelSpec(name="m"))
-TARGET = toml_files.read_target("cpu")
+TARGET = read_config.read_target("cpu")
 VERBS = CliRunner()
 
 

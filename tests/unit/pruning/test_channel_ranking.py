@@ -6,11 +6,11 @@ import pytest
 import torch
 from conftest import job_of
 from torch import nn
-from unit.search.test_plan_pruning import TARGET, adapted, recipe
+from unit.search.test_search_pruning import TARGET, adapted, recipe
 
 from toolchain.config.recipe import PruneSpec
 from toolchain.pruning import channel_ranking, gradients
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 from toolchain.training.finetune import FinetunedModel
 
 __all__ = ["adapted"]
@@ -37,8 +37,8 @@ def test_gradients_come_back_as_they_were(adapted: FinetunedModel, tmp_path: Pat
 
 
 def test_two_plans_of_one_model_share_them(adapted: FinetunedModel, tmp_path: Path, collected: list[nn.Module]) -> None:
-    plan_pruning.run(job_of(recipe("fisher"), TARGET, out=tmp_path), adapted)
-    plan_pruning.run(job_of(recipe("taylor"), TARGET, out=tmp_path), adapted)
+    search_pruning.run(job_of(recipe("fisher"), TARGET, out=tmp_path), adapted)
+    search_pruning.run(job_of(recipe("taylor"), TARGET, out=tmp_path), adapted)
     assert len(collected) == 1
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe, TrainSpec
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
@@ -20,14 +20,14 @@ from toolchain.pruning import gradients, groups, prune, pruning_rounds, recover,
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.prune import PrunedModel
 from toolchain.pruning.surgery import Surgery
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 from toolchain.search.pruning_plan import PruningPlan
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(read_config.read_target("cpu"), alignment=4)
 
 
 class Block(nn.Module):
@@ -90,7 +90,7 @@ def recipe(count: int, criterion: str = "magnitude", epochs: int = 5) -> Recipe:
 
 
 def planned(adapted: FinetunedModel, settings: Recipe, work: Path) -> PruningPlan:
-    return plan_pruning.run(job_of(settings, TARGET, out=work), adapted)
+    return search_pruning.run(job_of(settings, TARGET, out=work), adapted)
 
 
 def pruned(adapted: FinetunedModel, settings: Recipe, work: Path, plan: PruningPlan | None = None) -> PrunedModel:

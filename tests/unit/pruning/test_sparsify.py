@@ -16,7 +16,7 @@ from toolchain.core import files
 from toolchain.models import profile
 from toolchain.pruning import groups, prune, recover, sparsify, sparsity_penalty
 from toolchain.pruning.groups import PruningGroup
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.training_state import Score
@@ -190,9 +190,9 @@ def test_without_it_nothing_is_done_and_no_key_changes(adapted: FinetunedModel, 
     unpruned = dataclasses.replace(sparse(), prune=dataclasses.replace(sparse().prune, ratio=0))
     assert sparsify.run(job_of(unpruned, TARGET, out=tmp_path), adapted) is adapted.trained
     assert not (tmp_path / "sparsify").exists()
-    plan = plan_pruning.run(job_of(recipe(1), TARGET, out=tmp_path), adapted)
+    plan = search_pruning.run(job_of(recipe(1), TARGET, out=tmp_path), adapted)
     assert (
-        plan.key == plan_pruning.run(job_of(sparse(3), TARGET, out=tmp_path), adapted).key
+        plan.key == search_pruning.run(job_of(sparse(3), TARGET, out=tmp_path), adapted).key
     )  # as long as the model is it
 
 
@@ -203,7 +203,7 @@ def test_what_is_ranked_and_cut_is_the_sparse_model_and_the_dense_one_teaches(
 ) -> None:
     settings = sparse(2)
     start = sparsify.run(job_of(settings, TARGET, out=tmp_path), adapted)
-    plan = plan_pruning.run(job_of(settings, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
+    plan = search_pruning.run(job_of(settings, TARGET, out=tmp_path), dataclasses.replace(adapted, trained=start))
     train, teachers = loop.train, list[nn.Module | None]()
     monkeypatch.setattr(loop, "train", lambda model, job: teachers.append(job.teacher) or train(model, job))
     once = prune.apply_plan(start, plan.surgery)

@@ -9,7 +9,7 @@ import torch
 from conftest import job_of
 from torch import nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
@@ -19,14 +19,14 @@ from toolchain.models import profile
 from toolchain.pruning import search_space, surgery
 from toolchain.quantization import placement_result
 from toolchain.quantization.placement import Placement
-from toolchain.search import lock_file, plan_pruning
+from toolchain.search import lock_file, search_pruning
 from toolchain.search.pruning_plan import Lock, PruningPlan
 from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 OUT = Path("out")
-TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(read_config.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3))
 OWN = Placement(float_modules=("0",), float_operations=())
 
@@ -51,7 +51,7 @@ def adapted(model: nn.Module, key: str = "dense") -> FinetunedModel:
 def written(tmp_path: Path) -> Path:
     whole = adapted(net())
     job = job_of(RECIPE, TARGET, out=tmp_path)
-    plan = plan_pruning.run(job, whole)
+    plan = search_pruning.run(job, whole)
     placed = {
         "dense": placement_result.PlacementResult(OWN, "", (), 0.0),
         "pruned": placement_result.PlacementResult(Placement(), "", (), 0.0),
@@ -62,13 +62,13 @@ def written(tmp_path: Path) -> Path:
 
 def replay(path: Path, model: FinetunedModel, work: Path) -> PruningPlan:
     lock = lock_file.find(job_of(RECIPE, TARGET, out=OUT, lock_file=path))
-    return plan_pruning.run(job_of(RECIPE, TARGET, out=work), model, lock)
+    return search_pruning.run(job_of(RECIPE, TARGET, out=work), model, lock)
 
 
 def test_the_same_weights_get_the_same_channels_without_a_search(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan_pruning.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
+    planned = search_pruning.run(job_of(RECIPE, TARGET, out=tmp_path / "work"), adapted(net()))
     monkeypatch.setattr(search_space, "plan_for_ratio", None)
     monkeypatch.setattr(search_space, "build_search_space", None)
     again = replay(written, adapted(net()), tmp_path / "elsewhere")
@@ -141,7 +141,7 @@ def test_a_lock_for_another_target_of_the_same_runtime_is_refused(written: Path)
 
 def test_a_lock_for_another_target_is_refused(written: Path) -> None:
     with pytest.raises(ToolchainError, match=r"made for the target cpu \(onnxruntime\), this is openvino"):
-        lock_file.find(job_of(RECIPE, toml_files.read_target("openvino"), out=OUT, lock_file=written))
+        lock_file.find(job_of(RECIPE, read_config.read_target("openvino"), out=OUT, lock_file=written))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_shipped_recipes_bring_locks_of_their_own_settings() -> None:
     assert found
     for path in found:
         recipe, target = (
-            toml_files.read_recipe(path.name.split(".")[0]),
-            toml_files.read_target(path.name.split(".")[1]),
+            read_config.read_recipe(path.name.split(".")[0]),
+            read_config.read_target(path.name.split(".")[1]),
         )
         assert lock_file.find(job_of(recipe, target, out=OUT, recipe_folder=path.parent)) is not None

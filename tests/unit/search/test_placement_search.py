@@ -197,10 +197,10 @@ class Clock:
 
 @pytest.fixture
 def searching(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
-    from toolchain.config import toml_files
+    from toolchain.config import read_config
     from toolchain.search import place
 
-    target = toml_files.read_target("cpu")
+    target = read_config.read_target("cpu")
     monkeypatch.setattr(machine, "integer_isa", lambda device="": target.isa)
 
     def run(clock: Clock, seconds: float = 100.0, device: str = ""):
@@ -284,12 +284,12 @@ class Neighbours(Clock):
 
 
 def test_a_placement_that_is_known_is_timed_and_not_searched(searching, model: nn.Module, tmp_path: Path) -> None:
-    from toolchain.config import toml_files
+    from toolchain.config import read_config
     from toolchain.search import place
 
     cost = {"Conv f32": 1.0, "Conv int8": 0.5, "Gemm f32": 0.1, "Gemm int8": 0.1}
     searching(clock := Clock(cost), seconds=0)
-    target, chosen = toml_files.read_target("cpu"), Placement(float_modules=("stem",))
+    target, chosen = read_config.read_target("cpu"), Placement(float_modules=("stem",))
     placed = place.time_placement(model, IMAGE, target, chosen, tmp_path)
     assert placed.placement == chosen
     assert 1 < placed.int8_speedup < 2

@@ -11,7 +11,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import files, registry
 from toolchain.core.types import Preprocessing
@@ -22,7 +22,7 @@ from toolchain.pruning import surgery, width_search
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery
 from toolchain.report import assemble
-from toolchain.search import plan_pruning, pruning_sensitivity, sensitivity_survey
+from toolchain.search import pruning_sensitivity, search_pruning, sensitivity_survey
 from toolchain.search.pruning_plan import PruningPlan
 from toolchain.search.sensitivity_curves import Sensitivity, SensitivityCurve
 from toolchain.search.sensitivity_survey import SensitivitySurvey
@@ -30,7 +30,7 @@ from toolchain.training import loop, trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(read_config.read_target("cpu"), alignment=4)
 RECIPE = Recipe(name="r", domain="d", model=ModelSpec(name="m"), prune=PruneSpec(ratio=0.3, criterion="magnitude"))
 
 
@@ -96,7 +96,7 @@ def adapted() -> FinetunedModel:
 
 
 def planned(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> PruningPlan:
-    return plan_pruning.run(job_of(recipe, TARGET, out=work), adapted)
+    return search_pruning.run(job_of(recipe, TARGET, out=work), adapted)
 
 
 def found(adapted: FinetunedModel, work: Path, recipe: Recipe = RECIPE) -> Sensitivity:

@@ -14,7 +14,7 @@ import torch
 from conftest import Run, draw, job_of
 
 from toolchain.cli.main import main
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Budget, ModelSpec, Recipe, ReuseSpec
 from toolchain.config.shortlist import Candidate
@@ -34,7 +34,7 @@ from toolchain.selection import candidates, extract_features, ranking, select_mo
 
 GLYPHS = ModelSpec(name="squeezenet1_1", weights="zoo:squeezenet1_1_glyphs", mean=(0.5,) * 3, std=(0.5,) * 3)
 SHOWN = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5,) * 3, std=(0.5,) * 3)
-CPU = toml_files.read_target("cpu")
+CPU = read_config.read_target("cpu")
 
 
 def milliseconds(value: float) -> Interval:
@@ -141,7 +141,7 @@ def test_a_candidate_that_is_none_is_said(name: str, said: str) -> None:
 def test_a_wrong_shortlist_is_refused(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(f"schema = 1\n{content}")
     with pytest.raises(ToolchainError, match=said):
-        toml_files.read_shortlist(str(tmp_path / "own.toml"))
+        read_config.read_shortlist(str(tmp_path / "own.toml"))
 
 
 def test_a_look_is_taken_once_and_serves_every_depth(

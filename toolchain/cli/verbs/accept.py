@@ -20,10 +20,10 @@ def accept(
     out: Annotated[Path, typer.Option("--out", help="Folder with the results of the runs.")] = Path("out"),
 ) -> None:
     """Make a bundle the baseline that `gate` compares with from now on. Commit the file that this writes."""
-    from toolchain.config import toml_files
+    from toolchain.config import read_config
     from toolchain.gates import baselines
 
-    deployment, name = toml_files.read_target(target), toml_files.read_recipe(recipe).name
+    deployment, name = read_config.read_target(target), read_config.read_recipe(recipe).name
     archive = bundle or out / name / deployment.name / "bundle.tar"
     record, baseline = baselines.accept(archive, deployment, name, uri)
     typer.echo(

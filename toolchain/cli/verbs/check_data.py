@@ -38,13 +38,13 @@ def check_data(
 
     Exit status: 0 nothing severe, 1 a finding to fix before training, 2 wrong input.
     """
-    from toolchain.config import overrides, toml_files
+    from toolchain.config import overrides, read_config
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
     settings, dataset = overrides.read_recipe(recipe, flags)
     from toolchain.report.pages import data_checks_text
 
-    checkup, shift, folder = _check_dataset(settings, dataset, toml_files.read_domain(source) if source else None, out)
+    checkup, shift, folder = _check_dataset(settings, dataset, read_config.read_domain(source) if source else None, out)
     data_checks_text.print_results(checkup, shift)
     typer.echo(f"report: {folder / 'report.html'}")
     if checkup.has_severe_finding:

@@ -44,13 +44,13 @@ def gate(
 
     Exit status: 0 pass, 1 regression, 2 wrong input, 3 cannot tell (machine too noisy or too few images).
     """
-    from toolchain.config import overrides, toml_files
+    from toolchain.config import overrides, read_config
     from toolchain.gates import gate_inputs, regression_gate
     from toolchain.measure import history
     from toolchain.report import terminal
     from toolchain.report.pages import gate as gate_report
 
-    deployment, recipes = toml_files.read_target(target), recipe or ["digits"]
+    deployment, recipes = read_config.read_target(target), recipe or ["digits"]
     device = device or deployment.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError(

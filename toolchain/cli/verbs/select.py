@@ -34,17 +34,17 @@ def select(
     """
     import dataclasses
 
-    from toolchain.config import overrides, toml_files
+    from toolchain.config import overrides, read_config
     from toolchain.report import terminal
     from toolchain.report.pages import select as select_report
     from toolchain.report.sections import model_candidates, reuse_depths
     from toolchain.selection import candidates as candidate_models
     from toolchain.selection import select_model
 
-    dataset = overrides.override_images(toml_files.read_domain(domain), data, on_corrupt)
+    dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
     models = candidate_models.resolve([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.parse_image_size(image_size) if image_size else None
-    deployment = toml_files.read_target(target)
+    deployment = read_config.read_target(target)
     deployment = dataclasses.replace(deployment, device=device or deployment.device)
     written = select_model.rank_candidates(dataset, deployment, models, size, out, layers=layers)
     select_report.write(written, out / "select")

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from toolchain.config import overrides, toml_files
+from toolchain.config import overrides, read_config
 from toolchain.config.recipe import Recipe
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 
 
 def write(folder: Path, text: str, name: str = "mine.toml") -> str:
@@ -27,9 +27,9 @@ MODEL = '[model]\nname = "resnet18"\n'
 @pytest.mark.parametrize("kind", ["recipes", "targets", "calibration"])
 def test_every_shipped_file_is_valid_and_described(kind: registry.ConfigKind) -> None:
     readers = {
-        "recipes": toml_files.read_recipe,
-        "targets": toml_files.read_target,
-        "calibration": toml_files.read_domain,
+        "recipes": read_config.read_recipe,
+        "targets": read_config.read_target,
+        "calibration": read_config.read_domain,
     }
     names = registry.list_names(kind)
     assert names
@@ -38,7 +38,7 @@ def test_every_shipped_file_is_valid_and_described(kind: registry.ConfigKind) ->
 
 
 def test_every_recipe_names_a_domain_that_exists() -> None:
-    assert {toml_files.read_recipe(name).domain for name in registry.list_names("recipes")} <= set(
+    assert {read_config.read_recipe(name).domain for name in registry.list_names("recipes")} <= set(
         registry.list_names("calibration")
     )
 
@@ -102,21 +102,21 @@ def test_every_recipe_names_a_domain_that_exists() -> None:
 )
 def test_a_wrong_recipe_is_refused_with_its_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ToolchainError, match=message) as error:
-        toml_files.read_recipe(write(tmp_path, text))
+        read_config.read_recipe(write(tmp_path, text))
     assert "mine.toml" in str(error.value)
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "new.toml").write_text("schema = 9")
     with pytest.raises(ToolchainError, match="this version reads schema = 1"):
-        toml_files.read_recipe(str(tmp_path / "new.toml"))
+        read_config.read_recipe(str(tmp_path / "new.toml"))
 
 
 def test_unknown_names_offer_the_nearest() -> None:
     with pytest.raises(ToolchainError, match="did you mean 'openvino'"):
-        toml_files.read_target("openvno")
+        read_config.read_target("openvno")
     with pytest.raises(ToolchainError, match="did you mean 'digits'"):
-        toml_files.read_recipe("digit")
+        read_config.read_recipe("digit")
 
 
 def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_precision_that_a_runtime_lacks_is_refused(tmp_path: Path, monkeypatch
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nprecisions = ["f32", "bf16"]')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="onnxruntime does not support bf16; accepted: f32, int8"):
-        toml_files.read_target("odd")
+        read_config.read_target("odd")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_scheme_that_the_instructions_do_not_serve_is_refused(
     (tmp_path / "targets" / "odd.toml").write_text(f'runtime = "onnxruntime"\nisa = "{isa}"\n[scheme]\n{scheme}')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match=message):
-        toml_files.read_target("odd")
+        read_config.read_target("odd")
 
 
 def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_a_target_to_borrow_from_must_exist(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "cpuu"')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="fit_like = 'cpuu'; did you mean 'cpu'"):
-        toml_files.read_target("odd")
+        read_config.read_target("odd")
 
 
 def test_a_target_does_not_borrow_from_itself_or_lead_out_of_the_output(
@@ -169,17 +169,17 @@ def test_a_target_does_not_borrow_from_itself_or_lead_out_of_the_output(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nfit_like = "odd"')
     with pytest.raises(ToolchainError, match="cannot borrow from itself"):
-        toml_files.read_target("odd")
+        read_config.read_target("odd")
     (tmp_path / "targets" / "odd.toml").write_text('runtime = "onnxruntime"\nname = "../odd"')
     with pytest.raises(ToolchainError, match="name = '../odd'"):
-        toml_files.read_target("odd")
+        read_config.read_target("odd")
 
 
 def test_the_users_own_repository_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "targets").mkdir()
     (tmp_path / "targets" / "cpu.toml").write_text('runtime = "onnxruntime"\nthreads = 3')
     monkeypatch.chdir(tmp_path)
-    assert toml_files.read_target("cpu").threads == 3
+    assert read_config.read_target("cpu").threads == 3
     assert "openvino" in registry.list_names("targets")
 
 
@@ -191,7 +191,7 @@ def test_a_group_pattern_that_names_no_group_is_refused(
     (tmp_path / "calibration" / "odd.toml").write_text(f"group_pattern = '{pattern}'")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolchainError, match="a regular expression with one .group."):
-        toml_files.read_domain("odd")
+        read_config.read_domain("odd")
 
 
 def test_flags_change_recipe_and_domain() -> None:
@@ -215,7 +215,7 @@ def test_a_ratio_and_a_latency_are_not_both_given() -> None:
 def test_a_latency_takes_the_place_of_the_recipes_ratio() -> None:
     recipe, _ = overrides.read_recipe("solar", overrides.Flags(latency="0.5x", resolution=0.65))
     assert (recipe.prune.ratio, recipe.budget.latency, recipe.prune.resolution) == (None, "0.5x", 0.65)
-    assert toml_files.read_recipe("solar").prune.ratio == 0.5
+    assert read_config.read_recipe("solar").prune.ratio == 0.5
     with pytest.raises(
         ToolchainError, match=r"prune\.resolution = 2\.0: the smallest share of each side, from 0\.25 to 1"
     ):
@@ -226,7 +226,7 @@ def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> 
     mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
     recipe, _ = overrides.read_recipe(mine, overrides.Flags(epochs=2))
     assert (recipe.prune.rounds, recipe.prune.sparse_epochs) == (2, 2)
-    assert overrides.read_recipe("digits", overrides.Flags(epochs=1))[0].prune == toml_files.read_recipe("digits").prune
+    assert overrides.read_recipe("digits", overrides.Flags(epochs=1))[0].prune == read_config.read_recipe("digits").prune
 
 
 def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
@@ -246,7 +246,7 @@ def test_weights_beside_the_recipe_are_found(tmp_path: Path) -> None:
     for name in ("own", "large"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"")
     teacher = '\n[teacher]\nname = "resnet50"\nweights = "large.safetensors"\n[adapt]\ndistill = 0.5'
-    found = toml_files.read_recipe(write(tmp_path, MODEL + 'weights = "own.safetensors"' + teacher))
+    found = read_config.read_recipe(write(tmp_path, MODEL + 'weights = "own.safetensors"' + teacher))
     assert found.model.weights == str(tmp_path / "own.safetensors")
     assert found.teacher
     assert found.teacher.weights == str(tmp_path / "large.safetensors")
@@ -258,7 +258,7 @@ def test_epochs_on_the_command_line_are_those_that_are_trained() -> None:
 
 
 def test_schemas_name_every_key() -> None:
-    assert "prune" in toml_files.json_schema(Recipe)["properties"]
+    assert "prune" in read_config.json_schema(Recipe)["properties"]
 
 
 def test_what_the_readme_shows_is_accepted() -> None:
@@ -272,8 +272,8 @@ def test_what_the_readme_shows_is_accepted() -> None:
     assert len(shown) >= 5
     for content in shown:
         kind, rest = next(kinds[name] for name in kinds if name in content)
-        found = toml_files.validate(
+        found = read_config.validate(
             kind, {"name": "shown", **rest, **{k: v for k, v in content.items() if k != "schema"}}, "README.md"
         )
         if content.get("prune"):
-            plan_pruning.read_limits(found, found.budget, locked=False)
+            search_pruning.read_limits(found, found.budget, locked=False)

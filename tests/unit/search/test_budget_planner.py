@@ -8,7 +8,7 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, PruneSpec, QuantizeSpec, Recipe, TrainSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
@@ -20,14 +20,14 @@ from toolchain.pruning import surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement import Placement
-from toolchain.search import file_size_model, latency_search, plan_pruning
+from toolchain.search import file_size_model, latency_search, search_pruning
 from toolchain.search.architecture_timing import ArchitectureTimer, ShippedForm
 from toolchain.training import input_size, loop
 from toolchain.training import trained_model as trained_module
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(read_config.read_target("cpu"), alignment=4)
 
 
 def net(pooled: bool = True) -> nn.Module:
@@ -103,7 +103,7 @@ def test_a_teacher_sees_its_own_size() -> None:
 
 def test_a_budget_of_bytes_is_met_by_the_files_that_would_ship(tmp_path: Path) -> None:
     whole = adapted(net())
-    plan = plan_pruning.run(job_of(recipe(), TARGET, out=tmp_path, budget=Budget(size="0.6x")), whole)
+    plan = search_pruning.run(job_of(recipe(), TARGET, out=tmp_path, budget=Budget(size="0.6x")), whole)
     timer = ArchitectureTimer(whole.trained.model, IMAGE, TARGET, ShippedForm("int8", Placement()), tmp_path)
     share = timer.measure_size_bytes(plan.surgery) / timer.measure_size_bytes(Surgery())
     assert 0.5 < share <= 0.6
@@ -140,7 +140,7 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
     asked = dataclasses.replace(recipe(), quantize=QuantizeSpec(search_seconds=0, float_modules=("2",)))
     in_float = dataclasses.replace(TARGET, precisions=("f32",))
     plans = [
-        plan_pruning.run(job_of(one, target, out=tmp_path, budget=Budget(size="40 kB")), whole)
+        search_pruning.run(job_of(one, target, out=tmp_path, budget=Budget(size="40 kB")), whole)
         for one, target in ((recipe(), in_float), (recipe(), TARGET), (asked, TARGET))
     ]
     assert len({plan.key for plan in plans}) == 3
@@ -162,7 +162,7 @@ def test_a_plan_for_files_of_another_form_is_made_anew(tmp_path: Path) -> None:
 )
 def test_a_budget_that_cannot_be_met_names_the_nearest(budget: Budget, said: str, tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=said):
-        plan_pruning.run(job_of(recipe(), TARGET, out=tmp_path, budget=budget), adapted(net()))
+        search_pruning.run(job_of(recipe(), TARGET, out=tmp_path, budget=budget), adapted(net()))
 
 
 def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
@@ -183,7 +183,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     monkeypatch.setattr(loop, "train", train)
     limit = 0.45 * profile.total_macs(profile.measure_layers(whole.trained.model, IMAGE))
     asked = recipe(resolution=0.5)
-    plan = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
+    plan = search_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert [(side, epochs) for side, epochs, _ in trained] == [(32, 1), (24, 1), (16, 1)]
     assert all(work <= limit for *_, work in trained)
     assert trained[0][2] > 0.8 * limit
@@ -193,7 +193,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
         ((32, 32), 0.5, 20), ((24, 24), 0.9, 20), ((16, 16), 0.7, 20)
     ]  # fmt: skip
     assert profile.total_macs(plan.layers_after) == trained[1][2]
-    again = plan_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
+    again = search_pruning.run(job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert (again.reduced_image_size, again.size_trials, again.surgery) == (
         plan.reduced_image_size,
         plan.size_trials,
@@ -201,7 +201,7 @@ def test_every_size_meets_the_budget_and_the_best_on_validation_goes_on(
     )
     assert len(trained) == 3
     assert not any(folder.exists() for folder in folders)
-    plan_pruning.run(
+    search_pruning.run(
         job_of(asked, TARGET, out=tmp_path, budget=Budget(macs="0.4x")), whole, resize=lambda size: smaller(whole, size)
     )
     names = {folder.name for folder in folders}  # another plan does not go on with this one's training
@@ -230,7 +230,7 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
         tried.append(size)
         return smaller(whole, size)
 
-    plan_pruning.run(
+    search_pruning.run(
         job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.45x")), whole, resize=resize
     )
     assert tried == [(32, 32), (24, 24)]
@@ -238,18 +238,18 @@ def test_sizes_that_a_model_does_not_take_are_left_out(tmp_path: Path, monkeypat
 
 def test_a_model_of_one_size_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = adapted(net(pooled=False))
-    plan = plan_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
+    plan = search_pruning.run(job_of(recipe(resolution=0.5), TARGET, out=tmp_path, budget=Budget(macs="0.6x")), whole, resize=lambda size: smaller(whole, size))  # fmt: skip
     assert (plan.reduced_image_size, plan.size_trials) == (None, ())
     assert "no images smaller than 32x32" in capsys.readouterr().out
 
 
 def test_smaller_pictures_beside_a_ratio_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"Remove prune\.ratio = 0"):
-        plan_pruning.run(
+        search_pruning.run(
             job_of(recipe(resolution=0.5, ratio=0), TARGET, out=tmp_path, budget=Budget(macs="0.5x")), adapted(net())
         )
 
 
 def test_smaller_pictures_without_a_budget_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"resolution = 0\.5 needs a budget to search for\. .* --latency"):
-        plan_pruning.run(job_of(recipe(resolution=0.5, ratio=0.3), TARGET, out=tmp_path), adapted(net()))
+        search_pruning.run(job_of(recipe(resolution=0.5, ratio=0.3), TARGET, out=tmp_path), adapted(net()))

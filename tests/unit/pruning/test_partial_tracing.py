@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.models import build
-from toolchain.pruning import groups, search_space, surgery, traceable_parts
+from toolchain.pruning import groups, partial_tracing, search_space, surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.groups import PruningGroup
-from toolchain.pruning.traceable_parts import TraceablePart
+from toolchain.pruning.partial_tracing import TraceablePart
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -96,7 +96,7 @@ def test_what_is_called_twice_is_no_part() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.once(self.shared(self.shared(x)))
 
-    assert [part.name for part in traceable_parts.split(TraceablePart("net", Twice(), IMAGE))] == ["net.once"]
+    assert [part.name for part in partial_tracing.split(TraceablePart("net", Twice(), IMAGE))] == ["net.once"]
 
 
 @pytest.mark.parametrize("needed", [False, True])

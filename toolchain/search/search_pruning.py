@@ -21,7 +21,7 @@ from toolchain.models import build, profile
 from toolchain.pruning import channel_ranking, prune, search_space, surgery
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search import lock_file, place
-from toolchain.search.planner import InputResizer, PruningPlanner
+from toolchain.search.budget_planner import InputResizer, PruningPlanner
 from toolchain.search.pruning_plan import CandidatePlan, ImageSizeTrial, Lock, PruningPlan, read_latency_fit
 from toolchain.training.finetune import FinetunedModel
 from toolchain.training.trained_model import TrainedModel

@@ -8,19 +8,19 @@ import torch
 from conftest import job_of
 from torch import Tensor, nn
 
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.config.recipe import AugmentSpec, ModelSpec, PruneSpec, Recipe
 from toolchain.core import registry
 from toolchain.core.types import Preprocessing
 from toolchain.data import loader
 from toolchain.data.decoded_dataset import Dataset, Images
 from toolchain.pruning import gradients, search_space
-from toolchain.search import plan_pruning
+from toolchain.search import search_pruning
 from toolchain.training import trained_model
 from toolchain.training.finetune import FinetunedModel
 
 IMAGE = torch.zeros(1, 3, 8, 8)
-TARGET = dataclasses.replace(toml_files.read_target("cpu"), alignment=4)
+TARGET = dataclasses.replace(read_config.read_target("cpu"), alignment=4)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def by_hand(adapted: FinetunedModel, criterion: str, rows: tuple[int, ...]) -> d
 
 @pytest.mark.parametrize("name", registry.list_modules("criteria"))
 def test_gradients_are_those_of_the_calibration_images(name: str, adapted: FinetunedModel, tmp_path: Path) -> None:
-    done = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
+    done = search_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     kept = {tensor: {d: list(i) for d, i in rows.items()} for tensor, rows in done.surgery.keep.items()}
     assert done.removes_anything
     assert kept == by_hand(adapted, name, adapted.dataset.calibration_rows)
@@ -66,7 +66,7 @@ def test_gradients_are_those_of_the_calibration_images(name: str, adapted: Finet
 def test_other_calibration_images_plan_anew_only_where_they_are_looked_at(
     name: str, adapted: FinetunedModel, tmp_path: Path
 ) -> None:
-    first = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
+    first = search_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), adapted)
     drawn = dataclasses.replace(adapted.dataset, calibration_rows=(1, 3, 5), calibration_digest="others")
-    again = plan_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, dataset=drawn))
+    again = search_pruning.run(job_of(recipe(name), TARGET, out=tmp_path), dataclasses.replace(adapted, dataset=drawn))
     assert (first.key != again.key) == bool(registry.load_module("criteria", name).NEEDS)
