@@ -1,10 +1,10 @@
-"""Latency that can be compared: every side in one fresh process, many rounds, random order, raw samples kept.
+"""Comparable latency: all models in one fresh process per round, many rounds, random order, and raw samples kept.
 
-A round is a process of its own (`timed.py`). It loads all sides in random order, warms each up until it is steady, then
-runs blocks; in a block every side has its turn, in random order. Sides are compared inside a block, so a machine that
-slows down slows both; rounds, not single inferences, are the independent samples (`stats.py` draws the interval).
-Sides under different versions of a runtime cannot share a process: theirs take turns, one block at a time.
-Size in memory and load time come from a process that loads one side only.
+A round is a process of its own (`edge/timing_process.py`). It loads all models in random order, warms each up until it is
+steady, then runs blocks; within a block every model has its turn, in random order. Models are compared within a block, so
+a machine that slows down slows all of them. The independent samples are the rounds, not the single inferences;
+`core/statistics.py` computes the interval from them. Models under different versions of a runtime cannot share a process:
+their processes take turns, one block at a time. Peak memory and load time come from a process that loads one model only.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ FULL_EFFORT = TimingEffort()
 
 @dataclass(frozen=True, kw_only=True)
 class TimedModel:
-    """One artefact as it is to be timed."""
+    """One artefact as it is timed. The names of the fields are keys of the timing process's protocol."""
 
     name: str
     runtime: str
@@ -42,13 +42,13 @@ class TimedModel:
     threads: int
     shape: tuple[int, ...]  # of the input: [1, 3, height, width]
     dtype: str = "float32"
-    python: str = ""  # interpreter with another version of the runtime; empty: this one
-    device: str = ""  # board that it is timed on, such as "ssh:user@host"; empty: this machine
+    python: str = ""  # interpreter with another version of the runtime; empty: this interpreter
+    device: str = ""  # board to time the model on, such as "ssh:user@host"; empty: this machine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What one process measured: milliseconds by side, [blocks][runs of a block]."""
+    """What one process measured: milliseconds by model, [blocks][runs of a block]."""
 
     seed: int
     blocks: Mapping[str, Sequence[Sequence[float]]]
@@ -56,7 +56,7 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """One side alone in a process."""
+    """Load time, first inference and peak memory of one model alone in a process."""
 
     load_ms: float
     first_ms: float
@@ -64,7 +64,7 @@ class Footprint:
 
 
 def time_rounds(
-    sides: Sequence[TimedModel],
+    models: Sequence[TimedModel],
     count: int,
     seed: int,
     keep: Callable[[Round], None],
@@ -72,110 +72,113 @@ def time_rounds(
     skip: int = 0,
     effort: TimingEffort = FULL_EFFORT,
 ) -> None:
-    """Times all sides against one another, each round in a fresh process.
+    """Time all models against one another, each round in a fresh process.
 
     Args:
-        sides: what to time; names must differ.
+        models: to time; their names must differ.
         count: rounds in all.
-        seed: decides load order and block order.
-        keep: takes each round as soon as it is measured.
+        seed: of the first round; it decides the order of loading and of blocks.
+        keep: receives each round as soon as it is measured.
         skip: rounds that an interrupted run has measured already.
         effort: how long each round may take.
 
     Raises:
-        ToolchainError: a process ended without a result.
+        ToolchainError: the models are on several boards, or a process ended without a result.
     """
-    if len({side.device for side in sides}) > 1:
-        raise ToolchainError("models that are compared must be timed on one device")
-    alone = len({side.python for side in sides}) == 1
+    if len({model.device for model in models}) > 1:
+        raise ToolchainError("models that are compared must be timed on one board or on this machine, not on several")
+    one_interpreter = len({model.python for model in models}) == 1
     for index in range(skip, count):
-        measured = (_round if alone else _turns)(sides, seed + index, effort)
-        keep(Round(seed=seed + index, blocks=measured))
+        blocks = (_time_in_one_process if one_interpreter else _time_in_turns)(models, seed + index, effort)
+        keep(Round(seed=seed + index, blocks=blocks))
 
 
-def measure_footprint(side: TimedModel) -> Footprint:
-    """Load time, first inference and peak memory of one side in a process of its own."""
-    return Footprint(**_answer("footprint", {"side": dataclasses.asdict(side)}, [side]))
+def measure_footprint(model: TimedModel) -> Footprint:
+    """Measure load time, first inference and peak memory of a model alone in a process."""
+    return Footprint(**_ask_new_process("footprint", {"side": dataclasses.asdict(model)}, [model]))
 
 
-def versions(side: TimedModel) -> Mapping[str, str]:
-    """Which version of its runtime a side is timed with."""
-    here = not (side.python or side.device)
-    found: Mapping[str, str] = (
-        load_runtime(side.runtime).fingerprint() if here else _answer("versions", {"runtime": side.runtime}, [side])
+def versions(model: TimedModel) -> Mapping[str, str]:
+    """Return the name and version of the runtime that a model is timed with."""
+    in_this_process = not (model.python or model.device)
+    fingerprint: Mapping[str, str] = (
+        load_runtime(model.runtime).fingerprint()
+        if in_this_process
+        else _ask_new_process("versions", {"runtime": model.runtime}, [model])
     )
-    return found
+    return fingerprint
 
 
-def _request(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> dict[str, Any]:
-    rows = [dataclasses.asdict(side) for side in sides]
+def _build_request(models: Sequence[TimedModel], seed: int, effort: TimingEffort) -> dict[str, Any]:
+    rows = [dataclasses.asdict(model) for model in models]
     return {"sides": rows, "seed": seed, "effort": dataclasses.asdict(effort)}
 
 
-def _round(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
-    """Blocks of sides that share a process."""
-    found: Mapping[str, Any] = _answer("round", _request(sides, seed, effort), sides)
-    return found
+def _time_in_one_process(models: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
+    """Return the blocks of models that share a process."""
+    blocks: Mapping[str, Any] = _ask_new_process("round", _build_request(models, seed, effort), models)
+    return blocks
 
 
-def _turns(sides: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
-    """Blocks of sides that have a process each; only one of them computes at a time.
+def _time_in_turns(models: Sequence[TimedModel], seed: int, effort: TimingEffort) -> Mapping[str, Any]:
+    """Return the blocks of models that have a process each; only one process computes at a time.
 
-    Sides of one interpreter could share a process, but then what two processes differ in would look like a difference of
-    interpreters.
+    Models of one interpreter could share a process. They do not, because a difference between processes would then look
+    like a difference between interpreters.
     """
     order = random.Random(seed)
-    loading = list(sides)
-    order.shuffle(loading)
+    load_order = list(models)
+    order.shuffle(load_order)
     with contextlib.ExitStack() as stack:
-        owner, once = dict[str, worker_processes.WorkerProcess](), 0.0
-        for side in loading:
-            process = owner[side.name] = stack.enter_context(_started("turns", [side]))
-            once += process.ask(_request([side], seed, effort))
+        processes, seconds_per_turn = dict[str, worker_processes.WorkerProcess](), 0.0
+        for model in load_order:
+            process = processes[model.name] = stack.enter_context(_start_process("turns", [model]))
+            seconds_per_turn += process.ask(_build_request([model], seed, effort))
         return timing_process.time_blocks(
-            [side.name for side in sides], once, effort, order,
-            lambda name, runs: owner[name].ask({"name": name, "runs": runs}),
+            [model.name for model in models], seconds_per_turn, effort, order,
+            lambda name, runs: processes[name].ask({"name": name, "runs": runs}),
         )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _started(job: str, sides: Sequence[TimedModel]) -> Iterator[worker_processes.WorkerProcess]:
+def _start_process(job: str, models: Sequence[TimedModel]) -> Iterator[worker_processes.WorkerProcess]:
     with (
-        _command(job, sides) as (command, environment),
+        _prepare_command(job, models) as (command, environment),
         worker_processes.start_worker(command, environment, PROCESS_NAME) as process,
     ):
         yield process
 
 
-def _answer(job: str, request: Mapping[str, Any], sides: Sequence[TimedModel]) -> Any:
-    if sides[0].device:
-        return boards.connect(sides[0].device).ask(job, request)
-    with _command(job, sides) as (command, environment):
+def _ask_new_process(job: str, request: Mapping[str, Any], models: Sequence[TimedModel]) -> Any:
+    """Start a timing process for one request, on the models' board where they have one, and return its answer."""
+    if models[0].device:
+        return boards.connect(models[0].device).ask(job, request)
+    with _prepare_command(job, models) as (command, environment):
         try:
-            ended = subprocess.run(
+            completed = subprocess.run(
                 command, env=environment, input=json.dumps(request), capture_output=True, text=True,
                 timeout=worker_processes.TIMEOUT_SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired as reason:
             raise ToolchainError(f"{PROCESS_NAME} gave no result in {worker_processes.TIMEOUT_SECONDS} s") from reason
-    if ended.returncode != 0:
-        raise worker_processes.describe_failure(PROCESS_NAME, ended.stderr, ended.returncode)
-    return worker_processes.parse_line(PROCESS_NAME, last_line(ended.stdout, ""))
+    if completed.returncode != 0:
+        raise worker_processes.describe_failure(PROCESS_NAME, completed.stderr, completed.returncode)
+    return worker_processes.parse_line(PROCESS_NAME, last_line(completed.stdout, ""))
 
 
 @contextlib.contextmanager
-def _command(job: str, sides: Sequence[TimedModel]) -> Iterator[tuple[list[str], dict[str, str] | None]]:
-    """How to start a timing process, and its environment.
+def _prepare_command(job: str, models: Sequence[TimedModel]) -> Iterator[tuple[list[str], dict[str, str] | None]]:
+    """Yield the command that starts a timing process, and its environment.
 
-    Another interpreter has numpy and a runtime, but not this package: it gets the few files that it needs, alone in a
-    folder, since this interpreter's own packages must not come before its own.
+    Another interpreter has numpy and a runtime, but not this package. It gets the few files that it needs, alone in a
+    folder, because this interpreter's packages must not come before its own.
     """
-    python = sides[0].python
+    python = models[0].python
     if not python:
         yield [sys.executable, "-P", "-m", "toolchain.edge.timing_process", job], None
         return
     with tempfile.TemporaryDirectory() as folder:
-        boards.pack_timing_process(Path(folder), sorted({side.runtime for side in sides}))
+        boards.pack_timing_process(Path(folder), sorted({model.runtime for model in models}))
         yield (
             [python, "-m", "toolchain.edge.timing_process", job],
             {**os.environ, "PYTHONPATH": folder, "PYTHONSAFEPATH": "1"},

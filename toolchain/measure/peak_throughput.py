@@ -1,6 +1,6 @@
-"""What a core can do: the share of it that a model reaches says how much is left to gain.
+"""Peak throughput of a core, to compare a model's with: the share that a model reaches says how much is left to gain.
 
-The yardstick is a large convolution in the same runtime, precision and number of threads.
+The peak is that of a large convolution in the same runtime, precision and number of threads.
 """
 
 from pathlib import Path
@@ -24,42 +24,58 @@ CHANNELS, FEATURE_MAP_SIZE = 256, 28  # 3x3 convolution: 462 M multiply-accumula
 def measure(
     runtime: str, threads: int, seed: int, folder: Path, precisions: set[Precision], device: str = ""
 ) -> dict[str, float]:
-    """Multiply-accumulates a second by precision; none where the runtime does not compile the convolution."""
-    room = load_runtime(runtime)
+    """Measure the peak throughput of a runtime.
+
+    Args:
+        runtime: name of the runtime.
+        threads: number of threads.
+        seed: of the first round.
+        folder: for the convolutions and for the rounds.
+        precisions: to measure.
+        device: board to measure on, such as "ssh:user@host"; empty: this machine.
+
+    Returns:
+        multiply-accumulates a second by precision; a precision is missing where the runtime does not compile the
+        convolution.
+    """
+    compiler = load_runtime(runtime)
     shape = (1, CHANNELS, FEATURE_MAP_SIZE, FEATURE_MAP_SIZE)
-    sides = []
+    models = []
     for precision in sorted(precisions):
         path = folder / f"peak-{precision}.onnx"
         with files.open_atomic(path) as out:
-            out.write(_graph(precision == "int8").SerializeToString(deterministic=True))
+            out.write(_build_convolution(precision == "int8").SerializeToString(deterministic=True))
         try:
-            compiled = room.compile(path, folder / f"peak-{precision}")
+            compiled = compiler.compile(path, folder / f"peak-{precision}")
         except ToolchainError:
-            continue  # no yardstick, no share; the report says "not measured"
-        sides.append(
+            continue  # without a peak there is no share of it; the report says "not measured"
+        models.append(
             TimedModel(
                 name=f"peak-{precision}", runtime=runtime, path=str(compiled.path), precision=precision, threads=threads,
                 shape=shape, device=device,
             )
         )  # fmt: skip
-    measured = (
-        paired_rounds.measure(sides, ROUNDS, seed, folder / "peaks.json", "bench: this core's peak") if sides else []
+    rounds = (
+        paired_rounds.measure(models, ROUNDS, seed, folder / "peaks.json", "bench: peak throughput") if models else []
     )
     macs = CHANNELS**2 * 9 * FEATURE_MAP_SIZE**2
-    best = {s.name: min(min(b) for one in measured for b in one.blocks[s.name]) for s in sides}
-    return {name.removeprefix("peak-"): macs / (ms * 1e-3) for name, ms in best.items()}
+    fastest_ms = {
+        model.name: min(min(block) for measured in rounds for block in measured.blocks[model.name]) for model in models
+    }
+    return {name.removeprefix("peak-"): macs / (ms * 1e-3) for name, ms in fastest_ms.items()}
 
 
-def _graph(integer: bool) -> onnx.ModelProto:
+def _build_convolution(quantized: bool) -> onnx.ModelProto:
+    """Return a graph of one 3x3 convolution, float32 or with Q/DQ pairs in int8."""
     random = np.random.default_rng(0)
     shape = [1, CHANNELS, FEATURE_MAP_SIZE, FEATURE_MAP_SIZE]
     kernel = random.standard_normal((CHANNELS, CHANNELS, 3, 3), dtype=np.float32)
-    tensors: dict[str, Any] = {"w": (kernel * 30).astype(np.int8) if integer else kernel}
+    tensors: dict[str, Any] = {"w": (kernel * 30).astype(np.int8) if quantized else kernel}
     conv = helper.make_node(
-        "Conv", ["x_", "w_"] if integer else ["input", "w"], ["y" if integer else "logits"], pads=[1] * 4
+        "Conv", ["x_", "w_"] if quantized else ["input", "w"], ["y" if quantized else "logits"], pads=[1] * 4
     )
     nodes = [conv]
-    if integer:
+    if quantized:
         tensors |= {"s": np.float32(0.05), "z": np.uint8(128), "ws": np.full(CHANNELS, 0.02, np.float32)}
         tensors |= {"wz": np.zeros(CHANNELS, np.int8), "ys": np.float32(1.0)}
         nodes = [

@@ -1,7 +1,7 @@
-"""clock: networks, target -> how long each takes there, untrained, in float and in integers.
+"""Latency of untrained networks on a target, in each precision.
 
-Latency does not depend on the weights, so a model can be timed before anybody trains it. All take turns in one process a
-round; graphs are exported once for all targets.
+Latency does not depend on the weights, so a network can be timed before it is trained. In each round all networks share
+one process and take turns; a graph is exported once for all targets.
 """
 
 import dataclasses
@@ -21,12 +21,13 @@ from toolchain.core.types import Interval, Precision
 from toolchain.edge.timing_process import TimingEffort
 from toolchain.export import to_onnx
 from toolchain.measure import compile_process, machine, paired_rounds, paired_timing, worker_processes
+from toolchain.measure.compile_process import CompiledForm
 from toolchain.models import profile
 
 VERSION = 3
-GRAPH_VERSION = 1  # apart from that: exporting takes longer than timing
+GRAPH_VERSION = 1  # separate from VERSION, because exporting takes longer than timing
 ROUNDS = 3
-# candidates differ by far; and with so many of them the first ones wake the core for all
+# short: candidates differ widely, and among so many the first ones bring the core up to its full clock for all
 BRIEF_EFFORT = TimingEffort(
     seconds=1.0, warmup_runs=4, warmup_seconds=0.01, fewest_blocks=5, most_seconds=10.0, slow_seconds=0.1
 )  # fmt: skip
@@ -36,7 +37,7 @@ SAMPLES_FILE = "rounds.json"
 
 @dataclass(frozen=True, kw_only=True)
 class UntrainedLatency:
-    """One network on one target."""
+    """Latency and size of one network on one target."""
 
     macs: int
     parameters: int
@@ -45,30 +46,38 @@ class UntrainedLatency:
 
     @property
     def fastest(self) -> Precision | None:
-        """The form that it would ship in, going by latency alone."""
+        """The precision with the lowest latency; None where nothing was timed."""
         return min(self.latencies, key=lambda name: self.latencies[name].estimate, default=None)
 
 
 @dataclass(frozen=True)
 class UntrainedNetwork:
-    """What is timed: the structure counts, not the weights."""
+    """A network to time; its structure counts, its weights do not."""
 
     model: nn.Module
-    example_input: Tensor  # one example input, float32 [1, 3, height, width]
+    example_input: Tensor  # float32 [1, 3, height, width]
 
 
 def time_networks(
     networks: Mapping[str, UntrainedNetwork], target: Target, work: Path
 ) -> tuple[dict[str, UntrainedLatency], dict[str, str]]:
-    """Times all networks against one another; and why those are missing that cannot be exported or run.
+    """Time all networks against one another.
+
+    Args:
+        networks: by name.
+        target: to compile for and to time on.
+        work: folder of the stage cache.
+
+    Returns:
+        the latencies by name, and by name why a network cannot be exported or run.
 
     Raises:
-        ToolchainError: the runtime is missing, or a board does not answer.
+        ToolchainError: the runtime is not installed, or the board does not answer.
     """
     keys, graphs, refused = dict[str, str](), dict[str, Path](), dict[str, str]()
     for name, network in networks.items():
         try:
-            keys[name], graphs[name] = _graph(name, network, target.scheme, work)
+            keys[name], graphs[name] = _export_graph(name, network, target.scheme, work)
         except ToolchainError as reason:
             refused[name] = str(reason)
     key = files.digest(
@@ -78,37 +87,38 @@ def time_networks(
     with stage_cache.open_stage(work, "clock", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            first = {key: name for name, key in reversed(keys.items())}  # of those that are built alike one is timed
-            found, failed = _timed(networks, {name: graphs[name] for name in first.values()}, target, stage.folder)
-            figures = {
-                "clocked": {name: found[first[key]] for name, key in keys.items() if first[key] in found},
-                "refused": {name: str(failed[first[key]]) for name, key in keys.items() if first[key] in failed},
+            first = {key: name for name, key in reversed(keys.items())}  # networks with the same graph are timed once
+            first_graphs = {name: graphs[name] for name in first.values()}
+            latencies, failures = _compile_and_time(networks, first_graphs, target, stage.folder)
+            record = {
+                "clocked": {name: latencies[first[key]] for name, key in keys.items() if first[key] in latencies},
+                "refused": {name: str(failures[first[key]]) for name, key in keys.items() if first[key] in failures},
             }
-            for folder in stage.folder.iterdir():  # what was timed; the rounds stay
+            for folder in stage.folder.iterdir():  # compiled networks are no longer needed; the rounds stay
                 if folder.is_dir():
                     shutil.rmtree(folder)
-            if any(
-                isinstance(reason, worker_processes.WorkerEnded) for reason in failed.values()
-            ):  # another run may have more luck
+            if any(isinstance(reason, worker_processes.WorkerEnded) for reason in failures.values()):
+                # the stage stays unfinished: the next run may have enough memory for the process that ended
                 (stage.folder / SAMPLES_FILE).unlink(missing_ok=True)
-                stage = dataclasses.replace(stage, record=files.to_jsonable(figures))
+                stage = dataclasses.replace(stage, record=files.to_jsonable(record))
             else:
-                stage = stage_cache.finish(stage, started, figures)
+                stage = stage_cache.finish(stage, started, record)
         assert stage.record is not None
         rows, refused = stage.record["clocked"], refused | stage.record["refused"]
-    return {name: _read(row) for name, row in rows.items()}, refused
+    return {name: _parse_row(row) for name, row in rows.items()}, refused
 
 
-def _graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
-    shapes = [(each, list(tensor.shape)) for each, tensor in network.model.state_dict().items()]
+def _export_graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
+    """Export a network as float ONNX; return its cache key and the file."""
+    shapes = [(entry, list(tensor.shape)) for entry, tensor in network.model.state_dict().items()]
     key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.example_input.shape), scheme)
     with stage_cache.open_stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH_FILE
         if stage.record is None:
-            from toolchain.quantization import pt2e  # torchao takes two seconds, of which another target needs none
+            from toolchain.quantization import pt2e  # importing torchao takes two seconds; a cached graph needs none
 
             started = time.monotonic()
-            progress.log(f"clock: {name} is exported")
+            progress.log(f"clock: exporting {name}")
             graph, _ = pt2e.prepare(network.model, network.example_input, None, scheme)
             with files.open_atomic(path) as out:
                 out.write(onnx_ir.to_proto(to_onnx.export_graph(graph, network.example_input)).SerializeToString())
@@ -116,46 +126,57 @@ def _graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path
     return key, path
 
 
-def _timed(
+def _compile_and_time(
     networks: Mapping[str, UntrainedNetwork], graphs: Mapping[str, Path], target: Target, folder: Path
 ) -> tuple[dict[str, UntrainedLatency], dict[str, ToolchainError]]:
-    made, refused = dict[str, dict[Precision, compile_process.CompiledForm]](), dict[str, ToolchainError]()
-    asked = {
+    """Return the latency of each network that has a graph, and the error of each that does not compile or run."""
+    forms, failures = _compile_graphs(networks, graphs, target, folder)
+    models = [
+        paired_timing.TimedModel(
+            name=f"{name} {precision}", runtime=target.runtime, path=form.opened, precision=precision,
+            threads=target.threads, shape=tuple(networks[name].example_input.shape), device=target.device,
+        )
+        for name, forms_by_precision in forms.items() for precision, form in forms_by_precision.items()
+    ]  # fmt: skip
+    has_instructions = machine.integer_isa(target.device) == target.isa
+    rounds = (
+        paired_rounds.measure(models, ROUNDS, 0, folder / SAMPLES_FILE, "clock: rounds", BRIEF_EFFORT)
+        if has_instructions and models
+        else []
+    )
+    latencies = {}
+    for name, forms_by_precision in forms.items():
+        layers = profile.measure_layers(networks[name].model, networks[name].example_input)
+        latencies[name] = UntrainedLatency(
+            macs=int(profile.total_macs(layers)),
+            parameters=sum(parameter.numel() for parameter in networks[name].model.parameters()),
+            latencies={
+                precision: paired_rounds.p50(rounds, f"{name} {precision}") for precision in target.precisions if rounds
+            },
+            sizes={precision: forms_by_precision[precision].size_bytes for precision in target.precisions},
+        )  # fmt: skip
+    return latencies, failures
+
+
+def _compile_graphs(
+    networks: Mapping[str, UntrainedNetwork], graphs: Mapping[str, Path], target: Target, folder: Path
+) -> tuple[dict[str, dict[Precision, CompiledForm]], dict[str, ToolchainError]]:
+    """Compile graphs in several processes; return the forms by network, in the order of `graphs`, and the errors."""
+    forms, failures = dict[str, dict[Precision, CompiledForm]](), dict[str, ToolchainError]()
+    requests = {
         name: compile_process.make_request(path, target, tuple(networks[name].example_input.shape), folder)
         for name, path in graphs.items()
     }
-    with progress.show_bar("clock: compiled", len(graphs)) as bar:
-        for name, answered in worker_processes.share_work("measure.compile_process", asked, "a compiling process"):
+    with progress.show_bar("clock: networks compiled", len(graphs)) as bar:
+        for name, reply in worker_processes.share_work("measure.compile_process", requests, "a compile process"):
             try:
-                made[name] = compile_process.parse_reply(answered)
+                forms[name] = compile_process.parse_reply(reply)
             except ToolchainError as reason:
-                refused[name] = reason
+                failures[name] = reason
             bar.step(name)
-    able = [name for name in graphs if name not in refused]
-    taken = machine.integer_isa(target.device) == target.isa
-    sides = [
-        paired_timing.TimedModel(
-            name=f"{name} {precision}", runtime=target.runtime, path=one.opened, precision=precision,
-            threads=target.threads, shape=tuple(networks[name].example_input.shape), device=target.device,
-        )
-        for name in able for precision, one in made[name].items()
-    ]  # fmt: skip
-    measured = (
-        paired_rounds.measure(sides, ROUNDS, 0, folder / SAMPLES_FILE, "clock: rounds", BRIEF_EFFORT)
-        if taken and sides
-        else []
-    )
-    found = {}
-    for name in able:
-        layers = profile.measure_layers(networks[name].model, networks[name].example_input)
-        found[name] = UntrainedLatency(
-            macs=int(profile.total_macs(layers)), parameters=sum(p.numel() for p in networks[name].model.parameters()),
-            latencies={p: paired_rounds.p50(measured, f"{name} {p}") for p in target.precisions if measured},
-            sizes={p: made[name][p].size_bytes for p in target.precisions},
-        )  # fmt: skip
-    return found, refused
+    return {name: forms[name] for name in graphs if name in forms}, failures
 
 
-def _read(row: Mapping[str, object]) -> UntrainedLatency:
-    found = {**row, "latencies": {p: Interval(**one) for p, one in row["latencies"].items()}}  # type: ignore[attr-defined]
-    return UntrainedLatency(**found)  # type: ignore[arg-type]
+def _parse_row(row: Mapping[str, object]) -> UntrainedLatency:
+    intervals = {name: Interval(**fields) for name, fields in row["latencies"].items()}  # type: ignore[attr-defined]
+    return UntrainedLatency(**{**row, "latencies": intervals})  # type: ignore[arg-type]

@@ -116,17 +116,17 @@ def test_a_graph_that_is_fixed_to_one_picture_says_so(quick: Path) -> None:
     output = benched(path, "--rounds", 3, "--batch", "4")
     found = files.read_json(quick / "out/bench/bench.json")["subjects"][0]["throughput"]
     assert [(row["batch"], row["images_per_second"] is None) for row in found] == [(1, False), (4, True)]
-    assert found[1]["why"] == "fixed to another number than 4 pictures"
+    assert found[1]["why"] == "the graph does not run with batch size 4"
     assert "Why not" in output
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["nothing.onnx"], "nothing.onnx is not there"),
+        (["nothing.onnx"], "nothing.onnx does not exist"),
         (["a.onnx", "--batch", "0"], "--batch '0': give whole numbers from 1 up"),
         (["a.onnx", "--threads", "two"], "--threads 'two': give whole numbers"),
-        (["a.onnx", "--precision", "int4"], "has no 'int4'"),
+        (["a.onnx", "--precision", "int4"], "has no precision 'int4'"),
     ],
 )
 def test_wrong_input_is_one_message(quick: Path, arguments: list[str], says: str) -> None:
@@ -171,14 +171,34 @@ def test_drift_and_noise_are_named() -> None:
 
 
 def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def moment(**changes: float) -> timing_conditions._Moment:
-        return timing_conditions._Moment(
-            **{"at": 0.0, "busy": 0.0, "stolen": 0.0, "own": 0.0, "throttled": 0, "frequency": 3000.0, **changes}
+    def moment(**changes: float) -> timing_conditions._Counters:
+        return timing_conditions._Counters(
+            **{
+                "wall_seconds": 0.0,
+                "busy_seconds": 0.0,
+                "stolen_seconds": 0.0,
+                "own_seconds": 0.0,
+                "throttle_events": 0,
+                "frequency_mhz": 3000.0,
+                **changes,
+            }
         )  # type: ignore[arg-type]
 
-    moments = iter([moment(), moment(at=10.0, busy=25.0, own=9.0, stolen=1.0, throttled=3, frequency=2000.0)])
-    monkeypatch.setattr(timing_conditions, "_moment", lambda: next(moments))
-    monkeypatch.setattr(timing_conditions, "_governed", list)
+    moments = iter(
+        [
+            moment(),
+            moment(
+                wall_seconds=10.0,
+                busy_seconds=25.0,
+                own_seconds=9.0,
+                stolen_seconds=1.0,
+                throttle_events=3,
+                frequency_mhz=2000.0,
+            ),
+        ]
+    )
+    monkeypatch.setattr(timing_conditions, "_read_counters", lambda: next(moments))
+    monkeypatch.setattr(timing_conditions, "_check_governor", list)
     found = {c.kind: c.figure for c in timing_conditions.ConditionMonitor().conditions()}
     assert found == {
         "other load": pytest.approx(1.6),
@@ -186,7 +206,7 @@ def test_load_by_others_heat_and_the_clock_are_named(monkeypatch: pytest.MonkeyP
         "throttled": 3,
         "frequency": pytest.approx(-1 / 3),
     }
-    moments = iter([moment(), moment(at=10.0, busy=10.0, own=9.9)])
+    moments = iter([moment(), moment(wall_seconds=10.0, busy_seconds=10.0, own_seconds=9.9)])
     assert timing_conditions.ConditionMonitor().conditions() == []
 
 

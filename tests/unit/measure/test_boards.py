@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from unit.gates.test_regression_gate import bundled
 
 from toolchain.cli import main
-from toolchain.config import toml_files
+from toolchain.config import read_config
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import processor
@@ -114,7 +114,7 @@ def side(tmp_path: Path) -> paired_timing.TimedModel:
 
 
 def request(*sides: paired_timing.TimedModel, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
-    return paired_timing._request(sides, 1, effort)
+    return paired_timing._build_request(sides, 1, effort)
 
 
 # --- what a device is ---------------------------------------------------------------------------------------
@@ -142,12 +142,12 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_models_are_compared_on_one_device_only(side: paired_timing.TimedModel) -> None:
     other = dataclasses.replace(side, name="other", device="ssh:board")
-    with pytest.raises(ToolchainError, match="on one device"):
+    with pytest.raises(ToolchainError, match="on one board"):
         paired_timing.time_rounds([side, other], 1, 0, lambda one: None)
 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
-    target = dataclasses.replace(toml_files.read_target("cpu"), device="ssh:board")
+    target = dataclasses.replace(read_config.read_target("cpu"), device="ssh:board")
     assert latency._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 

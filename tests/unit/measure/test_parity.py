@@ -1,4 +1,4 @@
-"""Parity: all sides agree on a sound graph, and where one of them computes something else, its layer is named."""
+"""Parity: all runtimes agree on a sound graph, and the layer in which one of them deviates is named."""
 
 import copy
 import shutil
@@ -22,11 +22,11 @@ from toolchain.export.to_onnx import export_file
 from toolchain.measure.parity import compare, runtime_outputs
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
-from toolchain.report.pages import parity as agreement
+from toolchain.report.pages import parity as parity_page
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 RUNTIMES = registry.list_modules("runtimes")
-SIDES = [side.name for side in runtime_outputs.list_configs()]
+CONFIG_NAMES = [config.name for config in runtime_outputs.list_configs()]
 
 
 class Block(nn.Module):
@@ -44,11 +44,11 @@ class Block(nn.Module):
         return self.head(self.pool(x).flatten(1))
 
 
-def exported(folder: Path, *floats: str) -> tuple[onnx.ModelProto, nn.Module]:
+def export(folder: Path, *float_modules: str) -> tuple[onnx.ModelProto, nn.Module]:
     torch.manual_seed(1)
     block = Block()
     block(torch.randn(32, 3, 8, 8) * 2)
-    graph, _ = pt2e.prepare(block.eval(), IMAGE, Placement(float_modules=floats), QuantScheme())
+    graph, _ = pt2e.prepare(block.eval(), IMAGE, Placement(float_modules=float_modules), QuantScheme())
     pt2e.configure_fake_quantize(graph, ranges=True, rounding=False)
     with torch.no_grad():
         graph(torch.randn(64, 3, 8, 8))
@@ -60,146 +60,153 @@ def exported(folder: Path, *floats: str) -> tuple[onnx.ModelProto, nn.Module]:
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> tuple[onnx.ModelProto, nn.Module]:
-    return exported(tmp_path_factory.mktemp("sound"))
+    return export(tmp_path_factory.mktemp("sound"))
 
 
-def pictures() -> np.ndarray:
+def make_images() -> np.ndarray:
     return np.random.default_rng(3).normal(size=(6, 3, 8, 8)).astype(np.float32)
 
 
-def damaged(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
-    """A copy in which one layer's weights have become larger."""
-    bad = onnx.ModelProto()
-    bad.CopyFrom(model)
-    weight = next(node for node in bad.graph.node if node.name == layer).input[1]
-    scale = next(node for node in bad.graph.node if node.output[0] == weight).input[1]
-    tensor = next(t for t in bad.graph.initializer if t.name == scale)
+def damage(model: onnx.ModelProto, layer: str) -> onnx.ModelProto:
+    """Return a copy in which the weights of one layer are larger."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    weight = next(node for node in copied.graph.node if node.name == layer).input[1]
+    scale = next(node for node in copied.graph.node if node.output[0] == weight).input[1]
+    tensor = next(constant for constant in copied.graph.initializer if constant.name == scale)
     larger = onnx.numpy_helper.to_array(tensor) * np.float32(1.3)
     tensor.CopyFrom(onnx.numpy_helper.from_array(larger, tensor.name))
-    return bad
+    return copied
 
 
-def test_all_sides_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
-    found = compare.compare_layers(sound[0], pictures(), 1.5).results
-    assert set(found["parts"].values()) == {None}
-    assert {one["top1_agreement"] for one in found["logits"].values()} == {1.0}
-    assert [layer["layer"] for layer in found["layers"]] == [
+def test_all_runtimes_agree_on_a_sound_graph(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
+    results = compare.compare_layers(sound[0], make_images(), 1.5).results
+    assert set(results["parts"].values()) == {None}
+    assert {logits["top1_agreement"] for logits in results["logits"].values()} == {1.0}
+    assert [layer["layer"] for layer in results["layers"]] == [
         "input", "stem.0", "inner.0", "back", "Add after back", "GlobalAveragePool after back", "head",
     ]  # fmt: skip
-    assert {runtime: one["integer"] for runtime, one in found["coverage"].items()} == dict.fromkeys(RUNTIMES, 4)
-    assert not found["missing"]
+    assert {runtime: coverage["integer"] for runtime, coverage in results["coverage"].items()} == dict.fromkeys(
+        RUNTIMES, 4
+    )
+    assert not results["missing"]
 
 
 def test_the_reference_is_the_converted_torch_model(sound: tuple[onnx.ModelProto, nn.Module]) -> None:
-    images = pictures()
-    found = compare.compare_layers(sound[0], images, 1.5)
+    images = make_images()
+    comparison = compare.compare_layers(sound[0], images, 1.5)
     with torch.no_grad():
-        wanted = np.concatenate([sound[1](torch.from_numpy(image[None])).numpy() for image in images])
-    assert np.abs(found.reference_logits - wanted).max() <= 1.01 * found.logit_step
+        expected = np.concatenate([sound[1](torch.from_numpy(image[None])).numpy() for image in images])
+    assert np.abs(comparison.reference_logits - expected).max() <= 1.01 * comparison.logit_step
 
 
 @pytest.mark.parametrize("layer", ["inner.0", "head"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_the_layer_that_computes_something_else_is_named(
+def test_the_layer_that_deviates_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], runtime: str, layer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = registry.load_module("runtimes", runtime)
-    compiled = room.compile
+    module: ModuleType = registry.load_module("runtimes", runtime)
+    compile_original = module.compile
 
     def compile_damaged(path: Path, folder: Path) -> object:
-        onnx.save(damaged(onnx.load(path), layer), path)
-        return compiled(path, folder)
+        onnx.save(damage(onnx.load(path), layer), path)
+        return compile_original(path, folder)
 
-    monkeypatch.setattr(room, "compile", compile_damaged)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).results
-    own = {side.name for side in runtime_outputs.list_configs() if side.runtime == runtime}
-    assert {side: parts and parts["layer"] for side, parts in found["parts"].items()} == {
-        side: layer if side in own else None for side in SIDES
+    monkeypatch.setattr(module, "compile", compile_damaged)
+    results = compare.compare_layers(sound[0], make_images(), 1.5).results
+    damaged = {config.name for config in runtime_outputs.list_configs() if config.runtime == runtime}
+    assert {name: deviation and deviation["layer"] for name, deviation in results["parts"].items()} == {
+        name: layer if name in damaged else None for name in CONFIG_NAMES
     }
 
 
-def test_a_layer_in_float_is_told_from_one_that_fell_back(tmp_path: Path) -> None:
-    model, _ = exported(tmp_path, "inner")
-    found = compare.compare_layers(model, pictures(), 1.5).results
-    for one in found["coverage"].values():
-        assert (one["integer"], one["planned"], one["fell_back"], one["meant_as_float"]) == (3, 3, [], ["inner.0"])
+def test_a_layer_planned_in_float_has_not_fallen_back(tmp_path: Path) -> None:
+    model, _ = export(tmp_path, "inner")
+    results = compare.compare_layers(model, make_images(), 1.5).results
+    for coverage in results["coverage"].values():
+        assert (coverage["integer"], coverage["planned"], coverage["fell_back"], coverage["meant_as_float"]) == (
+            3,
+            3,
+            [],
+            ["inner.0"],
+        )
 
 
 def test_a_layer_that_falls_back_is_named(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room: ModuleType = registry.load_module("runtimes", RUNTIMES[0])
-    honest = room.coverage
+    module: ModuleType = registry.load_module("runtimes", RUNTIMES[0])
+    read_coverage = module.coverage
 
-    def without_back(path: Path, **given: str) -> object:
-        found = honest(path, **given)
-        return type(found)(integer=found.integer - 1, planned=0, total=found.total, float_ops=("back",))
+    def report_back_in_float(path: Path, **options: str) -> object:
+        coverage = read_coverage(path, **options)
+        return type(coverage)(integer=coverage.integer - 1, planned=0, total=coverage.total, float_ops=("back",))
 
-    monkeypatch.setattr(room, "coverage", without_back)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).results
-    assert found["coverage"][RUNTIMES[0]]["fell_back"] == ["back"]
+    monkeypatch.setattr(module, "coverage", report_back_in_float)
+    results = compare.compare_layers(sound[0], make_images(), 1.5).results
+    assert results["coverage"][RUNTIMES[0]]["fell_back"] == ["back"]
 
 
-def test_a_result_whose_reading_changes_the_answers_is_not_believed(
+def test_a_tensor_whose_reading_changes_the_logits_is_not_used(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = runtime_outputs._outputs
+    run_with_outputs = runtime_outputs._run_with_outputs
 
-    def disturbed(side: object, graph: object, wanted: Sequence, images: np.ndarray) -> object:
-        given, covered = honest(side, graph, wanted, images)  # type: ignore[arg-type]
-        if any(tap.layer == "back" for tap in wanted):
-            given["logits"] = given["logits"] + 1
-        return given, covered
+    def disturb(config: object, graph: object, tensors: Sequence, images: np.ndarray) -> object:
+        outputs, coverage = run_with_outputs(config, graph, tensors, images)  # type: ignore[arg-type]
+        if any(tensor.layer == "back" for tensor in tensors):
+            outputs["logits"] = outputs["logits"] + 1
+        return outputs, coverage
 
-    monkeypatch.setattr(runtime_outputs, "_outputs", disturbed)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).results
-    assert all("back" in fused for fused in found["fused"].values())
-    assert found["fused"][runtime_outputs.list_configs()[0].name] == ["back"]
-    back = next(layer for layer in found["layers"] if layer["layer"] == "back")
-    assert back["sides"] == dict.fromkeys(SIDES)
-    assert set(found["parts"].values()) == {None}
+    monkeypatch.setattr(runtime_outputs, "_run_with_outputs", disturb)
+    results = compare.compare_layers(sound[0], make_images(), 1.5).results
+    assert all("back" in fused for fused in results["fused"].values())
+    assert results["fused"][runtime_outputs.list_configs()[0].name] == ["back"]
+    back = next(layer for layer in results["layers"] if layer["layer"] == "back")
+    assert back["sides"] == dict.fromkeys(CONFIG_NAMES)
+    assert set(results["parts"].values()) == {None}
 
 
-def test_a_runtime_that_is_not_installed_is_a_column_without_figures(
+def test_a_runtime_that_is_not_installed_has_an_empty_column(
     sound: tuple[onnx.ModelProto, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent() -> None:
         raise ToolchainError("needs something, which is not installed; run: pip install it")
 
     monkeypatch.setattr(registry.load_module("runtimes", RUNTIMES[0]), "library", absent)
-    found = compare.compare_layers(sound[0], pictures(), 1.5).results
-    table = agreement.tabulate_layers({"name": "dense-int8", **found})
-    gone = [1 + i for i, side in enumerate(runtime_outputs.list_configs()) if side.runtime == RUNTIMES[0]]
-    assert {row[column] for row in table.rows for column in gone if row[column]} == {"not installed"}
+    results = compare.compare_layers(sound[0], make_images(), 1.5).results
+    table = parity_page.tabulate_layers({"name": "dense-int8", **results})
+    columns = [1 + i for i, config in enumerate(runtime_outputs.list_configs()) if config.runtime == RUNTIMES[0]]
+    assert {row[column] for row in table.rows for column in columns if row[column]} == {"not installed"}
     for name in RUNTIMES[1:]:
         monkeypatch.setattr(registry.load_module("runtimes", name), "library", absent)
-    with pytest.raises(ToolchainError, match="nothing to compare with.*not installed"):
-        compare.compare_layers(sound[0], pictures(), 1.5)
+    with pytest.raises(ToolchainError, match="no runtime can run the graph.*not installed"):
+        compare.compare_layers(sound[0], make_images(), 1.5)
 
 
-# --- on what a run leaves behind ----------------------------------------------------------------------------
+# --- on a finished run --------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_can_be_compared(run: Run) -> None:
     ended = CliRunner().invoke(main.app, ["parity", str(run.folder), "--images", "4"])
     written = files.read_json(run.folder / compare.FILE_NAME)
     assert ended.exit_code == (0 if written["agree"] else 1), ended.output
-    names = [one["name"] for one in written["variants"]]
+    names = [variant["name"] for variant in written["variants"]]
     assert sorted(names) == ["dense-int8", "pruned-int8"]
     assert run.report["candidate"] in {names[0], "dense-fp32", "pruned-fp32"}
-    assert {one["coverage"][run.target.runtime]["planned"] for one in written["variants"]} == {26}
-    assert all(one["trained"]["top1_agreement"] == 1.0 for one in written["variants"] if one["shipped"])
+    assert {variant["coverage"][run.target.runtime]["planned"] for variant in written["variants"]} == {26}
+    assert all(variant["trained"]["top1_agreement"] == 1.0 for variant in written["variants"] if variant["shipped"])
     assert "Steps from torch" in ended.output
 
 
-def test_different_answers_are_exit_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = runtime_outputs._outputs
+def test_different_predictions_are_exit_status_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_with_outputs = runtime_outputs._run_with_outputs
 
-    def mirrored(side: runtime_outputs.RuntimeConfig, *given: object) -> object:
-        values, covered = honest(side, *given)  # type: ignore[arg-type]
-        return ({"logits": -values["logits"], **{k: v for k, v in values.items() if k != "logits"}}, covered)
+    def negate(config: runtime_outputs.RuntimeConfig, *arguments: object) -> object:
+        outputs, coverage = run_with_outputs(config, *arguments)  # type: ignore[arg-type]
+        return {**outputs, "logits": -outputs["logits"]}, coverage
 
-    monkeypatch.setattr(runtime_outputs, "_outputs", mirrored)
+    monkeypatch.setattr(runtime_outputs, "_run_with_outputs", negate)
     ended = CliRunner().invoke(main.app, ["parity", str(run.folder), "--images", "2"])
     assert ended.exit_code == 1, ended.output
 
@@ -216,7 +223,7 @@ def test_different_answers_are_exit_status_1(run: Run, monkeypatch: pytest.Monke
         (lambda folder: (folder / "bundle" / "golden.npz").write_bytes(b"x"), "cannot read .*golden.npz"),
     ],
 )
-def test_what_is_not_there_is_said(run: Run, tmp_path: Path, change: object, message: str) -> None:
+def test_an_incomplete_run_is_refused(run: Run, tmp_path: Path, change: object, message: str) -> None:
     folder = tmp_path / "tiny" / run.target.name
     shutil.copytree(run.folder, folder)
     shutil.copytree(run.out / "work" / "export", tmp_path / "work" / "export")
@@ -225,7 +232,7 @@ def test_what_is_not_there_is_said(run: Run, tmp_path: Path, change: object, mes
         compare.compare_runtimes(folder)
 
 
-def test_more_images_than_there_are_is_refused(run: Run) -> None:
+def test_more_images_than_golden_inputs_are_refused(run: Run) -> None:
     with pytest.raises(ToolchainError, match="the bundle has 16 golden inputs"):
         compare.compare_runtimes(run.folder, images=17)
 

@@ -453,7 +453,7 @@ def test_the_verb_ranks_times_and_writes(
     assert "<svg" in shown
     assert "squeezenet1_1_glyphs" in (tmp_path / "out/select/image-folder.cpu.md").read_text()
     assert select.render_html(found) == shown
-    monkeypatch.setattr(untrained_latency, "_timed", None)  # nothing is measured twice
+    monkeypatch.setattr(untrained_latency, "_compile_and_time", None)  # nothing is measured twice
     monkeypatch.setattr(extract_features, "_extract_splits", None)
     with pytest.raises(SystemExit) as again:
         main()

@@ -1,9 +1,9 @@
-"""What one runtime computes in one Q/DQ graph: its logits, its integer coverage, and every rounded result it has.
+"""What one runtime computes in a Q/DQ graph: its logits, its int8 coverage, and every quantized tensor that it has.
 
-A result that is read becomes an output of the graph, and a runtime may fuse less around an output. So each reading
-is held against the graph without outputs of its own: the same logits and as many integer kernels, or it does not
-count. OpenVINO, for one, adds to a convolution before it rounds, and has no rounded result of the convolution.
-The check is as sharp as the answers are: what changes none of them on these images is not noticed.
+To read a tensor, it is made an output of the graph, and a runtime may fuse less around an output. So each reading is
+compared with the graph without further outputs: it counts only if the logits are the same and as many kernels run in
+int8. OpenVINO, for example, adds to a convolution before it rounds, and has no rounded result of the convolution. The
+check is as sharp as the logits are: a change that does not alter them on these images is not noticed.
 """
 
 import tempfile
@@ -22,12 +22,13 @@ from toolchain.export import quantized_tensors
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.export.runtime import load_runtime
 
-MAX_LOGIT_CHANGE_STEPS = 0.01  # steps; float arithmetic alone changes that much when a node more is in the graph
+MAX_LOGIT_CHANGE_STEPS = 0.01  # float arithmetic alone changes the logits this much when the graph gets another node
+MIN_DIFFERENCE_STEPS = 0.5  # a value that differs by more was rounded to another step
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """A runtime, with its optimizations or without."""
+    """A runtime, with or without its optimizations."""
 
     name: str
     runtime: str
@@ -36,87 +37,103 @@ class RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeOutputs:
-    """What a side computed for all images."""
+    """What a runtime computed for all images."""
 
     logits: np.ndarray  # [images, classes]
-    tensors: Mapping[str, np.ndarray]  # dequantized results by their names in the graph, [images, ...]
-    fused_layers: tuple[str, ...]  # layers whose rounded result cannot be read without changing the answers
+    tensors: Mapping[str, np.ndarray]  # dequantized tensors by their names in the graph, [images, ...]
+    fused_layers: tuple[str, ...]  # layers whose quantized result cannot be read without a change of the logits
     coverage: IntegerCoverage
 
 
 def list_configs() -> tuple[RuntimeConfig, ...]:
-    """Every runtime, first as the graph is written where it can do that, then optimized."""
-    found = list[RuntimeConfig]()
+    """Return every runtime, optimized, and before it the same without optimizations where the runtime can do that."""
+    configs = list[RuntimeConfig]()
     for name in registry.list_modules("runtimes"):
         if load_runtime(name).HAS_UNOPTIMIZED:
-            found.append(RuntimeConfig(name=f"{name} unoptimized", runtime=name, optimized=False))
-        found.append(RuntimeConfig(name=name, runtime=name, optimized=True))
-    return tuple(found)
+            configs.append(RuntimeConfig(name=f"{name} unoptimized", runtime=name, optimized=False))
+        configs.append(RuntimeConfig(name=name, runtime=name, optimized=True))
+    return tuple(configs)
 
 
 def collect(
-    side: RuntimeConfig, graph: QdqGraph, found: Sequence[QuantizedTensor], images: np.ndarray, step: float
+    config: RuntimeConfig, graph: QdqGraph, tensors: Sequence[QuantizedTensor], images: np.ndarray, step: float
 ) -> RuntimeOutputs:
-    """Runs images through a graph and through copies that give its rounded results too.
+    """Run images through a graph, and through copies that have its quantized tensors as outputs.
 
     Args:
+        config: the runtime.
         graph: the exported Q/DQ graph, static batch 1.
-        found: the results to read.
+        tensors: to read.
         images: float32 [images, 3, height, width].
         step: quantization step of the logits.
 
     Raises:
-        ToolchainError: the runtime is not installed, or refuses the graph.
+        ToolchainError: the runtime is not installed, or rejects the graph.
     """
-    load_runtime(side.runtime).library()  # not installed is another thing than refused
+    load_runtime(config.runtime).library()  # first, so that "not installed" is not reported as a rejected graph
     logits = graph.model.graph.output[0].name
-    values, coverage = _outputs(side, graph, (), images)
+    plain, coverage = _run_with_outputs(config, graph, (), images)
 
-    def undisturbed(wanted: Sequence[QuantizedTensor]) -> Mapping[str, np.ndarray] | None:
-        given, covered = _outputs(side, graph, wanted, images)
-        same = np.abs(given[logits] - values[logits]).max() <= MAX_LOGIT_CHANGE_STEPS * step
-        return given if same and covered.integer == coverage.integer else None
+    def read_unchanged(selected: Sequence[QuantizedTensor]) -> Mapping[str, np.ndarray] | None:
+        """Return the outputs with selected tensors; None: reading them changes what the runtime computes."""
+        outputs, tapped_coverage = _run_with_outputs(config, graph, selected, images)
+        same_logits = np.abs(outputs[logits] - plain[logits]).max() <= MAX_LOGIT_CHANGE_STEPS * step
+        return outputs if same_logits and tapped_coverage.integer == coverage.integer else None
 
-    whole = undisturbed(found)
-    if whole is not None:
-        return RuntimeOutputs(logits=values[logits], tensors=whole, fused_layers=(), coverage=coverage)
-    kept, fused = dict(values), list[str]()
-    for kind in dict.fromkeys(tap.fusion_pattern for tap in found):
-        some = [tap for tap in found if tap.fusion_pattern == kind and tap.tensor_name != logits]
-        given = undisturbed(some) if some else {}
-        if given is None:
-            fused += [tap.layer for tap in some]
+    all_outputs = read_unchanged(tensors)
+    if all_outputs is not None:
+        return RuntimeOutputs(logits=plain[logits], tensors=all_outputs, fused_layers=(), coverage=coverage)
+    readable, fused = dict(plain), list[str]()
+    for pattern in dict.fromkeys(tensor.fusion_pattern for tensor in tensors):
+        alike = [tensor for tensor in tensors if tensor.fusion_pattern == pattern and tensor.tensor_name != logits]
+        outputs = read_unchanged(alike) if alike else {}
+        if outputs is None:
+            fused += [tensor.layer for tensor in alike]
         else:
-            kept |= given
-    return RuntimeOutputs(logits=values[logits], tensors=kept, fused_layers=tuple(fused), coverage=coverage)
+            readable |= outputs
+    return RuntimeOutputs(logits=plain[logits], tensors=readable, fused_layers=tuple(fused), coverage=coverage)
 
 
-def _outputs(
-    side: RuntimeConfig, graph: QdqGraph, wanted: Sequence[QuantizedTensor], images: np.ndarray
+def _run_with_outputs(
+    config: RuntimeConfig, graph: QdqGraph, tensors: Sequence[QuantizedTensor], images: np.ndarray
 ) -> tuple[dict[str, np.ndarray], IntegerCoverage]:
-    """All outputs of a copy with some results as outputs, by name, and how it covers the layers with integers."""
-    runtime: Any = load_runtime(side.runtime)
+    """Run a copy of the graph that has tensors as further outputs; return all outputs by name, and the int8 coverage."""
+    runtime: Any = load_runtime(config.runtime)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tapped.onnx"
         try:
-            onnx.save(quantized_tensors.add_outputs(graph.model, wanted), path)
+            onnx.save(quantized_tensors.add_outputs(graph.model, tensors), path)
         except OSError as reason:
             raise ToolchainError(
-                f"cannot write to {scratch}: {reason.strerror}; is there room on the disk?"
+                f"cannot write to {scratch}: {reason.strerror}. Check that the disk has free space"
             ) from reason
-        made = runtime.compile(path, Path(scratch) / "compiled")
-        session = runtime.open(made.path, threads=1, precision="int8", optimized=side.optimized)
+        artefact = runtime.compile(path, Path(scratch) / "compiled")
+        session = runtime.open(artefact.path, threads=1, precision="int8", optimized=config.optimized)
         rows = [session.outputs(image[None]) for image in images]
-        covered: IntegerCoverage = runtime.coverage(made.path, precision="int8")
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, covered
+        coverage: IntegerCoverage = runtime.coverage(artefact.path, precision="int8")
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}, coverage
 
 
 def compare_tensor(
-    tap: QuantizedTensor, truth: Mapping[str, np.ndarray], reading: RuntimeOutputs
+    tensor: QuantizedTensor, expected: Mapping[str, np.ndarray], outputs: RuntimeOutputs
 ) -> dict[str, float] | None:
-    """Largest difference of one result in steps and the share of values that differ; None: this side has no such result."""
-    given = reading.tensors.get(tap.tensor_name)
-    if given is None:
+    """Compare one quantized tensor of a runtime with the reference.
+
+    Args:
+        tensor: to compare.
+        expected: the reference's tensors by name, [images, ...].
+        outputs: of the runtime.
+
+    Returns:
+        the largest difference in steps, the share of values that differ and the number of values; None where the runtime
+        has no such tensor.
+    """
+    values = outputs.tensors.get(tensor.tensor_name)
+    if values is None:
         return None
-    steps = np.abs(given - truth[tap.tensor_name]) / np.float32(tap.step)
-    return {"max_steps": float(steps.max()), "differing": float((steps > 0.5).mean()), "values": steps.size}
+    steps = np.abs(values - expected[tensor.tensor_name]) / np.float32(tensor.step)
+    return {
+        "max_steps": float(steps.max()),
+        "differing": float((steps > MIN_DIFFERENCE_STEPS).mean()),
+        "values": steps.size,
+    }
