@@ -1,7 +1,7 @@
-"""The accepted reference of a target and recipe: which archive it is, by hash, and where it lies.
+"""Accepted baselines: which archive is the baseline of a recipe on a target, by hash, and where the archive is stored.
 
-What is kept in the repository is a small JSON with the manifest; the archive itself may lie beside it, in a shared
-folder or behind an http address. Whatever comes from there is compared with the hash before it is opened.
+The repository holds a small JSON record with the manifest. The archive may lie beside it, in a shared folder or behind an
+http address; its hash is checked before it is opened.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from toolchain.config.target import Target
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
-from toolchain.edge import archive as archives
+from toolchain.edge.archive import read_verified_manifest, unpack
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
 
@@ -30,116 +30,119 @@ TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What `toolchain accept` wrote."""
+    """The record that `toolchain accept` writes."""
 
     __pydantic_config__ = {"extra": "forbid"}
     schema: int
     recipe: str
     target: str
-    isa: str  # class of machine that the target is for
+    isa: str  # the target's instruction set class
     sha256: str  # of the archive
     size_bytes: int  # of the archive
-    uri: str  # of the archive: relative to this file, absolute, or http
+    uri: str  # of the archive: a path relative to this file, an absolute path, or http
     accepted_at: str
     accepted_on: Mapping[str, Any]  # machine and runtime version
     manifest: Mapping[str, Any]
 
 
 def record_path(target: str, recipe: str) -> Path:
-    """Where the reference of a recipe on a target is kept: in the user's own repository."""
+    """Return the path of the record of a recipe on a target, in the user's repository."""
     return Path("targets") / "baselines" / target / f"{recipe}.json"
 
 
 def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, Baseline]:
-    """Records a bundle's archive as the reference from now on.
+    """Record a bundle's archive as the baseline from now on.
 
     Args:
         archive: `bundle.tar` of a finished run.
-        uri: folder that the archive is copied to, or the http address of a folder that it will be uploaded to; empty:
+        target: the target that it must have been built for.
+        recipe: the recipe's name.
+        uri: folder that the archive is copied to, or http address of the folder that the user uploads it to; empty:
             beside the record.
 
     Returns:
-        the record's path and the record.
+        The record's path and the record.
 
     Raises:
-        ToolchainError: the archive is missing or damaged, or is another target's.
+        ToolchainError: the archive is missing or damaged, or was built for another target or recipe.
     """
     if not archive.is_file():
         raise ToolchainError(
             f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"
         )
-    where, digest = record_path(target.name, recipe), files.sha256_file(archive)
+    record, digest = record_path(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = archives.read_verified_manifest(archives.unpack(archive, Path(scratch) / "bundle"))
+        manifest = read_verified_manifest(unpack(archive, Path(scratch) / "bundle"))
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
         raise ToolchainError(
             f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"
         )
     name, scheme = f"{recipe}-{digest[:16]}.tar", _scheme(uri)
     if scheme not in {"", *REMOTE_SCHEMES}:
-        raise ToolchainError(
-            f"--uri {uri!r}: a folder or an http address is wanted; what {scheme} stores, serve by http"
-        )
+        raise ToolchainError(f"--uri {uri!r}: give a folder or an http address; {scheme}: is not supported")
     if scheme in REMOTE_SCHEMES:
         uri = f"{uri.rstrip('/')}/{name}"
         progress.log(f"upload {archive} to {uri}")
     else:
-        kept = (Path(uri) if uri else where.parent) / name
-        with files.open_atomic(kept) as out, archive.open("rb") as source:
+        copy = (Path(uri) if uri else record.parent) / name
+        with files.open_atomic(copy) as out, archive.open("rb") as source:
             shutil.copyfileobj(source, out)
-        uri = str(kept.resolve()) if uri else name
+        uri = str(copy.resolve()) if uri else name
     runtime = load_runtime(target.runtime)
-    found_on = {"machine": machine.describe(), "runtime": dict(runtime.fingerprint())}
+    accepted_on = {"machine": machine.describe(), "runtime": dict(runtime.fingerprint())}
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
-        size_bytes=archive.stat().st_size, uri=uri, accepted_on=found_on, manifest=manifest,
+        size_bytes=archive.stat().st_size, uri=uri, accepted_on=accepted_on, manifest=manifest,
         accepted_at=files.utc_now(),
     )  # fmt: skip
-    files.write_json(where, baseline)
-    return where, baseline
+    files.write_json(record, baseline)
+    return record, baseline
 
 
 def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
-    """The accepted reference.
+    """Read the record of the accepted baseline.
+
+    Returns:
+        The record's path and the record.
 
     Raises:
-        ToolchainError: there is none, or it is damaged, of another version, target or class of machine.
+        ToolchainError: there is none, it is damaged, or it is of another version, target, recipe or instruction set.
     """
     path = record_path(target.name, recipe)
     if not path.is_file():
         raise ToolchainError(
-            f"there is no accepted reference for {recipe} on {target.name} ({path}); record the present bundle with "
+            f"no baseline of {recipe} on {target.name} was accepted ({path} is missing); accept the present bundle with "
             f"`toolchain accept --target {target.name} --recipe {recipe}` and commit that file, or name one with --reference"
         )
     row = files.read_json(path)
     try:
-        found: Baseline = TypeAdapter(Baseline).validate_python(row)
+        baseline: Baseline = TypeAdapter(Baseline).validate_python(row)
     except ValidationError as reason:
         raise _unreadable(path) from reason
-    if found.schema != SCHEMA:
+    if baseline.schema != SCHEMA:
         raise _unreadable(path)
-    if (found.target, found.recipe) != (target.name, recipe):
+    if (baseline.target, baseline.recipe) != (target.name, recipe):
         raise ToolchainError(
-            f"{path} is the reference of {found.recipe} on {found.target}, not of {recipe} on {target.name}"
+            f"{path} is the baseline of {baseline.recipe} on {baseline.target}, not of {recipe} on {target.name}"
         )
-    if found.isa != target.isa:
+    if baseline.isa != target.isa:
         raise ToolchainError(
-            f"{path} was accepted for {found.isa} machines, {target.name} is {target.isa} now; record it anew: toolchain accept"
+            f"{path} was accepted for {baseline.isa}, but {target.name} is {target.isa} now; accept a bundle again: toolchain accept"
         )
-    return path, found
+    return path, baseline
 
 
 def _unreadable(path: Path) -> ToolchainError:
     return ToolchainError(
-        f"{path} is not a reference that this version reads (schema {SCHEMA}); record it anew: toolchain accept"
+        f"{path} is not a baseline record that this version reads (schema {SCHEMA}); accept a bundle again: toolchain accept"
     )
 
 
 def fetch_archive(record: Path, baseline: Baseline, cache: Path) -> Path:
-    """The reference's archive, its hash checked; what comes over the network is kept in `cache`.
+    """Return the path of the baseline's archive after checking its hash; downloads are kept in `cache`.
 
     Raises:
-        ToolchainError: it is not where the record says, or is not what was accepted.
+        ToolchainError: the archive is missing, or it is not the one that was accepted.
     """
     if _scheme(baseline.uri) in REMOTE_SCHEMES:
         archive = cache / f"{baseline.sha256}.tar"
@@ -149,17 +152,17 @@ def fetch_archive(record: Path, baseline: Baseline, cache: Path) -> Path:
         archive = record.parent / baseline.uri  # an absolute path stays one
         if not archive.is_file():
             raise ToolchainError(
-                f"the reference's archive is not at {archive}; bring it there, or record another: toolchain accept"
+                f"the baseline's archive is not at {archive}; copy it there, or accept another bundle: toolchain accept"
             )
     if (given := files.sha256_file(archive)) != baseline.sha256:
-        raise _another(str(archive), given, record, baseline)
+        raise _wrong_archive(str(archive), given, record, baseline)
     return archive
 
 
-def _another(where: str, given: str, record: Path, baseline: Baseline) -> ToolchainError:
+def _wrong_archive(location: str, given: str, record: Path, baseline: Baseline) -> ToolchainError:
     return ToolchainError(
-        f"{where} is not the archive that was accepted: its SHA-256 is {given[:16]}..., {record} wants "
-        f"{baseline.sha256[:16]}...; nothing of it was opened"
+        f"{location} is not the archive that was accepted: its SHA-256 is {given[:16]}..., {record} says "
+        f"{baseline.sha256[:16]}...; it was not opened"
     )
 
 
@@ -167,17 +170,17 @@ def _scheme(uri: str) -> str:
     try:
         return urllib.parse.urlparse(uri).scheme
     except ValueError as reason:
-        raise ToolchainError(f"{uri!r} is neither a folder nor an address: {reason}") from reason
+        raise ToolchainError(f"{uri!r} is neither a folder nor an http address: {reason}") from reason
 
 
 def _download(record: Path, baseline: Baseline, archive: Path) -> None:
-    progress.log(f"fetching the reference from {baseline.uri}")
+    progress.log(f"download the baseline from {baseline.uri}")
     with files.open_atomic(archive) as out:
-        try:  # in here, so that a broken network is not taken for a full disk
+        try:  # inside open_atomic, which would report a broken network as a full disk
             with urllib.request.urlopen(baseline.uri, timeout=TIMEOUT_SECONDS) as source:  # noqa: S310  http only
                 body = source.read(baseline.size_bytes + 1)
         except (OSError, ValueError, http.client.HTTPException) as reason:
-            raise ToolchainError(f"cannot fetch the reference from {baseline.uri}: {reason}") from reason
+            raise ToolchainError(f"cannot download the baseline from {baseline.uri}: {reason}") from reason
         if (given := hashlib.sha256(body).hexdigest()) != baseline.sha256:
-            raise _another(baseline.uri, given, record, baseline)
+            raise _wrong_archive(baseline.uri, given, record, baseline)
         out.write(body)

@@ -1,4 +1,4 @@
-"""What a gate compares: the candidate of the last run or a named one, the accepted reference or a named one, and pictures."""
+"""Find and check the inputs of a gate: the candidate, the baseline and the test images."""
 
 import os
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from toolchain.gates import baselines
 from toolchain.measure import model_files
 from toolchain.measure.model_files import ModelFile
 
-REQUIRED_MANIFEST_KEYS = ("target", "classes", "preprocess", "placement")  # of a manifest
+REQUIRED_MANIFEST_KEYS = ("target", "classes", "preprocess", "placement")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatePair:
-    """What is compared with what."""
+    """The candidate of a recipe and the baseline that it is compared with."""
 
     recipe: str
     candidate: ModelFile
@@ -27,27 +27,28 @@ class GatePair:
 
 @dataclass(frozen=True)
 class GateImages:
-    """Test pictures and their classes by name."""
+    """Test images and the name of the class of each."""
 
     files: tuple[Path, ...]
     labels: tuple[str, ...]
 
 
-def list_images(domain: Domain, cache: Path, compared: GatePair) -> GateImages:
-    """The domain's test pictures.
+def list_images(domain: Domain, cache: Path, pair: GatePair) -> GateImages:
+    """Return the dataset's test images.
 
     Raises:
-        ToolchainError: there are none, or a bundle does not know one of their classes.
+        ToolchainError: there are none, or one of their classes is missing in a bundle.
     """
-    found = image_folder.find_images(domain, cache)
-    labels = tuple(found.classes[label] for label in found.labels["test"])
-    for one in (compared.candidate, compared.baseline):
-        classes = one.manifest["classes"] if one.manifest else ()
+    images = image_folder.find_images(domain, cache)
+    labels = tuple(images.classes[label] for label in images.labels["test"])
+    for model in (pair.candidate, pair.baseline):
+        classes = model.manifest["classes"] if model.manifest else ()
         if unknown := set(labels) - set(classes):
             raise ToolchainError(
-                f"{one.bundle_folder} does not know the class {min(unknown)!r} of the test pictures; it has {', '.join(classes)}"
+                f"{model.bundle_folder} has no class {min(unknown)!r}, which the test images have; its classes: "
+                f"{', '.join(classes)}"
             )
-    return GateImages(tuple(found.files["test"]), labels)
+    return GateImages(tuple(images.files["test"]), labels)
 
 
 def load_pair(
@@ -60,53 +61,57 @@ def load_pair(
     python: str,
     device: str = "",
 ) -> GatePair:
-    """Finds what is to be compared.
+    """Open the candidate and the baseline, and check that both are bundles for the target.
 
     Args:
-        out: folder of the runs: the candidate is the last one's bundle, where none is named.
-        reference: a bundle or archive; None: the accepted one, or, with `python`, the candidate itself.
-        python: interpreter that the reference runs in; empty: this one.
+        recipe: its name is that of the run and of the accepted baseline.
+        target: what both must have been built for.
+        out: folder of the runs; without `candidate`, the bundle of the recipe's last run there is taken.
+        candidate: a bundle's folder or archive.
+        reference: the baseline: a bundle's folder or archive; None: the accepted one, or, with `python`, the candidate itself.
+        python: interpreter that the baseline runs in; empty: this one.
         device: board that both are timed on; empty: this machine.
 
     Raises:
-        ToolchainError: one is missing, was changed since it was built, or is no bundle.
+        ToolchainError: a model is missing, was changed since it was built, or is not a bundle for the target.
     """
-    scratch, own = out / "work" / "references", candidate or out / recipe.name / target.name / "bundle"
-    if candidate is None and not own.is_dir():
+    scratch, bundle = out / "work" / "references", candidate or out / recipe.name / target.name / "bundle"
+    if candidate is None and not bundle.is_dir():
         raise ToolchainError(
-            f"there is no candidate at {own}; run `toolchain export --target {target.name} --recipe {recipe.name}` first, "
-            "or name a bundle with --candidate"
+            f"there is no candidate at {bundle}; run `toolchain export --target {target.name} --recipe {recipe.name}` "
+            "first, or name a bundle with --candidate"
         )
-    tested = model_files.open_model(own, scratch, threads=target.threads)
+    tested = model_files.open_model(bundle, scratch, threads=target.threads)
     if reference is None and python:
-        other = tested
+        baseline = tested
     else:
-        other = model_files.open_model(reference or _accepted(recipe, target, scratch), scratch, threads=target.threads)
-    for one in (tested, other):
-        if one.manifest is None:
+        path = reference or _fetch_accepted(recipe, target, scratch)
+        baseline = model_files.open_model(path, scratch, threads=target.threads)
+    for model in (tested, baseline):
+        if model.manifest is None:
             raise ToolchainError(
-                f"{one.timed_model.path} is a bare model file; a gate compares bundles (folder or .tar)"
+                f"{model.timed_model.path} is a bare model file; a gate compares bundles (folder or .tar)"
             )
-        if lacking := [name for name in REQUIRED_MANIFEST_KEYS if name not in one.manifest]:
+        if missing := [name for name in REQUIRED_MANIFEST_KEYS if name not in model.manifest]:
             raise ToolchainError(
-                f"{one.bundle_folder}: the manifest lacks {', '.join(lacking)}; this toolchain did not write it"
+                f"{model.bundle_folder}: the manifest lacks {', '.join(missing)}; this toolchain did not write it"
             )
-        if one.manifest["target"] != target.name:
+        if model.manifest["target"] != target.name:
             raise ToolchainError(
-                f"{one.bundle_folder} was built for {one.manifest['target']!r}, not for {target.name!r}"
+                f"{model.bundle_folder} was built for {model.manifest['target']!r}, not for {target.name!r}"
             )
     return GatePair(
-        recipe=recipe.name, candidate=tested.on_board(device), baseline=other.on_board(device).with_python(python)
+        recipe=recipe.name, candidate=tested.on_board(device), baseline=baseline.on_board(device).with_python(python)
     )
 
 
-def _accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
+def _fetch_accepted(recipe: Recipe, target: Target, cache: Path) -> Path:
     record, baseline = baselines.read_record(target, recipe.name)
     return baselines.fetch_archive(record, baseline, cache)
 
 
 def find_interpreter(environment: Path) -> str:
-    """The Python of a virtual environment, or the file itself.
+    """Return the path of a virtual environment's Python; a path of an interpreter is returned as it is.
 
     Raises:
         ToolchainError: there is none.
@@ -114,4 +119,6 @@ def find_interpreter(environment: Path) -> str:
     for path in (environment / "bin" / "python", environment / "Scripts" / "python.exe", environment):
         if path.is_file() and os.access(path, os.X_OK):
             return str(path.absolute())  # not resolved: a link tells Python which environment it is in
-    raise ToolchainError(f"{environment} has no Python; name a virtual environment in which numpy and the runtime are")
+    raise ToolchainError(
+        f"{environment} has no Python; give a virtual environment that has numpy and the runtime installed"
+    )

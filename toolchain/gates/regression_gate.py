@@ -1,14 +1,13 @@
-"""gate: candidate against the accepted reference, in the same job -> pass, regression or cannot tell.
+"""Regression gate: compare a candidate with the baseline in the same job; the outcome is pass, fail or cannot tell.
 
-Nothing is compared with stored milliseconds: both artefacts are loaded into one process, round by round, with the
-reference a second time as control. Accuracy is compared over the same pictures, size and coverage exactly.
+Nothing is compared with stored milliseconds: each round loads both models into one fresh process, and the baseline a second
+time as control. Accuracy is compared on the same images; size and int8 coverage are compared exactly.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,235 +15,238 @@ from toolchain.config.target import GateLimits, Target
 from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
-from toolchain.edge import run as runner
+from toolchain.edge.run import Refused, prepare
 from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import sequential_test
 from toolchain.gates.gate_inputs import GateImages, GatePair
 from toolchain.gates.sequential_test import LatencyTest, Sample
-from toolchain.gates.verdict import Verdict
+from toolchain.gates.verdict import Outcome, Verdict
 from toolchain.measure import machine, paired_timing
 from toolchain.measure.model_files import ModelFile
 from toolchain.measure.paired_timing import Round
 
 CANDIDATE, BASELINE, CONTROL = "candidate", "reference", "reference again"
-ROUND_EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three sides together
-MAX_ACCURACY_P_VALUE = 0.05  # that a loss which is called one is none
-FOOTPRINT_PROCESSES = 3  # processes a side; the least counts
-EXIT_STATUS = {"fail": 1, "cannot_tell": 3}  # exit status, the worst first
+ROUND_EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three models together
+MAX_ACCURACY_P_VALUE = 0.05  # of a drop that counts as one
+FOOTPRINT_PROCESSES = 3  # processes a model; the smallest footprint counts
+EXIT_STATUS = {"fail": 1, "cannot_tell": 3}  # by outcome, the worst first
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """What came out for one recipe."""
+    """Verdicts and measurements of one recipe."""
 
     pair: GatePair
     verdicts: tuple[Verdict, ...]
     latency_test: LatencyTest
-    rounds: tuple[Round, ...]  # raw, those that confirm a regression at the end
-    candidate_accuracy: Interval | None = None  # the candidate's on the test pictures
-    accuracy_p_value: float = 1.0  # of answers like these where the candidate is as good
+    rounds: tuple[Round, ...]  # raw; those that confirm a regression come last
+    candidate_accuracy: Interval | None = None  # on the test images
+    accuracy_p_value: float = 1.0  # McNemar's, one-sided
 
 
 def check_environment(target: Target, device: str) -> None:
-    """Refuses where this machine's, or the board's, times say nothing of the target.
+    """Check that latency measured on this machine, or on the board, is that of the target.
+
+    Args:
+        target: the target.
+        device: board; empty: this machine.
 
     Raises:
-        ToolchainError: it lacks the target's instructions, or the runtime; or the board is not there.
+        ToolchainError: the runtime or the target's instruction set is missing, or the board cannot be reached.
     """
     load_runtime(target.runtime).fingerprint()
-    if (kind := machine.integer_isa(device)) != target.isa:
+    if (isa := machine.integer_isa(device)) != target.isa:
         raise ToolchainError(
-            f"{target.name} is {target.isa} and {device or 'this machine'} is {kind}: its times say nothing of that target; "
+            f"{target.name} is {target.isa}, but {device or 'this machine'} is {isa}, so its latency is not the target's; "
             "run the gate on such a machine, or name a board with --device"
         )
 
 
-def compare_pair(
-    pair: GatePair, target: Target, pictures: GateImages | None, seed: int, attempts: int = 1
-) -> GateResult:
-    """Compares one candidate with its reference.
+def compare_pair(pair: GatePair, target: Target, images: GateImages | None, seed: int, attempts: int = 1) -> GateResult:
+    """Compare a candidate with its baseline.
 
     Args:
-        pictures: that accuracy is compared on; None: it is not.
-        seed: of the order of rounds.
-        attempts: how often latency is tried anew where it cannot be told.
+        pair: candidate and baseline.
+        target: its limits and threads.
+        images: test images to compare accuracy on; None: accuracy is not measured.
+        seed: of the order in which models are timed.
+        attempts: how many times latency is measured while it cannot be decided.
 
     Raises:
-        ToolchainError: one does not load.
+        ToolchainError: a model does not load, or an image cannot be read.
     """
-    sides = [
+    models = [
         pair.baseline.renamed(BASELINE).timed_model,
         pair.candidate.renamed(CANDIDATE).timed_model,
         pair.baseline.renamed(CONTROL).timed_model,
     ]
     for attempt in range(attempts):
-        conducted, measured = _conducted(sides, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe)
-        if conducted.outcome != "cannot_tell":
+        latency_test, rounds = _time_rounds(
+            models, target.gate.regression_threshold, seed + 1000 * attempt, pair.recipe
+        )
+        if latency_test.outcome != "cannot_tell":
             break
     footprints = {
-        name: min(paired_timing.measure_footprint(side).peak_rss_bytes for _ in range(FOOTPRINT_PROCESSES))
-        for name, side in ((CANDIDATE, sides[1]), (BASELINE, sides[0]))
+        name: min(paired_timing.measure_footprint(model).peak_rss_bytes for _ in range(FOOTPRINT_PROCESSES))
+        for name, model in ((CANDIDATE, models[1]), (BASELINE, models[0]))
     }
-    answers = None if pictures is None or pair.baseline.timed_model.python else _answers(pair, pictures)
+    correct = None if images is None or pair.baseline.timed_model.python else _predict(pair, images)
     exact = [
-        _grown("size", pair.candidate.artefact.size_bytes, pair.baseline.artefact.size_bytes, target.gate.size_growth, "model files"),
-        _grown(
+        _judge_growth("size", pair.candidate.artefact.size_bytes, pair.baseline.artefact.size_bytes, target.gate.size_growth, "model files"),
+        _judge_growth(
             "memory", footprints[CANDIDATE], footprints[BASELINE], target.gate.memory_growth,
-            f"peak resident memory, the least of {FOOTPRINT_PROCESSES} processes each",
+            f"peak resident memory, the smallest of {FOOTPRINT_PROCESSES} processes each",
         ),
-        _covered(pair) if machine.runs_same_kernels(target.isa) and not pair.baseline.timed_model.python else None,
+        _judge_coverage(pair) if machine.runs_same_kernels(target.isa) and not pair.baseline.timed_model.python else None,
     ]  # fmt: skip
     return GateResult(
         pair=pair,
-        verdicts=tuple(v for v in (_slower(conducted, target.gate), _accuracy(answers, target.gate), *exact) if v),
-        latency_test=conducted, rounds=tuple(measured),
-        candidate_accuracy=None if answers is None else statistics.accuracy(answers[0]),
-        accuracy_p_value=1.0 if answers is None else statistics.mcnemar_p_value(answers[1], answers[0]),
+        verdicts=tuple(v for v in (_judge_latency(latency_test, target.gate), _judge_accuracy(correct, target.gate), *exact) if v),
+        latency_test=latency_test, rounds=tuple(rounds),
+        candidate_accuracy=None if correct is None else statistics.accuracy(correct[0]),
+        accuracy_p_value=1.0 if correct is None else statistics.mcnemar_p_value(correct[1], correct[0]),
     )  # fmt: skip
 
 
-def _conducted(
-    sides: Sequence[paired_timing.TimedModel], threshold: float, seed: int, recipe: str
+def _time_rounds(
+    models: Sequence[paired_timing.TimedModel], threshold: float, seed: int, recipe: str
 ) -> tuple[LatencyTest, list[Round]]:
-    """Rounds until they decide, and all of them."""
-    measured = list[Round]()
+    """Time rounds until they decide; return the test and all rounds."""
+    rounds = list[Round]()
     with progress.show_bar(f"gate {recipe}: paired rounds", sequential_test.FIRST_ROUNDS) as bar:
 
-        def keep(one: Round) -> None:
-            measured.append(one)
-            bar.step(f"{math.expm1(read_sample(one).candidate):+.1%}")
+        def keep(timed: Round) -> None:
+            rounds.append(timed)
+            bar.step(f"{math.expm1(read_sample(timed).candidate):+.1%}")
 
         def draw(count: int) -> list[Sample]:
-            bar.total = max(bar.total, len(measured) + count)
-            paired_timing.time_rounds(sides, len(measured) + count, seed, keep, skip=len(measured), effort=ROUND_EFFORT)
-            return [read_sample(one) for one in measured[-count:]]
+            bar.total = max(bar.total, len(rounds) + count)
+            paired_timing.time_rounds(models, len(rounds) + count, seed, keep, skip=len(rounds), effort=ROUND_EFFORT)
+            return [read_sample(timed) for timed in rounds[-count:]]
 
-        return sequential_test.run_test(draw, threshold), measured
+        return sequential_test.run_test(draw, threshold), rounds
 
 
-def read_sample(one: Round) -> Sample:
-    """What a round says of both sides."""
+def read_sample(timed: Round) -> Sample:
+    """Return a round's log ratios of latency to the baseline, of the candidate and of the control."""
     candidate, control = (
-        statistics.log_speedup(one.blocks[side], one.blocks[BASELINE]) for side in (CANDIDATE, CONTROL)
+        statistics.log_speedup(timed.blocks[name], timed.blocks[BASELINE]) for name in (CANDIDATE, CONTROL)
     )
     return Sample(candidate, control)
 
 
-def _slower(conducted: LatencyTest, allowed: GateLimits) -> Verdict:
-    slower = conducted.candidate.slower
+def _judge_latency(latency_test: LatencyTest, limits: GateLimits) -> Verdict:
+    slower = latency_test.candidate.slower
     why = (
         f"95 % interval {100 * (slower.low - 1):+.1f} to {100 * (slower.high - 1):+.1f} %, {slower.samples} paired rounds; "
-        f"a slowdown of {100 * conducted.candidate.detectable:.1f} % would have been called a regression"
+        f"a slowdown of {100 * latency_test.candidate.detectable:.1f} % would have been detected"
     )
     return Verdict(
-        check="latency_growth", outcome=conducted.outcome, measured=slower.estimate - 1, limit=allowed.regression_threshold,
-        why="; ".join(part for part in (conducted.why, why) if part),
+        check="latency_growth", outcome=latency_test.outcome, measured=slower.estimate - 1, limit=limits.regression_threshold,
+        why="; ".join(part for part in (latency_test.why, why) if part),
     )  # fmt: skip
 
 
-def _grown(what: str, candidate: int, reference: int, allowed: float | None, where: str) -> Verdict | None:
-    if allowed is None:
+def _judge_growth(quantity: str, candidate: int, baseline: int, limit: float | None, source: str) -> Verdict | None:
+    if limit is None:
         return None
-    growth = candidate / reference - 1
+    growth = candidate / baseline - 1
     return Verdict(
-        check=f"{what}_growth", outcome="pass" if growth <= allowed else "fail", measured=growth, limit=allowed,
-        why=f"{where}: {candidate:,} bytes, the reference {reference:,}",
+        check=f"{quantity}_growth", outcome="pass" if growth <= limit else "fail", measured=growth, limit=limit,
+        why=f"{source}: candidate {candidate:,} bytes, baseline {baseline:,} bytes",
     )  # fmt: skip
 
 
-def _covered(pair: GatePair) -> Verdict | None:
-    """Whether as large a share of the layers that should runs in integers, by the runtime's own executed graph."""
-    shares, said = [], []
-    for one in (pair.candidate, pair.baseline):
-        if one.manifest is None or one.timed_model.precision != "int8":
+def _judge_coverage(pair: GatePair) -> Verdict | None:
+    """Compare the shares of the planned layers that the runtime executes in int8; None where a model is not int8."""
+    shares, counts = [], []
+    for model in (pair.candidate, pair.baseline):
+        if model.manifest is None or model.timed_model.precision != "int8":
             return None
-        room = load_runtime(one.timed_model.runtime)
-        found = room.coverage(Path(one.timed_model.path), precision=one.timed_model.precision)
-        planned = len(one.manifest["placement"]["planned"])
-        shares.append(found.integer / max(planned, 1))
-        said.append(f"{found.integer} of {planned}")
+        runtime = load_runtime(model.timed_model.runtime)
+        coverage = runtime.coverage(Path(model.timed_model.path), precision=model.timed_model.precision)
+        planned = len(model.manifest["placement"]["planned"])
+        shares.append(coverage.integer / max(planned, 1))
+        counts.append(f"{coverage.integer} of {planned}")
     return Verdict(
         check="integer_coverage", outcome="pass" if shares[0] >= shares[1] else "fail", measured=shares[0],
-        limit=shares[1], why=f"{said[0]} planned layers run in integers, {said[1]} of the reference",
+        limit=shares[1], why=f"{counts[0]} planned layers run in int8, {counts[1]} in the baseline",
     )  # fmt: skip
 
 
-def _accuracy(answers: tuple[np.ndarray, np.ndarray] | None, allowed: GateLimits) -> Verdict | None:
-    """Fails where more is lost than allowed and losing as such is not chance; where it may be chance, it cannot be told."""
-    if allowed.accuracy_drop is None:
+def _judge_accuracy(correct: tuple[np.ndarray, np.ndarray] | None, limits: GateLimits) -> Verdict | None:
+    """Fail a drop above the limit that is significant; one that may be chance cannot be decided."""
+    if limits.accuracy_drop is None:
         return None
-    limit = allowed.accuracy_drop
-    if answers is None:
+    limit = limits.accuracy_drop
+    if correct is None:
         return Verdict(
             check="accuracy_drop", outcome="not_measured", measured=None, limit=limit,
-            why="there are no test pictures (name their folder with --data), or the reference runs in another environment",
+            why="no test images (give their folder with --data), or the baseline runs in another environment",
         )  # fmt: skip
-    candidate, reference = answers
-    drop, chance = statistics.accuracy_drop(reference, candidate), statistics.mcnemar_p_value(reference, candidate)
-    within = drop.estimate <= limit
-    outcome: Any = "pass" if within else "fail" if chance < MAX_ACCURACY_P_VALUE else "cannot_tell"
-    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement_share(reference, candidate))
+    candidate, baseline = correct
+    drop, p_value = statistics.accuracy_drop(baseline, candidate), statistics.mcnemar_p_value(baseline, candidate)
+    outcome: Outcome = "pass" if drop.estimate <= limit else "fail" if p_value < MAX_ACCURACY_P_VALUE else "cannot_tell"
+    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement_share(baseline, candidate))
     why = (
-        f"{reference.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the loss {100 * drop.low:+.2f} to "
-        f"{100 * drop.high:+.2f} points over {drop.samples} pictures, p = {chance:.2g} (McNemar, exact)"
+        f"{baseline.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the drop {100 * drop.low:+.2f} to "
+        f"{100 * drop.high:+.2f} points on {drop.samples} images, p = {p_value:.2g} (McNemar, exact)"
     )
     if outcome == "cannot_tell":
-        why += f"; about {needed} pictures would tell"
+        why += f"; about {needed} images would decide"
     elif outcome == "pass" and drop.high > limit:
-        why += f"; so few pictures do not rule out a loss of {100 * drop.high:.1f}"
+        why += f"; so few images do not rule out a drop of {100 * drop.high:.1f} points"
     return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
 
 
-def _answers(pair: GatePair, shown: GateImages) -> tuple[np.ndarray, np.ndarray]:
-    """Which test pictures candidate and reference get right, bool [pictures] each."""
-    sides = (pair.candidate, pair.baseline)
-    with progress.show_bar(f"gate {pair.recipe}: test pictures", len(sides) * len(shown.files)) as bar:
-        first, second = (_right(one, shown, bar.step) for one in sides)
-    return first, second
+def _predict(pair: GatePair, images: GateImages) -> tuple[np.ndarray, np.ndarray]:
+    """Return which test images candidate and baseline classify correctly, bool [images] each."""
+    with progress.show_bar(f"gate {pair.recipe}: test images", 2 * len(images.files)) as bar:
+        return _classify(pair.candidate, images, bar.step), _classify(pair.baseline, images, bar.step)
 
 
-def _right(subject: ModelFile, shown: GateImages, step: Callable[[], None]) -> np.ndarray:
-    assert subject.manifest is not None
-    side, classes = subject.timed_model, subject.manifest["classes"]
-    session = load_runtime(side.runtime).open(Path(side.path), threads=side.threads, precision=side.precision)
-    right = []
-    for file, label in zip(shown.files, shown.labels, strict=True):
+def _classify(model: ModelFile, images: GateImages, step: Callable[[], None]) -> np.ndarray:
+    assert model.manifest is not None
+    timed, classes = model.timed_model, model.manifest["classes"]
+    session = load_runtime(timed.runtime).open(Path(timed.path), threads=timed.threads, precision=timed.precision)
+    correct = []
+    for file, label in zip(images.files, images.labels, strict=True):
         try:
-            image = runner.prepare(file, subject.manifest["preprocess"])
-        except runner.Refused as reason:
+            image = prepare(file, model.manifest["preprocess"])
+        except Refused as reason:
             raise ToolchainError(str(reason)) from reason
-        right.append(classes[int(session.run(image)[0].argmax())] == label)
+        correct.append(classes[int(session.run(image)[0].argmax())] == label)
         step()
-    return np.array(right)
+    return np.array(correct)
 
 
-def adjust_for_several_recipes(gated: Sequence[GateResult]) -> list[GateResult]:
-    """Failures that do not stand once it is counted how many models were looked at become "cannot tell"."""
-    slower = statistics.holm_adjust([one.latency_test.p_value for one in gated])
-    worse = statistics.holm_adjust([one.accuracy_p_value for one in gated])
-    result = []
-    for one, slow, bad in zip(gated, slower, worse, strict=True):
+def adjust_for_several_recipes(results: Sequence[GateResult]) -> list[GateResult]:
+    """Turn failures that are not significant once the number of models is taken into account (Holm) into "cannot tell"."""
+    slower = statistics.holm_adjust([result.latency_test.p_value for result in results])
+    worse = statistics.holm_adjust([result.accuracy_p_value for result in results])
+    adjusted = []
+    for result, latency_p, accuracy_p in zip(results, slower, worse, strict=True):
         doubted = {
-            check: f"not certain among {len(gated)} models (Holm, p = {chance:.2g})"
-            for check, chance, most in (
-                ("latency_growth", slow, sequential_test.ERROR_LEVEL),
-                ("accuracy_drop", bad, MAX_ACCURACY_P_VALUE),
+            check: f"not significant among {len(results)} models (Holm, p = {p_value:.2g})"
+            for check, p_value, level in (
+                ("latency_growth", latency_p, sequential_test.ERROR_LEVEL),
+                ("accuracy_drop", accuracy_p, MAX_ACCURACY_P_VALUE),
             )
-            if chance >= most
+            if p_value >= level
         }
         verdicts = tuple(
             replace(v, outcome="cannot_tell", why=f"{doubted[v.check]}; {v.why}")
             if v.outcome == "fail" and v.check in doubted
             else v
-            for v in one.verdicts
+            for v in result.verdicts
         )
-        told = next(v.outcome for v in verdicts if v.check == "latency_growth")
-        result.append(replace(one, verdicts=verdicts, latency_test=replace(one.latency_test, outcome=told)))
-    return result
+        latency = next(v.outcome for v in verdicts if v.check == "latency_growth")
+        adjusted.append(replace(result, verdicts=verdicts, latency_test=replace(result.latency_test, outcome=latency)))
+    return adjusted
 
 
-def exit_status(gated: Sequence[GateResult]) -> int:
-    """Exit status: 1 where anything fails, else 3 where anything could not be told, else 0."""
-    outcomes = {verdict.outcome for one in gated for verdict in one.verdicts}
+def exit_status(results: Sequence[GateResult]) -> int:
+    """Return 1 where a check failed, else 3 where one could not be decided, else 0."""
+    outcomes = {verdict.outcome for result in results for verdict in result.verdicts}
     return next((code for outcome, code in EXIT_STATUS.items() if outcome in outcomes), 0)

@@ -1,7 +1,7 @@
-"""judge: measurement, budgets -> what ships, and a verdict for every budget and every promise.
+"""Decide what ships: a verdict for every budget and every check that holds for all artefacts.
 
-Among the compressed variants that keep every promise on validation, the fastest is put forward: "left in float" is a
-legal answer. It ships if it keeps them on test too.
+The fastest compressed variant that passes every check on validation becomes the candidate; a float variant may win. It
+ships if it passes on the test split too.
 """
 
 import math
@@ -21,25 +21,25 @@ from toolchain.measure.latency import LatencyMeasurement
 from toolchain.search.latency_search import LatencyFit
 from toolchain.search.pruning_plan import PruningPlan
 
-# sign, factor, unit and format; all others are shares
+# sign, factor, unit and format of a check; all other checks are shares
 RATIO_FORMATS = {"speedup": (-1, 1, "x", ".3f"), "latency": (1, 1, "x", ".3f")}
-# agreement of artefact and torch model; and at most the slack below the runtime's with itself, as far as the images tell
+# agreement of artefact and torch model; also at most the slack below the runtime's agreement with its own float graph
 MIN_TOP1_AGREEMENT = 0.985
 TOP1_AGREEMENT_SLACK = 0.003
-# rounding to eight bits of mantissa is a change of the model, as quantization is: it moves close calls to both sides
-# (2 % on a noisy real set, so 0.4 points on 2,000 images by chance alone), and the budgets hold what it costs
+# rounding to 8 bits of mantissa changes the model as quantization does: predictions near the decision boundary flip both
+# ways (2 % on a noisy real dataset, so 0.4 points on 2,000 images by chance alone); the budgets bound what that costs
 BF16_MIN_TOP1_AGREEMENT = 0.96
 BF16_MAX_ACCURACY_GAP = 0.01
-MAX_ACCURACY_GAP = 0.003  # artefact against torch model
-TOLERATED_IMAGES = 2  # on a small test set a few pictures may differ whatever their share
+MAX_ACCURACY_GAP = 0.003  # between artefact and torch model
+TOLERATED_IMAGES = 2  # this many images may differ, whatever their share of a small test split
 
 
 @dataclass(frozen=True)
 class ShipDecision:
-    """The decision."""
+    """What ships, with the verdicts on the candidate."""
 
     shipped: str | None
-    candidate: str  # what the verdicts are about
+    candidate: str  # the variant that the verdicts are about
     unpruned: str  # the dense variant that would ship without pruning
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
@@ -47,10 +47,10 @@ class ShipDecision:
 
 @dataclass(frozen=True)
 class LatencyLimit:
-    """A latency budget, as a share of what a dense variant takes."""
+    """A latency budget, as a share of a dense variant's latency."""
 
     share: float
-    reference: str  # its name; "" where it cannot run on this machine
+    reference: str  # name of that variant; "" where it cannot run on this machine
 
 
 def run(
@@ -60,7 +60,7 @@ def run(
     measured: Mapping[str, LatencyMeasurement],
     plan: PruningPlan,
 ) -> ShipDecision:
-    """Decide what ships and give a verdict on every budget; a lock that the plan comes from says which form ships."""
+    """Decide what ships and give a verdict on every budget; if the plan comes from a lock, the lock names the precision."""
     pinned = plan.lock.ships if plan.lock else None
     return decide(
         variants, verified.validation, verified.test, measured, job.budget, plan.latency_fit, plan.dense_precision, pinned
@@ -72,48 +72,50 @@ def decide(
     measured: Mapping[str, LatencyMeasurement], budget: Budget, fitted: LatencyFit | None = None, dense: Precision | None = None,
     ships: Precision | None = None,
 ) -> ShipDecision:  # fmt: skip
-    """Decides what ships: chosen on validation, judged on test, which no choice has seen.
+    """Choose the candidate on validation, and judge it on the test split, which no choice has seen.
 
     Args:
-        variants: dense-fp32 among them, the baseline of every comparison.
-        validation: decides which variant is put forward.
-        test: gives the verdicts.
-        measured: latency of each.
+        variants: all variants; dense-fp32, the baseline of every comparison, is among them.
+        validation: quality on the validation split, which chooses the candidate.
+        test: quality on the test split, which gives the verdicts.
+        measured: latency by variant; empty where nothing was timed.
         budget: of recipe and target.
-        fitted: how the latency budget was met untrained: the trained model is held to it.
-        dense: the form that the dense model would ship in, of which budgets are shares; None: the best of them here.
-        ships: the form that is to be put forward, as a lock says it; None: the fastest that keeps every promise.
+        fitted: how untrained models met the latency budget; the trained model is held to the same limit.
+        dense: the precision that the dense model would ship in, of which budgets are shares; None: the best one here.
+        ships: the precision that a lock names; None: the fastest variant that passes every check.
     """
-    baseline, usual = BASELINE, _usual(variants, validation, measured, budget)
-    form = dense or (fitted.dense if fitted else None)
-    shipping = next((v for v in variants if v.network == "dense" and v.precision == form), None)
+    baseline, unpruned = BASELINE, _choose_unpruned(variants, validation, measured, budget)
+    precision = dense or (fitted.dense if fitted else None)
+    shipping = next((v for v in variants if v.network == "dense" and v.precision == precision), None)
     limit = LatencyLimit(fitted.limit, shipping.name if shipping else "") if fitted else None
-    most = _bytes(budget, shipping or next(v for v in variants if v.name == usual))
-    family = "pruned" if any(v.network == "pruned" for v in variants) else "dense"
-    able = [v for v in variants if v.network == family]
-    pinned = [v for v in able if v.precision == ships]
-    able = pinned or able
-    ranked = sorted(able, key=lambda v: _rank(v, measured, baseline))
-    chosen_by = {v.name: give_verdicts(v, baseline, validation, measured, budget, limit, most) for v in ranked}
-    passing = [v for v in ranked if not _failed(chosen_by[v.name])]
+    max_bytes = _size_limit(budget, shipping or next(v for v in variants if v.name == unpruned))
+    network = "pruned" if any(v.network == "pruned" for v in variants) else "dense"
+    eligible = [v for v in variants if v.network == network]
+    pinned = [v for v in eligible if v.precision == ships]
+    ranked = sorted(pinned or eligible, key=lambda v: _rank(v, measured, baseline))
+    on_validation = {v.name: give_verdicts(v, baseline, validation, measured, budget, limit, max_bytes) for v in ranked}
+    passing = [v for v in ranked if not _failed(on_validation[v.name])]
     # where all fail, the most accurate one shows how far away the budget is
     best = passing[0] if passing else min(ranked, key=lambda v: validation[v.name].drop.estimate)
-    verdicts = give_verdicts(best, baseline, test, measured, budget, limit, most)
-    notes = [*_notes(best, ranked, chosen_by, measured), *(["the lock says which form ships"] if pinned else [])]
+    verdicts = give_verdicts(best, baseline, test, measured, budget, limit, max_bytes)
+    notes = [
+        *_notes(best, ranked, on_validation, measured),
+        *(["the lock names the precision that ships"] if pinned else []),
+    ]
     if missed := _failed(verdicts):
         notes = [f"nothing ships: {best.name} misses {', '.join(missed)}", *notes]
     shipped = None if missed else best.name
-    return ShipDecision(shipped, best.name, usual, tuple(verdicts), tuple(notes))
+    return ShipDecision(shipped, best.name, unpruned, tuple(verdicts), tuple(notes))
 
 
-def _bytes(budget: Budget, dense: Variant) -> float | None:
-    """What `budget.size` allows; None where it is not asked for."""
+def _size_limit(budget: Budget, dense: Variant) -> float | None:
+    """Return the bytes that `budget.size` allows; None without such a budget."""
     size = float(dense.artefact.size_bytes)
     return budget_limits.parse("size", budget.size).as_share_of(size) * size if budget.size is not None else None
 
 
 def _rank(variant: Variant, measured: Mapping[str, LatencyMeasurement], baseline: str) -> float:
-    """The fastest first; where nothing could be timed, the smallest, which on such targets is the integer one."""
+    """Return a key that sorts the fastest first; where nothing could be timed, the smallest, which there is the int8 one."""
     return -speedup_over(measured, variant.name, baseline).estimate if measured else float(variant.artefact.size_bytes)
 
 
@@ -122,7 +124,7 @@ def _failed(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def speedup_over(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str) -> Interval:
-    """How many times faster `name` is than `baseline`, from paired rounds; not a number where nothing was timed."""
+    """Return the speed-up of `name` over `baseline` from paired rounds; NaN where nothing was timed."""
     if not measured:
         return Interval(estimate=math.nan, low=math.nan, high=math.nan, samples=0)
     if name == baseline:
@@ -137,42 +139,54 @@ def give_verdicts(
     measured: Mapping[str, LatencyMeasurement],
     budget: Budget,
     limit: LatencyLimit | None = None,
-    most_bytes: float | None = None,
+    max_bytes: float | None = None,
 ) -> list[Verdict]:
-    """Every budget and promise for one variant."""
-    own = accuracy[variant.name]
-    found = []
-    for check, drop, most in (
-        ("accuracy_drop", own.drop, budget.accuracy_drop),
-        ("balanced_drop", own.balanced_drop, budget.balanced_drop),
+    """Return a verdict on every budget and every check of one variant.
+
+    Args:
+        variant: the variant.
+        baseline: name of the variant that speed-up is measured against.
+        accuracy: quality by variant, on one split.
+        measured: latency by variant; empty where nothing was timed.
+        budget: of recipe and target.
+        limit: latency budget; None: none.
+        max_bytes: largest model files, bytes; None: any.
+    """
+    quality = accuracy[variant.name]
+    verdicts = []
+    for check, drop, max_drop in (
+        ("accuracy_drop", quality.drop, budget.accuracy_drop),
+        ("balanced_drop", quality.balanced_drop, budget.balanced_drop),
     ):
-        if most is not None:
-            found.append(_below(check, drop, most))
+        if max_drop is not None:
+            verdict = _below(check, drop, max_drop)
             if check == "accuracy_drop":
-                found[-1] = replace(found[-1], why=found[-1].why + why_not_shown(most, drop.samples, own.disagreement))
+                power = describe_power(max_drop, drop.samples, quality.disagreement)
+                verdict = replace(verdict, why=verdict.why + power)
+            verdicts.append(verdict)
     if budget.speedup is not None and not measured:
-        found.append(_unmeasured("speedup", budget.speedup, "latency was not measured on this machine"))
+        verdicts.append(_unmeasured("speedup", budget.speedup, "latency was not measured on this machine"))
     elif budget.speedup is not None:
         speed = speedup_over(measured, variant.name, baseline)
         slower = Interval(estimate=-speed.estimate, low=-speed.high, high=-speed.low, samples=speed.samples)
-        found.append(_below("speedup", slower, -budget.speedup))
+        verdicts.append(_below("speedup", slower, -budget.speedup))
     if limit is not None and not (measured and limit.reference):
-        why = "the form that the dense model would ship in" if measured else "latency"
-        found.append(_unmeasured("latency", limit.share, f"{why} was not measured on this machine"))
+        why = "the precision that the dense model would ship in" if measured else "latency"
+        verdicts.append(_unmeasured("latency", limit.share, f"{why} was not measured on this machine"))
     elif limit is not None:
         speed = speedup_over(measured, variant.name, limit.reference)
         share = Interval(estimate=1 / speed.estimate, low=1 / speed.high, high=1 / speed.low, samples=speed.samples)
         verdict = _below("latency", share, limit.share)
-        found.append(replace(verdict, why=f"of {limit.reference}, as it would ship unpruned; {verdict.why}"))
+        verdicts.append(replace(verdict, why=f"of {limit.reference}, as it would ship unpruned; {verdict.why}"))
     size = float(variant.artefact.size_bytes)
-    for check, allowed in (("size_bytes", budget.size_bytes), ("size", most_bytes)):
+    for check, allowed in (("size_bytes", budget.size_bytes), ("size", max_bytes)):
         if allowed is not None:
-            found.append(_exact(check, size, float(allowed), size <= allowed, "bytes of model files"))
-    return [*found, *_promises(variant, own)]
+            verdicts.append(_exact(check, size, float(allowed), size <= allowed, "bytes of model files"))
+    return [*verdicts, *_judge_artefact(variant, quality)]
 
 
 def _below(check: str, value: Interval, limit: float) -> Verdict:
-    """A budget on an estimate: the point decides, an interval that crosses the limit is said."""
+    """Judge an estimate by its point; say so where its interval crosses the limit."""
     passed = value.estimate <= limit
     crossing = value.low <= limit < value.high if passed else value.low <= limit
     sign, factor, unit, form = RATIO_FORMATS.get(check, (1, 100, " points", "+.2f"))
@@ -184,15 +198,21 @@ def _below(check: str, value: Interval, limit: float) -> Verdict:
     )
 
 
-def why_not_shown(limit: float, images: int, disagreement: float) -> str:
-    """What is to be said of an accuracy budget that is finer than the test set can show; nothing where it can."""
-    shown = statistics.minimum_detectable_difference(images, disagreement)
-    if not 0 < limit < shown:
+def describe_power(limit: float, images: int, disagreement: float) -> str:
+    """Return a note on an accuracy budget finer than this many images can detect; empty where they can.
+
+    Args:
+        limit: the budget, a share.
+        images: number of test images.
+        disagreement: share of images that one of two models classifies correctly and the other does not.
+    """
+    detectable = statistics.minimum_detectable_difference(images, disagreement)
+    if not 0 < limit < detectable:
         return ""
     needed = statistics.images_needed(limit, disagreement)
     return (
-        f"; this test set cannot show {100 * limit:.2g} pt: {images} images show {100 * shown:.1f} at the least, "
-        f"{100 * limit:.2g} pt need about {needed}"
+        f"; {images} test images cannot show a drop of {100 * limit:.2g} points, only {100 * detectable:.1f} or more; "
+        f"that needs about {needed} images"
     )
 
 
@@ -204,19 +224,19 @@ def _exact(check: str, measured: float, limit: float, passed: bool, why: str) ->
     return Verdict(check=check, outcome="pass" if passed else "fail", measured=measured, limit=limit, why=why)
 
 
-def _promises(variant: Variant, own: VariantAccuracy) -> list[Verdict]:
-    """What holds for every artefact, whatever the budget: it is the model that was trained, and it runs in integers."""
-    parity = own.parity
+def _judge_artefact(variant: Variant, quality: VariantAccuracy) -> list[Verdict]:
+    """Check what holds for every artefact, whatever the budget: it is the model that was trained, and it runs in int8."""
+    parity = quality.parity
     floor = BF16_MIN_TOP1_AGREEMENT if variant.precision == "bf16" else MIN_TOP1_AGREEMENT
     why = f"artefact against torch model over {parity.images} images"
     if parity.runtime_agreement is not None:
-        own_floor = parity.runtime_agreement - TOP1_AGREEMENT_SLACK - _by_chance(parity, parity.runtime_agreement)
-        floor = max(floor, own_floor)
+        noise_floor = parity.runtime_agreement - TOP1_AGREEMENT_SLACK - _chance_margin(parity, parity.runtime_agreement)
+        floor = max(floor, noise_floor)
         why += f"; the runtime agrees with its own unoptimized graph on {parity.runtime_agreement:.4f}"
     floor = min(floor, 1 - TOLERATED_IMAGES / parity.images)
     gap = BF16_MAX_ACCURACY_GAP if variant.precision == "bf16" else MAX_ACCURACY_GAP
     gap = max(gap, TOLERATED_IMAGES / parity.images)
-    found = [
+    verdicts = [
         _exact("top1_agreement", parity.top1_agreement, floor, parity.top1_agreement >= floor - 1e-9, why),
         _exact(
             "accuracy_gap",
@@ -226,22 +246,22 @@ def _promises(variant: Variant, own: VariantAccuracy) -> list[Verdict]:
             "artefact minus torch model",
         ),
     ]
-    cover = own.coverage
-    if variant.precision == "int8" and cover is None:
-        found.append(_unmeasured("integer_coverage", 1.0, "this machine does not run the target's instructions"))
-    elif variant.precision == "int8" and cover is not None:
-        names = f"; in float: {', '.join(cover.float_ops)}" if cover.float_ops else ""
-        full = cover.integer >= cover.planned
-        why = f"{cover.integer} of {cover.planned} planned layers run in integers, {cover.total} in all{names}"
-        share = cover.integer / max(cover.planned, 1)
-        found.append(_exact("integer_coverage", share, 1.0, full, why))
-    return found
+    coverage = quality.coverage
+    if variant.precision == "int8" and coverage is None:
+        verdicts.append(_unmeasured("integer_coverage", 1.0, "this machine does not run the target's instructions"))
+    elif variant.precision == "int8" and coverage is not None:
+        names = f"; in float: {', '.join(coverage.float_ops)}" if coverage.float_ops else ""
+        full = coverage.integer >= coverage.planned
+        why = f"{coverage.integer} of {coverage.planned} planned layers run in int8, {coverage.total} in all{names}"
+        share = coverage.integer / max(coverage.planned, 1)
+        verdicts.append(_exact("integer_coverage", share, 1.0, full, why))
+    return verdicts
 
 
-def _by_chance(parity: Parity, own: float) -> float:
-    """How far two agreements over the same images are apart by chance: 1.96 standard errors of their difference."""
-    apart = (1 - parity.top1_agreement) + (1 - own)
-    return 1.96 * math.sqrt(apart / parity.images)
+def _chance_margin(parity: Parity, runtime_agreement: float) -> float:
+    """Return 1.96 standard errors of the difference of two agreements over the same images."""
+    changed = (1 - parity.top1_agreement) + (1 - runtime_agreement)
+    return 1.96 * math.sqrt(changed / parity.images)
 
 
 def _notes(
@@ -253,7 +273,7 @@ def _notes(
     notes = []
     for other in ranked:
         if other is best or not _failed(verdicts[other.name]):
-            break  # slower ones need no excuse
+            break  # slower variants need no explanation
         missed = ", ".join(_failed(verdicts[other.name]))
         notes.append(f"{other.name} is faster than {best.name} but misses {missed} on validation")
     integer = next((v for v in ranked if v.precision == "int8"), None)
@@ -266,13 +286,13 @@ def _notes(
     return notes
 
 
-def _usual(
+def _choose_unpruned(
     variants: Sequence[Variant],
     accuracy: Mapping[str, VariantAccuracy],
     measured: Mapping[str, LatencyMeasurement],
     budget: Budget,
 ) -> str:
-    """The dense variant that would ship without pruning: the fastest that keeps the accuracy budget."""
+    """Return the dense variant that would ship without pruning: the fastest within the accuracy budget."""
     limit = math.inf if budget.accuracy_drop is None else budget.accuracy_drop
     dense = [v for v in variants if v.network == "dense" and accuracy[v.name].drop.estimate <= limit]
     return min(dense, key=lambda v: _rank(v, measured, BASELINE)).name

@@ -1,4 +1,4 @@
-"""Verdict: carried out of a larger module; to be described."""
+"""The verdict of one check: its outcome, the measured value, the limit and the reason."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,10 @@ Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One question answered."""
+    """The result of one check.
+
+    `measured` and `limit` are in the check's own unit: shares, bytes or ratios. `measured` is None where nothing was measured.
+    """
 
     check: str
     outcome: Outcome

@@ -204,10 +204,10 @@ def test_a_loss_that_may_be_chance_is_no_alarm(lost: int, won: int, outcome: str
     reference, candidate = np.ones(120, bool), np.ones(120, bool)
     candidate[:lost] = False
     reference[lost : lost + won] = False
-    verdict = regression_gate._accuracy((candidate, reference), TARGET.gate)
+    verdict = regression_gate._judge_accuracy((candidate, reference), TARGET.gate)
     assert verdict is not None
     assert verdict.outcome == outcome
-    assert ("pictures would tell" in verdict.why) == (outcome == "cannot_tell")
+    assert ("images would decide" in verdict.why) == (outcome == "cannot_tell")
 
 
 def test_a_larger_file_and_more_memory_fail_exactly(
@@ -244,7 +244,7 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
     assert [found.latency_test.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
         "cannot_tell"
     ] * 2
-    lost = regression_gate._accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
+    lost = regression_gate._judge_accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
     assert lost is not None
     worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), accuracy_p_value=0.03)
     assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == [
@@ -365,7 +365,7 @@ def test_what_was_accepted_is_what_is_compared_with(home: Path, slower: Callable
     assert (record["target"], record["isa"], record["manifest"]["classes"]) == ("cpu", TARGET.isa, list(CLASSES))
     assert str(home) not in json.dumps(record)
     code, text = gated()
-    assert (code, "does not know the class 'eight' of the test pictures; it has ant, bee, cat" in text) == (2, True)
+    assert (code, "has no class 'eight', which the test images have; its classes: ant, bee, cat" in text) == (2, True)
 
 
 def test_an_archive_may_lie_in_any_folder(home: Path) -> None:
@@ -394,7 +394,7 @@ def served(home: Path) -> Iterator[str]:
 def test_an_archive_is_fetched_once_and_checked_always(home: Path, served: str) -> None:
     accepted("--uri", served)
     record, found = baselines.read_record(TARGET, "digits")
-    with pytest.raises(ToolchainError, match="cannot fetch the reference"):
+    with pytest.raises(ToolchainError, match="cannot download the baseline"):
         baselines.fetch_archive(record, found, home / "cache")
     body = (home / "out/digits/cpu/bundle.tar").read_bytes()
     uploaded = home / "shelf" / Path(found.uri).name
@@ -411,7 +411,7 @@ def test_an_archive_is_fetched_once_and_checked_always(home: Path, served: str) 
     assert baselines.fetch_archive(record, found, home / "cache") == kept
     assert kept.read_bytes() == body
     kept.write_bytes(body + b"x")  # a cache may come from anywhere
-    with pytest.raises(ToolchainError, match="cannot fetch"):
+    with pytest.raises(ToolchainError, match="cannot download"):
         baselines.fetch_archive(record, found, home / "cache")
 
 
@@ -424,11 +424,11 @@ def broken(home: Path, **changes: object) -> None:
     ("changes", "says"),
     [
         ({"sha256": "0" * 64}, "is not the archive that was accepted"),
-        ({"target": "openvino"}, "is the reference of digits on openvino"),
-        ({"recipe": "solar"}, "is the reference of solar on cpu"),
-        ({"isa": "arm64"}, "was accepted for arm64 machines"),
-        ({"schema": 9}, "not a reference that this version reads"),
-        ({"more": 1}, "not a reference that this version reads"),
+        ({"target": "openvino"}, "is the baseline of digits on openvino"),
+        ({"recipe": "solar"}, "is the baseline of solar on cpu"),
+        ({"isa": "arm64"}, "was accepted for arm64, but"),
+        ({"schema": 9}, "not a baseline record that this version reads"),
+        ({"more": 1}, "not a baseline record that this version reads"),
     ],
 )
 def test_a_reference_that_is_not_what_it_should_be_is_refused(
@@ -457,7 +457,7 @@ def test_a_model_that_the_sums_do_not_vouch_for_is_refused(home: Path) -> None:
     for names in (["../outside.onnx"], [], [str(home / "out/digits/cpu/outside.onnx")]):
         (folder / "manifest.json").write_text(json.dumps({**manifest, "model": {"files": names}}))
         seal(folder)
-        with pytest.raises(ToolchainError, match="does not vouch for"):
+        with pytest.raises(ToolchainError, match="SHA256SUMS does not list"):
             model_files.open_model(folder, home)
 
 
@@ -487,7 +487,7 @@ def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
     result = VERBS.invoke(main.app, ["accept", "--bundle", str(other)])
     assert "is 'digits' for 'openvino', not 'digits' for 'cpu'" in str(result.exception)
     result = VERBS.invoke(main.app, ["accept", "--uri", "s3://bucket/models"])
-    assert "a folder or an http address is wanted" in str(result.exception)
+    assert "give a folder or an http address" in str(result.exception)
     result = VERBS.invoke(main.app, ["accept", "--recipe", "solar"])
     assert "is not there; run `toolchain export --target cpu --recipe solar`" in str(result.exception)
     assert not list((home / "targets").rglob("*.json"))
@@ -496,7 +496,7 @@ def test_only_an_archive_of_that_target_is_accepted(home: Path) -> None:
 def test_a_machine_of_another_kind_refuses(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "integer_isa", lambda device="": "arm64")
     code, text = gated()
-    assert (code, "its times say nothing of that target" in text) == (2, True)
+    assert (code, "so its latency is not the target's" in text) == (2, True)
 
 
 # --- what pipelines read ------------------------------------------------------------------------------------
@@ -509,7 +509,7 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
     monkeypatch.setattr(gate_inputs, "list_images", lambda *_: gate_inputs.GateImages((), ()))
-    monkeypatch.setattr(regression_gate, "_answers", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
+    monkeypatch.setattr(regression_gate, "_predict", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
     code, text = gated()
     return code, text, home / "out/gate/cpu"
 

@@ -92,11 +92,11 @@ def test_float_ships_where_integers_cost_too_much_accuracy_and_it_is_said() -> N
 
 def test_a_lock_says_which_form_ships_though_another_is_faster_today() -> None:
     found = ship_decision.decide(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="f32")
-    assert (found.shipped, found.notes[-1]) == ("pruned-fp32", "the lock says which form ships")
+    assert (found.shipped, found.notes[-1]) == ("pruned-fp32", "the lock names the precision that ships")
     bad = GOOD | {"pruned-fp32": accuracy(0.05)}
     assert ship_decision.decide(VARIANTS, bad, bad, FAST, Budget(accuracy_drop=0.01), ships="f32").shipped is None
     absent = ship_decision.decide(VARIANTS, GOOD, GOOD, FAST, Budget(accuracy_drop=0.01), ships="bf16")
-    assert (absent.shipped, "the lock says which form ships" in absent.notes) == ("pruned-int8", False)
+    assert (absent.shipped, "the lock names the precision that ships" in absent.notes) == ("pruned-int8", False)
 
 
 def test_nothing_ships_when_every_variant_misses_and_the_closest_is_named() -> None:
@@ -175,10 +175,10 @@ def test_the_recipes_budget_wins_key_by_key() -> None:
 
 
 def test_a_budget_finer_than_the_test_set_can_show_is_answered_with_the_images_it_needs() -> None:
-    said = ship_decision.why_not_shown(0.005, 165, 0.05)
-    assert "this test set cannot show 0.5 pt: 165 images show 4.9 at the least" in said
-    assert int(said.rsplit(" ", 1)[1]) == pytest.approx(15_700, rel=0.01)
-    assert ship_decision.why_not_shown(0.05, 165, 0.05) == ""
+    said = ship_decision.describe_power(0.005, 165, 0.05)
+    assert "165 test images cannot show a drop of 0.5 points, only 4.9 or more" in said
+    assert int(said.split()[-2]) == pytest.approx(15_700, rel=0.01)
+    assert ship_decision.describe_power(0.05, 165, 0.05) == ""
     found = decide(Budget(accuracy_drop=0.005), pruned_int8=accuracy(0.004, differ=0.05))
     assert "cannot show" in next(v.why for v in found.verdicts if v.check == "accuracy_drop")
 
@@ -212,7 +212,7 @@ def test_a_latency_budget_of_a_form_that_cannot_run_here_is_not_measured() -> No
     )
     verdict = next(one for one in found.verdicts if one.check == "latency")
     assert (verdict.outcome, verdict.limit) == ("not_measured", FITTED.limit)
-    assert "the form that the dense model would ship in" in verdict.why
+    assert "the precision that the dense model would ship in" in verdict.why
 
 
 @pytest.mark.parametrize(("dense", "limit", "outcome"), [("f32", 50.0, "pass"), ("int8", 20.0, "fail")])

@@ -73,7 +73,7 @@ def _report(recipe: Recipe, domain: Domain, dense: FinetunedModel, probe_correct
         "smallest_difference": statistics.minimum_detectable_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    doubt = ship_decision.why_not_shown(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
+    doubt = ship_decision.describe_power(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
     report["notes"] = [f"budget accuracy_drop = {limit}{doubt}"] if doubt else []
     plain: dict[str, Any] = files.to_jsonable(report)
     return plain
