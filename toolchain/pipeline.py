@@ -63,7 +63,9 @@ def export(job: Job) -> dict[str, Any]:
         with step("sensitivity"):
             curves = pruning_sensitivity.run(job, dense, plan)
         with step("place"):
-            placed = place.run(job, search_pruning.untrained_networks(plan, dense, ranked, view), plan.decided_placements)
+            placed = place.run(
+                job, search_pruning.untrained_networks(plan, dense, ranked, view), plan.decided_placements
+            )
             lock_file.record_plan(job, plan, ranked, placed, data.preprocess.image_size)
         with step("prune"):
             pruned = prune.run(job, ranked, plan.surgery, view)
@@ -98,7 +100,7 @@ def adapt(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     if is_auto(recipe.model.name):
         raise ToolchainError(
-            f"model.name = {recipe.model.name!r} is settled for a target: by `export`; here name a model"
+            f"model.name = {recipe.model.name!r} chooses a model by latency on a target, which only `export` has; name a model"
         )
     with files.lock_folder(job.out / recipe.name, wait=False):
         torch.set_flush_denormal(True)
