@@ -1,7 +1,7 @@
-"""verify: artefact, torch model -> accuracy, parity and integer coverage, on validation and test.
+"""The verify step: accuracy, parity and int8 coverage of every exported variant, on the validation and the test split.
 
-Pictures are read again from their original files with the functions that travel in the bundle, so that a
-difference between the pixels of training and of serving would show here and not on the device.
+The images are read again from their original files with the functions that the bundle ships, so that a difference between
+the pixels of training and those of inference shows here and not on the board.
 """
 
 import functools
@@ -31,33 +31,35 @@ from toolchain.training import loop
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """The artefact in its runtime against the torch model it came from, over the same images."""
+    """The artefact in its runtime compared with the torch model that it was exported from, on the same images."""
 
-    top1_agreement: float
-    max_steps: float  # largest logit difference, in quantization steps of the output
-    step: float  # that step; of a float output: the 255th part of its range
+    top1_agreement: float  # share of images with the same predicted class
+    max_steps: float  # largest difference of a logit, in quantization steps of the output
+    step: float  # that step; of a float output: 1/255 of its range
     images: int
     accuracy_gap: float  # artefact minus torch
-    runtime_agreement: float | None = None  # the runtime's own optimized against unoptimized graph
+    runtime_agreement: float | None = (
+        None  # share of images with the same class from the optimized and the unoptimized graph
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantAccuracy:
-    """A variant's answers on the test split, from the original files through the bundle's own preprocessing."""
+    """A variant's accuracy, parity and int8 coverage on one split; the images are read as the bundle reads them."""
 
     accuracy: Interval
     balanced: Interval
-    drop: Interval  # against dense-fp32, paired over the same images; positive is worse
+    drop: Interval  # from dense-fp32, paired over the same images; positive is worse
     balanced_drop: Interval
-    disagreement: float  # share of images on which exactly one of this and dense-fp32 is right
+    disagreement: float  # share of images that exactly one of this variant and dense-fp32 classifies correctly
     parity: Parity
     coverage: IntegerCoverage | None  # None: this machine does not run the target's instructions
 
 
 VERSION = 2
 LOGITS_FILE = "logits.npz"
-MIN_LOGIT_RANGE = 1e-6  # of answers that are all the same
-RANGE_STEPS = 255  # a float output is judged in the steps it would have if it were quantized
+MIN_LOGIT_RANGE = 1e-6  # for logits that are all equal
+RANGE_STEPS = 255  # the range of a float output is divided into as many steps as an int8 output has
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,7 @@ class Predictions:
 
     artefact: np.ndarray
     torch: np.ndarray
-    unoptimized: np.ndarray | None  # the same artefact with the runtime's optimizations off
-
-
-def read_served_pixels(data: Dataset, split: Split) -> np.ndarray:
-    """A split's pictures as the bundle's runner reads them: uint8 [images, height, width(, 3)].
-
-    Raises:
-        ToolchainError: they are not the pixels that were trained on.
-    """
-    images = data.splits[split]
-    rows = []
-    with progress.show_bar(f"verify: read original files of {split}", len(images)) as bar:
-        for file in images.files:
-            rows.append(runner.fit_size(runner.read_image(file, data.preprocess.mode), data.preprocess.image_size))
-            bar.step()
-    served = np.stack(rows)
-    if not np.array_equal(served, images.pixels.numpy()):
-        odd = next(i for i in range(len(images)) if not np.array_equal(served[i], images.pixels[i].numpy()))
-        raise ToolchainError(
-            f"{images.files[odd]} changed since it was decoded; start again, so that all stages see one picture"
-        )
-    return served
+    unoptimized: np.ndarray | None  # of the same artefact without the runtime's optimizations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,130 +76,177 @@ class Verification:
     """Predictions and accuracy of every variant, by its name."""
 
     predictions: Mapping[str, Mapping[Split, Predictions]]
-    validation: Mapping[str, VariantAccuracy]  # to choose by
-    test: Mapping[str, VariantAccuracy]  # to report, which no choice has seen
+    validation: Mapping[str, VariantAccuracy]  # to choose a variant by
+    test: Mapping[str, VariantAccuracy]  # to report; no choice depends on it
 
 
 def run(job: Job, exported: Sequence[ExportedVariant], networks: Mapping[NetworkName, Network]) -> Verification:
-    """Run every variant and the torch model it came from on validation and on test.
+    """Run every variant, and the torch model that it was exported from, on the validation and the test split.
+
+    Args:
+        job: its target names the runtime, its work folder holds the stage cache.
+        exported: the variants; the baseline, dense-fp32, is one of them.
+        networks: the networks that they were exported from; each has the dataset in its own image size.
 
     Raises:
         ToolchainError: an image changed since it was decoded.
     """
     datasets = {network.name: network.dataset for network in networks.values()}
-    pixels = {name: functools.cache(functools.partial(read_served_pixels, data)) for name, data in datasets.items()}
-    predictions: dict[str, dict[Split, Predictions]] = {one.variant.name: {} for one in exported}
+    pixels = {
+        name: functools.cache(functools.partial(read_served_pixels, dataset)) for name, dataset in datasets.items()
+    }
+    variants = [entry.variant for entry in exported]
+    predictions: dict[str, dict[Split, Predictions]] = {variant.name: {} for variant in variants}
     accuracy = {}
     splits: tuple[Split, ...] = ("val", "test")
     for split in splits:
-        for one in exported:
-            name, family = one.variant.name, one.variant.network
-            predictions[name][split] = predict(one, job.target, datasets[family], split, pixels[family], job.work)
+        for entry in exported:
+            name, network = entry.variant.name, entry.variant.network
+            predictions[name][split] = predict(entry, job.target, datasets[network], split, pixels[network], job.work)
         labels = datasets["dense"].splits[split].labels
-        variants = [one.variant for one in exported]
-        accuracy[split] = compare(variants, {name: own[split] for name, own in predictions.items()}, labels, job.target)
+        of_split = {name: by_split[split] for name, by_split in predictions.items()}
+        accuracy[split] = compare(variants, of_split, labels, job.target)
     return Verification(predictions=predictions, validation=accuracy["val"], test=accuracy["test"])
 
 
+def read_served_pixels(dataset: Dataset, split: Split) -> np.ndarray:
+    """Read a split's images from their files as the bundle's runner does: uint8 [images, height, width(, 3)].
+
+    Raises:
+        ToolchainError: they differ from the pixels of training.
+    """
+    images = dataset.splits[split]
+    rows = []
+    with progress.show_bar(f"verify: read original files of {split}", len(images)) as bar:
+        for file in images.files:
+            pixels = runner.read_image(file, dataset.preprocess.mode)
+            rows.append(runner.fit_size(pixels, dataset.preprocess.image_size))
+            bar.step()
+    served = np.stack(rows)
+    if not np.array_equal(served, images.pixels.numpy()):
+        changed = next(i for i in range(len(images)) if not np.array_equal(served[i], images.pixels[i].numpy()))
+        raise ToolchainError(
+            f"{images.files[changed]} changed since it was decoded. All stages need the same image: run the command again"
+        )
+    return served
+
+
 def predict(
-    built: ExportedVariant,
+    exported: ExportedVariant,
     target: Target,
-    data: Dataset,
+    dataset: Dataset,
     split: Split,
-    served: Callable[[Split], np.ndarray],
+    read_pixels: Callable[[Split], np.ndarray],
     work: Path,
 ) -> Predictions:
-    """Runs a split through the artefact and through the torch model it came from.
+    """Run a split through an artefact and through the torch model that it was exported from.
 
     Args:
-        built: the artefact beside its torch model, float or fake-quantized.
-        split: validation, to choose by, or test, to report.
-        served: gives the pixels of `served_pixels`; called only where there is something to run.
+        exported: the artefact and its torch model, float or fake-quantized.
+        target: gives runtime and threads.
+        dataset: the images in the network's size, for the torch model.
+        split: "val", to choose a variant by, or "test", to report.
+        read_pixels: gives the pixels of `read_served_pixels`; not called where the stage cache holds the logits.
+        work: folder of the stage cache.
     """
-    variant = built.variant
+    variant = exported.variant
     runtime = load_runtime(target.runtime)
     key = files.digest(
-        VERSION, variant.artefact.sha256, variant.precision, data.digest, data.preprocess, runtime.fingerprint(),
+        VERSION, variant.artefact.sha256, variant.precision, dataset.digest, dataset.preprocess, runtime.fingerprint(),
         target.threads, machine.vector_extensions(), split,
     )  # fmt: skip
     with stage_cache.open_stage(work, "verify", key) as stage:
         if stage.record is None:
             started = time.monotonic()
+            label = f"verify {variant.name} on {split}"
             session = runtime.open(variant.artefact.path, threads=target.threads, precision=variant.precision)
-            found = {"artefact": _run(session.run, served(split), data.preprocess, f"verify {variant.name} on {split}")}
-            found["torch"] = loop.predict(built.torch_model, data.splits[split], data.preprocess).numpy()
+            logits = {"artefact": _run_images(session.run, read_pixels(split), dataset.preprocess, label)}
+            logits["torch"] = loop.predict(exported.torch_model, dataset.splits[split], dataset.preprocess).numpy()
             if variant.precision == "int8" and runtime.HAS_UNOPTIMIZED:
                 plain = runtime.open(variant.artefact.path, threads=target.threads, precision="int8", optimized=False)
-                found["unoptimized"] = _run(
-                    plain.run, served(split), data.preprocess, f"verify {variant.name} unoptimized on {split}"
-                )
+                label = f"verify {variant.name} unoptimized on {split}"
+                logits["unoptimized"] = _run_images(plain.run, read_pixels(split), dataset.preprocess, label)
             with files.open_atomic(stage.folder / LOGITS_FILE) as out:
-                np.savez(out, allow_pickle=False, **found)
+                np.savez(out, allow_pickle=False, **logits)
             stage_cache.finish(stage, started, {})
-        kept = np.load(stage.folder / LOGITS_FILE, allow_pickle=False)
-        return Predictions(kept["artefact"], kept["torch"], kept.get("unoptimized"))
+        stored = np.load(stage.folder / LOGITS_FILE, allow_pickle=False)
+        return Predictions(stored["artefact"], stored["torch"], stored.get("unoptimized"))
 
 
-def _run(
-    run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocessing, label: str
+def _run_images(
+    infer: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, preprocess: Preprocessing, label: str
 ) -> np.ndarray:
+    """Run images one by one, as the bundle does; return the logits [images, classes]."""
     rows = []
     with progress.show_bar(label, len(pixels)) as bar:
-        for picture in pixels:
-            rows.append(run(runner.normalise(picture, preprocess.mean, preprocess.std)[None])[0])
+        for image in pixels:
+            rows.append(infer(runner.normalise(image, preprocess.mean, preprocess.std)[None])[0])
             bar.step()
     return np.stack(rows)
 
 
 def compare(
-    variants: Sequence[Variant], answers: Mapping[str, Predictions], labels: torch.Tensor, target: Target
+    variants: Sequence[Variant], predictions: Mapping[str, Predictions], labels: torch.Tensor, target: Target
 ) -> dict[str, VariantAccuracy]:
-    """Return the accuracy of every variant, paired with the baseline's."""
+    """Return the accuracy of every variant, by its name, and its drop from the baseline's over the same images.
+
+    Args:
+        variants: the baseline is one of them.
+        predictions: on one split, by the variant's name.
+        labels: of that split, int64 [images].
+        target: gives the runtime whose int8 coverage is measured.
+    """
     truth = labels.numpy()
-    reference = answers[BASELINE].artefact.argmax(1) == truth
+    baseline_correct = predictions[BASELINE].artefact.argmax(1) == truth
     result = {}
     for variant in variants:
-        answer = answers[variant.name]
-        correct = answer.artefact.argmax(1) == truth
+        logits = predictions[variant.name]
+        correct = logits.artefact.argmax(1) == truth
         result[variant.name] = VariantAccuracy(
             accuracy=statistics.accuracy(correct),
             balanced=statistics.balanced_accuracy(correct, truth),
-            drop=statistics.accuracy_drop(reference, correct),
-            balanced_drop=statistics.balanced_drop(reference, correct, truth),
-            disagreement=statistics.disagreement_share(reference, correct),
-            parity=compare_with_torch(variant, answer, truth),
+            drop=statistics.accuracy_drop(baseline_correct, correct),
+            balanced_drop=statistics.balanced_drop(baseline_correct, correct, truth),
+            disagreement=statistics.disagreement_share(baseline_correct, correct),
+            parity=compare_with_torch(variant, logits, truth),
             coverage=measure_coverage(variant, target),
         )
     return result
 
 
-def quantization_step(variant: Variant, answer: Predictions) -> float:
-    """The quantization step of the logits; of float ones the 255th part of their range."""
-    return variant.output_step or max(float(np.ptp(answer.torch)), MIN_LOGIT_RANGE) / RANGE_STEPS
+def quantization_step(variant: Variant, predictions: Predictions) -> float:
+    """Return the quantization step of the logits; of float logits, 1/255 of their range."""
+    return variant.output_step or max(float(np.ptp(predictions.torch)), MIN_LOGIT_RANGE) / RANGE_STEPS
 
 
-def compare_with_torch(variant: Variant, answer: Predictions, truth: np.ndarray) -> Parity:
-    """How far the artefact's answers are from the torch model's."""
-    served, trained = answer.artefact.argmax(1), answer.torch.argmax(1)
-    step = quantization_step(variant, answer)
+def compare_with_torch(variant: Variant, predictions: Predictions, labels: np.ndarray) -> Parity:
+    """Measure how far the artefact's predictions are from the torch model's; `labels` is int64 [images]."""
+    served, trained = predictions.artefact.argmax(1), predictions.torch.argmax(1)
+    step = quantization_step(variant, predictions)
     return Parity(
         top1_agreement=float((served == trained).mean()),
-        max_steps=float(np.abs(answer.artefact - answer.torch).max() / step),
+        max_steps=float(np.abs(predictions.artefact - predictions.torch).max() / step),
         step=step,
-        images=len(truth),
-        accuracy_gap=float((served == truth).mean() - (trained == truth).mean()),
+        images=len(labels),
+        accuracy_gap=float((served == labels).mean() - (trained == labels).mean()),
         runtime_agreement=None
-        if answer.unoptimized is None
-        else float((served == answer.unoptimized.argmax(1)).mean()),
+        if predictions.unoptimized is None
+        else float((served == predictions.unoptimized.argmax(1)).mean()),
     )
 
 
 @functools.cache
 def measure_coverage(variant: Variant, target: Target) -> IntegerCoverage | None:
-    """Integer coverage as the runtime executes it, with the number that was planned; None: not on this machine."""
+    """Return the int8 coverage of the graph that the runtime executes, and how many layers were planned.
+
+    None where this machine does not run the target's kernels.
+    """
     if not machine.runs_same_kernels(target.isa):
         return None
-    runtime = load_runtime(target.runtime)
-    found: IntegerCoverage = runtime.coverage(variant.artefact.path, precision=variant.precision)
+    executed: IntegerCoverage = load_runtime(target.runtime).coverage(
+        variant.artefact.path, precision=variant.precision
+    )
     planned = len(variant.planned_layers) if variant.precision == "int8" else 0
-    return IntegerCoverage(integer=found.integer, planned=planned, total=found.total, float_ops=found.float_ops)
+    return IntegerCoverage(
+        integer=executed.integer, planned=planned, total=executed.total, float_ops=executed.float_ops
+    )

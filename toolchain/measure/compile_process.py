@@ -1,6 +1,7 @@
-"""The process that makes networks ready to be timed before training: compiled for a target in every precision, and run once.
+"""The process that prepares untrained networks for timing: compile each for a target in every precision, and run it once.
 
-Scales are made up: latency does not depend on them. Without torch, which would take longer to import than all the rest.
+Latency does not depend on the weights or scales, so the scales are invented. The process does not import torch, which would
+take longer than everything else it does.
 """
 
 import dataclasses
@@ -26,17 +27,17 @@ from toolchain.quantization.placement import Placement
 class CompiledForm:
     """One network in one precision."""
 
-    opened: str  # path of what every round opens: the compiled file, or what this machine opens faster
+    opened: str  # path of the file that every round opens: the compiled one, or a copy that this machine opens faster
     size_bytes: int  # of the compiled file
 
 
 def make_request(graph: Path, target: Target, shape: tuple[int, ...], folder: Path) -> dict[str, Any]:
-    """What is asked of the process.
+    """Return the request for one network, as plain data.
 
     Args:
         graph: float ONNX, as `onnx_export.translate` gives it.
-        target: that it is compiled for.
-        shape: of its input, [1, 3, height, width].
+        target: to compile for; gives runtime, threads, precisions and scheme.
+        shape: of the input, [1, 3, height, width].
         folder: to write to.
     """
     return {
@@ -45,67 +46,74 @@ def make_request(graph: Path, target: Target, shape: tuple[int, ...], folder: Pa
     }  # fmt: skip
 
 
-def parse_reply(found: Any) -> dict[Precision, CompiledForm]:
-    """What the process made.
+def parse_reply(reply: Any) -> dict[Precision, CompiledForm]:
+    """Return the compiled forms of a network, by precision.
+
+    Args:
+        reply: of the process, or the error that ended it.
 
     Raises:
-        ToolchainError: the runtime does not take the network, does not run it, or the process ended.
+        ToolchainError: the runtime does not compile or run the network, or the process ended.
     """
-    if isinstance(found, ToolchainError):
-        raise found
-    if "error" in found:
-        raise ToolchainError(found["error"])
-    return {precision: CompiledForm(**form) for precision, form in found["forms"].items()}
+    if isinstance(reply, ToolchainError):
+        raise reply
+    if "error" in reply:
+        raise ToolchainError(reply["error"])
+    return {precision: CompiledForm(**form) for precision, form in reply["forms"].items()}
 
 
-def compile_forms(asked: Mapping[str, Any]) -> dict[Precision, CompiledForm]:
-    """One network as it is timed.
+def compile_forms(request: Mapping[str, Any]) -> dict[Precision, CompiledForm]:
+    """Compile one network in every precision of the target, and run each form once.
+
+    Args:
+        request: as `make_request` returns it.
 
     Raises:
-        ToolchainError: the runtime does not take it, or does not run it.
+        ToolchainError: the runtime does not compile or run the network.
     """
-    integers = {each == "int8" for each in asked["precisions"]}  # f32 and bf16 are one file
-    made = {placed: _compiled(placed, asked) for placed in integers}
-    return {each: _tried(made[each == "int8"], each, asked) for each in asked["precisions"]}
+    is_int8 = {precision == "int8" for precision in request["precisions"]}  # f32 and bf16 share one file
+    artefacts = {int8: _compile(int8, request) for int8 in is_int8}
+    return {
+        precision: _open_once(artefacts[precision == "int8"], precision, request) for precision in request["precisions"]
+    }
 
 
-def _compiled(integers: bool, asked: Mapping[str, Any]) -> Artefact:
-    graph, placed = Path(asked["graph"]), Placement() if integers else Placement(float_modules=("",))
-    model, _ = insert_qdq.build_candidate(onnx_ir.load(graph), placed, QuantScheme(**asked["scheme"]))
-    made = Path(asked["folder"]) / f"{graph.parent.name}-{'int8' if integers else 'float'}"
-    made.mkdir(parents=True, exist_ok=True)
-    onnx_graph.save_model(model, made / graph.name)
-    runtime = asked["runtime"]
-    artefact: Artefact = load_runtime(runtime).compile(made / graph.name, made / runtime)
+def _compile(int8: bool, request: Mapping[str, Any]) -> Artefact:
+    graph, placement = Path(request["graph"]), Placement() if int8 else Placement(float_modules=("",))
+    model, _ = insert_qdq.build_candidate(onnx_ir.load(graph), placement, QuantScheme(**request["scheme"]))
+    folder = Path(request["folder"]) / f"{graph.parent.name}-{'int8' if int8 else 'float'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx_graph.save_model(model, folder / graph.name)
+    runtime = request["runtime"]
+    artefact: Artefact = load_runtime(runtime).compile(folder / graph.name, folder / runtime)
     return artefact
 
 
-def _tried(artefact: Artefact, precision: Precision, asked: Mapping[str, Any]) -> CompiledForm:
-    """Run once: in a round, one that does not run would end all."""
-    runtime = load_runtime(asked["runtime"])
+def _open_once(artefact: Artefact, precision: Precision, request: Mapping[str, Any]) -> CompiledForm:
+    """Run an artefact once before it joins a round, which one that does not run would end for all networks."""
+    runtime = load_runtime(request["runtime"])
     try:
-        session = runtime.open(artefact.path, threads=asked["threads"], precision=precision)
-        session.run(np.zeros(asked["shape"], np.float32))
+        session = runtime.open(artefact.path, threads=request["threads"], precision=precision)
+        session.run(np.zeros(request["shape"], np.float32))
     except ToolchainError:
         raise
-    except Exception as reason:  # the runtimes' own kinds
-        raise ToolchainError(f"{asked['runtime']} does not run it as {precision}: {first_line(reason)}") from reason
+    except Exception as reason:  # each runtime raises its own types
+        raise ToolchainError(f"{request['runtime']} does not run it as {precision}: {first_line(reason)}") from reason
     path = artefact.path
-    # a board compiles for itself
-    compiled = session.save_compiled(path.with_name(f"{path.stem}-{precision}")) if asked["here"] else None
+    # only for this machine: a board compiles for its own processor
+    compiled = session.save_compiled(path.with_name(f"{path.stem}-{precision}")) if request["here"] else None
     return CompiledForm(str(compiled or path), artefact.size_bytes)
 
 
 def main() -> None:
-    """Answers questions, one a line, until there are none."""
+    """Answer the requests on standard input, one JSON object a line, until it ends."""
     for line in sys.stdin:
         try:
-            found: dict[str, Any] = {
-                "forms": {name: dataclasses.asdict(form) for name, form in compile_forms(json.loads(line)).items()}
-            }
+            forms = compile_forms(json.loads(line))
+            reply: dict[str, Any] = {"forms": {name: dataclasses.asdict(form) for name, form in forms.items()}}
         except ToolchainError as reason:
-            found = {"error": str(reason)}
-        print(json.dumps(found), flush=True)
+            reply = {"error": str(reason)}
+        print(json.dumps(reply), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Every measurement as one line of JSON, appended: how latency and accuracy of a target have moved over time.
+"""The history of a target: every measurement of latency and accuracy is appended to a file, one JSON object a line.
 
-Milliseconds of different days are for a plot to look at; whether something became slower is what `gate` answers.
+Milliseconds of different days are to be plotted, not tested: machine and load may differ between them. Whether a candidate
+is slower than its baseline is tested by the gate.
 """
 
 import datetime
@@ -15,7 +16,7 @@ from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
 FILE_NAME = "history.jsonl"
-REQUIRED_KEYS = {  # in every line
+REQUIRED_KEYS = {  # of every line
     "at", "kind", "machine", "version", "recipe", "target", "runtime", "name", "precision", "threads", "sha256", "size_bytes",
     "outcome", "p50_ms", "accuracy",
 }  # fmt: skip
@@ -23,7 +24,7 @@ HistoryLine = Mapping[str, Any]
 
 
 def append(path: Path, entries: Sequence[HistoryLine]) -> None:
-    """Adds lines, each whole; a line that an earlier run was cut in stays alone on its own.
+    """Append entries, one a line; where a killed run left an incomplete last line, they start on a new one.
 
     Raises:
         ToolchainError: the file cannot be written.
@@ -45,18 +46,19 @@ def append(path: Path, entries: Sequence[HistoryLine]) -> None:
 
 
 def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """All entries in the order of time, and the numbers of the lines that are none.
+    """Return all entries in the order of time, and the numbers of the lines that are not entries, from 1.
 
     Raises:
-        ToolchainError: the file cannot be read, or no line of it is an entry.
+        ToolchainError: the file cannot be read, or none of its lines is an entry.
     """
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as reason:
         raise ToolchainError(
-            f"cannot read {path}: {reason.strerror}; `export`, `bench` and `gate` write it in the folder of the runs"
+            f"cannot read {path}: {reason.strerror}. Give the folder of the runs, into which `export`, `bench` and `gate` "
+            "write it"
         ) from reason
-    found, odd = [], []
+    entries, skipped = [], []
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
@@ -65,48 +67,65 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
             datetime.datetime.fromisoformat(entry["at"])
             for name in ("p50_ms", "accuracy"):
                 _ = entry[name] and [float(entry[name][key]) for key in ("low", "estimate", "high")]
-            found.append(entry)
+            entries.append(entry)
         except (ValueError, KeyError, TypeError):
-            odd.append(number)
-    if not found:
-        raise ToolchainError(f"{path} holds no measurement that this version reads (schema {SCHEMA})")
-    return sorted(found, key=lambda entry: entry["at"]), odd
+            skipped.append(number)
+    if not entries:
+        raise ToolchainError(
+            f"{path} holds no measurement of schema {SCHEMA}, the one that this version reads. Run `export`, `bench` or "
+            "`gate` to add one"
+        )
+    return sorted(entries, key=lambda entry: entry["at"]), skipped
 
 
 def from_export(report: Mapping[str, Any], archive: str) -> list[HistoryLine]:
-    """Of a finished run: the variant that ships, or would."""
-    own = next(v for v in report["variants"] if v["name"] == report["candidate"])
-    timed = own["latency_ms"]
+    """Return the entry of a finished export: of the variant that it ships, or would ship within the budgets.
+
+    Args:
+        report: as in report.json.
+        archive: SHA-256 of the bundle's archive; empty where none was written.
+    """
+    variant = next(row for row in report["variants"] if row["name"] == report["candidate"])
+    latency = variant["latency_ms"]
     return [{
-        **_common("export", report["machine"], report["versions"].get(report["runtime"])),
-        "recipe": report["recipe"], "target": report["target"], "runtime": report["runtime"], "name": own["name"],
-        "precision": own["precision"], "threads": own["threads"], "sha256": archive, "size_bytes": own["size_bytes"],
-        "outcome": "pass" if report["shipped"] else "fail",
-        "p50_ms": timed and {"estimate": timed["p50"], "low": timed["low"], "high": timed["high"], "samples": timed["samples"]},
+        **_describe_run("export", report["machine"], report["versions"].get(report["runtime"])),
+        "recipe": report["recipe"], "target": report["target"], "runtime": report["runtime"], "name": variant["name"],
+        "precision": variant["precision"], "threads": variant["threads"], "sha256": archive,
+        "size_bytes": variant["size_bytes"], "outcome": "pass" if report["shipped"] else "fail",
+        "p50_ms": latency and {
+            "estimate": latency["p50"], "low": latency["low"], "high": latency["high"], "samples": latency["samples"]
+        },
         "accuracy": {
-            "estimate": own["accuracy"], "low": own["accuracy_low"], "high": own["accuracy_high"], "samples": own["images"]
+            "estimate": variant["accuracy"], "low": variant["accuracy_low"], "high": variant["accuracy_high"],
+            "samples": variant["images"],
         },
     }]  # fmt: skip
 
 
 def from_bench(report: Mapping[str, Any]) -> list[HistoryLine]:
-    """Of every model that was timed."""
+    """Return an entry for every model of a benchmark; `report` is as in bench.json."""
     return [
         {
-            **_common("bench", report["machine"], report["versions"][one["runtime"]].get(one["runtime"])),
-            "recipe": one.get("recipe", one["name"]), "target": one.get("target", one["runtime"]), "runtime": one["runtime"],
-            "name": one["name"], "precision": one["precision"], "threads": one["threads"], "sha256": one["sha256"],
-            "size_bytes": one["size_bytes"], "outcome": "", "p50_ms": one["latency_ms"]["p50"], "accuracy": None,
+            **_describe_run("bench", report["machine"], report["versions"][model["runtime"]].get(model["runtime"])),
+            "recipe": model.get("recipe", model["name"]), "target": model.get("target", model["runtime"]),
+            "runtime": model["runtime"], "name": model["name"], "precision": model["precision"],
+            "threads": model["threads"], "sha256": model["sha256"], "size_bytes": model["size_bytes"], "outcome": "",
+            "p50_ms": model["latency_ms"]["p50"], "accuracy": None,
         }
-        for one in report["subjects"]
+        for model in report["subjects"]
     ]  # fmt: skip
 
 
 def from_gate(report: Mapping[str, Any], runtime: str) -> list[HistoryLine]:
-    """Of every candidate, with the ratio to its reference."""
+    """Return an entry for every candidate of a gate, with the ratio of its latency to the baseline's.
+
+    Args:
+        report: as in gate.json.
+        runtime: of the target.
+    """
     return [
         {
-            **_common("gate", report["machine"], report["versions"]["candidate"].get(runtime)),
+            **_describe_run("gate", report["machine"], report["versions"]["candidate"].get(runtime)),
             "recipe": row["recipe"], "target": report["target"], "runtime": runtime, "name": "candidate",
             "precision": row["candidate"]["precision"], "threads": report["threads"], "sha256": row["candidate"]["sha256"],
             "size_bytes": row["candidate"]["size_bytes"], "outcome": row["outcome"], "p50_ms": row["p50_ms"]["candidate"],
@@ -116,6 +135,7 @@ def from_gate(report: Mapping[str, Any], runtime: str) -> list[HistoryLine]:
     ]  # fmt: skip
 
 
-def _common(kind: str, machine: Mapping[str, Any], version: str | None) -> dict[str, Any]:
-    where = f"{machine['cpu']}, {machine['cores']} cores"
-    return {"schema": SCHEMA, "at": files.utc_now(), "kind": kind, "machine": where, "version": version}
+def _describe_run(verb: str, machine: Mapping[str, Any], version: str | None) -> dict[str, Any]:
+    """Return the keys that the entries of all verbs share; `version` is the runtime's."""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    return {"schema": SCHEMA, "at": files.utc_now(), "kind": verb, "machine": cpu, "version": version}

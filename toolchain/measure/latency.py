@@ -1,4 +1,7 @@
-"""bench: artefacts, target -> latency from paired rounds, footprint, and the share of what this core can do."""
+"""The bench step of an export: latency of every variant in paired rounds, its footprint and its share of the peak throughput.
+
+All variants are timed in the same processes, so their ratios hold even where milliseconds are disturbed by other load.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,7 @@ from toolchain.core import files, stage_cache, statistics
 from toolchain.core.types import Interval, Precision
 from toolchain.export.export_variants import Variant
 from toolchain.measure import machine, paired_rounds, paired_timing, peak_throughput, timing_conditions
+from toolchain.measure.paired_timing import Round, TimedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +25,11 @@ class LatencyMeasurement:
 
     latencies_ms: tuple[float, ...]  # every sample of every round
     p50_ms: Interval
-    round_logs: Mapping[str, Sequence[float]]  # against each other variant: log of how many times faster, by round
+    round_logs: Mapping[str, Sequence[float]]  # by the other variant: log of the speed-up over it, by round
     load_ms: float
     first_ms: float
     peak_rss_bytes: int
-    peak_share: float | None  # of the multiply-accumulates a second that a large convolution reaches in the same rounds
+    peak_share: float | None  # of the multiply-accumulates per second that a large convolution reaches in its rounds
 
 
 VERSION = 5
@@ -33,25 +37,25 @@ ROUNDS = 10
 
 
 def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasurement], list[str]]:
-    """Times all variants against one another.
+    """Time all variants against one another on the target.
 
     Args:
+        job: its target gives runtime, threads and board, its recipe the seed.
         variants: what to time; the same runtime and threads for all.
 
     Returns:
-        a Measurement by variant name, none where this machine lacks the target's instructions; and warnings in plain
-        words.
+        The measurement by variant name, none where the machine lacks the target's instructions; and warnings.
     """
     target, seed = job.target, job.recipe.seed
-    kind = machine.integer_isa(target.device)
-    if kind != target.isa:
+    isa = machine.integer_isa(target.device)
+    if isa != target.isa:
         return {}, [
-            f"latency was not measured: {target.device or 'this machine'} is {kind}, {target.name} is {target.isa}; "
+            f"latency was not measured: {target.name} needs {target.isa}, and {target.device or 'this machine'} is {isa}; "
             "accuracy was measured with this machine's kernels"
         ]
-    sides = [_side(v.name, v.artefact.path, v.precision, target, (1, 3, *v.image_size)) for v in variants]
+    models = [_make_timed_model(v.name, v.artefact.path, v.precision, target, (1, 3, *v.image_size)) for v in variants]
     hashes = [(v.name, v.artefact.sha256, v.precision) for v in variants]
-    shapes = [side.shape for side in sides]
+    shapes = [model.shape for model in models]
     key = files.digest(
         VERSION,
         hashes,
@@ -64,66 +68,79 @@ def run(job: Job, variants: Sequence[Variant]) -> tuple[dict[str, LatencyMeasure
     with stage_cache.open_stage(job.work, "bench", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            load = 0.0 if target.device else _foreign_load()
-            measured = paired_rounds.measure(sides, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
+            load = 0.0 if target.device else _measure_foreign_load()
+            rounds = paired_rounds.measure(models, ROUNDS, seed, stage.folder / "rounds.json", "bench: paired rounds")
             peaks = peak_throughput.measure(
                 target.runtime, target.threads, seed, stage.folder, {v.precision for v in variants}, target.device
             )
-            prints = {side.name: files.to_jsonable(paired_timing.measure_footprint(side)) for side in sides}
-            stage = stage_cache.finish(stage, started, {"footprints": prints, "peaks": peaks, "load": load})
+            footprints = {model.name: files.to_jsonable(paired_timing.measure_footprint(model)) for model in models}
+            stage = stage_cache.finish(stage, started, {"footprints": footprints, "peaks": peaks, "load": load})
         else:
-            measured = paired_rounds.read(stage.folder / "rounds.json")
+            rounds = paired_rounds.read(stage.folder / "rounds.json")
         assert stage.record is not None
-        figures = stage.record
-    result = {v.name: _measurement(v, variants, measured, figures) for v in variants}
-    return result, _warnings(result, figures["load"])
+        record = stage.record
+    measurements = {v.name: _summarize(v, variants, rounds, record) for v in variants}
+    return measurements, _list_warnings(measurements, record["load"])
 
 
-def _side(
+def _make_timed_model(
     name: str, path: Path, precision: Precision, target: Target, shape: tuple[int, ...]
-) -> paired_timing.TimedModel:
-    return paired_timing.TimedModel(
+) -> TimedModel:
+    return TimedModel(
         name=name, runtime=target.runtime, path=str(path), precision=precision, threads=target.threads, shape=shape,
         device=target.device,
     )  # fmt: skip
 
 
-def _measurement(
-    variant: Variant,
-    variants: Sequence[Variant],
-    measured: Sequence[paired_timing.Round],
-    figures: Mapping[str, object],
+def _summarize(
+    variant: Variant, variants: Sequence[Variant], rounds: Sequence[Round], record: Mapping[str, object]
 ) -> LatencyMeasurement:
-    half = paired_rounds.p50(measured, variant.name)
-    footprints, peaks = figures["footprints"], figures["peaks"]
+    """Summarize a variant's rounds.
+
+    Args:
+        variant: to summarize.
+        variants: all that were timed with it.
+        rounds: of all variants.
+        record: of the stage: footprints by variant, peak multiply-accumulates per second by precision.
+    """
+    p50 = paired_rounds.p50(rounds, variant.name)
+    footprints, peaks = record["footprints"], record["peaks"]
     assert isinstance(footprints, Mapping)
     assert isinstance(peaks, Mapping)
-    most = peaks.get(variant.precision)
+    peak = peaks.get(variant.precision)
     return LatencyMeasurement(
-        latencies_ms=tuple(paired_rounds.samples(measured, variant.name)),
-        p50_ms=half,
+        latencies_ms=tuple(paired_rounds.samples(rounds, variant.name)),
+        p50_ms=p50,
         round_logs={
-            other.name: paired_rounds.log_speedups(measured, other.name, variant.name)
+            other.name: paired_rounds.log_speedups(rounds, other.name, variant.name)
             for other in variants
             if other.name != variant.name
         },
         load_ms=footprints[variant.name]["load_ms"],
         first_ms=footprints[variant.name]["first_ms"],
         peak_rss_bytes=int(footprints[variant.name]["peak_rss_bytes"]),
-        peak_share=variant.macs / (half.estimate * 1e-3) / most if most else None,
+        peak_share=variant.macs / (p50.estimate * 1e-3) / peak if peak else None,
     )
 
 
-def _foreign_load() -> float:
-    """Cores that others keep busy while this process rests."""
+def _measure_foreign_load() -> float:
+    """Return how many cores other processes keep busy, measured while this one sleeps."""
     return float(psutil.cpu_percent(interval=0.5)) / 100 * (psutil.cpu_count() or 1)
 
 
-def _warnings(result: Mapping[str, LatencyMeasurement], load: float) -> list[str]:
-    found = []
+def _list_warnings(measurements: Mapping[str, LatencyMeasurement], load: float) -> list[str]:
+    warnings = []
     if load > timing_conditions.MAX_FOREIGN_CORES:
-        found.append(f"other work kept {load:.1f} cores busy when timing began; ratios hold, milliseconds are too high")
-    noisy = max((statistics.timing_noise(logs) for m in result.values() for logs in m.round_logs.values()), default=0.0)
-    if noisy > timing_conditions.MAX_ROUND_DEVIATION:
-        found.append(f"rounds differ by {noisy:.0%} (standard deviation); this machine is noisy, trust the intervals")
-    return found
+        warnings.append(
+            f"other processes kept {load:.1f} cores busy when timing began; ratios are valid, milliseconds are too high"
+        )
+    deviation = max(
+        (statistics.timing_noise(logs) for latency in measurements.values() for logs in latency.round_logs.values()),
+        default=0.0,
+    )
+    if deviation > timing_conditions.MAX_ROUND_DEVIATION:
+        warnings.append(
+            f"the speed-ups of the rounds have a standard deviation of {deviation:.0%}: this machine is noisy; rely on the "
+            "intervals, not on single values"
+        )
+    return warnings

@@ -1,4 +1,4 @@
-"""Which machine this is: what every figure that was measured on it depends on."""
+"""Describe the machine or board that a target is timed on: every measurement depends on its processor and its versions."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -15,60 +15,66 @@ LIBRARIES = ("torch", "torchvision", "torchao", "torch-pruning", "onnx", "onnxsc
 
 
 def describe(device: str = "") -> Mapping[str, str | int]:
-    """Processor, its vector instructions, cores and system: this machine's, or a board's."""
+    """Return processor, vector instructions, cores and operating system of a board, or of this machine where none is named."""
     return boards.connect(device).machine if device else processor.describe()
 
 
 def vector_extensions(device: str = "") -> str:
-    """The vector instructions that decide how integers are multiplied."""
+    """Return the vector instructions that decide how int8 values are multiplied, separated by spaces."""
     return str(describe(device)["isa"])
 
 
 def runtime_version(target: Target) -> Mapping[str, str]:
-    """Version of the target's runtime where it is timed."""
+    """Return name and version of the target's runtime, on the board where the target has one."""
     if target.device:
-        found: Mapping[str, str] = boards.connect(target.device).ask("versions", {"runtime": target.runtime})
-        return found
+        board_version: Mapping[str, str] = boards.connect(target.device).ask("versions", {"runtime": target.runtime})
+        return board_version
     version: Mapping[str, str] = load_runtime(target.runtime).fingerprint()
     return version
 
 
 def integer_isa(device: str = "") -> Isa:
-    """What a target file calls this machine's, or a board's, way of multiplying integers."""
-    found = describe(device)
-    architecture = str(found["system"]).split()[-1].lower()
+    """Return the instruction set of a board or of this machine, as target files name it.
+
+    Raises:
+        ToolchainError: targets support no such processor, or the board cannot be reached.
+    """
+    description = describe(device)
+    architecture = str(description["system"]).split()[-1].lower()
     if architecture in {"aarch64", "arm64"}:
         return "arm64"
     if architecture not in {"x86_64", "amd64"}:
         raise ToolchainError(
-            f"{device or 'this machine'} is {architecture}; there are targets for x86-64 and arm64 only"
+            f"{device or 'this machine'} has an unsupported processor: {architecture}. Supported: x86-64 and arm64"
         )
     return "x86-64-vnni" if processor.VNNI_FLAGS & set(vector_extensions(device).split()) else "x86-64-avx2"
 
 
-def runs_same_kernels(wanted: Isa) -> bool:
-    """Whether this machine at least executes the same kernels' code paths: what fuses, not how fast it is."""
-    return wanted == integer_isa() or (wanted.startswith("x86-64") and integer_isa().startswith("x86-64"))
+def runs_same_kernels(isa: Isa) -> bool:
+    """Return whether the runtime fuses the same layers here as on a target of that instruction set; latency may differ."""
+    return isa == integer_isa() or (isa.startswith("x86-64") and integer_isa().startswith("x86-64"))
 
 
 def has_precision(target: Target, precision: Precision) -> bool:
-    """Whether the processor that the target is timed on computes in that precision."""
+    """Return whether the processor that the target is timed on computes in a precision."""
     if target.device:
-        asked = {"runtime": target.runtime, "precision": precision}
-        return bool(boards.connect(target.device).ask("available", asked))
+        request = {"runtime": target.runtime, "precision": precision}
+        return bool(boards.connect(target.device).ask("available", request))
     return bool(load_runtime(target.runtime).available(precision))
 
 
 def available_precisions(target: Target) -> list[Precision]:
-    """Return the target's precisions that the processor it is timed on computes in; says which it does not."""
-    available_here = [precision for precision in target.precisions if has_precision(target, precision)]
+    """Return the target's precisions that the processor it is timed on computes in, and log the others."""
+    available = [precision for precision in target.precisions if has_precision(target, precision)]
     for precision in target.precisions:
-        if precision not in available_here:
-            progress.log(f"export: {target.device or 'this machine'} has no {precision}; left out")
-    return available_here
+        if precision not in available:
+            progress.log(
+                f"export: {target.device or 'this machine'} does not compute in {precision}; {precision} is left out"
+            )
+    return available
 
 
 def versions(target: Target) -> dict[str, str]:
-    """Versions of everything that decides the result."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return {**found, **runtime_version(target)}
+    """Return the versions of the libraries and of the target's runtime, on which every result depends."""
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {**libraries, **runtime_version(target)}

@@ -204,7 +204,7 @@ def test_links_beside_a_model_are_not_followed(tmp_path: Path) -> None:
     path = model(home / "m.onnx", "w.bin")
     for link in (lambda at: at.symlink_to(secret), lambda at: os.link(secret, at), lambda at: os.mkfifo(at)):
         link(home / "w.bin")
-        with pytest.raises(ToolchainError, match="is a link or no regular file; refused"):
+        with pytest.raises(ToolchainError, match="is a link or not a regular file; refused"):
             model_files.open_model(path, tmp_path / "scratch")
         (home / "w.bin").unlink()
 

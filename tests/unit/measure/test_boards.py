@@ -148,7 +148,7 @@ def test_models_are_compared_on_one_device_only(side: paired_timing.TimedModel) 
 
 def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
     target = dataclasses.replace(read_config.read_target("cpu"), device="ssh:board")
-    assert latency._side("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
+    assert latency._make_timed_model("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
 
 # --- on a board ---------------------------------------------------------------------------------------------
