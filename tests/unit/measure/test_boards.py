@@ -26,8 +26,8 @@ from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import processor
 from toolchain.edge.timing_process import TimingEffort
-from toolchain.measure import boards, latency, machine, model_files, paired_timing
-from toolchain.measure.boards import Address
+from toolchain.measure import boards, latency, machine, model_files, paired_timing, remote_process
+from toolchain.measure.board_address import Address, parse_address
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
 needs_sshd = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
 
 @pytest.fixture
 def board(loopback: Loopback) -> Iterator[boards.Board]:
-    found = boards.Board(loopback.device, boards.parse_address(loopback.device))
+    found = boards.Board(loopback.device, parse_address(loopback.device))
     yield found
     found.close()
 
@@ -129,15 +129,15 @@ def request(*sides: paired_timing.TimedModel, effort: TimingEffort = TimingEffor
     ],
 )
 def test_a_device_is_an_address(text: str, wanted: Address) -> None:
-    assert boards.parse_address(text) == wanted
+    assert parse_address(text) == wanted
 
 
 @pytest.mark.parametrize(
     "text", ["", "board", "adb:board", "ssh:", "ssh:pi@", "ssh:board:x", "ssh:-oProxyCommand=x", "ssh:a@-x"]
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ToolchainError, match="ssh:user@host is wanted"):
-        boards.parse_address(text)
+    with pytest.raises(ToolchainError, match="is not a board's address. Give ssh:user@host"):
+        parse_address(text)
 
 
 def test_models_are_compared_on_one_device_only(side: paired_timing.TimedModel) -> None:
@@ -165,7 +165,7 @@ def test_a_board_times_as_this_machine_does_and_keeps_nothing(
         "again": (25, 5),
     }
     assert board.ask("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
-    assert len(board._there) == 1  # a file is sent once
+    assert len(board._models_on_board) == 1  # a file is sent once
     assert not loopback.gone()
     board.close()
     assert soon(loopback.gone)
@@ -198,30 +198,29 @@ def test_a_board_that_goes_away_is_said_and_left_clean(
 
     thread = threading.Thread(target=cut)
     thread.start()
-    with pytest.raises(ToolchainError, match="went away while it was timing"):
+    with pytest.raises(ToolchainError, match="the connection to ssh:.* broke while it was timing"):
         board.ask("round", request(side, effort=long))
     thread.join()
     assert soon(loopback.gone)
 
 
-def test_a_process_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boards, "CONNECT_SECONDS", 0.2)
+def test_a_process_that_does_not_stop_is_killed() -> None:
     with tempfile.TemporaryFile("w+") as errors:
-        child = boards._started([sys.executable, "-c", "import time; time.sleep(60)"], errors)
-        boards._stopped(child)
+        child = remote_process.start([sys.executable, "-c", "import time; time.sleep(60)"], errors)
+        remote_process.stop(child, 0.2)
     assert child.returncode == -signal.SIGKILL
 
 
 @needs_sshd
 def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback) -> None:
-    for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "it needs Python 3.11, numpy and")):
+    for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "It needs Python 3.11, numpy and")):
         device = f"{loopback.device.partition('#')[0]}#{python}"
         with pytest.raises(ToolchainError, match=says):
-            boards.Board(device, boards.parse_address(device))
+            boards.Board(device, parse_address(device))
         assert soon(loopback.gone)
     loopback.server.kill()
-    with pytest.raises(ToolchainError, match="must work without a question"):
-        boards.Board(loopback.device, boards.parse_address(loopback.device))
+    with pytest.raises(ToolchainError, match="must work without a prompt"):
+        boards.Board(loopback.device, parse_address(loopback.device))
 
 
 @needs_sshd
