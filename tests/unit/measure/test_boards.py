@@ -1,4 +1,4 @@
-"""Boards: a real sshd on loopback plays one. What was put there is gone afterwards, however it ended."""
+"""Boards: a real sshd on loopback plays one, and nothing may be left on it, however a measurement ends."""
 
 import contextlib
 import dataclasses
@@ -42,21 +42,21 @@ class Loopback:
     server: "subprocess.Popen[bytes]"
     temporary: Path  # where the board makes its folders
 
-    def gone(self) -> bool:
-        """Whether nothing of ours is left: no folder, no process."""
-        return not computing() and not list(self.temporary.glob("toolchain.*"))
+    def is_clean(self) -> bool:
+        """Return whether nothing is left on the board: no folder, no process."""
+        return not list_timing_processes() and not list(self.temporary.glob("toolchain.*"))
 
 
-def computing() -> list[psutil.Process]:
-    """Timing processes that a board runs."""
+def list_timing_processes() -> list[psutil.Process]:
+    """Return the timing processes that a board runs."""
     return [p for p in psutil.process_iter(["cmdline"]) if "--leash" in (p.info["cmdline"] or ())]
 
 
-def soon(happened: object) -> bool:
-    """Whether it is so within some seconds."""
+def wait_until(condition: object) -> bool:
+    """Wait up to ten seconds for a condition, and return whether it became true."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        if happened():  # type: ignore[operator]
+        if condition():  # type: ignore[operator]
             return True
         time.sleep(0.1)
     return False
@@ -69,7 +69,7 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
     for folder in (home, temporary):
         folder.mkdir(mode=0o700)
     with contextlib.suppress(OSError):
-        Path("/run/sshd").mkdir(exist_ok=True)  # a root's sshd wants it
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it when it is started by root
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)], check=True)
     shutil.copyfile(home / "user.pub", home / "authorized")
@@ -86,7 +86,7 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
     (home / "client").write_text(
         f"IdentityFile {home / 'user'}\nUserKnownHostsFile {home / 'known'}\nIdentitiesOnly yes\n"
     )
-    for tool in ("ssh", "scp"):  # a user's own are told by ~/.ssh/config, which is none of ours
+    for tool in ("ssh", "scp"):  # so that the user's ~/.ssh is neither read nor changed
         real = shutil.which(tool)
         (home / tool).write_text(f'#!/bin/sh\nexec {real} -F {home / "client"} "$@"\n')
         (home / tool).chmod(0o700)
@@ -103,50 +103,50 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
 
 @pytest.fixture
 def board(loopback: Loopback) -> Iterator[boards.Board]:
-    found = boards.Board(loopback.device, parse_address(loopback.device))
-    yield found
-    found.close()
+    connected = boards.Board(loopback.device, parse_address(loopback.device))
+    yield connected
+    connected.close()
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> paired_timing.TimedModel:
+def model(tmp_path: Path) -> paired_timing.TimedModel:
     return model_files.open_model(bundled(tmp_path / "bundle"), tmp_path).renamed("bundle").timed_model
 
 
-def request(*sides: paired_timing.TimedModel, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
-    return paired_timing._build_request(sides, 1, effort)
+def request(*models: paired_timing.TimedModel, effort: TimingEffort = TimingEffort()) -> dict[str, object]:  # noqa: B008  frozen
+    return paired_timing._build_request(models, 1, effort)
 
 
-# --- what a device is ---------------------------------------------------------------------------------------
+# --- addresses ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "address"),
     [
         ("ssh:pi@board", Address("pi@board")),
         ("ssh:board:2222", Address("board", "2222")),
         ("ssh:pi@board:22#/opt/v/bin/python", Address("pi@board", "22", "/opt/v/bin/python")),
     ],
 )
-def test_a_device_is_an_address(text: str, wanted: Address) -> None:
-    assert parse_address(text) == wanted
+def test_an_address_is_parsed(text: str, address: Address) -> None:
+    assert parse_address(text) == address
 
 
 @pytest.mark.parametrize(
     "text", ["", "board", "adb:board", "ssh:", "ssh:pi@", "ssh:board:x", "ssh:-oProxyCommand=x", "ssh:a@-x"]
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ToolchainError, match="is not a board's address. Give ssh:user@host"):
         parse_address(text)
 
 
-def test_models_are_compared_on_one_device_only(side: paired_timing.TimedModel) -> None:
-    other = dataclasses.replace(side, name="other", device="ssh:board")
+def test_all_models_must_be_on_one_board(model: paired_timing.TimedModel) -> None:
+    other = dataclasses.replace(model, name="other", device="ssh:board")
     with pytest.raises(ToolchainError, match="on one board"):
-        paired_timing.time_rounds([side, other], 1, 0, lambda one: None)
+        paired_timing.time_rounds([model, other], 1, 0, lambda timed: None)
 
 
-def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
+def test_an_export_times_its_variants_on_the_board() -> None:
     target = dataclasses.replace(read_config.read_target("cpu"), device="ssh:board")
     assert latency._make_timed_model("x", Path("model.onnx"), "f32", target, (1, 3, 8, 8)).device == "ssh:board"
 
@@ -155,53 +155,55 @@ def test_the_last_timing_of_an_export_is_on_the_board_too() -> None:
 
 
 @needs_sshd
-def test_a_board_times_as_this_machine_does_and_keeps_nothing(
-    board: boards.Board, side: paired_timing.TimedModel, loopback: Loopback
+def test_a_board_times_models_and_keeps_nothing(
+    board: boards.Board, model: paired_timing.TimedModel, loopback: Loopback
 ) -> None:
     assert board.machine == processor.describe()
-    found = board.ask("round", request(side, dataclasses.replace(side, name="again")))
-    assert {name: (len(blocks), len(blocks[0])) for name, blocks in found.items()} == {
+    blocks_by_name = board.ask("round", request(model, dataclasses.replace(model, name="again")))
+    assert {name: (len(blocks), len(blocks[0])) for name, blocks in blocks_by_name.items()} == {
         "bundle": (25, 5),
         "again": (25, 5),
     }
-    assert board.ask("footprint", {"side": dataclasses.asdict(side)})["load_ms"] > 0
+    assert board.ask("footprint", {"side": dataclasses.asdict(model)})["load_ms"] > 0
     assert len(board._models_on_board) == 1  # a file is sent once
-    assert not loopback.gone()
+    assert not loopback.is_clean()
     board.close()
-    assert soon(loopback.gone)
+    assert wait_until(loopback.is_clean)
 
 
 @needs_sshd
-def test_a_model_that_does_not_load_there_is_told(
-    board: boards.Board, side: paired_timing.TimedModel, tmp_path: Path
+def test_a_model_that_does_not_load_on_the_board_is_reported(
+    board: boards.Board, model: paired_timing.TimedModel, tmp_path: Path
 ) -> None:
     (tmp_path / "x.onnx").write_bytes(b"")  # an ONNX file without a graph
     with pytest.raises(ToolchainError, match=r"a timing process on ssh:.* failed: .*does not load"):
-        board.ask("round", request(dataclasses.replace(side, path=str(tmp_path / "x.onnx"))))
+        board.ask("round", request(dataclasses.replace(model, path=str(tmp_path / "x.onnx"))))
 
 
 @needs_sshd
-@pytest.mark.parametrize("how", ["connection", "server"])
-def test_a_board_that_goes_away_is_said_and_left_clean(
-    how: str, board: boards.Board, side: paired_timing.TimedModel, loopback: Loopback
+@pytest.mark.parametrize("killed", ["connection", "server"])
+def test_a_broken_connection_is_reported_and_the_board_left_clean(
+    killed: str, board: boards.Board, model: paired_timing.TimedModel, loopback: Loopback
 ) -> None:
-    long = TimingEffort(seconds=600.0, fewest_blocks=10**6)  # until it is ended
+    endless = TimingEffort(seconds=600.0, fewest_blocks=10**6)  # until it is killed
 
     def cut() -> None:
-        assert soon(lambda: any(sum(p.cpu_times()[:2]) > 1.5 for p in computing()))  # well in its round, all read
-        own = psutil.Process(loopback.server.pid)
-        for process in own.children(recursive=True):
+        assert wait_until(
+            lambda: any(sum(p.cpu_times()[:2]) > 1.5 for p in list_timing_processes())
+        )  # the round has begun, so the request was read
+        server = psutil.Process(loopback.server.pid)
+        for process in server.children(recursive=True):
             if "sshd" in process.name():
                 process.send_signal(signal.SIGKILL)
-        if how == "server":
+        if killed == "server":
             loopback.server.kill()
 
     thread = threading.Thread(target=cut)
     thread.start()
     with pytest.raises(ToolchainError, match="the connection to ssh:.* broke while it was timing"):
-        board.ask("round", request(side, effort=long))
+        board.ask("round", request(model, effort=endless))
     thread.join()
-    assert soon(loopback.gone)
+    assert wait_until(loopback.is_clean)
 
 
 def test_a_process_that_does_not_stop_is_killed() -> None:
@@ -212,12 +214,15 @@ def test_a_process_that_does_not_stop_is_killed() -> None:
 
 
 @needs_sshd
-def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback) -> None:
-    for python, says in (("/nowhere/python", "cannot time models"), ("/bin/false", "It needs Python 3.11, numpy and")):
+def test_a_board_without_python_or_ssh_is_reported_before_anything_is_timed(loopback: Loopback) -> None:
+    for python, message in (
+        ("/nowhere/python", "cannot time models"),
+        ("/bin/false", "It needs Python 3.11, numpy and"),
+    ):
         device = f"{loopback.device.partition('#')[0]}#{python}"
-        with pytest.raises(ToolchainError, match=says):
+        with pytest.raises(ToolchainError, match=message):
             boards.Board(device, parse_address(device))
-        assert soon(loopback.gone)
+        assert wait_until(loopback.is_clean)
     loopback.server.kill()
     with pytest.raises(ToolchainError, match="must work without a prompt"):
         boards.Board(loopback.device, parse_address(loopback.device))
@@ -227,14 +232,14 @@ def test_what_a_board_lacks_is_said_before_anything_is_timed(loopback: Loopback)
 def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     try:
-        own = str(bundled(tmp_path / "out/digits/cpu/bundle"))
-        result = CliRunner().invoke(main.app, ["bench", own, "--rounds", "3", "--device", loopback.device])
+        bundle = str(bundled(tmp_path / "out/digits/cpu/bundle"))
+        result = CliRunner().invoke(main.app, ["bench", bundle, "--rounds", "3", "--device", loopback.device])
         assert result.exit_code == 0, result.exception
-        found = files.read_json(tmp_path / "out/bench/bench.json")
-        assert (found["device"], found["machine"]) == (loopback.device, processor.describe())
+        report = files.read_json(tmp_path / "out/bench/bench.json")
+        assert (report["device"], report["machine"]) == (loopback.device, processor.describe())
         target = machine.integer_isa()
         if target == "x86-64-vnni":
-            arguments = ["gate", "--reference", own, "--device", loopback.device]
+            arguments = ["gate", "--reference", bundle, "--device", loopback.device]
             monkeypatch.setattr("toolchain.gates.gate_inputs.list_images", lambda *_: None)
             result = CliRunner().invoke(main.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
@@ -242,4 +247,4 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
     finally:
         boards.connect(loopback.device).close()
         boards.connect.cache_clear()
-    assert soon(loopback.gone)
+    assert wait_until(loopback.is_clean)

@@ -1,4 +1,4 @@
-"""History: lines are appended whole, a broken one costs nothing but itself, and all targets are drawn."""
+"""History: entries are appended as whole lines, a broken line is skipped, and every target is plotted."""
 
 import json
 from pathlib import Path
@@ -22,24 +22,24 @@ def entry(day: int, target: str = "cpu", **changes: object) -> dict[str, object]
     }  # fmt: skip
 
 
-def test_lines_come_back_in_the_order_of_time(tmp_path: Path) -> None:
+def test_entries_are_read_in_the_order_of_time(tmp_path: Path) -> None:
     history.append(tmp_path / "a" / "h.jsonl", [entry(2)])
     history.append(tmp_path / "a" / "h.jsonl", [entry(3), entry(1)])
-    found, odd = history.read(tmp_path / "a" / "h.jsonl")
-    assert ([one["at"][8:10] for one in found], odd) == (["01", "02", "03"], [])
+    entries, skipped = history.read(tmp_path / "a" / "h.jsonl")
+    assert ([line["at"][8:10] for line in entries], skipped) == (["01", "02", "03"], [])
 
 
 @pytest.mark.parametrize("broken", ['{"schema": 1, "at": "2026', "{}", "[]", '{"schema": 7, "at": "x"}', "\xff\xfe"])
-def test_a_broken_last_line_is_named_and_the_next_one_is_whole(tmp_path: Path, broken: str) -> None:
+def test_a_broken_last_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path, broken: str) -> None:
     path = tmp_path / "h.jsonl"
     history.append(path, [entry(1)])
     with path.open("a") as file:
         file.write(broken)
-    found, odd = history.read(path)
-    assert (len(found), odd) == (1, [2])
+    entries, skipped = history.read(path)
+    assert (len(entries), skipped) == (1, [2])
     history.append(path, [entry(2)])
-    found, odd = history.read(path)
-    assert ([one["at"][8:10] for one in found], odd) == (["01", "02"], [2])
+    entries, skipped = history.read(path)
+    assert ([line["at"][8:10] for line in entries], skipped) == (["01", "02"], [2])
 
 
 def test_a_file_without_any_measurement_is_refused(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_file_without_any_measurement_is_refused(tmp_path: Path) -> None:
         history.read(tmp_path / "h.jsonl")
 
 
-def test_every_target_is_drawn_with_what_was_measured_of_it(tmp_path: Path) -> None:
+def test_every_target_is_plotted_with_its_latency_and_accuracy(tmp_path: Path) -> None:
     entries = [entry(1), entry(2), entry(3, "openvino", accuracy=None), entry(4, "arm64", p50_ms=None)]
     history.append(tmp_path / "history.jsonl", entries)
     with (tmp_path / "history.jsonl").open("a") as file:
@@ -77,7 +77,7 @@ def test_a_report_needs_a_run_or_the_history() -> None:
     assert "give the folder of a run" in str(result.exception)
 
 
-def test_an_export_leaves_a_line(tmp_path: Path) -> None:
+def test_an_export_adds_an_entry(tmp_path: Path) -> None:
     report = {
         "recipe": "r", "target": "cpu", "runtime": "onnxruntime", "machine": {"cpu": "c", "cores": 2}, "shipped": None,
         "versions": {"onnxruntime": "1.0"}, "candidate": "b", "variants": [{"name": "a"}, {
@@ -85,5 +85,5 @@ def test_an_export_leaves_a_line(tmp_path: Path) -> None:
             "accuracy_low": 0.4, "accuracy_high": 0.6, "images": 10}],
     }  # fmt: skip
     history.append(tmp_path / "h", history.from_export(report, ""))
-    found = json.loads((tmp_path / "h").read_text())
-    assert (found["name"], found["p50_ms"], found["accuracy"]["samples"], found["outcome"]) == ("b", None, 10, "fail")
+    line = json.loads((tmp_path / "h").read_text())
+    assert (line["name"], line["p50_ms"], line["accuracy"]["samples"], line["outcome"]) == ("b", None, 10, "fail")
