@@ -1,7 +1,7 @@
 # make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/;  LATENCY=0.5x: pruned to that
 # make select DOMAIN=solar    pretrained models ranked for the pictures and the target, before any training
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
-# make gate TARGET=cpu        candidate against the accepted reference;  make accept TARGET=cpu: the candidate becomes it
+# make gate TARGET=cpu        candidate against the accepted baseline;  make accept TARGET=cpu: the candidate becomes it
 # make test                   all tests, with the share of lines that they run;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
@@ -43,7 +43,8 @@ gate: $(READY)
         $(if $(REFERENCE),--reference "$(REFERENCE)")
 
 accept: $(READY)
-	@$(BIN)/toolchain accept --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(if $(URI),--uri "$(URI)")
+	@$(BIN)/toolchain accept --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(if $(URI),--uri "$(URI)") \
+        $(if $(DATA),--data "$(DATA)")
 
 targets: $(READY)
 	@$(BIN)/toolchain targets

@@ -21,9 +21,11 @@ from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.edge.archive import read_verified_manifest, unpack
 from toolchain.export.runtime import load_runtime
+from toolchain.gates.data_source import DataSource
 from toolchain.measure import machine
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE_SCHEMAS = (1, 2)  # 1 has no `data`
 REMOTE_SCHEMES = {"http", "https"}
 TIMEOUT_SECONDS = 60
 
@@ -43,6 +45,7 @@ class Baseline:
     accepted_at: str
     accepted_on: Mapping[str, Any]  # machine and runtime version
     manifest: Mapping[str, Any]
+    data: DataSource | None = None  # the labelled images of the run, for the gate to find again
 
 
 def record_path(target: str, recipe: str) -> Path:
@@ -50,7 +53,9 @@ def record_path(target: str, recipe: str) -> Path:
     return Path("targets") / "baselines" / target / f"{recipe}.json"
 
 
-def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, Baseline]:
+def accept(
+    archive: Path, target: Target, recipe: str, uri: str, data: DataSource | None = None
+) -> tuple[Path, Baseline]:
     """Record a bundle's archive as the baseline from now on.
 
     Args:
@@ -59,6 +64,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
         recipe: the recipe's name.
         uri: folder that the archive is copied to, or http address of the folder that the user uploads it to; empty:
             beside the record.
+        data: the labelled images that `gate` compares accuracy on; None: it has to be told.
 
     Returns:
         The record's path and the record.
@@ -93,7 +99,7 @@ def accept(archive: Path, target: Target, recipe: str, uri: str) -> tuple[Path, 
     baseline = Baseline(
         schema=SCHEMA, recipe=recipe, target=target.name, isa=target.isa, sha256=digest,
         size_bytes=archive.stat().st_size, uri=uri, accepted_on=accepted_on, manifest=manifest,
-        accepted_at=files.utc_now(),
+        accepted_at=files.utc_now(), data=data,
     )  # fmt: skip
     files.write_json(record, baseline)
     return record, baseline
@@ -119,7 +125,7 @@ def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
         baseline: Baseline = TypeAdapter(Baseline).validate_python(row)
     except ValidationError as reason:
         raise _unreadable(path) from reason
-    if baseline.schema != SCHEMA:
+    if baseline.schema not in READABLE_SCHEMAS:
         raise _unreadable(path)
     if (baseline.target, baseline.recipe) != (target.name, recipe):
         raise ToolchainError(
@@ -134,7 +140,7 @@ def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
 
 def _unreadable(path: Path) -> ToolchainError:
     return ToolchainError(
-        f"{path} is not a baseline record that this version reads (schema {SCHEMA}); accept a bundle again: toolchain accept"
+        f"{path} is not a baseline record that this version reads (schema {SCHEMA} or older); accept a bundle again: toolchain accept"
     )
 
 

@@ -1,7 +1,7 @@
 """Find and check the inputs of a gate: the candidate, the baseline and the test images."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolchain.config.dataset import Domain
@@ -9,7 +9,8 @@ from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
-from toolchain.gates import baselines
+from toolchain.gates import baselines, data_source
+from toolchain.gates.data_source import DataSource
 from toolchain.measure import model_files
 from toolchain.measure.model_files import ModelFile
 
@@ -49,6 +50,39 @@ def list_images(domain: Domain, cache: Path, pair: GatePair) -> GateImages:
                 f"{', '.join(classes)}"
             )
     return GateImages(tuple(images.files["test"]), labels)
+
+
+def find_images(domain: Domain, data: DataSource | None, cache: Path, pair: GatePair) -> GateImages | str:
+    """Return the test images that accuracy is compared on, or the reason why there are none.
+
+    Args:
+        domain: the recipe's dataset; with a folder of its own (such as one that the user named) it is taken.
+        data: otherwise the dataset that the baseline was accepted with; None: not recorded.
+        cache: folder in which a bundled source is written.
+        pair: the models, whose classes are checked.
+
+    Raises:
+        ToolchainError: the dataset cannot be read, or has a class that a model does not.
+    """
+    if not domain.path and domain.source == "folder":
+        if data is None:
+            return "no test images are known: give their folder with --data, and `toolchain accept` will remember it"
+        try:
+            folder = str(data_source.locate(data)) if data.source == "folder" else ""
+            domain = replace(domain, source=data.source, path=folder)
+            data_source.check_unchanged(data, data_source.describe(domain, cache))
+        except ToolchainError as reason:
+            return f"{reason}; give the folder with --data"
+    return list_images(domain, cache, pair)
+
+
+def read_data_source(recipe: Recipe, target: Target, out: Path, reference: Path | None) -> DataSource | None:
+    """Return the dataset of the accepted baseline; where none is recorded, that of the recipe's last run."""
+    if reference is None and baselines.record_path(target.name, recipe.name).is_file():
+        _, baseline = baselines.read_record(target, recipe.name)
+        if baseline.data is not None:
+            return baseline.data
+    return data_source.read_from_run(out / recipe.name / target.name)
 
 
 def load_pair(

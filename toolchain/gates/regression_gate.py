@@ -5,32 +5,28 @@ time as control. Accuracy is compared on the same images; size and int8 coverage
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from toolchain.config.target import GateLimits, Target
 from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Interval
-from toolchain.edge.run import Refused, prepare
 from toolchain.edge.timing_process import TimingEffort
 from toolchain.export.runtime import load_runtime
-from toolchain.gates import sequential_test
+from toolchain.gates import gate_accuracy, outcomes, sequential_test
+from toolchain.gates.gate_accuracy import MAX_ACCURACY_P_VALUE
 from toolchain.gates.gate_inputs import GateImages, GatePair
 from toolchain.gates.sequential_test import LatencyTest, Sample
 from toolchain.gates.verdict import Outcome, Verdict
 from toolchain.measure import machine, paired_timing
-from toolchain.measure.model_files import ModelFile
 from toolchain.measure.paired_timing import Round
 
 CANDIDATE, BASELINE, CONTROL = "candidate", "reference", "reference again"
 ROUND_EFFORT = TimingEffort(seconds=1.2, fewest_blocks=7, most_seconds=6.0)  # of a round, three models together
-MAX_ACCURACY_P_VALUE = 0.05  # of a drop that counts as one
 FOOTPRINT_PROCESSES = 3  # processes a model; the smallest footprint counts
-EXIT_STATUS = {"fail": 1, "cannot_tell": 3}  # by outcome, the worst first
+WAIVABLE = {"accuracy": "accuracy_drop"}  # name for `--waive`: the check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +39,12 @@ class GateResult:
     rounds: tuple[Round, ...]  # raw; those that confirm a regression come last
     candidate_accuracy: Interval | None = None  # on the test images
     accuracy_p_value: float = 1.0  # McNemar's, one-sided
+    waived: tuple[str, ...] = ()  # checks that were not measured and that the user waived by name
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The outcomes that count: of all checks but the waived ones."""
+        return tuple(verdict.outcome for verdict in self.verdicts if verdict.check not in self.waived)
 
 
 def check_environment(target: Target, device: str) -> None:
@@ -63,15 +65,24 @@ def check_environment(target: Target, device: str) -> None:
         )
 
 
-def compare_pair(pair: GatePair, target: Target, images: GateImages | None, seed: int, attempts: int = 1) -> GateResult:
+def compare_pair(
+    pair: GatePair,
+    target: Target,
+    images: GateImages | str,
+    seed: int,
+    *,
+    attempts: int = 1,
+    waive: Collection[str] = (),
+) -> GateResult:
     """Compare a candidate with its baseline.
 
     Args:
         pair: candidate and baseline.
         target: its limits and threads.
-        images: test images to compare accuracy on; None: accuracy is not measured.
+        images: test images to compare accuracy on, or the reason why there are none.
         seed: of the order in which models are timed.
         attempts: how many times latency is measured while it cannot be decided.
+        waive: checks that need not be measured; a measured one is never waived.
 
     Raises:
         ToolchainError: a model does not load, or an image cannot be read.
@@ -91,7 +102,7 @@ def compare_pair(pair: GatePair, target: Target, images: GateImages | None, seed
         name: min(paired_timing.measure_footprint(model).peak_rss_bytes for _ in range(FOOTPRINT_PROCESSES))
         for name, model in ((CANDIDATE, models[1]), (BASELINE, models[0]))
     }
-    correct = None if images is None or pair.baseline.timed_model.python else _predict(pair, images)
+    correct = images if isinstance(images, str) else gate_accuracy.classify(pair, images)
     exact = [
         _judge_growth("size", pair.candidate.artefact.size_bytes, pair.baseline.artefact.size_bytes, target.gate.size_growth, "model files"),
         _judge_growth(
@@ -100,12 +111,14 @@ def compare_pair(pair: GatePair, target: Target, images: GateImages | None, seed
         ),
         _judge_coverage(pair) if machine.runs_same_kernels(target.isa) and not pair.baseline.timed_model.python else None,
     ]  # fmt: skip
+    judged = (_judge_latency(latency_test, target.gate), gate_accuracy.judge(correct, target.gate), *exact)
+    verdicts = tuple(verdict for verdict in judged if verdict)
+    unmeasured = {verdict.check for verdict in verdicts if verdict.outcome == "not_measured"}
     return GateResult(
-        pair=pair,
-        verdicts=tuple(v for v in (_judge_latency(latency_test, target.gate), _judge_accuracy(correct, target.gate), *exact) if v),
-        latency_test=latency_test, rounds=tuple(rounds),
-        candidate_accuracy=None if correct is None else statistics.accuracy(correct[0]),
-        accuracy_p_value=1.0 if correct is None else statistics.mcnemar_p_value(correct[1], correct[0]),
+        pair=pair, verdicts=verdicts, latency_test=latency_test, rounds=tuple(rounds),
+        candidate_accuracy=None if isinstance(correct, str) else statistics.accuracy(correct.candidate),
+        accuracy_p_value=1.0 if isinstance(correct, str) else statistics.mcnemar_p_value(correct.baseline, correct.candidate),
+        waived=tuple(sorted(unmeasured & set(waive))),
     )  # fmt: skip
 
 
@@ -175,52 +188,6 @@ def _judge_coverage(pair: GatePair) -> Verdict | None:
     )  # fmt: skip
 
 
-def _judge_accuracy(correct: tuple[np.ndarray, np.ndarray] | None, limits: GateLimits) -> Verdict | None:
-    """Fail a drop above the limit that is significant; one that may be chance cannot be decided."""
-    if limits.accuracy_drop is None:
-        return None
-    limit = limits.accuracy_drop
-    if correct is None:
-        return Verdict(
-            check="accuracy_drop", outcome="not_measured", measured=None, limit=limit,
-            why="no test images (give their folder with --data), or the baseline runs in another environment",
-        )  # fmt: skip
-    candidate, baseline = correct
-    drop, p_value = statistics.accuracy_drop(baseline, candidate), statistics.mcnemar_p_value(baseline, candidate)
-    outcome: Outcome = "pass" if drop.estimate <= limit else "fail" if p_value < MAX_ACCURACY_P_VALUE else "cannot_tell"
-    needed = statistics.images_needed(max(limit, 1e-3), statistics.disagreement_share(baseline, candidate))
-    why = (
-        f"{baseline.mean():.2%} -> {candidate.mean():.2%}, 95 % interval of the drop {100 * drop.low:+.2f} to "
-        f"{100 * drop.high:+.2f} points on {drop.samples} images, p = {p_value:.2g} (McNemar, exact)"
-    )
-    if outcome == "cannot_tell":
-        why += f"; about {needed} images would decide"
-    elif outcome == "pass" and drop.high > limit:
-        why += f"; so few images do not rule out a drop of {100 * drop.high:.1f} points"
-    return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
-
-
-def _predict(pair: GatePair, images: GateImages) -> tuple[np.ndarray, np.ndarray]:
-    """Return which test images candidate and baseline classify correctly, bool [images] each."""
-    with progress.show_bar(f"gate {pair.recipe}: test images", 2 * len(images.files)) as bar:
-        return _classify(pair.candidate, images, bar.step), _classify(pair.baseline, images, bar.step)
-
-
-def _classify(model: ModelFile, images: GateImages, step: Callable[[], None]) -> np.ndarray:
-    assert model.manifest is not None
-    timed, classes = model.timed_model, model.manifest["classes"]
-    session = load_runtime(timed.runtime).open(Path(timed.path), threads=timed.threads, precision=timed.precision)
-    correct = []
-    for file, label in zip(images.files, images.labels, strict=True):
-        try:
-            image = prepare(file, model.manifest["preprocess"])
-        except Refused as reason:
-            raise ToolchainError(str(reason)) from reason
-        correct.append(classes[int(session.run(image)[0].argmax())] == label)
-        step()
-    return np.array(correct)
-
-
 def adjust_for_several_recipes(results: Sequence[GateResult]) -> list[GateResult]:
     """Turn failures that are not significant once the number of models is taken into account (Holm) into "cannot tell"."""
     slower = statistics.holm_adjust([result.latency_test.p_value for result in results])
@@ -247,6 +214,5 @@ def adjust_for_several_recipes(results: Sequence[GateResult]) -> list[GateResult
 
 
 def exit_status(results: Sequence[GateResult]) -> int:
-    """Return 1 where a check failed, else 3 where one could not be decided, else 0."""
-    outcomes = {verdict.outcome for result in results for verdict in result.verdicts}
-    return next((code for outcome, code in EXIT_STATUS.items() if outcome in outcomes), 0)
+    """Return the exit status of the gate: see `outcomes`."""
+    return outcomes.exit_status("gate", [outcome for result in results for outcome in result.outcomes])

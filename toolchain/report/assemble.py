@@ -9,7 +9,7 @@ from toolchain.core.run_report import BASELINE
 from toolchain.core.statistics import percentile
 from toolchain.core.types import Interval
 from toolchain.export.export_variants import Variant
-from toolchain.gates import ship_decision
+from toolchain.gates import data_source, ship_decision
 from toolchain.measure import machine
 from toolchain.measure.latency import LatencyMeasurement
 from toolchain.quantization import quantize
@@ -284,4 +284,5 @@ def measurements(results: RunResults) -> dict[str, Any]:
         "threads": results.job.target.threads,
         "seconds": dict(results.step_seconds),
         "variants": {name: files.to_jsonable(timed) for name, timed in results.measured.items()},
+        "data": files.to_jsonable(data_source.describe(results.job.domain, results.job.images)),
     }

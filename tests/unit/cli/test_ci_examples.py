@@ -36,12 +36,13 @@ def test_a_regression_is_red_and_what_cannot_be_told_is_not(example: Path, statu
     stub = tmp_path / "toolchain"
     stub.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexit {status}\n')
     stub.chmod(0o700)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TARGET": "cpu", "RECIPE": "digits"}
+    variables = {"TARGET": "cpu", "RECIPE": "digits", "DATA": "photos"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **variables}
     command = ["bash", "-e", "-c", script(example.read_text())]
     ended = subprocess.run(command, env=environment, check=False, capture_output=True)
     orange = 0 if "github" in example.name else 3  # GitLab allows that status to fail, GitHub has nothing in between
     assert ended.returncode == (orange if status == 3 else status)
-    assert (tmp_path / "asked").read_text() == "gate --target cpu --recipe digits --attempts 3\n"
+    assert (tmp_path / "asked").read_text() == "gate --target cpu --recipe digits --data photos --attempts 3\n"
     assert ("exit_codes: 3" in example.read_text()) == (orange == 3)
 
 

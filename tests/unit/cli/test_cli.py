@@ -52,7 +52,7 @@ def test_targets_say_what_they_are_for() -> None:
         (["export", "--image-size", "6x6"], "each between 8 and 4096"),
         (["select", "--image-size", "6x6"], "each between 8 and 4096"),
         (["select", "--on-corrupt", "maybe"], "on_corrupt"),
-        (["adapt", "--model", "auto"], "here name a model"),
+        (["adapt", "--model", "auto"], "name a model"),
         (["export", "--model", "auto", "--weights", "own.pth"], "every candidate brings its own"),
         (["adapt", "--balance", "2"], "balance = 2.0"),
         (["check-data", "--data", "nowhere"], "image folder nowhere does not exist"),

@@ -25,7 +25,7 @@ from toolchain.config.recipe import ModelSpec, Recipe
 from toolchain.core import files, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.edge import archive as archives
-from toolchain.gates import baselines, gate_inputs, regression_gate, sequential_test
+from toolchain.gates import baselines, gate_accuracy, gate_inputs, regression_gate, sequential_test
 from toolchain.measure import machine, model_files, paired_timing
 from toolchain.measure.paired_timing import Round
 from toolchain.report.pages import gate as gate_report
@@ -35,6 +35,7 @@ CLASSES = ("ant", "bee", "cat")
 RECIPE = Recipe(name="digits", domain="tiny", model=ModelSpec(name="m"))
 TARGET = read_config.read_target("cpu")
 VERBS = CliRunner()
+NO_IMAGES = "no test images"
 
 
 def network(path: Path, mistakes: int = 0, ballast: int = 0) -> None:
@@ -65,14 +66,14 @@ def seal(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text("".join(f"{files.sha256_file(folder / n)}  {n}\n" for n in names))
 
 
-def bundled(folder: Path, target: str = "cpu", mistakes: int = 0, ballast: int = 0) -> Path:
+def bundled(folder: Path, target: str = "cpu", mistakes: int = 0, ballast: int = 0, recipe: str = "digits") -> Path:
     folder.mkdir(parents=True)
     network(folder / "model.onnx", mistakes, ballast)
     manifest = {
         "schema": 1, "target": target, "runtime": "onnxruntime", "precision": "f32", "threads": 1,
         "model": {"files": ["model.onnx"]}, "input": {"shape": [1, 3, *SIZE], "dtype": "float32"},
         "preprocess": {"image_size": SIZE, "mode": "gray", "mean": [0.5] * 3, "std": [0.5] * 3},
-        "classes": CLASSES, "placement": {"planned": []}, "recipe": "digits",
+        "classes": CLASSES, "placement": {"planned": []}, "recipe": recipe,
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "golden.npz").write_bytes(b"")
@@ -167,7 +168,7 @@ def test_equal_bundles_pass_everything(home: Path, slower: Callable[[float], lis
 
 def test_a_slower_model_is_a_regression_and_was_confirmed(home: Path, slower: Callable[[float], list[int]]) -> None:
     seeds, own = slower(1.06), home / "out/digits/cpu/bundle"
-    found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
+    found = regression_gate.compare_pair(compared(home, own, own), TARGET, NO_IMAGES, 0)
     assert verdicts(found)["latency_growth"] == "fail"
     assert verdicts(found)["accuracy_drop"] == "not_measured"
     assert (
@@ -204,7 +205,9 @@ def test_a_loss_that_may_be_chance_is_no_alarm(lost: int, won: int, outcome: str
     reference, candidate = np.ones(120, bool), np.ones(120, bool)
     candidate[:lost] = False
     reference[lost : lost + won] = False
-    verdict = regression_gate._judge_accuracy((candidate, reference), TARGET.gate)
+    verdict = gate_accuracy.judge(
+        gate_accuracy.CorrectPredictions(candidate=candidate, baseline=reference), TARGET.gate
+    )
     assert verdict is not None
     assert verdict.outcome == outcome
     assert ("images would decide" in verdict.why) == (outcome == "cannot_tell")
@@ -221,10 +224,10 @@ def test_a_larger_file_and_more_memory_fail_exactly(
         lambda side: paired_timing.Footprint(load_ms=1.0, first_ms=1.0, peak_rss_bytes=sizes[side.name]),
     )
     large = bundled(home / "large", ballast=1000)
-    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, None, 0)
+    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), TARGET, NO_IMAGES, 0)
     assert {name for name, outcome in verdicts(found).items() if outcome == "fail"} == {"size_growth", "memory_growth"}
     roomy = dataclasses.replace(TARGET, gate=dataclasses.replace(TARGET.gate, size_growth=0.9, memory_growth=None))
-    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), roomy, None, 0)
+    found = regression_gate.compare_pair(compared(home, large, home / "out/digits/cpu/bundle"), roomy, NO_IMAGES, 0)
     assert verdicts(found)["size_growth"] == "pass"
     assert "memory_growth" not in verdicts(found)
 
@@ -232,7 +235,7 @@ def test_a_larger_file_and_more_memory_fail_exactly(
 def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[float], list[int]]) -> None:
     slower(1.06)
     own = home / "out/digits/cpu/bundle"
-    one = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0)
+    one = regression_gate.compare_pair(compared(home, own, own), TARGET, NO_IMAGES, 0, waive=["accuracy_drop"])
     likely = dataclasses.replace(one, latency_test=dataclasses.replace(one.latency_test, p_value=0.004))
     assert [verdicts(found)["latency_growth"] for found in regression_gate.adjust_for_several_recipes([likely])] == [
         "fail"
@@ -244,7 +247,9 @@ def test_among_many_models_chance_is_shared_out(home: Path, slower: Callable[[fl
     assert [found.latency_test.outcome for found in regression_gate.adjust_for_several_recipes([likely, likely])] == [
         "cannot_tell"
     ] * 2
-    lost = regression_gate._judge_accuracy((np.arange(120) >= 8, np.ones(120, bool)), TARGET.gate)
+    lost = gate_accuracy.judge(
+        gate_accuracy.CorrectPredictions(candidate=np.arange(120) >= 8, baseline=np.ones(120, bool)), TARGET.gate
+    )
     assert lost is not None
     worse = dataclasses.replace(one, verdicts=(one.verdicts[0], lost), accuracy_p_value=0.03)
     assert [verdicts(found)["accuracy_drop"] for found in regression_gate.adjust_for_several_recipes([worse])] == [
@@ -265,7 +270,7 @@ def test_real_times_of_one_file_raise_no_alarm_and_those_of_a_longer_one_do_not_
         recipe="chain",
         **{name: model_files.open_model(home / f"{name}.onnx", home) for name in ("candidate", "baseline")},
     )
-    found = regression_gate.compare_pair(pair, TARGET, None, 0)
+    found = regression_gate.compare_pair(pair, TARGET, NO_IMAGES, 0)
     assert verdicts(found)["latency_growth"] in outcomes
     assert (found.latency_test.candidate.slower.estimate > 1.5) == (longer > 8)
     assert set(found.rounds[0].blocks) == {
@@ -293,11 +298,11 @@ def test_latency_is_tried_again_only_where_it_cannot_be_told(home: Path, monkeyp
     asked = made_up(monkeypatch, took)
     own = home / "out/digits/cpu/bundle"
     assert (
-        verdicts(regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0))["latency_growth"]
+        verdicts(regression_gate.compare_pair(compared(home, own, own), TARGET, NO_IMAGES, 0))["latency_growth"]
         == "cannot_tell"
     )
     asked.clear()
-    found = regression_gate.compare_pair(compared(home, own, own), TARGET, None, 0, attempts=3)
+    found = regression_gate.compare_pair(compared(home, own, own), TARGET, NO_IMAGES, 0, attempts=3)
     assert verdicts(found)["latency_growth"] == "pass"
     assert len(found.rounds) == sequential_test.FIRST_ROUNDS  # those of the attempt that told
     assert max(asked) < 2000
@@ -509,7 +514,8 @@ def written(home: Path, slower: Callable[[float], list[int]], monkeypatch: pytes
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(home / "summary.md"))
     monkeypatch.setattr(gate_inputs, "list_images", lambda *_: gate_inputs.GateImages((), ()))
-    monkeypatch.setattr(regression_gate, "_predict", lambda *_: (np.ones(50, bool), np.ones(50, bool)))
+    correct = gate_accuracy.CorrectPredictions(candidate=np.ones(50, bool), baseline=np.ones(50, bool))
+    monkeypatch.setattr(gate_accuracy, "classify", lambda *_: correct)
     code, text = gated()
     return code, text, home / "out/gate/cpu"
 

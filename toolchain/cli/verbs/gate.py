@@ -31,7 +31,14 @@ def gate(
         ),
     ] = None,
     device: Board = "",
-    data: Annotated[str, typer.Option(help="Image folder with the test images, as for export.")] = "",
+    data: Annotated[
+        str,
+        typer.Option(help="Image folder with the test images. Default: the one that the baseline was accepted with."),
+    ] = "",
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(help="Check that need not be measured, such as accuracy; repeat it. The output says so."),
+    ] = None,
     attempts: Annotated[
         int, typer.Option(help="How many times to measure latency while the result is undecided.", min=1, max=9)
     ] = 1,
@@ -42,7 +49,7 @@ def gate(
 ) -> None:
     """Compare a candidate with the accepted baseline, side by side: latency, accuracy, size, memory, int8 coverage.
 
-    Exit status: 0 pass, 1 regression, 2 wrong input, 3 cannot tell (machine too noisy or too few images).
+    Exit status: 0 pass, 1 regression, 2 wrong input or a check was not measured, 3 cannot tell (noisy machine, few images).
     """
     from toolchain.config import overrides, read_config
     from toolchain.gates import gate_inputs, regression_gate
@@ -61,6 +68,9 @@ def gate(
             f"--reference-python {reference_python} runs on this machine, but latency is measured on {device}; give one of "
             "--reference-python and --device"
         )
+    if unknown := sorted(set(waive or []) - set(regression_gate.WAIVABLE)):
+        raise ToolchainError(f"--waive {unknown[0]!r}: accepted are {', '.join(regression_gate.WAIVABLE)}")
+    waived = [regression_gate.WAIVABLE[name] for name in waive or []]
     folder = out / "gate" / deployment.name
     gate_report.remove_files(folder)
     regression_gate.check_environment(deployment, device)
@@ -71,11 +81,13 @@ def gate(
         pair = gate_inputs.load_pair(
             settings, deployment, out, candidate=candidate, reference=reference, python=python, device=device
         )
-        has_images = domain.path or domain.source != "folder"
-        images = gate_inputs.list_images(domain, out / "data", pair) if has_images else None
-        pairs.append((pair, images))
+        dataset = gate_inputs.read_data_source(settings, deployment, out, reference)
+        pairs.append((pair, gate_inputs.find_images(domain, dataset, out / "data", pair)))
     results = regression_gate.adjust_for_several_recipes(
-        [regression_gate.compare_pair(pair, deployment, images, seed, attempts) for pair, images in pairs]
+        [
+            regression_gate.compare_pair(pair, deployment, images, seed, attempts=attempts, waive=waived)
+            for pair, images in pairs
+        ]
     )
     written = gate_report.build_result(results, deployment)
     gate_report.write(written, folder)

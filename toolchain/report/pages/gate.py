@@ -12,31 +12,45 @@ from typing import Any
 from toolchain.config.target import Target
 from toolchain.core import files, run_report
 from toolchain.core.types import JsonObject
-from toolchain.gates import regression_gate
+from toolchain.gates import outcomes, regression_gate
 from toolchain.gates.regression_gate import BASELINE, CANDIDATE, GateResult
 from toolchain.measure import machine, paired_rounds, paired_timing
 from toolchain.report import markdown, number_format
 from toolchain.report.table import Table
 
 SCHEMA = 1
-OUTCOME_BY_EXIT_STATUS = {0: "pass", 1: "fail", 3: "cannot_tell"}
+WAIVED = "waived"  # the shown outcome of a check that was not measured and that the user waived
 OUTCOME_TEXT = {
     "pass": "no regression",
     "fail": "regression",
+    "not_measured": "incomplete: a check was not measured",
     "cannot_tell": "cannot tell: the measurements show neither a regression nor its absence",
 }
-GITHUB_SEVERITY = {"fail": "error", "cannot_tell": "warning"}  # the levels that GitHub knows
+GITHUB_SEVERITY = {
+    "fail": "error",
+    "not_measured": "error",
+    "cannot_tell": "warning",
+    WAIVED: "warning",
+}  # the levels that GitHub knows
+
+JUNIT_ELEMENTS = {  # outcome: the element in a test case, and the attribute that counts it
+    "fail": ("failure", "failures"),
+    "not_measured": ("failure", "failures"),
+    "cannot_tell": ("error", "errors"),
+    WAIVED: ("skipped", "skipped"),
+}
 
 
 def build_result(gated: Sequence[GateResult], target: Target) -> dict[str, Any]:
     """Return the whole result as plain data: what gate.json holds."""
-    status, pair = regression_gate.exit_status(gated), gated[0].pair
+    pair = gated[0].pair
+    outcome = outcomes.worst("gate", [outcome for gate in gated for outcome in gate.outcomes])
     device = pair.candidate.timed_model.device
     return {
         "schema": SCHEMA,
         "target": target.name,
-        "outcome": OUTCOME_BY_EXIT_STATUS[status],
-        "exit_status": status,
+        "outcome": outcome,
+        "exit_status": regression_gate.exit_status(gated),
         "device": device,
         "machine": dict(machine.describe(device)),
         "versions": {
@@ -62,7 +76,8 @@ def _describe_gate(gate: GateResult) -> dict[str, Any]:
     return {
         "recipe": gate.pair.recipe,
         **identities,
-        "outcome": OUTCOME_BY_EXIT_STATUS[regression_gate.exit_status([gate])],
+        "outcome": outcomes.worst("gate", gate.outcomes),
+        "waived": list(gate.waived),
         "accuracy": files.to_jsonable(gate.candidate_accuracy),
         "verdicts": files.to_jsonable(gate.verdicts),
         "latency": files.to_jsonable(gate.latency_test),
@@ -89,11 +104,25 @@ def write(result: JsonObject, folder: Path) -> None:
 
 
 def describe_outcome(result: JsonObject) -> str:
-    """Return the outcome in one line, with the checks that failed."""
-    failed = [
-        f"{row['recipe']} {run_report.humanize(v['check'])}" for row, v in _verdicts(result) if v["outcome"] == "fail"
+    """Return the outcome in one line: the checks that decide it, and how many of all checks pass."""
+    verdicts = _verdicts(result)
+    deciding = [
+        f"{row['recipe']} {run_report.humanize(v['check'])}"
+        for row, v in verdicts
+        if _outcome(row, v) == result["outcome"] != "pass"
     ]
-    return f"{result['target']}: {OUTCOME_TEXT[result['outcome']]}" + (f" ({', '.join(failed)})" if failed else "")
+    waived = [f"{row['recipe']} {run_report.humanize(v['check'])}" for row, v in verdicts if _outcome(row, v) == WAIVED]
+    return (
+        f"{result['target']}: {OUTCOME_TEXT[result['outcome']]}"
+        + (f" ({', '.join(deciding)})" if deciding else "")
+        + f"; {outcomes.summarize(v['outcome'] for _, v in verdicts)}"
+        + (f"; waived: {', '.join(waived)}" if waived else "")
+    )
+
+
+def _outcome(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    """Return the outcome as it is shown: a waived check says so."""
+    return WAIVED if verdict["check"] in row.get("waived", ()) else str(verdict["outcome"])
 
 
 def _verdicts(result: JsonObject) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
@@ -104,7 +133,7 @@ def tabulate_checks(result: JsonObject) -> Table:
     """Return a row per check of every recipe."""
     rows = tuple(
         (
-            row["recipe"], run_report.humanize(v["check"]), run_report.humanize(v["outcome"]),
+            row["recipe"], run_report.humanize(v["check"]), _describe_verdict(row, v),
             number_format.verdict_value(v["check"], v["measured"]), number_format.verdict_value(v["check"], v["limit"], limit=True), v["why"],
         )
         for row, v in _verdicts(result)
@@ -115,6 +144,11 @@ def tabulate_checks(result: JsonObject) -> Table:
         text_columns=(0, 1, 2, 5),
         optional_columns=(5,),
     )
+
+
+def _describe_verdict(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
+    waived = _outcome(row, verdict) == WAIVED
+    return run_report.humanize(verdict["outcome"]) + (", waived" if waived else "")
 
 
 def tabulate_latencies(result: JsonObject) -> Table:
@@ -172,10 +206,12 @@ def render_junit(result: JsonObject) -> str:
             case = ElementTree.SubElement(
                 suite, "testcase", classname=f"gate.{result['target']}.{row['recipe']}", name=verdict["check"]
             )
-            kind = {"fail": "failure", "cannot_tell": "error", "not_measured": "skipped"}.get(verdict["outcome"])
-            if kind:
-                counts[{"failure": "failures", "error": "errors", "skipped": "skipped"}[kind]] += 1
-                ElementTree.SubElement(case, kind, message=_message(row, verdict)).text = verdict["why"]
+            outcome = _outcome(row, verdict)
+            if outcome in JUNIT_ELEMENTS:
+                element, counter = JUNIT_ELEMENTS[outcome]
+                counts[counter] += 1
+                attributes = {"message": _message(row, verdict), **({} if element == "skipped" else {"type": outcome})}
+                ElementTree.SubElement(case, element, attributes).text = verdict["why"]
         for name, count in counts.items():
             suite.set(name, str(count))
     ElementTree.indent(suites)
@@ -188,17 +224,18 @@ def _message(row: Mapping[str, Any], verdict: Mapping[str, Any]) -> str:
         number_format.verdict_value(check, verdict["measured"]),
         number_format.verdict_value(check, verdict["limit"], limit=True),
     )
-    return f"{row['recipe']}: {run_report.humanize(check)} {measured}, allowed {limit}"
+    waived = ", waived" if _outcome(row, verdict) == WAIVED else ""
+    return f"{row['recipe']}: {run_report.humanize(check)} {measured}, allowed {limit}{waived}"
 
 
 def render_annotations(result: JsonObject) -> list[str]:
     """Return GitHub workflow commands: a line for each check that failed or cannot be decided."""
     lines = []
     for row, verdict in _verdicts(result):
-        if verdict["outcome"] in GITHUB_SEVERITY:
+        if (outcome := _outcome(row, verdict)) in GITHUB_SEVERITY:
             title = f"{row['recipe']} on {result['target']}: {run_report.humanize(verdict['check'])}"
             text = f"{_message(row, verdict)}; {verdict['why']}"
-            lines.append(f"::{GITHUB_SEVERITY[verdict['outcome']]} title={_escape(title, ',:')}::{_escape(text)}")
+            lines.append(f"::{GITHUB_SEVERITY[outcome]} title={_escape(title, ',:')}::{_escape(text)}")
     return lines
 
 
@@ -213,13 +250,13 @@ def build_code_quality(result: JsonObject) -> list[dict[str, Any]]:
     """Return GitLab's code quality report, which a merge request shows."""
     entries = []
     for row, verdict in _verdicts(result):
-        if verdict["outcome"] in GITHUB_SEVERITY:
+        if (outcome := _outcome(row, verdict)) in GITHUB_SEVERITY:
             name = f"{result['target']}/{row['recipe']}/{verdict['check']}"
             entries.append({
                 "description": f"{_message(row, verdict)}; {verdict['why']}",
                 "check_name": verdict["check"],
                 "fingerprint": hashlib.sha256(name.encode()).hexdigest(),
-                "severity": {"error": "critical", "warning": "minor"}[GITHUB_SEVERITY[verdict["outcome"]]],
+                "severity": {"error": "critical", "warning": "minor"}[GITHUB_SEVERITY[outcome]],
                 "location": {"path": f"targets/baselines/{result['target']}/{row['recipe']}.json", "lines": {"begin": 1}},
             })  # fmt: skip
     return entries
