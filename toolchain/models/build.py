@@ -11,13 +11,13 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.core.types import Preprocessing
 from toolchain.models import blocks
+from toolchain.models.match_names import MIN_MATCHED_SHARE
 from toolchain.models.padding import pad_like_tensorflow
 from toolchain.models.sources import timm_hub
 from toolchain.models.sources.torchvision_hub import list_models
 from toolchain.models.sources.torchvision_import import import_torchvision
 from toolchain.models.weights import LoadedWeights, load_backbone, read_checkpoint
 
-MIN_MATCHED_SHARE = 0.5  # of the backbone's values that a checkpoint must match in name and shape
 WHOLE_NETWORK = ReuseSpec()
 
 
@@ -48,19 +48,15 @@ def _build_and_load(
     torch.manual_seed(seed)
     model = build_untrained(spec, classes, reuse)
     head = find_head(model, classes)
-    state, source, digest = read_checkpoint(spec)
+    checkpoint = read_checkpoint(spec)
     fresh_modules = blocks.modules_between(model, head, first=reuse.fresh) if reuse.fresh else ()
-    if reuse.keep:  # tensors of blocks that were cut off do not count as unused
-        state = {name: tensor for name, tensor in state.items() if name in model.state_dict()}
-    loaded = (
-        load_backbone(model, state, (head, *fresh_modules), source, digest)
-        if spec.weights
-        else LoadedWeights(source, digest, 0.0, (), (), ())
-    )
-    if spec.weights and loaded.share < MIN_MATCHED_SHARE and not _uses_architecture_only(model, head, reuse):
+    if not spec.weights:
+        return model, head, LoadedWeights(checkpoint.source, checkpoint.sha256, 0.0, (), (), ()), {}
+    loaded, state = load_backbone(model, checkpoint, (head, *fresh_modules), is_cut=bool(reuse.keep))
+    if loaded.share < MIN_MATCHED_SHARE and not _uses_architecture_only(model, head, reuse):
         raise ToolchainError(
-            f"{source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and shape; "
-            "check [model] name and arguments (width_mult, …) against the checkpoint"
+            f"{checkpoint.source} does not fit {spec.name}: only {loaded.share:.0%} of the backbone's values match in name and "
+            "shape; check [model] name and arguments (width_mult, …) against the checkpoint"
         )
     return model, head, loaded, state
 

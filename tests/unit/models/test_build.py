@@ -78,21 +78,6 @@ def test_a_checkpoint_that_could_run_code_is_refused(tmp_path: Path) -> None:
         build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-@pytest.mark.parametrize("body", [b"", b"not a checkpoint at all"])
-def test_a_broken_file_is_refused(tmp_path: Path, name: str, body: bytes) -> None:
-    (tmp_path / name).write_bytes(body)
-    with pytest.raises(ToolchainError, match="not a readable checkpoint|could run code"):
-        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / name)), 4, seed=0)
-
-
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ToolchainError, match="not a readable checkpoint"):
-        build.build_with_new_head(dataclasses.replace(SPEC, weights=str(path)), 4, seed=0)
-
-
 @pytest.mark.parametrize("nested", ["state_dict", "net"])
 def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nested: str) -> None:
     torch.save({nested: build.build_untrained(SPEC, 9).state_dict(), "epoch": 3}, tmp_path / "w.pth")
@@ -103,7 +88,7 @@ def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path, nest
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}])
 def test_a_checkpoint_without_a_model_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ToolchainError, match="expected is a state_dict|does not fit"):
+    with pytest.raises(ToolchainError, match="expected is a state_dict"):
         build.build_with_new_head(dataclasses.replace(SPEC, weights=str(tmp_path / "w.pth")), 4, seed=0)
 
 

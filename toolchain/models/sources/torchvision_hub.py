@@ -41,5 +41,9 @@ def download_weights(model_name: str, weights: str) -> Mapping[str, Tensor]:
             f"the weights {weights} of {model_name} cannot be downloaded ({reason}); download them elsewhere and give the "
             "file: WEIGHTS=file or --weights file, in `select` with a shortlist"
         ) from reason
-    # torchvision's own loader renames these tensors for its densenets
-    return {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name): t for name, t in state.items()}
+    return {renew_name(name): tensor for name, tensor in state.items()}
+
+
+def renew_name(name: str) -> str:
+    """Return today's name of a tensor of torchvision's densenets, whose published files keep old names."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", name)
