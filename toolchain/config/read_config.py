@@ -4,6 +4,7 @@ Pydantic checks types and unknown keys against the dataclasses of this package; 
 express. Every error names the file, the key, what was given and what is accepted.
 """
 
+import codecs
 import dataclasses
 import tomllib
 import typing
@@ -22,6 +23,11 @@ from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
 
 SCHEMA = 1
+ENCODING_MARKS = (  # the longest first
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)  # fmt: skip
+SAVE_AS_UTF8 = "save it as UTF-8 (in Notepad: Save as, Encoding: UTF-8)"
 CLASS_BY_KIND: Mapping[registry.ConfigKind, type] = {
     "recipes": Recipe, "targets": Target, "calibration": Domain, "shortlists": Shortlist,
 }  # fmt: skip
@@ -71,15 +77,37 @@ def json_schema(cls: Any) -> dict[str, Any]:
 
 def _read(kind: registry.ConfigKind, name: str) -> Any:
     path = registry.find_file(kind, name)
+    text = _read_text(path)
     try:
-        content = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as reason:
         raise ToolchainError(f"{path} is not valid TOML: {reason}") from reason
     schema = content.pop("schema", SCHEMA)
     if schema != SCHEMA:
         raise ToolchainError(f"{path}: schema = {schema!r}; this version reads schema = {SCHEMA}")
     content.setdefault("name", path.stem)
     return validate(kind, content, str(path))
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, with or without a byte-order mark, which Windows' editors write.
+
+    Raises:
+        ToolchainError: the file cannot be read, or has another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        encoding = next((name for mark, name in ENCODING_MARKS if content.startswith(mark)), "")
+        if encoding or b"\0" in content[:4]:  # every second byte of plain English in UTF-16
+            raise ToolchainError(f"{path} is {encoding or 'UTF-16'} text; TOML is UTF-8: {SAVE_AS_UTF8}")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as reason:
+        line = reason.object.count(b"\n", 0, reason.start) + 1
+        raise ToolchainError(
+            f"{path} is not UTF-8 text, which TOML has to be (byte 0x{reason.object[reason.start]:02x} in line {line}): {SAVE_AS_UTF8}"
+        ) from reason
+    except OSError as reason:
+        raise ToolchainError(f"cannot read {path}: {reason.strerror}") from reason
 
 
 def validate(kind: registry.ConfigKind, content: Mapping[str, Any], where: str) -> Any:

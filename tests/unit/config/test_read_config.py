@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,9 @@ def test_a_flag_for_fewer_epochs_leaves_no_round_without_one(tmp_path: Path) -> 
     mine = write(tmp_path, MODEL + "[prune]\nrounds = 5\nsparsity = 1e-3\nsparse_epochs = 8")
     recipe, _ = overrides.read_recipe(mine, overrides.Flags(epochs=2))
     assert (recipe.prune.rounds, recipe.prune.sparse_epochs) == (2, 2)
-    assert overrides.read_recipe("digits", overrides.Flags(epochs=1))[0].prune == read_config.read_recipe("digits").prune
+    assert (
+        overrides.read_recipe("digits", overrides.Flags(epochs=1))[0].prune == read_config.read_recipe("digits").prune
+    )
 
 
 def test_another_model_drops_the_arguments_of_the_recipes_own() -> None:
@@ -277,3 +280,49 @@ def test_what_the_readme_shows_is_accepted() -> None:
         )
         if content.get("prune"):
             search_pruning.read_limits(found, found.budget, locked=False)
+
+
+UTF8_MARK = b"\xef\xbb\xbf"
+TEXTS: dict[registry.ConfigKind, str] = {
+    "recipes": 'domain = "digits"\r\ndescription = "für Größen"\r\n[model]\r\nname = "resnet18"\r\n',
+    "calibration": 'path = "images"\r\n',
+    "targets": 'runtime = "onnxruntime"\r\n',
+    "shortlists": '[[candidates]]\r\nname = "a"\r\n[candidates.model]\r\nname = "resnet18"\r\n',
+}
+READERS: dict[registry.ConfigKind, Callable[[str], Any]] = {
+    "recipes": read_config.read_recipe, "calibration": read_config.read_domain, "targets": read_config.read_target,
+    "shortlists": read_config.read_shortlist,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_a_file_saved_by_windows_notepad_is_read(tmp_path: Path, kind: registry.ConfigKind) -> None:
+    for folder, mark in (("plain", b""), ("marked", UTF8_MARK)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.toml").write_bytes(mark + TEXTS[kind].encode())
+    plain, marked = (READERS[kind](str(tmp_path / folder / "mine.toml")) for folder in ("plain", "marked"))
+    assert plain == marked
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("utf-16", "is UTF-16 text; TOML is UTF-8: save it as UTF-8"),
+        ("utf-16-le", "is UTF-16 text"),
+        ("utf-16-be", "is UTF-16 text"),
+        ("utf-32", "is UTF-32 text"),
+    ],
+)
+def test_another_encoding_is_named(tmp_path: Path, kind: registry.ConfigKind, encoding: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_bytes(TEXTS[kind].encode(encoding))
+    with pytest.raises(ToolchainError, match=message) as error:
+        READERS[kind](str(tmp_path / "mine.toml"))
+    assert "mine.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("mark", [b"", UTF8_MARK])
+def test_a_byte_of_an_old_encoding_is_named_with_its_line(tmp_path: Path, mark: bytes) -> None:
+    (tmp_path / "mine.toml").write_bytes(mark + TEXTS["recipes"].encode("cp1252"))
+    with pytest.raises(ToolchainError, match=r"is not UTF-8 text, .* \(byte 0xfc in line 2\): save it as UTF-8"):
+        read_config.read_recipe(str(tmp_path / "mine.toml"))
