@@ -8,16 +8,15 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from toolchain.core.errors import ToolchainError
+from toolchain.data.split_folders import SPLITS as SPLITS
+from toolchain.data.split_folders import Split as Split
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MIN_IMAGES_PER_CLASS = 1
 LabelledFile = tuple[Path, int]  # file and class index
 

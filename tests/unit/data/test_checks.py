@@ -137,8 +137,12 @@ def test_ignored_files_are_counted(domain: Domain, pictures: Path, tmp_path: Pat
     assert result.ignored == 3
     assert finding_of(result, "ignored files").files == ("ant/notes.txt",)
     finding = finding_of(result, "ignored pictures")
-    assert finding.files == ("ant/phone.HEIC", "x.png")
+    assert finding.files == ("x.png",)
     assert finding.severity == "warning"
+    unread = finding_of(result, "unread formats")
+    assert unread.files == ("ant/phone.HEIC",)
+    assert "1 .heic): convert them to JPEG or PNG" in unread.text
+    assert "1 system file ignored (.hidden)" in finding_of(result, "system files").text
 
 
 def test_file_names_that_are_not_text_reach_every_output(domain: Domain, pictures: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,26 +11,15 @@ from PIL import Image
 
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
+from toolchain.data import folder_layout, image_folder, system_files
 from toolchain.data.checks.finding import Finding
 from toolchain.data.checks.wording import join_first, pluralize, to_display_path
+from toolchain.data.folder_layout import FolderLayout
+from toolchain.data.image_formats import readable_suffixes
 from toolchain.data.splits import SPLITS
 
-# image formats of cameras and programs that are not read here, beside the further ones that Pillow knows
-UNSUPPORTED_SUFFIXES = {
-    ".heic",
-    ".heif",
-    ".dng",
-    ".raw",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".orf",
-    ".npy",
-    ".mp4",
-    ".avi",
-}
+# beside the formats that `image_formats` knows, and the further ones that Pillow does
+FURTHER_SUFFIXES = {".npy", ".mp4", ".avi"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +40,7 @@ class FolderContents:
     classes: tuple[str, ...]
     image_files: tuple[ImageFile, ...]
     has_own_splits: bool  # the folder has train/, val/ and test/, so no split is drawn
-    ignored_files: tuple[Path, ...]  # relative to the root
+    ignored_files: tuple[Path, ...]  # relative to the root, without system files
     findings: tuple[Finding, ...]
 
 
@@ -63,25 +53,34 @@ def list_contents(domain: Domain, cache: Path) -> FolderContents:
     root = image_folder.locate_root(domain, cache)
     findings = _check_group_pattern(domain)
     usable = dataclasses.replace(domain, group_pattern="") if findings else domain
+    layout = _read_layout(root, usable)
     try:
         classes, image_files = _list_as_training(usable, root, cache)
     except ToolchainError as reason:
-        classes, image_files = _list_unchecked(root)
+        classes, image_files = _list_unchecked(layout, root)
         if not image_files:
             raise
         message = str(reason).encode(errors="backslashreplace").decode()
         text = f"Training would reject this folder: {message}."
         findings.append(Finding(severity="severe", kind="refused", text=text))
     used = {file.path for file in image_files}
-    unused = (path for path in root.rglob("*") if path not in used and not _is_hidden(path.relative_to(root)))
+    unused = (path for path in system_files.walk_files(root) if path not in used)
     ignored_files = tuple(sorted(path.relative_to(root) for path in unused if path.is_file()))
+    unread_images = folder_layout.list_unread_images(root)
     return FolderContents(
         root=root,
         classes=classes,
         image_files=image_files,
-        has_own_splits=all((root / split).is_dir() for split in SPLITS),
+        has_own_splits=layout is not None and set(layout.split_folders) == set(SPLITS),
         ignored_files=ignored_files,
-        findings=(*findings, *_check_ignored_files(ignored_files), *_check_file_names(image_files)),
+        findings=(
+            *findings,
+            *_note_layout(layout),
+            *_note_system_files(root),
+            *_check_unread_images(root, unread_images),
+            *_check_ignored_files([path for path in ignored_files if root / path not in unread_images]),
+            *_check_file_names(image_files),
+        ),
     )
 
 
@@ -95,18 +94,24 @@ def _list_as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[st
     )
 
 
-def _list_unchecked(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
-    """List classes and files as they lie in the folder."""
-    given_splits = [split for split in SPLITS if (root / split).is_dir()]
-    by_split = (
-        {split: image_folder.scan_class_folders(root / split) for split in given_splits}
-        if given_splits
-        else {"": image_folder.scan_class_folders(root)}
-    )
-    labels = sorted({to_display_path(Path(label)) for by_class in by_split.values() for label in by_class})
+def _read_layout(root: Path, domain: Domain) -> FolderLayout | None:
+    """Return the folder's layout; None where training would reject it."""
+    try:
+        return folder_layout.read_layout(root, domain.classes)
+    except ToolchainError:
+        return None
+
+
+def _list_unchecked(layout: FolderLayout | None, root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """List classes and files as they lie in the folder; without a valid layout, by the plain names of splits."""
+    folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    given_splits: dict[str, Path] = {split: path for split, path in folders.items() if system_files.list_folders(path)}
+    parts = given_splits or {folder_layout.WHOLE: root}
+    images = layout.images if layout else {name: folder_layout.scan_class_folders(path) for name, path in parts.items()}
+    labels = sorted({to_display_path(Path(label)) for by_class in images.values() for label in by_class})
     return tuple(labels), tuple(
-        _make_image_file(path, root, to_display_path(Path(label)), split)
-        for split, by_class in by_split.items()
+        _make_image_file(path, root, to_display_path(Path(label)), "" if split == folder_layout.WHOLE else split)
+        for split, by_class in images.items()
         for label, paths in by_class.items()
         for path in paths
     )
@@ -114,10 +119,6 @@ def _list_unchecked(root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]
 
 def _make_image_file(path: Path, root: Path, label: str, split: str) -> ImageFile:
     return ImageFile(path=path, display_path=to_display_path(path.relative_to(root)), label=label, split=split)
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def _check_group_pattern(domain: Domain) -> list[Finding]:
@@ -134,9 +135,29 @@ def _check_group_pattern(domain: Domain) -> list[Finding]:
     return [Finding(severity="severe", kind="group pattern", text=text)]
 
 
-def _check_ignored_files(paths: tuple[Path, ...]) -> list[Finding]:
+def _note_layout(layout: FolderLayout | None) -> list[Finding]:
+    """Say what is read as what, where it is not plain."""
+    notes = layout.layout_notes if layout else ()
+    return [Finding(severity="note", kind="layout", text=f"Folder layout: {note}.") for note in notes]
+
+
+def _note_system_files(root: Path) -> list[Finding]:
+    """Count the files that operating systems and programs left in the folder."""
+    paths = system_files.list_system_files(root)
+    text = f"{system_files.describe_system_files(paths)}."
+    return [Finding(severity="note", kind="system files", text=text, files=_to_display_paths(paths))] if paths else []
+
+
+def _check_unread_images(root: Path, images: tuple[Path, ...]) -> list[Finding]:
+    """Report images in formats that are not read."""
+    text = f"{folder_layout.describe_unread_images(images)}."
+    files = _to_display_paths([path.relative_to(root) for path in images])
+    return [Finding(severity="warning", kind="unread formats", text=text, files=files)] if images else []
+
+
+def _check_ignored_files(paths: Sequence[Path]) -> list[Finding]:
     """Report files that are not read: a warning where they are images, or may be."""
-    image_suffixes = UNSUPPORTED_SUFFIXES | set(Image.registered_extensions())
+    image_suffixes = FURTHER_SUFFIXES | readable_suffixes() | set(Image.registered_extensions())
     images = [path for path in paths if path.suffix.lower() in image_suffixes]
     others = [path for path in paths if path.suffix.lower() not in image_suffixes]
     findings = []
@@ -156,7 +177,7 @@ def _check_ignored_files(paths: tuple[Path, ...]) -> list[Finding]:
     return findings
 
 
-def _to_display_paths(paths: list[Path]) -> tuple[str, ...]:
+def _to_display_paths(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(to_display_path(path) for path in paths)
 
 
