@@ -17,6 +17,7 @@ struct Bundle {
   std::vector<std::string> model_files;  // the first is opened, the second has its weights
   Preprocess preprocess;
   std::vector<std::string> classes;
+  bool accepted = true;  // false: the model missed a budget
   double step = 1, tolerance_steps = 0;  // of the golden outputs: a quantization step, and how many of them are allowed
   std::vector<Image> golden_images;
   std::vector<std::vector<float>> golden_logits;

@@ -42,6 +42,10 @@ JsonValue JsonValue::operator[](const std::string& key) const {
   return {std::shared_ptr<const json>(value_, &value_->at(key)), place_ + ": " + key};
 }
 
+bool JsonValue::is_false(const std::string& key) const {
+  return value_->is_object() && value_->contains(key) && value_->at(key) == json(false);
+}
+
 std::vector<JsonValue> JsonValue::items() const {
   if (!value_->is_array()) fail("an array");
   std::vector<JsonValue> values;

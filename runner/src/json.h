@@ -15,6 +15,7 @@ class JsonValue {
  public:
   // Each throws Error, naming the place, where the value is missing or of another type.
   JsonValue operator[](const std::string& key) const;
+  bool is_false(const std::string& key) const;  // whether the key is there and false; never throws
   std::vector<JsonValue> items() const;
   std::string string() const;
   double number() const;

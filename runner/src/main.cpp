@@ -18,19 +18,20 @@ using edge::Model;
 using Clock = std::chrono::steady_clock;
 
 constexpr const char* kUsage =
-    "usage: edge-runner BUNDLE [--self-test] [--time SECONDS] [--frame HEIGHTxWIDTH] [--logits] [FILE ...]\n"
+    "usage: edge-runner BUNDLE [--self-test] [--time SECONDS] [--frame HEIGHTxWIDTH] [--logits] [--not-accepted] [FILE ...]\n"
     "  BUNDLE       the unpacked folder; every file is hashed and the golden outputs are compared before anything else\n"
     "  FILE         PNG, JPEG, PGM, PPM, .npy, or .raw as a camera gives it; one JSON line each\n"
     "  --self-test  one JSON line with the verdict, exit status 0 or 1\n"
     "  --time       latency of one inference, measured for so long\n"
     "  --frame      size of .raw files; the network's, if left out\n"
     "  --logits     adds the logits, one number a class\n"
+    "  --not-accepted  runs a bundle that missed a budget, to look at it\n"
     "Exit status: 0 fine, 1 the bundle is not as it was built, 2 wrong input.\n";
 
 struct Options {
   std::string bundle;
   std::vector<std::string> files;
-  bool self_test = false, logits = false;
+  bool self_test = false, logits = false, not_accepted = false;
   double seconds = 0;
   edge::Size frame;
 };
@@ -55,6 +56,8 @@ Options parse_options(const std::vector<std::string>& words) {
       options.self_test = true;
     } else if (word == "--logits") {
       options.logits = true;
+    } else if (word == "--not-accepted") {
+      options.not_accepted = true;
     } else if (word == "--time") {
       const std::string& text = value();
       char* end = nullptr;
@@ -178,6 +181,9 @@ int run(const Options& options) {
   std::unique_ptr<Model> model;
   try {
     bundle = edge::load_bundle(options.bundle);
+    if (!bundle.accepted && !options.not_accepted) {
+      throw Error("this model missed a budget and was not accepted; --not-accepted runs it all the same");
+    }
     model = open_checked(bundle);
     const double steps = compare_golden(bundle, *model);
     if (options.self_test) {

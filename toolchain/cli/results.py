@@ -1,7 +1,8 @@
 """What several verbs print at the end: where a run's results are, and the files of one kind."""
 
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,44 @@ if TYPE_CHECKING:
     from toolchain.core.registry import ConfigKind
 
 
-def print_paths(folder: Path, written: Mapping[str, Any]) -> None:
-    """Print where a run's report and bundle are, or which budgets it missed."""
+def print_paths(folder: Path, written: Mapping[str, Any], context: typer.Context | None = None) -> None:
+    """Print where a run's report and bundle are; if nothing ships, why, and the command (of `context`) that would."""
     typer.echo(f"report: {folder / 'report.html'}")
     if written["shipped"]:
         typer.echo(
             f"bundle: {folder / 'bundle'}  (archive: {folder / 'bundle.tar'}, self-test: python run.py --self-test)"
         )
     else:
-        missed = ", ".join(v["check"] for v in written["verdicts"] if v["outcome"] == "fail")
-        typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
+        _print_way_out(folder, written, context)
+
+
+def _print_way_out(folder: Path, written: Mapping[str, Any], context: typer.Context | None) -> None:
+    """Print why nothing ships, where the best variant lies, and the command that would ship."""
+    from toolchain.core import run_report
+
+    missed = ", ".join(map(run_report.humanize, run_report.list_missed(written)))
+    typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
+    if (folder / "best").is_dir():
+        typer.echo(f"best variant, to look at: python {folder / 'best' / 'run.py'} --not-accepted IMAGE", err=True)
+    for nearest in (written.get("nearest") or ())[:1]:
+        typer.echo(f"{nearest['variant']} would ship with:", err=True)
+        typer.echo(f"  {_repeat_command(context, nearest['flags'])}", err=True)
+
+
+def _repeat_command(context: typer.Context | None, flags: Sequence[str]) -> str:
+    """Return the command line of `context` with further flags; a flag that they replace is left out."""
+    if context is None:
+        return " ".join(["toolchain export ...", *flags])
+    replaced = {"--ratio", "--latency"} if any(flag.startswith("--latency") for flag in flags) else set[str]()
+    words = ["toolchain", str(context.info_name)]
+    for parameter in context.command.params:
+        name, value = parameter.opts[-1], context.params.get(str(parameter.name))
+        option = next((text for text in parameter.opts if text.startswith("--")), name)
+        if option in replaced or value in (None, parameter.default) or parameter.param_type_name != "option":
+            continue
+        for item in value if isinstance(value, list | tuple) else [value]:
+            words += [option, shlex.quote(str(item))]
+    return " ".join([*words, *flags])
 
 
 def print_files(kind: "ConfigKind", title: str) -> None:

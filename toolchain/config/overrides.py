@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.config import read_config, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
-from toolchain.config.recipe import ModelSpec, Recipe
+from toolchain.config.recipe import Budget, ModelSpec, Recipe
 from toolchain.config.shortlist import is_auto
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
@@ -33,6 +35,7 @@ class Flags:
     resolution: float = -1.0
     on_corrupt: str = ""
     device: str = ""
+    budget: tuple[str, ...] = ()  # KEY=VALUE, keys as in [budget]
 
 
 def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_file: Path | None = None) -> Job:
@@ -86,12 +89,33 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
             prune=dataclasses.replace(recipe.prune, ratio=None),
             budget=dataclasses.replace(recipe.budget, latency=flags.latency),
         )
+    if flags.budget:
+        recipe = dataclasses.replace(recipe, budget=_override_budget(recipe.budget, flags.budget))
     if flags.resolution != -1:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _override_epochs(recipe, flags.epochs)
     checked: Recipe = read_config.validate("recipes", files.to_jsonable(recipe), "command line")
     return checked, override_images(domain, flags.data, flags.on_corrupt)
+
+
+def _override_budget(budget: Budget, settings: Sequence[str]) -> Budget:
+    """Return the budget with KEY=VALUE applied; values are read as TOML, and as text where they are none.
+
+    Raises:
+        ToolchainError: a setting is not KEY=VALUE, or its key is not a budget; wrong values are found by the recipe's rules.
+    """
+    names = [field.name for field in dataclasses.fields(Budget)]
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or key not in names:
+            raise ToolchainError(f"--budget {setting!r}: give KEY=VALUE, with one of {', '.join(names)}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        budget = dataclasses.replace(budget, **{key: value})
+    return budget
 
 
 def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:

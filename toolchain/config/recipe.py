@@ -128,6 +128,7 @@ class Budget:
     latency: str | None = None  # at most: "0.5x" as for size, or "1.2 ms"; the model is pruned until it is met
     macs: str | None = None  # of the pruned model, at most: "0.5x" of the dense model, or "150M"
     parameters: str | None = None  # of the pruned model, at most: "0.5x" of the dense model, or "2.5M"
+    dense_float: bool | None = None  # whether the dense float model may ship where nothing smaller keeps the budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,15 @@ def describe_outcome(report: RunReport) -> str:
     if name:
         details = ", ".join(str(detail) for detail in (variant.get("precision"), variant.get("method")) if detail)
         return f"{name} ships" + (f" ({details})" if details else "")
-    verdicts = report.get("verdicts") or ()
-    failed = ", ".join(humanize(verdict["check"]) for verdict in verdicts if verdict["outcome"] == "fail")
+    failed = ", ".join(map(humanize, list_missed(report)))
     subject = f"{variant['name']} misses" if variant else "missed"
     return f"Nothing ships: {subject} {failed}" if failed else "Nothing ships"
+
+
+def list_missed(report: RunReport) -> list[str]:
+    """Return the checks because of which nothing ships; reports of schema 1 only have the verdicts."""
+    failed = [verdict["check"] for verdict in report.get("verdicts") or () if verdict["outcome"] == "fail"]
+    return list(report.get("missed") or failed)
 
 
 def humanize(name: str) -> str:

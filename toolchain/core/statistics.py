@@ -73,6 +73,14 @@ def balanced_drop(reference: np.ndarray, candidate: np.ndarray, labels: np.ndarr
     return _normal_interval(estimate, error, len(reference), -1.0, 1.0)
 
 
+def root_mean_square(squares: np.ndarray) -> Interval:
+    """Return the root of the mean of squares [images], with the normal interval of that mean; one image has no interval."""
+    mean = float(squares.mean())
+    margin = _z() * float(squares.std(ddof=1)) / math.sqrt(len(squares)) if len(squares) > 1 else 0.0
+    low, high = math.sqrt(max(0.0, mean - margin)), math.sqrt(mean + margin)
+    return Interval(estimate=math.sqrt(mean), low=low, high=high, samples=len(squares))
+
+
 def minimum_detectable_difference(images: int, disagreement: float = DEFAULT_DISAGREEMENT) -> float:
     """Return the smallest accuracy difference that a test set detects with 95 % confidence and 80 % power.
 
@@ -102,6 +110,12 @@ def images_needed(difference: float, disagreement: float = DEFAULT_DISAGREEMENT)
     z_confidence, z_power = _z(), float(scipy_stats.norm.ppf(POWER))
     root = z_confidence * math.sqrt(share) + z_power * math.sqrt(max(share - difference**2, 0.0))
     return math.ceil((root / difference) ** 2)
+
+
+def images_for_share(share: float, limit: float) -> int:
+    """Return how many images show that a share such as the observed one is below, or above, a limit (95 % confidence)."""
+    distance = max(abs(limit - share), 1e-3)
+    return math.ceil(_z() ** 2 * share * (1 - share) / distance**2)
 
 
 def disagreement_share(reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -25,10 +25,11 @@ from toolchain.edge import archive, manifest, watch
 from toolchain.edge import run as board_runner
 from toolchain.export.export_variants import Variant
 from toolchain.export.runtime import load_runtime
-from toolchain.measure.accuracy import Predictions, quantization_step
+from toolchain.measure.torch_parity import Predictions, quantization_step
 from toolchain.pruning.surgery import Surgery
 from toolchain.search import lock_file
 
+BEST = "best"  # folder of the best variant of a run in which nothing ships
 GOLDEN_IMAGES = 16
 MIN_TOLERANCE_STEPS = 2.0  # kernels for other processors of the same runtime may round differently
 
@@ -42,19 +43,23 @@ class Shipment:
     data: Dataset  # at the variant's input size
     surgery: Surgery  # that gave the variant its architecture
     facts: Mapping[str, Any]  # runtime, accuracy, coverage, provenance: JSON-like data for the manifest
+    accepted: bool = True  # false: missed a budget
 
 
-def run(job: Job, shipment: Shipment | None) -> None:
+def run(job: Job, shipment: Shipment) -> None:
     """Write `bundle/` and `bundle.tar` to the job's folder, and record in its lock which precision ships.
 
-    If nothing ships, remove an older bundle, which would look like the result of this run.
+    If nothing ships, write the best variant to `best/`, marked as not accepted, and remove an older bundle, which would
+    look like the result of this run.
 
     Raises:
         ToolchainError: a further form cannot be made, or the disk is full.
     """
-    if shipment is None:
+    if not shipment.accepted:
         remove(job.folder)
+        _replace_folder(shipment, PackagedForms(), job.folder / BEST)
         return
+    shutil.rmtree(job.folder / BEST, ignore_errors=True)
     forms = packaged_forms.make_forms(job, shipment.variant, shipment.predictions["test"], shipment.data)
     write(shipment, forms, job.folder)
     lock_file.record_shipped_precision(
@@ -76,16 +81,21 @@ def write(shipment: Shipment, forms: PackagedForms, out: Path) -> Path:
     Raises:
         ToolchainError: the disk is full, or there is no permission.
     """
-    final, temporary, old = out / "bundle", out / ".bundle.tmp", out / ".bundle.old.tmp"
+    return _replace_folder(shipment, forms, out / "bundle", archive_path=out / "bundle.tar")
+
+
+def _replace_folder(shipment: Shipment, forms: PackagedForms, final: Path, *, archive_path: Path | None = None) -> Path:
+    """Write a bundle's folder and, where asked for, its archive; return the path of the archive, or of the folder."""
+    temporary, old = final.with_name(f".{final.name}.tmp"), final.with_name(f".{final.name}.old.tmp")
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         _write_files(shipment, forms, temporary)
         archive.write_checksums(temporary)
-        path = _pack(temporary, out / "bundle.tar")
+        path = _pack(temporary, archive_path) if archive_path else final
         if final.exists():
-            final.replace(old)  # renamed, not deleted, so that `bundle/` is never half deleted
+            final.replace(old)  # renamed, not deleted, so that the folder is never half deleted
         temporary.replace(final)
         shutil.rmtree(old, ignore_errors=True)
         return path
@@ -103,6 +113,8 @@ def _write_files(shipment: Shipment, forms: PackagedForms, folder: Path) -> None
         shutil.copyfile(file, folder / file.name)
     facts = {**shipment.facts, "forms": files.to_jsonable(forms.forms)}
     content = _make_manifest(variant, facts, data, golden)
+    if not shipment.accepted:
+        content["accepted"] = False
     files.write_json(folder / "manifest.json", content)
     files.write_json(folder / sbom.FILE_NAME, sbom.build(manifest.parse(files.to_jsonable(content), folder)))
     files.write_text(folder / "surgery.json", json.dumps(files.to_jsonable(shipment.surgery), sort_keys=True) + "\n")
@@ -157,7 +169,7 @@ def _write_golden(variant: Variant, predictions: Predictions, data: Dataset, pat
     }
     with files.open_atomic(path) as out:
         npz.save(out, golden)
-    step = quantization_step(variant, predictions)
+    step = quantization_step(predictions, variant.output_step)
     spread = 0.0
     if predictions.unoptimized is not None:
         spread = float(np.abs(predictions.artefact[chosen] - predictions.unoptimized[chosen]).max() / step)

@@ -27,7 +27,7 @@ from toolchain.export.export_variants import Variant
 from toolchain.export.passes import camera_input
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine
-from toolchain.measure.accuracy import Predictions, quantization_step
+from toolchain.measure.torch_parity import Predictions, quantization_step
 
 VERSION = 1
 COMPARED_IMAGES = 64  # test images that every form is compared on
@@ -126,7 +126,10 @@ class _FormComparison:
         test = data.splits["test"]
         self.chosen = np.linspace(0, len(test) - 1, min(COMPARED_IMAGES, len(test))).astype(int)
         self.variant, self.target, self.data = variant, target, data
-        self.step, self.expected = quantization_step(variant, predictions), predictions.artefact[self.chosen]
+        self.step, self.expected = (
+            quantization_step(predictions, variant.output_step),
+            predictions.artefact[self.chosen],
+        )
         self.inputs = run.normalise(test.pixels.numpy()[self.chosen], data.preprocess.mean, data.preprocess.std)
         self.input_spec: TensorSpec | None = None  # None: the canonical model's input
 

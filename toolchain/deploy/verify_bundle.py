@@ -67,19 +67,34 @@ def _check_folder(folder: Path, bundle: Path, fingerprint: str, least_release: i
 
 
 def read_archive(bundle: Path) -> tuple[bytes, Manifest]:
-    """Read an archive and check every file in it.
+    """Read an archive that is to ship, and check every file in it.
 
     Returns:
         its bytes and its manifest.
 
     Raises:
-        ToolchainError: it is a folder, or damaged.
+        ToolchainError: it is a folder, damaged, or a model that missed a budget.
     """
     if bundle.is_dir():
         raise ToolchainError(f"{bundle} is a folder; give the archive, {bundle}.tar")
     body = _read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
-        return body, _check_folder(archive.unpack(bundle, Path(scratch) / "bundle", body), bundle, "", 0).manifest
+        content = _check_folder(archive.unpack(bundle, Path(scratch) / "bundle", body), bundle, "", 0).manifest
+    refuse_not_accepted(content.accepted, bundle)
+    return body, content
+
+
+def refuse_not_accepted(accepted: bool, bundle: Path) -> None:
+    """Refuse a bundle that was written for inspection only.
+
+    Raises:
+        ToolchainError: its manifest says that it missed a budget.
+    """
+    if not accepted:
+        raise ToolchainError(
+            f"{bundle} missed a budget and was not accepted, so it is not signed, packaged or made a baseline; loosen the "
+            "budget (the end of the export names the nearest one) and export again"
+        )
 
 
 def sign(bundle: Path, key: Path) -> Path:

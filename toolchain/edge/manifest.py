@@ -127,6 +127,7 @@ class Manifest:
     accuracy: Mapping[str, Interval | str | None]  # "accuracy", "balanced", and the "split" they were measured on
     accuracy_drop: Mapping[str, Any]
     golden: GoldenOutputs
+    accepted: bool = True  # false: missed a budget; run.py asks for --not-accepted, and nothing signs or packages it
     forms: tuple[PackagedForm, ...] = ()
     watch: str = ""  # file with the drift reference of `run.py --watch`
     provenance: Provenance

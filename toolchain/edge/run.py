@@ -8,7 +8,6 @@
 Needs numpy and the bundle's runtime, and Pillow for image files. A .npy file holds uint8 pixels
 [height, width] or [height, width, 3], or the preprocessed float32 input [1, 3, height, width]. Before it classifies
 anything, it checks that the files are those that were built and that the golden inputs still give their outputs.
-
 The toolchain prepares its own images with these functions: the same pixels on the board as in training.
 """
 
@@ -100,9 +99,7 @@ def prepare(path, preprocess):
         pixels = read_image(path, preprocess["mode"])
     else:
         try:
-            array = np.load(
-                path, mmap_mode="r", allow_pickle=False
-            )  # maps the file, so a false header allocates nothing
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # maps it, so a false header allocates nothing
             if not isinstance(array, np.ndarray) or array.size > 3 * LARGEST_PICTURE:
                 raise ValueError(f"expected one array of at most {3 * LARGEST_PICTURE} values")
             pixels = np.array(array)
@@ -228,7 +225,7 @@ def compare(model, inputs, golden_logits, manifest, extra_steps):
 
 
 def self_test_forms(folder, manifest, listed):
-    """Run the golden inputs through every further form of the model that the installed runtime can open.
+    """Run the golden inputs through every further form that the installed runtime can open.
 
     Return the names of the forms that passed, and those that were not run, each with its reason.
     """
@@ -329,6 +326,7 @@ def main(arguments=None):
     parser.add_argument("files", nargs="*", help="images (need Pillow), .npy files, or folders of them")
     parser.add_argument("--self-test", action="store_true", help="check hashes and golden outputs; print PASS or FAIL")
     parser.add_argument("--watch", metavar="COUNTS", help="count image statistics and predictions in this JSON file")
+    parser.add_argument("--not-accepted", action="store_true", help="run a bundle that missed a budget, to look at it")
     options = parser.parse_args(arguments)
     if not options.files and not options.self_test:
         parser.error("give at least one image, or --self-test")
@@ -336,6 +334,8 @@ def main(arguments=None):
     try:
         listed = check_files(folder)
         manifest = json.loads((folder / "manifest.json").read_text())
+        if not (manifest.get("accepted", True) or options.not_accepted):
+            raise Refused("this model missed a budget and was not accepted; --not-accepted runs it all the same")
         model = open_model(folder, manifest, listed)
         worst, images = self_test(folder, manifest, model)
         passed, skipped = self_test_forms(folder, manifest, listed) if options.self_test else ([], [])

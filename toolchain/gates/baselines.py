@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from toolchain.config.target import Target
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
+from toolchain.deploy import verify_bundle
 from toolchain.edge.archive import read_verified_manifest, unpack
 from toolchain.export.runtime import load_runtime
 from toolchain.gates.data_source import DataSource
@@ -70,7 +71,7 @@ def accept(
         The record's path and the record.
 
     Raises:
-        ToolchainError: the archive is missing or damaged, or was built for another target or recipe.
+        ToolchainError: the archive is missing or damaged, missed a budget, or was built for another target or recipe.
     """
     if not archive.is_file():
         raise ToolchainError(
@@ -79,6 +80,7 @@ def accept(
     record, digest = record_path(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = read_verified_manifest(unpack(archive, Path(scratch) / "bundle"))
+    verify_bundle.refuse_not_accepted(bool(manifest.get("accepted", True)), archive)
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
         raise ToolchainError(
             f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"

@@ -18,3 +18,4 @@ class Verdict:
     measured: float | None
     limit: float | None
     why: str
+    samples: int | None = None  # images or rounds; None where nothing was sampled

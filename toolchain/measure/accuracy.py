@@ -24,23 +24,10 @@ from toolchain.data.splits import Split
 from toolchain.edge import run as runner
 from toolchain.export.export_variants import ExportedVariant, Variant
 from toolchain.export.runtime import load_runtime
-from toolchain.measure import machine
+from toolchain.measure import machine, torch_parity
+from toolchain.measure.torch_parity import Parity, Predictions
 from toolchain.quantization.quantize import Network
 from toolchain.training import loop
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """The artefact in its runtime compared with the torch model that it was exported from, on the same images."""
-
-    top1_agreement: float  # share of images with the same predicted class
-    max_steps: float  # largest difference of a logit, in quantization steps of the output
-    step: float  # that step; of a float output: 1/255 of its range
-    images: int
-    accuracy_gap: float  # artefact minus torch
-    runtime_agreement: float | None = (
-        None  # share of images with the same class from the optimized and the unoptimized graph
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +45,6 @@ class VariantAccuracy:
 
 VERSION = 2
 LOGITS_FILE = "logits.npz"
-MIN_LOGIT_RANGE = 1e-6  # for logits that are all equal
-RANGE_STEPS = 255  # the range of a float output is divided into as many steps as an int8 output has
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Logits [images, classes] of one variant on one split."""
-
-    artefact: np.ndarray
-    torch: np.ndarray
-    unoptimized: np.ndarray | None  # of the same artefact without the runtime's optimizations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,31 +184,10 @@ def compare(
             drop=statistics.accuracy_drop(baseline_correct, correct),
             balanced_drop=statistics.balanced_drop(baseline_correct, correct, truth),
             disagreement=statistics.disagreement_share(baseline_correct, correct),
-            parity=compare_with_torch(variant, logits, truth),
+            parity=torch_parity.compare(logits, truth, variant.output_step),
             coverage=measure_coverage(variant, target),
         )
     return result
-
-
-def quantization_step(variant: Variant, predictions: Predictions) -> float:
-    """Return the quantization step of the logits; of float logits, 1/255 of their range."""
-    return variant.output_step or max(float(np.ptp(predictions.torch)), MIN_LOGIT_RANGE) / RANGE_STEPS
-
-
-def compare_with_torch(variant: Variant, predictions: Predictions, labels: np.ndarray) -> Parity:
-    """Measure how far the artefact's predictions are from the torch model's; `labels` is int64 [images]."""
-    served, trained = predictions.artefact.argmax(1), predictions.torch.argmax(1)
-    step = quantization_step(variant, predictions)
-    return Parity(
-        top1_agreement=float((served == trained).mean()),
-        max_steps=float(np.abs(predictions.artefact - predictions.torch).max() / step),
-        step=step,
-        images=len(labels),
-        accuracy_gap=float((served == labels).mean() - (trained == labels).mean()),
-        runtime_agreement=None
-        if predictions.unoptimized is None
-        else float((served == predictions.unoptimized.argmax(1)).mean()),
-    )
 
 
 @functools.cache

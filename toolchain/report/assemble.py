@@ -9,7 +9,7 @@ from toolchain.core.run_report import BASELINE
 from toolchain.core.statistics import percentile
 from toolchain.core.types import Interval
 from toolchain.export.export_variants import Variant
-from toolchain.gates import data_source, ship_decision
+from toolchain.gates import budget_checks, data_source
 from toolchain.measure import machine
 from toolchain.measure.latency import LatencyMeasurement
 from toolchain.quantization import quantize
@@ -20,7 +20,8 @@ from toolchain.search.pruning_plan import PruningPlan
 from toolchain.search.sensitivity_curves import SensitivityCurve
 from toolchain.training.finetune import FinetunedModel
 
-SCHEMA = 1
+SCHEMA = 2  # 2: verdicts are judged by their interval and carry `samples`; `missed` and `nearest` say what would ship
+MAX_NEAREST = 3  # budgets that would ship, named in the notes
 
 
 def report(results: RunResults) -> dict[str, Any]:
@@ -38,6 +39,8 @@ def report(results: RunResults) -> dict[str, Any]:
         "versions": machine.versions(results.job.target),
         "shipped": results.decision.shipped,
         "candidate": candidate,
+        "missed": list(results.decision.missed),
+        "nearest": files.to_jsonable(results.decision.nearest),
         "variants": [_describe_variant(variant, results) for variant in results.variants],
         "speedup": _speedup_over(results, candidate, baseline),
         "speedup_as_shipped": _speedup_over(results, candidate, results.decision.unpruned),
@@ -72,8 +75,9 @@ def report(results: RunResults) -> dict[str, Any]:
         "control": files.to_jsonable(results.control),
         "notes": [
             *results.decision.notes,
+            *(entry.describe() for entry in results.decision.nearest[:MAX_NEAREST]),
             *quantize.notes(results.networks, results.placements),
-            *accuracy_control.notes(results.control, results.shipping.name),
+            *accuracy_control.notes(results.control, quantize.shipping(results.networks)),
         ],
         "warnings": [
             *results.warnings,
@@ -122,21 +126,24 @@ def finetuning(recipe: Recipe, dense: FinetunedModel) -> dict[str, Any]:
 
 
 def _speedup_over(results: RunResults, name: str, baseline: str) -> dict[str, Any]:
-    speedup = ship_decision.speedup_over(results.measured, name, baseline)
+    speedup = budget_checks.speedup_over(results.measured, name, baseline)
     return {"baseline": baseline, **files.to_jsonable(speedup)}
 
 
 def _collect_epochs(results: RunResults) -> dict[str, Any]:
-    """Return the epochs of every training step that led to what ships."""
-    shipping, epochs = results.shipping, {"adapt": results.dense.trained.record["history"]}
+    """Return the epochs of every training step; the last ones are of the pruned network where there is one."""
+    smallest, epochs = (
+        results.networks[quantize.shipping(results.networks)],
+        {"adapt": results.dense.trained.record["history"]},
+    )
     if results.ranked is not results.dense.trained:
         epochs["sparsify"] = results.ranked.record["history"]
     if results.pruned.history:
         epochs["prune"] = results.pruned.history
     if len(results.networks) > 1:
-        epochs["recover"] = shipping.trained.record["history"]
-    if shipping.quantized is not None:
-        epochs["quantize"] = shipping.quantized.trained.record["history"]
+        epochs["recover"] = smallest.trained.record["history"]
+    if smallest.quantized is not None:
+        epochs["quantize"] = smallest.quantized.trained.record["history"]
     return epochs
 
 

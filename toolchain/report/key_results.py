@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolchain.core.run_report import BASELINE, RunReport, find_variant, humanize, reported_variant
+from toolchain.gates import outcomes
 from toolchain.report import number_format
+
+OUTCOME_TEXTS = {"fail": "fails", "cannot_tell": "cannot be decided", "not_measured": "not measured"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,6 @@ def _size(report: RunReport) -> KeyResult:
 
 def _checks(report: RunReport) -> KeyResult:
     verdicts, variant, details = report.get("verdicts") or (), reported_variant(report), []
-    passed = sum(v["outcome"] == "pass" for v in verdicts)
     parity, coverage = variant.get("parity"), variant.get("integer_coverage")
     if parity:
         agreement = number_format.percent(parity.get("top1_agreement"))
@@ -84,10 +86,10 @@ def _checks(report: RunReport) -> KeyResult:
         details.append(f"{coverage['integer']} of {coverage['total']} convolution and linear layers run in int8")
     if (report.get("speedup") or {}).get("samples"):
         details.append(f"latency from {report['speedup']['samples']} paired rounds")
-    for outcome in ("fail", "cannot_tell", "not_measured"):
+    for outcome in OUTCOME_TEXTS:
         checks = ", ".join(humanize(v["check"]) for v in verdicts if v["outcome"] == outcome)
-        details += [f"{humanize(outcome)}: {checks}"] if checks else []
-    value = f"{passed} of {len(verdicts)} checks pass" if verdicts else number_format.MISSING
+        details += [f"{OUTCOME_TEXTS[outcome]}: {checks}"] if checks else []
+    value = outcomes.summarize(v["outcome"] for v in verdicts) if verdicts else number_format.MISSING
     return KeyResult(name="Checks", value=value, details=tuple(details))
 
 

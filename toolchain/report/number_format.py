@@ -178,7 +178,8 @@ def relative_change(value: OptionalNumber) -> str:
 FORMAT_BY_CHECK: tuple[tuple[str, Callable[[OptionalNumber], str], str], ...] = (
     ("growth", relative_change, "≤"),
     ("drop", drop_points, "≤"),
-    ("gap", points, "±"),
+    ("gap", points, "≥"),
+    ("error", steps, "≤"),
     ("speedup", multiple, "≥"),
     ("size", byte_size, "≤"),
     ("bytes", byte_size, "≤"),
@@ -198,5 +199,7 @@ def verdict_value(check: str, value: OptionalNumber, *, limit: bool = False) -> 
         return MISSING
     for word, write, sign in FORMAT_BY_CHECK:
         if word in check:
+            if word == "gap" and limit and value is not None and value > 0:
+                sign = "±"  # reports of schema 1 limited the gap on both sides
             return f"{sign} {write(value).lstrip('+')}".lstrip() if limit else write(value)
     return significant(value, 4)

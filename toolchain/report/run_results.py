@@ -17,7 +17,7 @@ from toolchain.measure import machine
 from toolchain.measure.accuracy import Verification
 from toolchain.measure.latency import LatencyMeasurement
 from toolchain.pruning.prune import PrunedModel
-from toolchain.quantization import quantize
+from toolchain.pruning.surgery import Surgery
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.quantization.quantize import Network
 from toolchain.search.accuracy_control import AccuracyControlResult
@@ -52,19 +52,21 @@ class RunResults:
     step_seconds: Mapping[str, float]
 
     @property
-    def shipping(self) -> Network:
-        """Float and quantized form of the architecture that is to ship."""
-        return self.networks[quantize.shipping(self.networks)]
+    def candidate(self) -> Variant:
+        """The variant that ships or, if none does, the best one."""
+        return next(variant for variant in self.variants if variant.name == self.decision.candidate)
 
-    def shipment(self) -> bundle.Shipment | None:
-        """Return what the bundle is made of; None where nothing ships."""
-        name = self.decision.shipped
-        if name is None:
-            return None
-        variant = next(variant for variant in self.variants if variant.name == name)
+    @property
+    def shipping(self) -> Network:
+        """Float and quantized form of the candidate's architecture."""
+        return self.networks[self.candidate.network]
+
+    def shipment(self) -> bundle.Shipment:
+        """Return what the bundle is made of."""
         return bundle.Shipment(
-            variant=variant, predictions=self.verified.predictions[name], data=self.networks[variant.network].dataset,
-            surgery=self.pruned.surgery, facts=manifest_facts(self),
+            variant=self.candidate, predictions=self.verified.predictions[self.candidate.name], data=self.shipping.dataset,
+            surgery=self.pruned.surgery if self.candidate.network == "pruned" else Surgery(), facts=manifest_facts(self),
+            accepted=self.decision.shipped is not None,
         )  # fmt: skip
 
 

@@ -7,16 +7,14 @@ import pytest
 import torch
 
 from toolchain.core import statistics
-from toolchain.measure import accuracy
-from toolchain.measure.accuracy import Predictions
+from toolchain.measure import torch_parity
+from toolchain.measure.torch_parity import Predictions
 from toolchain.report import assemble
 
 
 def test_constant_predictions_have_a_quantization_step(recwarn: pytest.WarningsRecorder) -> None:
     logits = np.zeros((6, 3), np.float32)
-    parity = accuracy.compare_with_torch(
-        SimpleNamespace(output_step=None), Predictions(logits, logits, None), np.zeros(6, np.int64)
-    )
+    parity = torch_parity.compare(Predictions(logits, logits, None), np.zeros(6, np.int64), None)
     assert parity.max_steps == 0
     assert parity.step > 0
     assert not recwarn.list

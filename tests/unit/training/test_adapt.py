@@ -80,8 +80,8 @@ def test_a_budget_that_the_test_split_cannot_decide_is_reported_before_compressi
 ) -> None:
     hard = dataclasses.replace(recipe(), budget=dataclasses.replace(recipe().budget, accuracy_drop=0.01))
     (note,) = pipeline.adapt(job_of(hard, domain=domain, out=tmp_path))["notes"]
-    assert "this test set cannot show 1 pt: 24 images" in note
-    assert "need about 3923" in note
+    assert "24 test images cannot show a drop of 1 points" in note
+    assert "about 3,923 images would decide" in note
 
 
 def test_joined_datasets_are_read_by_the_name_of_their_domain(domain: Domain, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ PANEL = "Build a model"
 
 
 def export(
+    context: typer.Context,
     target: Annotated[
         str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
     ] = "cpu",
@@ -53,6 +54,10 @@ def export(
         Path | None, typer.Option(help="Lock file of an earlier run: reuse its architecture and placement, no search.")
     ] = None,
     release: Annotated[int, typer.Option(help="Release number in the manifest; -1: as in the recipe.")] = -1,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Budget as in a recipe's [budget], such as accuracy_drop=0.02; repeat it for several."),
+    ] = None,
     device: Board = "",
     on_corrupt: OnCorrupt = "",
     out: OutFolder = Path("out"),
@@ -67,7 +72,7 @@ def export(
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
-        on_corrupt=on_corrupt, release=release, device=device,
+        on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
     )  # fmt: skip
     job = overrides.read_job(recipe, target, flags, out, lock_file=lock)
     folder_checks.check_folder(job.domain)
@@ -80,6 +85,6 @@ def export(
     terminal.print_report(written)
     archive = files.sha256_file(job.folder / "bundle.tar") if written["shipped"] else ""
     history.append(out / history.FILE_NAME, history.from_export(written, archive))
-    results.print_paths(job.folder, written)
+    results.print_paths(job.folder, written, context)
     if written["shipped"] is None:
         raise typer.Exit(1)

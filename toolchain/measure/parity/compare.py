@@ -18,9 +18,9 @@ from toolchain.core.errors import ToolchainError
 from toolchain.export import quantized_tensors
 from toolchain.export.quantized_tensors import QdqGraph, QuantizedTensor
 from toolchain.measure import machine
-from toolchain.measure.accuracy import RANGE_STEPS
 from toolchain.measure.parity import finished_run, reference, runtime_outputs
 from toolchain.measure.parity.runtime_outputs import RuntimeConfig, RuntimeOutputs
+from toolchain.measure.torch_parity import RANGE_STEPS
 
 SCHEMA = 1
 FILE_NAME = "parity.json"

@@ -11,7 +11,7 @@ from toolchain.config.recipe import Recipe
 from toolchain.core import files, statistics
 from toolchain.core.types import JsonObject
 from toolchain.data.decoded_dataset import Dataset
-from toolchain.gates import ship_decision
+from toolchain.gates import budget_checks
 from toolchain.models import build
 from toolchain.report import assemble, number_format, table
 from toolchain.report.sections import joined_datasets, seed_runs
@@ -73,7 +73,7 @@ def _report(recipe: Recipe, domain: Domain, dense: FinetunedModel, probe_correct
         "smallest_difference": statistics.minimum_detectable_difference(len(labels)),
     }
     limit = recipe.budget.accuracy_drop
-    doubt = ship_decision.describe_power(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
+    doubt = budget_checks.describe_power(limit, len(labels), statistics.DEFAULT_DISAGREEMENT) if limit else ""
     report["notes"] = [f"budget accuracy_drop = {limit}{doubt}"] if doubt else []
     plain: dict[str, Any] = files.to_jsonable(report)
     return plain
