@@ -10,7 +10,6 @@ from typing import IO
 LAYERS = "torch.nn.modules."
 PART_OF_TENSORS = ("torch.", "collections.OrderedDict", "_codecs.")  # apart from LAYERS
 FIRST_ATTRIBUTE = "_parameters"  # of a pickled torch module
-DICTIONARIES = ("EMPTY_DICT", "GLOBAL collections.OrderedDict")
 LEGACY_PICKLES = 4  # in torch's format before 1.6: magic number, version, machine, content
 LEGACY_MARK = "module"  # stands before a class in that format
 
@@ -31,11 +30,8 @@ def list_classes(path: Path) -> PickledClasses:
         ValueError: the pickle is damaged.
     """
     names, key, model = list[str](), "", ""
-    text, last_name, last_key, outermost = "", "", "", ""
+    text, last_name, last_key = "", "", ""
     for operation, argument in _content(path):
-        if operation in {"PROTO", "FRAME"}:
-            continue
-        outermost = outermost or f"{operation} {argument}"
         if operation == "GLOBAL" and (argument.startswith(LAYERS) or not argument.startswith(PART_OF_TENSORS)):
             names.append(argument)
             last_name, last_key = argument, text
@@ -43,7 +39,7 @@ def list_classes(path: Path) -> PickledClasses:
             text = argument
             if text == FIRST_ATTRIBUTE and last_name and not model:
                 model, key = last_name, last_key
-    return PickledClasses(tuple(dict.fromkeys(names)), model, key if outermost.startswith(DICTIONARIES) else "")
+    return PickledClasses(tuple(dict.fromkeys(names)), model, key)
 
 
 def _content(path: Path) -> Iterator[tuple[str, str]]:

@@ -156,6 +156,13 @@ def test_the_line_for_a_whole_model_makes_a_checkpoint(
     assert set(state_dicts[""]) == {"conv.weight", "conv.bias"}
 
 
+def test_a_whole_model_of_torchs_own_layers_is_named(tmp_path: Path) -> None:
+    torch.save({"net": nn.Sequential(nn.Conv2d(3, 4, 1))}, tmp_path / "net.pth")
+    message = refusal(tmp_path / "net.pth")
+    assert "holds a whole model (torch.nn.modules.container.Sequential)" in message
+    assert 'weights_only=False)["net"].state_dict()' in message
+
+
 def run_line(message: str) -> None:
     """Run the `python -c` line at the end of a message, as a shell would take it apart."""
     python, option, code = shlex.split(message[message.index("python -c") :])

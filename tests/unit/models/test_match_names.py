@@ -78,6 +78,23 @@ def test_a_file_that_fits_as_it_is_is_not_searched_further(tmp_path: Path) -> No
     assert (loaded.key, loaded.name_changes, loaded.other_keys) == ("", (), ("ema",))
 
 
+def test_names_that_are_prefixed_in_part_load_whole(tmp_path: Path) -> None:
+    state = {
+        f"module.{name}" if name.startswith("features.1.") else name: tensor for name, tensor in make_state().items()
+    }
+    assert 0 < sum(name.startswith("module.") for name in state) < len(state) / 2
+    model, loaded = load(tmp_path, state)
+    check_backbone(model, make_state())
+    assert (loaded.share, loaded.unexpected) == (1.0, ())
+
+
+def test_of_two_networks_under_the_same_names_the_one_with_the_models_shapes_is_taken(tmp_path: Path) -> None:
+    large = build.build_untrained(ModelSpec(name="mobilenet_v2", arguments={"width_mult": 0.5}), 9).state_dict()
+    model, loaded = load(tmp_path, with_prefix("teacher.", large) | with_prefix("student.", make_state()))
+    check_backbone(model, make_state())
+    assert loaded.name_changes == ("prefix 'student.' removed from the names",)
+
+
 def test_wrapped_parts_of_a_model_are_unwrapped(tmp_path: Path) -> None:
     state = {name.replace("features.", "features.module._orig_mod."): tensor for name, tensor in make_state().items()}
     model, loaded = load(tmp_path, with_prefix("model.", state))
