@@ -230,6 +230,14 @@ def test_one_outer_folder_is_entered_and_named(tmp_path: Path, splits: tuple[str
     assert len(texts_of(result, "layout")) == 1 + bool(splits)
 
 
+def test_an_outer_folder_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        draw(tmp_path / "test" / split, COUNTS)
+    assert split_names(read_layout(tmp_path)) == {"train": "train", "test": "test"}
+    shutil.rmtree(tmp_path / "test" / "train")
+    assert "no train/" in error_of(tmp_path)
+
+
 def test_a_single_class_is_no_outer_folder(tmp_path: Path) -> None:
     assert "a single class, 'ant'" in error_of(draw(tmp_path / "single", {"ant": 9}))
     draw(tmp_path / "deep" / "outer" / "archive", COUNTS)
