@@ -184,7 +184,7 @@ def compare(
             drop=statistics.accuracy_drop(baseline_correct, correct),
             balanced_drop=statistics.balanced_drop(baseline_correct, correct, truth),
             disagreement=statistics.disagreement_share(baseline_correct, correct),
-            parity=torch_parity.compare(logits, truth, variant.output_step),
+            parity=torch_parity.compare(logits, truth, variant.output_step, variant.precision),
             coverage=measure_coverage(variant, target),
         )
     return result

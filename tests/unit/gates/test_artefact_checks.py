@@ -88,7 +88,7 @@ FAULTS = {
 def judge(predictions: Predictions, rows: np.ndarray) -> dict[str, Verdict]:
     plain = predictions.unoptimized
     drawn = Predictions(predictions.artefact[rows], predictions.torch[rows], None if plain is None else plain[rows])
-    return verdicts_on(torch_parity.compare(drawn, NETWORK.labels[rows], None))
+    return verdicts_on(torch_parity.compare(drawn, NETWORK.labels[rows], None, "int8"))
 
 
 def verdicts_on(parity: Parity, integer: int = 1) -> dict[str, Verdict]:
@@ -127,7 +127,7 @@ def difference(changed: int, unexplained: int = 0) -> LogitDifference:
     )
 
 
-NO_GAP = torch_parity.compare(Predictions(TORCH, TORCH, None), NETWORK.labels, None).gap
+NO_GAP = torch_parity.compare(Predictions(TORCH, TORCH, None), NETWORK.labels, None, "int8").gap
 SOUND = Parity(
     top1_agreement=0.98, max_steps=3.0, step=1.0, images=147, accuracy_gap=0.0, gap=replace(NO_GAP, samples=147),
     artefact=difference(3),

@@ -14,7 +14,7 @@ from toolchain.report import assemble
 
 def test_constant_predictions_have_a_quantization_step(recwarn: pytest.WarningsRecorder) -> None:
     logits = np.zeros((6, 3), np.float32)
-    parity = torch_parity.compare(Predictions(logits, logits, None), np.zeros(6, np.int64), None)
+    parity = torch_parity.compare(Predictions(logits, logits, None), np.zeros(6, np.int64), None, "f32")
     assert parity.max_steps == 0
     assert parity.step > 0
     assert not recwarn.list
