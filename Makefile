@@ -5,7 +5,7 @@
 # make test                   all tests, with the share of lines that they run;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
-RECIPE ?= digits
+RECIPE ?= $(if $(DATA),image-folder,digits)
 OUT ?= out
 SUBJECT = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
         $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)")

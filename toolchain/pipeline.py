@@ -11,7 +11,7 @@ import torch
 
 from toolchain.config.job import Job
 from toolchain.config.shortlist import is_auto
-from toolchain.core import files
+from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
 from toolchain.deploy import bundle
@@ -31,6 +31,23 @@ from toolchain.search.pruning_plan import Lock
 from toolchain.selection import reuse_advice, select_model
 from toolchain.training import finetune, input_size
 
+STEPS = {  # of export, in order: the key in the report's `seconds`, and what is shown
+    "select": "choose the model",
+    "data": "decode the images",
+    "advise": "choose the layers to reuse",
+    "adapt": "fine-tune",
+    "sparsify": "train sparse",
+    "fit": "search what to prune",
+    "sensitivity": "measure sensitivity",
+    "place": "search the Q/DQ placement",
+    "prune": "prune",
+    "recover": "recover by distillation",
+    "quantize": "quantize",
+    "export": "export",
+    "verify": "verify",
+    "bench": "measure latency",
+}
+
 
 def export(job: Job) -> dict[str, Any]:
     """Make a bundle and a report in the job's folder; return the report.
@@ -41,7 +58,7 @@ def export(job: Job) -> dict[str, Any]:
         ToolchainError: wrong input or environment; finished steps stay in the stage cache and are not done again.
     """
     decided, seconds = check_environment(job), dict[str, float]()
-    step = partial(_timed, seconds)
+    step = partial(_run_step, seconds)
     with files.lock_folder(job.folder, wait=False):
         torch.set_flush_denormal(True)
         with step("select"):
@@ -127,7 +144,9 @@ def check_environment(job: Job) -> Lock | None:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+def _run_step(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Announce a step of `export`, and keep how long it takes."""
+    progress.log(f"step {list(STEPS).index(step) + 1} of {len(STEPS)}: {STEPS[step]}")
     started = time.monotonic()
     yield
     seconds[step] = round(time.monotonic() - started, 1)

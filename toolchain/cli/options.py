@@ -7,7 +7,11 @@ import typer
 
 RecipeName = Annotated[
     str,
-    typer.Option("--recipe", "-r", help="Recipe: a name (`toolchain recipes` lists them) or a path to a .toml file."),
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Recipe: a name (`toolchain recipes` lists them) or a .toml file. Default: image-folder with --data, else digits.",
+    ),
 ]
 DomainName = Annotated[
     str,

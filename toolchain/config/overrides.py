@@ -12,8 +12,10 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import Budget, ModelSpec, Recipe
 from toolchain.config.shortlist import is_auto
-from toolchain.core import files, registry
+from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError
+
+DEFAULT_RECIPE, FOLDER_RECIPE = "digits", "image-folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,14 @@ class Flags:
     on_corrupt: str = ""
     device: str = ""
     budget: tuple[str, ...] = ()  # KEY=VALUE, keys as in [budget]
+
+
+def choose_recipe(recipe: str, data: str) -> str:
+    """Return the recipe that was named; without one, the recipe that fits: for the user's class folders, or the default job."""
+    if recipe or not data:
+        return recipe or DEFAULT_RECIPE
+    progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
+    return FOLDER_RECIPE
 
 
 def read_job(recipe_name: str, target_name: str, flags: Flags, out: Path, lock_file: Path | None = None) -> Job:

@@ -49,6 +49,13 @@ class TrainSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeTrainSpec(TrainSpec):
+    """Quantization-aware training: its default rate fine-tunes; that of other stages would wreck a calibrated model."""
+
+    learning_rate: float = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentSpec:
     """Random augmentation of training images. None: off, or with `auto` whatever it chooses."""
 
@@ -111,7 +118,7 @@ class QuantizeSpec:
     calibration: CalibrationMethod | Literal["auto"] = "auto"  # of activation ranges; "auto": the best on validation
     correction: CorrectionMethod | Literal["auto"] = "auto"  # of shifted outputs; "auto": the best on validation
     search_seconds: float = 90.0  # longest placement search for one model; 0: the default placement, untimed
-    train: TrainSpec = field(default_factory=lambda: TrainSpec(epochs=3, learning_rate=2e-4, distill=0.5))
+    train: QuantizeTrainSpec = field(default_factory=lambda: QuantizeTrainSpec(epochs=3, distill=0.5))
     float_modules: tuple[str, ...] = ()  # names of modules left in float, with all modules inside them
 
 

@@ -165,7 +165,9 @@ def warn_of_guessing(results: RunResults) -> list[str]:
 def _warn_of_calibration(results: RunResults) -> list[str]:
     """Warn of what is wrong with the calibration of the architecture that is to ship."""
     quantized = results.shipping.quantized
-    return [f"calibration: {finding['why']}" for finding in quantized.trained.record["findings"]] if quantized else []
+    findings = quantized.trained.record["findings"] if quantized else ()
+    # constant channels are left out: nothing prunes them, and they do no harm
+    return [f"calibration: {finding['why']}" for finding in findings if finding["kind"] != "constant channels"]
 
 
 def warn_of_licence(results: RunResults) -> list[str]:

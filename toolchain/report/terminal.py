@@ -22,25 +22,25 @@ ASCII_SUBSTITUTES = str.maketrans(
 
 
 def print_report(report: RunReport, console: "Console | None" = None) -> None:
-    """Print the outcome, the key results, notes, warnings, and the sections with a TERMINAL_ORDER.
+    """Print the sections with a TERMINAL_ORDER, warnings and notes, and last the outcome and the key results.
 
     Colours are left out where the output is no terminal.
     """
     from rich.console import Console
 
     out = console or Console(highlight=False)
+    sections = [section for section in load_sections() if isinstance(section, TerminalSection)]
+    sections.sort(key=lambda section: section.TERMINAL_ORDER)
+    print_tables([section.tabulate(report) for section in sections], out)
+    for sentence in report.get("warnings") or ():
+        out.print(make_text(out, f"Warning: {sentence}", "yellow"))
+    for sentence in report.get("notes") or ():
+        out.print(make_text(out, str(sentence)))
     out.print()
     out.print(make_text(out, key_results.title(report), "dim"))
     style = "bold" if run_report.shipped_name(report) else "bold red"
     out.print(make_text(out, run_report.describe_outcome(report), style))
     out.print(_lay_out_key_results(out, report))
-    for sentence in report.get("notes") or ():
-        out.print(make_text(out, str(sentence)))
-    for sentence in report.get("warnings") or ():
-        out.print(make_text(out, f"Warning: {sentence}", "yellow"))
-    sections = [section for section in load_sections() if isinstance(section, TerminalSection)]
-    sections.sort(key=lambda section: section.TERMINAL_ORDER)
-    print_tables([section.tabulate(report) for section in sections], out)
 
 
 def print_tables(tables: Sequence[Table], console: "Console | None" = None) -> None:
@@ -50,7 +50,10 @@ def print_tables(tables: Sequence[Table], console: "Console | None" = None) -> N
     out = console or Console(highlight=False)
     for table in tables:
         if table.rows:
-            out.print(_fit_table(out, table))
+            columns = _choose_columns(out, table)
+            out.print(_lay_out_table(out, table, columns))
+            if left_out := [name for i, name in enumerate(table.columns) if i not in columns]:
+                out.print(make_text(out, f"not shown at this width: {', '.join(left_out)}", "dim"))
 
 
 def make_text(out: "Console", text: str, style: str = "") -> "Text":
@@ -76,15 +79,15 @@ def _lay_out_key_results(out: "Console", report: RunReport) -> "Grid":
     return grid
 
 
-def _fit_table(out: "Console", table: Table) -> "Grid":
-    """Lay out a table without as many of its optional columns as are too wide for the terminal."""
+def _choose_columns(out: "Console", table: Table) -> list[int]:
+    """Return the columns of a table without as many of its optional ones as are too wide for the terminal."""
     columns = list(range(len(table.columns)))
     unlimited = out.options.update(width=1000)
     for optional in table.optional_columns:
         if out.measure(_lay_out_table(out, table, columns), options=unlimited).maximum <= out.width:
             break
         columns.remove(optional)
-    return _lay_out_table(out, table, columns)
+    return columns
 
 
 def _lay_out_table(out: "Console", table: Table, columns: Sequence[int]) -> "Grid":

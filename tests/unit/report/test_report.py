@@ -303,6 +303,18 @@ def test_the_terminal_has_colours_where_somebody_sees_them_and_never_reads_names
     assert "[red]not markup[/red] [/]" in text
 
 
+def test_a_column_that_does_not_fit_is_named_and_the_outcome_comes_last() -> None:
+    stream = io.StringIO()
+    terminal.print_report(sample(), Console(file=stream, width=80))
+    text = stream.getvalue()
+    assert "not shown at this width: " in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.rindex("checks pass") > text.rindex("Warning: ") > text.rindex("Outcome")
+    wide = io.StringIO()
+    terminal.print_report(sample(), Console(file=wide, width=400))
+    assert "not shown" not in wide.getvalue()
+
+
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     terminal.print_report(sample(), Console(file=stream, width=80))

@@ -12,7 +12,9 @@ PANEL = "Measure and gate"
 
 def accept(
     target: TargetName = "cpu",
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe whose bundle to accept.")] = "digits",
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="Recipe whose bundle to accept; default as for export.")
+    ] = "",
     bundle: Annotated[Path | None, typer.Option(help="Archive to accept. Default: the last run's bundle.tar.")] = None,
     uri: Annotated[
         str, typer.Option(help="Folder to keep the archive in, or http address of the folder you will upload it to.")
@@ -27,7 +29,7 @@ def accept(
     from toolchain.gates import baselines, data_source
 
     deployment = read_config.read_target(target)
-    settings, domain = overrides.read_recipe(recipe, overrides.Flags(data=data))
+    settings, domain = overrides.read_recipe(overrides.choose_recipe(recipe, data), overrides.Flags(data=data))
     name = settings.name
     archive = bundle or out / name / deployment.name / "bundle.tar"
     dataset = data_source.describe(domain, out / "data") if data else data_source.read_from_run(archive.parent)

@@ -23,7 +23,7 @@ PANEL = "Build a model"
 
 
 def adapt(
-    recipe: RecipeName = "digits",
+    recipe: RecipeName = "",
     data: DataFolder = "",
     domain: DomainName = "",
     model: ModelName = "",
@@ -47,7 +47,7 @@ def adapt(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, on_corrupt=on_corrupt,
     )  # fmt: skip
-    job = overrides.read_job(recipe, "cpu", flags, out)
+    job = overrides.read_job(overrides.choose_recipe(recipe, data), "cpu", flags, out)
     folder_checks.check_folder(job.domain)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.report import terminal

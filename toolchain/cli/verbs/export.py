@@ -30,7 +30,7 @@ def export(
     target: Annotated[
         str, typer.Option("--target", "-t", help="Deployment target; `toolchain targets` lists them.")
     ] = "cpu",
-    recipe: RecipeName = "digits",
+    recipe: RecipeName = "",
     data: DataFolder = "",
     domain: DomainName = "",
     model: ModelName = "",
@@ -74,7 +74,7 @@ def export(
         seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
         on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
     )  # fmt: skip
-    job = overrides.read_job(recipe, target, flags, out, lock_file=lock)
+    job = overrides.read_job(overrides.choose_recipe(recipe, data), target, flags, out, lock_file=lock)
     folder_checks.check_folder(job.domain)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.core import files

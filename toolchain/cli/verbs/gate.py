@@ -60,7 +60,7 @@ def gate(
     from toolchain.report import terminal
     from toolchain.report.pages import gate as gate_report
 
-    deployment, recipes = read_config.read_target(target), recipe or ["digits"]
+    deployment, recipes = read_config.read_target(target), recipe or [overrides.choose_recipe("", data)]
     device = device or deployment.device
     if len(recipes) > 1 and (candidate or reference):
         raise ToolchainError(
