@@ -326,6 +326,25 @@ def test_other_outputs_than_the_golden_ones_are_no_pass(bundle: Path, program: P
         assert "quantization steps, allowed are" in json.loads(ended.stdout)["reason"]
 
 
+def test_a_model_that_missed_a_budget_runs_only_on_request(bundle: Path, program: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, best := tmp_path / "best")
+    np.save(image := tmp_path / "image.npy", np.zeros((32, 32), np.uint8))
+    manifest = records.read_json(bundle / "manifest.json")
+    records.write_json(best / "manifest.json", {**manifest, "accepted": False})
+    archive.write_checksums(best)
+    message = "this model missed a budget and was not accepted; --not-accepted runs it all the same"
+    for words in ((image,), ("--time", "0.1")):
+        refused = ask(program, best, *words)
+        assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", f"FAIL: {message}\n")
+    refused = ask(program, best, "--self-test")
+    assert (refused.returncode, json.loads(refused.stdout)) == (1, {"verdict": "FAIL", "reason": message})
+    for words in ((image,), ("--self-test",)):
+        ended, accepted = ask(program, best, "--not-accepted", *words), ask(program, bundle, *words)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, accepted.stdout, "")
+    assert ask(program, bundle, "--not-accepted", image).returncode == 0  # it allows, and asks for nothing
+    assert "--not-accepted" in ask(program).stderr
+
+
 def many_scans() -> bytes:
     """A gray progressive JPEG of one block, every bit of every coefficient in a scan of its own: 883 of them."""
 
@@ -506,6 +525,8 @@ def test_manifests_are_read_strictly(bundle: Path, guarded: Path, tmp_path: Path
         (lambda _: "[]", "has no schema"),
         (lambda text: text.replace('"schema": 1', '"schema": "1"'), "manifest.json: schema: string; expected a number"),
         (lambda text: text.replace('"threads": 1', '"threads": -1'), "threads: number; expected a whole number"),
+        (lambda text: text.replace("{", '{"accepted": 0, ', 1), "accepted: number; expected true or false"),
+        (lambda text: text.replace("{", '{"accepted": null, ', 1), "accepted: null; expected true or false"),
     ]
     for change, message in changes:
         (broken / "manifest.json").write_text(change(text), errors="surrogateescape")

@@ -179,8 +179,13 @@ def test_a_missed_budget_writes_the_report_and_takes_the_bundle_away(
     (run.out / "tiny" / "hard" / "bundle").mkdir(parents=True)
     written = pipeline.export(make_job(run.recipe, hard, run.domain, run.out))
     assert written["shipped"] is None
-    assert not (run.out / "tiny" / "hard" / "bundle").exists()
-    assert (run.out / "tiny" / "hard" / "report.html").exists()
+    folder = run.out / "tiny" / "hard"
+    assert not (folder / "bundle").exists()
+    assert (folder / "report.html").exists()
+    manifest = archives.read_verified_manifest(folder / "best")
+    assert (manifest["variant"], manifest["accepted"]) == (written["candidate"], False)
+    assert device(folder / "best", "--self-test").returncode == 1
+    assert device(folder / "best", "--not-accepted", "--self-test").stdout.startswith("PASS")
     assert "speedup" in [verdict["check"] for verdict in written["verdicts"] if verdict["outcome"] == "fail"]
 
 
@@ -415,6 +420,22 @@ def test_changed_golden_outputs_fail_even_with_new_hashes(flashed: Path) -> None
     ended = device(flashed, "--self-test")
     assert ended.returncode == 1
     assert "quantization steps" in ended.stdout
+
+
+@pytest.mark.parametrize("arguments", [["good.npy"], ["--self-test"]])
+def test_a_model_that_missed_a_budget_runs_only_on_request(arguments: list[str], flashed: Path) -> None:
+    np.save(flashed.parent / "good.npy", np.zeros((32, 32), np.uint8))
+    arguments = [str(flashed.parent / word) if word.endswith(".npy") else word for word in arguments]
+    accepted = device(flashed, *arguments)
+    manifest = records.read_json(flashed / "manifest.json")
+    assert "accepted" not in manifest
+    records.write_json(flashed / "manifest.json", {**manifest, "accepted": False})
+    archives.write_checksums(flashed)
+    refused = device(flashed, *arguments)
+    assert refused.returncode == 1
+    assert (refused.stdout + refused.stderr).startswith("FAIL: this model missed a budget and was not accepted; --not-")
+    ended = device(flashed, "--not-accepted", *arguments)
+    assert (ended.returncode, ended.stdout) == (0, accepted.stdout)
 
 
 def test_random_flips_and_cuts_of_any_file_are_refused_by_name(flashed: Path) -> None:

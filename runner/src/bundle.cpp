@@ -85,7 +85,7 @@ void read_manifest(Bundle& bundle) {
   const JsonValue manifest = parse_json(bundle.files["manifest.json"], "manifest.json");
   const double schema = manifest["schema"].number();
   if (schema != 1) throw Error("manifest.json has schema " + std::to_string(schema) + "; this program reads 1");
-  bundle.accepted = !manifest.is_false("accepted");
+  bundle.accepted = !manifest.has("accepted") || manifest["accepted"].boolean();
   bundle.runtime = manifest["runtime"].string();
   bundle.runtime_built = manifest["runtime_version"][bundle.runtime].string();
   bundle.precision_hint = manifest["precision_hint"].string();

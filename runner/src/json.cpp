@@ -38,13 +38,11 @@ JsonValue parse_json(const Bytes& text, const std::string& file) {
 void JsonValue::fail(const std::string& expected) const { throw Error(place_ + ": " + value_->type_name() + "; expected " + expected); }
 
 JsonValue JsonValue::operator[](const std::string& key) const {
-  if (!value_->is_object() || !value_->contains(key)) throw Error(place_ + " has no " + key);
+  if (!has(key)) throw Error(place_ + " has no " + key);
   return {std::shared_ptr<const json>(value_, &value_->at(key)), place_ + ": " + key};
 }
 
-bool JsonValue::is_false(const std::string& key) const {
-  return value_->is_object() && value_->contains(key) && value_->at(key) == json(false);
-}
+bool JsonValue::has(const std::string& key) const { return value_->is_object() && value_->contains(key); }
 
 std::vector<JsonValue> JsonValue::items() const {
   if (!value_->is_array()) fail("an array");
@@ -58,6 +56,11 @@ std::vector<JsonValue> JsonValue::items() const {
 std::string JsonValue::string() const {
   if (!value_->is_string()) fail("a string");
   return value_->get<std::string>();
+}
+
+bool JsonValue::boolean() const {
+  if (!value_->is_boolean()) fail("true or false");
+  return value_->get<bool>();
 }
 
 double JsonValue::number() const {

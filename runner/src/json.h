@@ -15,9 +15,10 @@ class JsonValue {
  public:
   // Each throws Error, naming the place, where the value is missing or of another type.
   JsonValue operator[](const std::string& key) const;
-  bool is_false(const std::string& key) const;  // whether the key is there and false; never throws
+  bool has(const std::string& key) const;  // never throws
   std::vector<JsonValue> items() const;
   std::string string() const;
+  bool boolean() const;
   double number() const;
   std::size_t count() const;  // a whole number, at least 0 and below 2^31
 

@@ -26,7 +26,7 @@ constexpr const char* kUsage =
     "  --frame      size of .raw files; the network's, if left out\n"
     "  --logits     adds the logits, one number a class\n"
     "  --not-accepted  runs a bundle that missed a budget, to look at it\n"
-    "Exit status: 0 fine, 1 the bundle is not as it was built, 2 wrong input.\n";
+    "Exit status: 0 fine, 1 the bundle is not as it was built or missed a budget, 2 wrong input.\n";
 
 struct Options {
   std::string bundle;

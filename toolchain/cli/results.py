@@ -32,7 +32,8 @@ def _print_way_out(folder: Path, written: Mapping[str, Any], context: typer.Cont
     missed = ", ".join(map(run_report.humanize, run_report.list_missed(written)))
     typer.echo(f"no bundle: {written['candidate']} misses {missed}", err=True)
     if (folder / "best").is_dir():
-        typer.echo(f"best variant, to look at: python {folder / 'best' / 'run.py'} --not-accepted IMAGE", err=True)
+        runner = shlex.quote(str(folder / "best" / "run.py"))
+        typer.echo(f"best variant, to look at: python {runner} --not-accepted IMAGE", err=True)
     for nearest in (written.get("nearest") or ())[:1]:
         typer.echo(f"{nearest['variant']} would ship with:", err=True)
         typer.echo(f"  {_repeat_command(context, nearest['flags'])}", err=True)
@@ -42,7 +43,10 @@ def _repeat_command(context: typer.Context | None, flags: Sequence[str]) -> str:
     """Return the command line of `context` with further flags; a flag that they replace is left out."""
     if context is None:
         return " ".join(["toolchain export ...", *flags])
-    replaced = {"--ratio", "--latency"} if any(flag.startswith("--latency") for flag in flags) else set[str]()
+    settings = {flag.partition("=")[0] for flag in flags}  # "--budget speedup", or a whole "--latency 0.73x"
+    replaced = set[str]()
+    if any(flag.startswith("--latency") for flag in flags):
+        replaced, settings = {"--ratio", "--latency"}, settings | {"--budget latency"}  # which would win over --latency
     words = ["toolchain", str(context.info_name)]
     for parameter in context.command.params:
         name, value = parameter.opts[-1], context.params.get(str(parameter.name))
@@ -50,7 +54,8 @@ def _repeat_command(context: typer.Context | None, flags: Sequence[str]) -> str:
         if option in replaced or value in (None, parameter.default) or parameter.param_type_name != "option":
             continue
         for item in value if isinstance(value, list | tuple) else [value]:
-            words += [option, shlex.quote(str(item))]
+            if f"{option} {item}".partition("=")[0] not in settings:
+                words += [option, shlex.quote(str(item))]
     return " ".join([*words, *flags])
 
 

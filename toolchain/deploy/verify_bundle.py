@@ -28,7 +28,8 @@ class VerifiedBundle:
             f"signed with {self.key_fingerprint}" if self.key_fingerprint else "signature not checked (give --key)"
         )
         content = self.manifest
-        return f"{content.recipe} for {content.target}, release {content.release}: {self.file_count} files intact, {signature}"
+        intact = f"{self.file_count} files intact" + ("" if content.accepted else ", not accepted (missed a budget)")
+        return f"{content.recipe} for {content.target}, release {content.release}: {intact}, {signature}"
 
 
 def check(bundle: Path, key: Path | None, least_release: int) -> VerifiedBundle:
@@ -75,13 +76,25 @@ def read_archive(bundle: Path) -> tuple[bytes, Manifest]:
     Raises:
         ToolchainError: it is a folder, damaged, or a model that missed a budget.
     """
-    if bundle.is_dir():
-        raise ToolchainError(f"{bundle} is a folder; give the archive, {bundle}.tar")
+    refuse_folder(bundle)
     body = _read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         content = _check_folder(archive.unpack(bundle, Path(scratch) / "bundle", body), bundle, "", 0).manifest
     refuse_not_accepted(content.accepted, bundle)
     return body, content
+
+
+def refuse_folder(bundle: Path) -> None:
+    """Refuse a folder where an archive that is to ship is expected.
+
+    Raises:
+        ToolchainError: it is a folder; of a bundle that missed a budget, which has no archive, the message says so.
+    """
+    if not bundle.is_dir():
+        return
+    if (bundle / archive.CHECKSUM_FILE).is_file():
+        refuse_not_accepted(bool(archive.read_verified_manifest(bundle).get("accepted", True)), bundle)
+    raise ToolchainError(f"{bundle} is a folder; give the archive, {bundle}.tar")
 
 
 def refuse_not_accepted(accepted: bool, bundle: Path) -> None:

@@ -71,8 +71,9 @@ def accept(
         The record's path and the record.
 
     Raises:
-        ToolchainError: the archive is missing or damaged, missed a budget, or was built for another target or recipe.
+        ToolchainError: the archive is missing, a folder or damaged, missed a budget, or was built for another target or recipe.
     """
+    verify_bundle.refuse_folder(archive)
     if not archive.is_file():
         raise ToolchainError(
             f"{archive} is not there; run `toolchain export --target {target.name} --recipe {recipe}` first"

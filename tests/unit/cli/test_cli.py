@@ -52,6 +52,13 @@ def test_targets_say_what_they_are_for() -> None:
         (["export", "--image-size", "6x6"], "each between 8 and 4096"),
         (["select", "--image-size", "6x6"], "each between 8 and 4096"),
         (["select", "--on-corrupt", "maybe"], "on_corrupt"),
+        (
+            ["export", "--budget", "accuracy=0.02"],
+            "--budget 'accuracy=0.02': give KEY=VALUE, with one of accuracy_drop",
+        ),
+        (["export", "--budget", "speedup"], "--budget 'speedup': give KEY=VALUE"),
+        (["export", "--budget", "size=small"], "budget.size = 'small'"),
+        (["export", "--budget", "dense_float=perhaps"], "budget.dense_float"),
         (["adapt", "--model", "auto"], "name a model"),
         (["export", "--model", "auto", "--weights", "own.pth"], "every candidate brings its own"),
         (["adapt", "--balance", "2"], "balance = 2.0"),
