@@ -14,6 +14,7 @@ from toolchain.config.dataset import Domain
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
+from toolchain.data.class_names import to_nfc
 
 RUN_FILE = "measurements.json"
 
@@ -86,7 +87,7 @@ def check_unchanged(accepted: DataSource, present: DataSource) -> None:
     Raises:
         ToolchainError: it holds other classes or images.
     """
-    if set(accepted.classes) != set(present.classes):
+    if {*map(to_nfc, accepted.classes)} != {*map(to_nfc, present.classes)}:
         changed = ", ".join(sorted(set(accepted.classes) ^ set(present.classes)))
         raise ToolchainError(
             f"the image folder {accepted.folder} has other classes than when the baseline was accepted: {changed}"

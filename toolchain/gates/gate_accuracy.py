@@ -12,6 +12,7 @@ import numpy as np
 from toolchain.config.target import GateLimits
 from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
+from toolchain.data.class_names import to_nfc
 from toolchain.edge.run import Refused, prepare
 from toolchain.export.runtime import load_runtime
 from toolchain.gates.gate_inputs import GateImages, GatePair
@@ -80,7 +81,7 @@ def _classify_here(model: ModelFile, images: GateImages, step: Callable[[], None
     correct = []
     for file, label in zip(images.files, images.labels, strict=True):
         logits = session.run(_prepare(file, model))[0]
-        correct.append(classes[int(logits.argmax())] == label)
+        correct.append(to_nfc(classes[int(logits.argmax())]) == label)
         step()
     return np.array(correct)
 
@@ -100,7 +101,7 @@ def _classify_in_other_python(model: ModelFile, images: GateImages, step: Callab
             reason = (child.stderr or child.stdout).strip().splitlines()[-1:] or ["no message"]
             raise ToolchainError(f"{model.timed_model.python} cannot run {model.bundle_folder}/run.py: {reason[0]}")
         predicted += [json.loads(line)["class"] for line in child.stdout.splitlines()]
-    return np.array([name == label for name, label in zip(predicted, images.labels, strict=True)])
+    return np.array([to_nfc(name) == label for name, label in zip(predicted, images.labels, strict=True)])
 
 
 def _prepare(file: Path, model: ModelFile) -> np.ndarray:

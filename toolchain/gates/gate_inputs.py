@@ -9,6 +9,7 @@ from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
+from toolchain.data.class_names import to_nfc
 from toolchain.gates import baselines, data_source
 from toolchain.gates.data_source import DataSource
 from toolchain.measure import model_files
@@ -35,16 +36,16 @@ class GateImages:
 
 
 def list_images(domain: Domain, cache: Path, pair: GatePair) -> GateImages:
-    """Return the dataset's test images.
+    """Return the dataset's test images; class names are compared in Unicode form NFC, as macOS writes another one.
 
     Raises:
         ToolchainError: there are none, or one of their classes is missing in a bundle.
     """
     images = image_folder.find_images(domain, cache)
-    labels = tuple(images.classes[label] for label in images.labels["test"])
+    labels = tuple(to_nfc(images.classes[label]) for label in images.labels["test"])
     for model in (pair.candidate, pair.baseline):
         classes = model.manifest["classes"] if model.manifest else ()
-        if unknown := set(labels) - set(classes):
+        if unknown := set(labels) - {to_nfc(name) for name in classes}:
             raise ToolchainError(
                 f"{model.bundle_folder} has no class {min(unknown)!r}, which the test images have; its classes: "
                 f"{', '.join(classes)}"

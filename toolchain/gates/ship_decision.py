@@ -74,7 +74,8 @@ def decide(
     ranked = sorted(pinned or eligible, key=lambda v: _rank(v, measured))
     on_validation = {v.name: give_verdicts(v, validation, measured, limits) for v in ranked}
     passing = [v for v in ranked if not _missed(on_validation[v.name])]
-    best = passing[0] if passing else _choose_closest(ranked, on_validation, validation)
+    nearest = nearest_budget.find(ranked, on_validation)
+    best = passing[0] if passing else _choose_closest(ranked, nearest, validation)
     verdicts = give_verdicts(best, test, measured, limits)
     failed = [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
     missed = failed if passing else (failed or _missed(on_validation[best.name]))
@@ -86,7 +87,7 @@ def decide(
         notes.insert(0, f"nothing ships: {best.name} misses {', '.join(missed)}{where}")
     return ShipDecision(
         shipped=None if missed else best.name, candidate=best.name, unpruned=unpruned, verdicts=tuple(verdicts),
-        notes=tuple(notes), missed=tuple(missed), nearest=nearest_budget.find(ranked, on_validation) if missed else (),
+        notes=tuple(notes), missed=tuple(missed), nearest=tuple(entry for entry in nearest if entry.flags) if missed else (),
     )  # fmt: skip
 
 
@@ -138,15 +139,15 @@ def _missed(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _choose_closest(
-    ranked: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]], validation: Mapping[str, VariantAccuracy]
+    ranked: Sequence[Variant], nearest: Sequence[NearestBudget], validation: Mapping[str, VariantAccuracy]
 ) -> Variant:
-    """Return the best of variants that all miss something: sound artefacts first, then the smallest accuracy drop."""
+    """Return the best of variants that all miss something: the one that the least loosened budget would ship.
 
-    def sort_key(variant: Variant) -> tuple[bool, float]:
-        broken = any(check not in budget_checks.CHECKS for check in _missed(verdicts[variant.name]))
-        return broken, validation[variant.name].drop.estimate
-
-    return min(ranked, key=sort_key)
+    Where every artefact is refused, it is the most accurate one.
+    """
+    if nearest:
+        return next(variant for variant in ranked if variant.name == nearest[0].variant)
+    return min(ranked, key=lambda variant: validation[variant.name].drop.estimate)
 
 
 def _explain_choice(

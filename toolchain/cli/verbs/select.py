@@ -35,13 +35,16 @@ def select(
     import dataclasses
 
     from toolchain.config import overrides, read_config
+    from toolchain.data import folder_checks
+
+    dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
+    folder_checks.check_folder(dataset)  # before the imports below, which take seconds
     from toolchain.report import terminal
     from toolchain.report.pages import select as select_report
     from toolchain.report.sections import model_candidates, reuse_depths
     from toolchain.selection import candidates as candidate_models
     from toolchain.selection import select_model
 
-    dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
     models = candidate_models.resolve([name.strip() for name in candidates.split(",") if name.strip()])
     size = overrides.parse_image_size(image_size) if image_size else None
     deployment = read_config.read_target(target)
