@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.config import read_config, validation
+from toolchain.config import budget_limits, read_config, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import Budget, ModelSpec, Recipe
@@ -44,7 +44,8 @@ def choose_recipe(recipe: str, data: str) -> str:
     """Return the recipe that was named; without one, the recipe that fits: for the user's class folders, or the default job."""
     if recipe or not data:
         return recipe or DEFAULT_RECIPE
-    progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
+    if Path(data).is_dir():
+        progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
     return FOLDER_RECIPE
 
 
@@ -101,6 +102,9 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         )
     if flags.budget:
         recipe = dataclasses.replace(recipe, budget=_override_budget(recipe.budget, flags.budget))
+        keys = {setting.partition("=")[0] for setting in flags.budget}
+        if keys & set(budget_limits.UNITS) and flags.ratio < 0:  # these say how far to prune, as --latency does
+            recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, ratio=None))
     if flags.resolution != -1:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
@@ -121,9 +125,11 @@ def _override_budget(budget: Budget, settings: Sequence[str]) -> Budget:
         if not separator or key not in names:
             raise ToolchainError(f"--budget {setting!r}: give KEY=VALUE, with one of {', '.join(names)}")
         try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            (value,) = tomllib.loads(f"value = {text}").values()
+        except (tomllib.TOMLDecodeError, ValueError):
             value = text
+        if key in budget_limits.UNITS:
+            value = str(value)  # a number without its unit gets the message that names the units
         budget = dataclasses.replace(budget, **{key: value})
     return budget
 

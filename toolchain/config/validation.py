@@ -4,6 +4,7 @@ A rule is a pair: whether it holds, and the message if it does not.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -169,6 +170,12 @@ def _budget_rules(value: Budget) -> Rules:
             for name, limit in limits.items()
             if not isinstance(limit, str)
         ),
+        *(
+            (limits[name] < 1, f"budget.{name} = {limits[name]}: must be a share below 1; 0.05 is five points")
+            for name in ("accuracy_drop", "balanced_drop")
+            if name in limits
+        ),
+        (math.isfinite(limits.get("speedup", 1.0)), f"budget.speedup = {value.speedup}: must be a finite number"),
         *(_limit_rule(quantity, limits[quantity]) for quantity in budget_limits.UNITS if quantity in limits),
     ]
 

@@ -25,5 +25,7 @@ def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
         std=recipe.model.std,
     )
     data = decoded_dataset.load(domain, preprocess, job.images)
-    joined = [joined_datasets.load(spec, read_config.read_domain(spec.domain), data, job.images) for spec in recipe.join]
+    joined = [
+        joined_datasets.load(spec, read_config.read_domain(spec.domain), data, job.images) for spec in recipe.join
+    ]
     return data, joined

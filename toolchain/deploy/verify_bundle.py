@@ -105,7 +105,7 @@ def refuse_not_accepted(accepted: bool, bundle: Path) -> None:
     """
     if not accepted:
         raise ToolchainError(
-            f"{bundle} missed a budget and was not accepted, so it is not signed, packaged or made a baseline; loosen the "
+            f"{bundle} missed a budget and was not accepted, so it is not signed, packaged, gated or made a baseline; loosen the "
             "budget (the end of the export names the nearest one) and export again"
         )
 

@@ -72,7 +72,7 @@ def _judge_agreement(parity: Parity) -> Verdict:
         needed = statistics.images_for_share(share.estimate, MAX_UNEXPLAINED_SHARE)
         why += f"; about {needed:,} images would decide"
     return Verdict(
-        check="top1_agreement", outcome=outcome, measured=1 - share.estimate, limit=1 - MAX_UNEXPLAINED_SHARE, why=why
+        check="unexplained_changes", outcome=outcome, measured=share.estimate, limit=MAX_UNEXPLAINED_SHARE, why=why
     )
 
 

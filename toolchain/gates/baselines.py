@@ -123,7 +123,10 @@ def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
             f"no baseline of {recipe} on {target.name} was accepted ({path} is missing); accept the present bundle with "
             f"`toolchain accept --target {target.name} --recipe {recipe}` and commit that file, or name one with --reference"
         )
-    row = files.read_json(path)
+    try:
+        row = files.read_json(path)
+    except ToolchainError as reason:
+        raise _unreadable(path) from reason
     try:
         baseline: Baseline = TypeAdapter(Baseline).validate_python(row)
     except ValidationError as reason:
@@ -143,7 +146,8 @@ def read_record(target: Target, recipe: str) -> tuple[Path, Baseline]:
 
 def _unreadable(path: Path) -> ToolchainError:
     return ToolchainError(
-        f"{path} is not a baseline record that this version reads (schema {SCHEMA} or older); accept a bundle again: toolchain accept"
+        f"{path} is not a baseline record that this version reads (schema {SCHEMA} or older); restore it from version "
+        "control, or accept a bundle again: toolchain accept"
     )
 
 

@@ -111,8 +111,12 @@ def describe_power(limit: float, images: int, disagreement: float) -> str:
 
 def _judge_drop(check: str, drop: Interval, limit: float, disagreement: float) -> Verdict:
     verdict = _below(check, drop, limit)
-    power = describe_power(limit, drop.samples, disagreement) if check == "accuracy_drop" else ""
-    return replace(verdict, why=verdict.why + power)
+    if check != "accuracy_drop":
+        return verdict
+    needed = statistics.images_needed(limit, disagreement) if limit > 0 else None
+    undecided = verdict.outcome == "cannot_tell" and needed is not None and needed > drop.samples
+    why = verdict.why + (describe_power(limit, drop.samples, disagreement) if undecided else "")
+    return replace(verdict, why=why, images_needed=needed if undecided else None)
 
 
 def _judge_speedup(variant: Variant, measured: Mapping[str, LatencyMeasurement], limit: float) -> Verdict:

@@ -76,7 +76,7 @@ def locate(data: DataSource) -> Path:
     folder = _find_repository() / data.folder  # an absolute path stays one
     if not folder.is_dir():
         raise ToolchainError(
-            f"the image folder {folder}, which the baseline was accepted with, does not exist any more"
+            f"the image folder {data.folder}, which the baseline was accepted with, does not exist any more"
         )
     return folder
 

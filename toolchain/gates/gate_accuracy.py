@@ -71,7 +71,10 @@ def judge(correct: CorrectPredictions | str, limits: GateLimits) -> Verdict | No
         why += f"; about {needed} images would decide"
     elif outcome == "pass" and drop.high > limit:
         why += f"; so few images do not rule out a drop of {100 * drop.high:.1f} points"
-    return Verdict(check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why)
+    return Verdict(
+        check="accuracy_drop", outcome=outcome, measured=drop.estimate, limit=limit, why=why, samples=drop.samples,
+        images_needed=needed if outcome == "cannot_tell" else None,
+    )  # fmt: skip
 
 
 def _classify_here(model: ModelFile, images: GateImages, step: Callable[[], None]) -> np.ndarray:

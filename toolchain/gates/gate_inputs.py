@@ -10,6 +10,7 @@ from toolchain.config.target import Target
 from toolchain.core.errors import ToolchainError
 from toolchain.data import image_folder
 from toolchain.data.class_names import to_nfc
+from toolchain.deploy import verify_bundle
 from toolchain.gates import baselines, data_source
 from toolchain.gates.data_source import DataSource
 from toolchain.measure import model_files
@@ -73,7 +74,7 @@ def find_images(domain: Domain, data: DataSource | None, cache: Path, pair: Gate
             domain = replace(domain, source=data.source, path=folder)
             data_source.check_unchanged(data, data_source.describe(domain, cache))
         except ToolchainError as reason:
-            return f"{reason}; give the folder with --data"
+            return f"{reason}; give the folder with --data, accept a bundle again, or --waive accuracy"
     return list_images(domain, cache, pair)
 
 
@@ -127,6 +128,7 @@ def load_pair(
             raise ToolchainError(
                 f"{model.timed_model.path} is a bare model file; a gate compares bundles (folder or .tar)"
             )
+        verify_bundle.refuse_not_accepted(bool(model.manifest.get("accepted", True)), model.bundle_folder or Path())
         if missing := [name for name in REQUIRED_MANIFEST_KEYS if name not in model.manifest]:
             raise ToolchainError(
                 f"{model.bundle_folder}: the manifest lacks {', '.join(missing)}; this toolchain did not write it"

@@ -20,20 +20,27 @@ class NearestBudget:
     loosened: float  # the largest budget after loosening over before; 1.2: a fifth more
     measured: Mapping[str, float]  # by check, in the check's unit
 
+    @property
+    def loses_accuracy(self) -> bool:
+        """Whether a limit on accuracy has to be loosened."""
+        return any(check in self.measured for check in ("accuracy_drop", "balanced_drop"))
+
     def describe(self) -> str:
         """Return the variant and its flags in a sentence."""
         return f"{self.variant} would ship with {' '.join(self.flags)}"
 
 
 def find(ranked: Sequence[Variant], verdicts: Mapping[str, Sequence[Verdict]]) -> tuple[NearestBudget, ...]:
-    """Return the budgets at which each variant would ship, the least loosened first.
+    """Return the budgets at which each variant would ship: those that keep the accuracy first, then the least loosened.
 
     Args:
         ranked: variants that miss something, the fastest first.
         verdicts: on validation, by variant.
     """
     nearest = (_loosen(variant.name, verdicts[variant.name]) for variant in ranked)
-    return tuple(sorted((entry for entry in nearest if entry), key=lambda entry: entry.loosened))
+    return tuple(
+        sorted((entry for entry in nearest if entry), key=lambda entry: (entry.loses_accuracy, entry.loosened))
+    )
 
 
 def _loosen(name: str, verdicts: Sequence[Verdict]) -> NearestBudget | None:

@@ -78,12 +78,12 @@ def decide(
     best = passing[0] if passing else _choose_closest(ranked, nearest, validation)
     verdicts = give_verdicts(best, test, measured, limits)
     failed = [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
-    missed = failed if passing else (failed or _missed(on_validation[best.name]))
+    missed = failed if passing else list(dict.fromkeys([*failed, *_missed(on_validation[best.name])]))
     notes = _explain_choice(best, ranked, on_validation, measured)
     if pinned:
         notes.append("the lock names the precision that ships")
     if missed:
-        where = "" if failed else " on validation"
+        where = " on validation" if not failed else ""
         notes.insert(0, f"nothing ships: {best.name} misses {', '.join(missed)}{where}")
     return ShipDecision(
         shipped=None if missed else best.name, candidate=best.name, unpruned=unpruned, verdicts=tuple(verdicts),

@@ -19,3 +19,4 @@ class Verdict:
     limit: float | None
     why: str
     samples: int | None = None  # images or rounds; None where nothing was sampled
+    images_needed: int | None = None  # images that would decide the check; None where this many do

@@ -260,7 +260,7 @@ def notes(networks: Mapping[NetworkName, Network], placed: Mapping[NetworkName, 
             relative_speed = placement.fastest_int8.speedup / placement.fastest_float.speedup
             sentences.append(
                 f"{network.name}: no int8 placement is as fast as {placement.fastest_float.precision} on this target (the "
-                f"best of {len(placement.timed_placements)} has {relative_speed:.2f}x its speed), so none was trained"
+                f"best of {len(placement.timed_placements)} has {relative_speed:.2f}x its speed), so it was calibrated, not trained"
             )
         if quantized.requested_method == "qat" and quantized.method == "ptq":
             sentences.append(

@@ -87,10 +87,15 @@ def _checks(report: RunReport) -> KeyResult:
     if (report.get("speedup") or {}).get("samples"):
         details.append(f"latency from {report['speedup']['samples']} paired rounds")
     for outcome in OUTCOME_TEXTS:
-        checks = ", ".join(humanize(v["check"]) for v in verdicts if v["outcome"] == outcome)
+        checks = ", ".join(_name_check(v) for v in verdicts if v["outcome"] == outcome)
         details += [f"{OUTCOME_TEXTS[outcome]}: {checks}"] if checks else []
     value = outcomes.summarize(v["outcome"] for v in verdicts) if verdicts else number_format.MISSING
     return KeyResult(name="Checks", value=value, details=tuple(details))
+
+
+def _name_check(verdict: Mapping[str, Any]) -> str:
+    needed = verdict.get("images_needed")
+    return humanize(verdict["check"]) + (f" (about {needed:,} test images would)" if needed else "")
 
 
 def _median_latency(variant: Mapping[str, Any]) -> str:

@@ -29,7 +29,9 @@ from toolchain.gates import baselines
 from toolchain.measure.torch_parity import Predictions
 from toolchain.pruning.surgery import Surgery
 
-REFUSED = "missed a budget and was not accepted, so it is not signed, packaged or made a baseline; loosen the budget"
+REFUSED = (
+    "missed a budget and was not accepted, so it is not signed, packaged, gated or made a baseline; loosen the budget"
+)
 SPAN = {"estimate": 0.9, "low": 0.8, "high": 1.0, "samples": 24}
 FACTS = {
     "variant": "dense-fp32", "release": 3, "recipe": "tiny", "target": "cpu", "runtime": "onnxruntime",

@@ -173,3 +173,19 @@ def test_accuracy_is_measured_in_another_interpreter_too(home: Path, run_folder:
     seal(folder)
     code, text = gate("--reference-python", sys.executable)
     assert (code, "cannot run" in text) == (2, True)
+
+
+def test_a_bundle_that_was_not_accepted_is_not_compared(home: Path, run_folder: Path) -> None:
+    accepted("--recipe", RECIPE)
+    manifest = {**files.read_json(run_folder / "bundle/manifest.json"), "accepted": False}
+    (run_folder / "bundle/manifest.json").write_text(json.dumps(manifest))
+    seal(run_folder / "bundle")
+    code, text = gate()
+    assert (code, "missed a budget and was not accepted" in text) == (2, True)
+
+
+def test_a_damaged_record_is_to_be_restored(home: Path, run_folder: Path) -> None:
+    accepted("--recipe", RECIPE)
+    (home / baselines.record_path("cpu", RECIPE)).write_text("{")
+    code, text = gate()
+    assert (code, "restore it from version control" in text, "remove it" in text) == (2, True, False)

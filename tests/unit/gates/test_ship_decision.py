@@ -8,6 +8,7 @@ import pytest
 
 from toolchain.config.job import merge_budgets
 from toolchain.config.recipe import Budget
+from toolchain.core import statistics
 from toolchain.core.types import Artefact, IntegerCoverage, Interval
 from toolchain.export.export_variants import Variant
 from toolchain.gates import budget_checks, ship_decision
@@ -123,6 +124,9 @@ def test_a_budget_that_the_test_split_cannot_decide_ships_and_is_not_counted_as_
     judged = decide(Budget(accuracy_drop=0.005))
     assert judged.shipped == "pruned-int8"
     assert outcome(judged, "accuracy_drop") == "cannot_tell"
+    verdict = next(v for v in judged.verdicts if v.check == "accuracy_drop")
+    assert verdict.images_needed == statistics.images_needed(0.005, 0.01) > 1000
+    assert f"about {verdict.images_needed:,} images would decide" in verdict.why  # one figure, wherever it is quoted
     assert "crosses the limit" in next(v.why for v in judged.verdicts if v.check == "accuracy_drop")
     over = GOOD | {"pruned-int8": accuracy(0.006)}  # on test, above the limit but not beyond chance
     unlucky = ship_decision.decide(VARIANTS, GOOD, over, FAST, Budget(accuracy_drop=0.005))
@@ -134,7 +138,7 @@ def test_a_budget_that_the_test_split_cannot_decide_ships_and_is_not_counted_as_
 @pytest.mark.parametrize(
     ("worse", "check"),
     [
-        (accuracy(0.0, unexplained=40), "top1_agreement"),
+        (accuracy(0.0, unexplained=40), "unexplained_changes"),
         (accuracy(0.0, rms=9.0), "logit_error"),
         (accuracy(0.0, integer=1), "integer_coverage"),
     ],
@@ -182,6 +186,18 @@ def test_where_nothing_ships_the_nearest_budgets_come_with_their_flags() -> None
     )
     assert fast_enough.nearest[0].variant == "pruned-int8"
     assert fast_enough.nearest[0].flags == ("--budget speedup=1.78",)
+
+
+def test_a_way_out_that_keeps_the_accuracy_comes_first_and_all_misses_are_named() -> None:
+    quality = GOOD | {"dense-int8": accuracy(0.001), "pruned-int8": accuracy(0.05), "pruned-fp32": accuracy(0.05)}
+    judged = ship_decision.decide(WITH_DENSE, quality, quality, FAST_DENSE, Budget(accuracy_drop=0.01, speedup=50.0))
+    assert (
+        judged.candidate == judged.nearest[0].variant == "dense-int8"
+    )  # pruned-int8 is faster, but loses accuracy too
+    assert judged.missed == ("speedup",)
+    pruned = [v for v in WITH_DENSE if v.name != "dense-int8"]
+    both = ship_decision.decide(pruned, quality, GOOD, FAST, Budget(accuracy_drop=0.01, speedup=50.0))
+    assert both.missed == ("speedup", "accuracy_drop")  # on test only the speed-up, on validation both
 
 
 def test_a_broken_artefact_is_neither_the_best_nor_a_way_out() -> None:

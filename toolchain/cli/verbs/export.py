@@ -56,7 +56,7 @@ def export(
     release: Annotated[int, typer.Option(help="Release number in the manifest; -1: as in the recipe.")] = -1,
     budget: Annotated[
         list[str] | None,
-        typer.Option(help="Budget as in a recipe's [budget], such as accuracy_drop=0.02; repeat it for several."),
+        typer.Option(help="Budget of the recipe, such as accuracy_drop=0.02 or latency=0.5x; repeat it for several."),
     ] = None,
     device: Board = "",
     on_corrupt: OnCorrupt = "",

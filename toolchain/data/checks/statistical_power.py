@@ -7,6 +7,8 @@ from toolchain.core import statistics
 from toolchain.data.checks.finding import ClassCount, Finding
 from toolchain.data.checks.wording import pluralize
 
+LARGEST_BUDGET = 0.1  # an accuracy drop that may be proposed as a budget
+
 
 def minimum_detectable_difference(counts: Sequence[ClassCount]) -> float | None:
     """Return the smallest accuracy difference that the test split shows with 80 % power; None without a test split."""
@@ -30,8 +32,9 @@ def check(counts: Sequence[ClassCount], budget: Budget | None) -> list[Finding]:
     needed = statistics.images_needed(drop, statistics.DEFAULT_DISAGREEMENT)
     text = (
         f"{power}. The budget allows an accuracy drop of {100 * drop:.2g} pt, which this test split cannot detect: use "
-        f"about {needed:,} test images, or a budget of {100 * smallest:.2g} pt."
+        f"about {needed:,} test images"
     )
+    text += f", or a budget of {100 * smallest:.2g} pt." if smallest <= LARGEST_BUDGET else "."
     return [Finding(severity="warning", kind="test size", text=text)]
 
 
