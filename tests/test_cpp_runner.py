@@ -213,7 +213,7 @@ def check_inputs(printer: list[str], files: list[Path]) -> None:
     """In their own size, so that no resizing hides a difference, and in another."""
     for path in [path for path in files if path.suffix != ".npy"]:  # those know one mode only
         for mode in ("gray", "rgb"):
-            for size in {runner.read_picture(path, mode).shape[:2], (20, 30)}:
+            for size in {runner.read_image(path, mode).shape[:2], (20, 30)}:
                 wanted = runner.prepare(path, {"mode": mode, "image_size": size, "mean": MEAN, "std": STD})
                 assert decoded_inputs(printer, mode, path, size) == wanted.tobytes(), (path, mode, size)
 

@@ -239,8 +239,8 @@ def test_bench_and_gate_run_on_a_board(loopback: Loopback, tmp_path: Path, monke
         assert (report["device"], report["machine"]) == (loopback.device, processor.describe())
         target = machine.integer_isa()
         if target == "x86-64-vnni":
-            arguments = ["gate", "--reference", bundle, "--device", loopback.device]
-            monkeypatch.setattr("toolchain.gates.gate_inputs.list_images", lambda *_: None)
+            arguments = ["gate", "--reference", bundle, "--device", loopback.device, "--waive", "accuracy"]
+            monkeypatch.setattr("toolchain.gates.gate_inputs.find_images", lambda *_: "no test images")
             result = CliRunner().invoke(main.app, arguments)
             assert result.exit_code in {0, 3}, result.exception
             assert files.read_json(tmp_path / "out/gate/cpu/gate.json")["device"] == loopback.device

@@ -38,6 +38,7 @@ def select(
     from toolchain.data import folder_checks
 
     dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
+    size = overrides.parse_image_size(image_size) if image_size else None
     folder_checks.check_folder(dataset)  # before the imports below, which take seconds
     from toolchain.report import terminal
     from toolchain.report.pages import select as select_report
@@ -46,7 +47,6 @@ def select(
     from toolchain.selection import select_model
 
     models = candidate_models.resolve([name.strip() for name in candidates.split(",") if name.strip()])
-    size = overrides.parse_image_size(image_size) if image_size else None
     deployment = read_config.read_target(target)
     deployment = dataclasses.replace(deployment, device=device or deployment.device)
     written = select_model.rank_candidates(dataset, deployment, models, size, out, layers=layers)
