@@ -69,7 +69,10 @@ def real(name: str, runtime: str, busy: bool, *, seed: int, folder: Path) -> dic
     target, started = read_config.read_target(TARGETS[runtime]), time.monotonic()
     with load(seed) if busy else rest():
         found = regression_gate.compare_pair(
-            gate_inputs.GatePair(recipe=name, candidate=candidate, baseline=reference), target, "chains of layers have no images", seed
+            gate_inputs.GatePair(recipe=name, candidate=candidate, baseline=reference),
+            target,
+            "chains of layers have no images",
+            seed,
         )
     verdict = next(v for v in found.verdicts if v.check == "latency_growth")
     samples = [regression_gate.read_sample(one) for one in found.rounds]
