@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -182,6 +183,22 @@ def test_a_bundle_that_was_not_accepted_is_not_compared(home: Path, run_folder: 
     seal(run_folder / "bundle")
     code, text = gate()
     assert (code, "missed a budget and was not accepted" in text) == (2, True)
+
+
+@pytest.mark.parametrize("in_bundle", ["NFC", "NFD"])
+def test_class_names_are_compared_in_one_unicode_form(home: Path, run_folder: Path, in_bundle: str) -> None:
+    manifest = files.read_json(run_folder / "bundle/manifest.json")
+    manifest["classes"][0] = unicodedata.normalize(in_bundle, "Ämeise")
+    (run_folder / "bundle/manifest.json").write_text(json.dumps(manifest))
+    seal(run_folder / "bundle")
+    archived(run_folder / "bundle", run_folder / "bundle.tar")
+    other = {"NFC": "NFD", "NFD": "NFC"}[in_bundle]
+    (home / "photos/ant").rename(home / "photos" / unicodedata.normalize(other, "Ämeise"))
+    accepted("--recipe", RECIPE, "--data", "photos")
+    assert gate()[0] == 0
+    checks = files.read_json(home / "out/gate/cpu/gate.json")["gates"][0]["verdicts"]
+    assert [v["measured"] for v in checks if v["check"] == "accuracy_drop"] == [0.0]
+    assert files.read_json(home / "out/gate/cpu/gate.json")["gates"][0]["accuracy"]["estimate"] == 1.0
 
 
 def test_a_damaged_record_is_to_be_restored(home: Path, run_folder: Path) -> None:

@@ -1,14 +1,12 @@
 """Bias correction: the means and standard deviations that quantization shifts are those of the float model again."""
 
-import pytest
 import torch
 from torch import Tensor, nn
+from unit.quantization.test_ranges import net, prepared
 
-from toolchain.config.target import QuantScheme
-from toolchain.quantization import bias_correction, pt2e, ranges
-from toolchain.quantization.placement import Placement
+from toolchain.quantization import bias_correction, ranges
 
-IMAGE = torch.zeros(1, 3, 8, 8)
+__all__ = ["net"]
 
 
 def weights(graph: nn.Module) -> list[str]:
@@ -18,19 +16,6 @@ def weights(graph: nn.Module) -> list[str]:
 def weight_integers(graph: nn.Module, name: str) -> Tensor:
     rows = graph.get_parameter(name).detach().flatten(1)
     return (rows / rows.abs().amax(1, keepdim=True) * 127).round()
-
-
-@pytest.fixture
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)
-    ).eval()
-
-
-def prepared(net: nn.Module, images: Tensor):
-    graph, _ = pt2e.prepare(net, IMAGE, Placement(), QuantScheme())
-    return graph, ranges.collect_histograms(graph, images.split(40))
 
 
 def test_bias_correction_restores_the_mean_that_rounding_shifts(net: nn.Module) -> None:
