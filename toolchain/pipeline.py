@@ -17,7 +17,7 @@ from toolchain.data import prepare
 from toolchain.deploy import bundle
 from toolchain.export import export_variants
 from toolchain.export.runtime import load_runtime
-from toolchain.gates import ship_decision
+from toolchain.gates import data_source, ship_decision
 from toolchain.measure import accuracy, latency, machine
 from toolchain.models import build
 from toolchain.pruning import prune, recover, sparsify
@@ -65,6 +65,7 @@ def export(job: Job) -> dict[str, Any]:
             job, ranking = select_model.resolve_auto_model(job)
         with step("data"):
             data, joined = prepare.run(job)
+            origin = data_source.describe(job.domain, job.images)
         with step("advise"):
             job, advice = reuse_advice.resolve_auto_reuse(job, data)
             reuse_depths.announce(advice)
@@ -100,7 +101,7 @@ def export(job: Job) -> dict[str, Any]:
             measured, warnings = latency.run(job, variants)
         decision = ship_decision.run(job, variants, verified, measured, plan)
         findings = RunResults(
-            job=job, ranking=ranking, dataset=data, advice=advice, dense=dense, ranked=ranked, plan=plan, sensitivity=curves,
+            job=job, ranking=ranking, dataset=data, data_source=origin, advice=advice, dense=dense, ranked=ranked, plan=plan, sensitivity=curves,
             placements=placed, pruned=pruned, networks=networks, control=control, variants=variants, verified=verified,
             measured=measured, decision=decision, warnings=warnings, step_seconds=seconds,
         )  # fmt: skip

@@ -27,9 +27,13 @@ MIN_SAMPLES_BY_PERCENTILE = {50: 11, 90: 64, 99: 662}
 
 def accuracy(correct: np.ndarray) -> Interval:
     """Return the share of True in a bool array [images], with Wilson's interval."""
-    hits, images = int(correct.sum()), len(correct)
-    bounds = scipy_stats.binomtest(hits, images).proportion_ci(CONFIDENCE, method="wilson")
-    return Interval(estimate=hits / images, low=float(bounds.low), high=float(bounds.high), samples=images)
+    return share(int(correct.sum()), len(correct))
+
+
+def share(count: int, samples: int) -> Interval:
+    """Return the share that `count` of `samples` are, with Wilson's interval."""
+    bounds = scipy_stats.binomtest(count, samples).proportion_ci(CONFIDENCE, method="wilson")
+    return Interval(estimate=count / samples, low=float(bounds.low), high=float(bounds.high), samples=samples)
 
 
 def balanced_accuracy(correct: np.ndarray, labels: np.ndarray) -> Interval:

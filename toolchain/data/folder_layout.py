@@ -33,15 +33,23 @@ LINKED_LEVELS = 3  # the outer folder, the splits and the classes may be links t
 
 @dataclass(frozen=True, kw_only=True)
 class FolderLayout:
-    """The splits, classes and images of a folder, and the files in it that are not used."""
+    """The splits, classes and images of a folder."""
 
     folder: Path  # as the user named it
     root: Path  # that holds the splits or the classes: `folder`, or the one outer folder in it
     split_folders: Mapping[Split, Path]  # training first; empty: the classes lie in `root`
     images: Mapping[str, ClassFolders]  # readable images by split (or WHOLE) and class, sorted
-    system_files: tuple[Path, ...]  # relative to `folder`
-    unread_images: tuple[Path, ...]  # images in formats that are not read
     layout_notes: tuple[str, ...]  # what is taken as what, a sentence each
+
+    @property
+    def system_files(self) -> tuple[Path, ...]:
+        """The system files at any depth, relative to `folder`; walks it."""
+        return list_system_files(self.folder)
+
+    @property
+    def unread_images(self) -> tuple[Path, ...]:
+        """The images in formats that are not read; walks the folder."""
+        return list_unread_images(self.folder)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -77,8 +85,6 @@ def read_layout(folder: Path, classes: Sequence[str] = ()) -> FolderLayout:
         root=root,
         split_folders=split_folders,
         images=images,
-        system_files=list_system_files(folder),
-        unread_images=list_unread_images(folder),
         layout_notes=tuple(note.encode(errors="backslashreplace").decode() for note in notes if note),
     )
 

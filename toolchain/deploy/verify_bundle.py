@@ -4,8 +4,10 @@ The model itself is never parsed.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolchain.core.errors import ToolchainError
 from toolchain.deploy import signing
@@ -80,7 +82,7 @@ def read_archive(bundle: Path) -> tuple[bytes, Manifest]:
     body = _read(bundle)
     with tempfile.TemporaryDirectory() as scratch:
         content = _check_folder(archive.unpack(bundle, Path(scratch) / "bundle", body), bundle, "", 0).manifest
-    refuse_not_accepted(content.accepted, bundle)
+    refuse_not_accepted(vars(content), bundle)
     return body, content
 
 
@@ -93,17 +95,17 @@ def refuse_folder(bundle: Path) -> None:
     if not bundle.is_dir():
         return
     if (bundle / archive.CHECKSUM_FILE).is_file():
-        refuse_not_accepted(bool(archive.read_verified_manifest(bundle).get("accepted", True)), bundle)
+        refuse_not_accepted(archive.read_verified_manifest(bundle), bundle)
     raise ToolchainError(f"{bundle} is a folder; give the archive, {bundle}.tar")
 
 
-def refuse_not_accepted(accepted: bool, bundle: Path) -> None:
-    """Refuse a bundle that was written for inspection only.
+def refuse_not_accepted(content: Mapping[str, Any], bundle: Path) -> None:
+    """Refuse a bundle that was written for inspection only; `content` is its manifest.
 
     Raises:
         ToolchainError: its manifest says that it missed a budget.
     """
-    if not accepted:
+    if not content.get("accepted", True):
         raise ToolchainError(
             f"{bundle} missed a budget and was not accepted, so it is not signed, packaged, gated or made a baseline; loosen the "
             "budget (the end of the export names the nearest one) and export again"

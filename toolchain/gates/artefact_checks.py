@@ -7,12 +7,10 @@ cannot show a limit to be kept, the outcome is "cannot tell".
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from toolchain.core import statistics
-from toolchain.core.types import IntegerCoverage, Interval, Precision
+from toolchain.core.types import IntegerCoverage, Precision
 from toolchain.export.export_variants import Variant
-from toolchain.gates.verdict import Outcome, Verdict
+from toolchain.gates.verdict import Verdict, judge_interval
 from toolchain.measure.accuracy import VariantAccuracy
 from toolchain.measure.torch_parity import LogitDifference, Parity
 
@@ -43,12 +41,11 @@ def judge(variant: Variant, quality: VariantAccuracy) -> list[Verdict]:
 
 def _judge_error(check: str, difference: LogitDifference, limit: float, between: str) -> Verdict:
     rms = difference.rms_steps
-    outcome: Outcome = "pass" if rms.high <= limit else "fail" if rms.low > limit else "cannot_tell"
     why = (
         f"logits differ by {rms.estimate:.2f} quantization steps {between} (root mean square, 95 % interval {rms.low:.2f} to "
         f"{rms.high:.2f}, {rms.samples} images)"
     )
-    return Verdict(check=check, outcome=outcome, measured=rms.estimate, limit=limit, why=why)
+    return Verdict(check=check, outcome=judge_interval(rms, limit), measured=rms.estimate, limit=limit, why=why)
 
 
 def _judge_agreement(parity: Parity) -> Verdict:
@@ -59,11 +56,8 @@ def _judge_agreement(parity: Parity) -> Verdict:
             changed + parity.runtime.changed_images,
             unexplained + parity.runtime.unexplained_images,
         )
-    share = _share_interval(min(unexplained, parity.images), parity.images)
-    if unexplained == 0 or share.high <= MAX_UNEXPLAINED_SHARE:
-        outcome: Outcome = "pass"
-    else:
-        outcome = "fail" if share.low > MAX_UNEXPLAINED_SHARE else "cannot_tell"
+    share = statistics.share(min(unexplained, parity.images), parity.images)
+    outcome = judge_interval(share, MAX_UNEXPLAINED_SHARE) if unexplained else "pass"
     why = (
         f"{changed} of {parity.images} predictions change, {unexplained} of them by more than quantization steps explain; "
         f"same class as the torch model on {parity.top1_agreement:.2%}"
@@ -76,16 +70,10 @@ def _judge_agreement(parity: Parity) -> Verdict:
     )
 
 
-def _share_interval(count: int, images: int) -> Interval:
-    return statistics.accuracy(np.arange(images) < count)
-
-
 def _judge_gap(parity: Parity, limit: float) -> Verdict:
     """Fail only an accuracy that is lower than the torch model's, and by more than chance."""
     drop = parity.gap
-    outcome: Outcome = (
-        "pass" if drop.estimate <= 0 or drop.high <= limit else "fail" if drop.low > limit else "cannot_tell"
-    )
+    outcome = judge_interval(drop, limit) if drop.estimate > 0 else "pass"
     why = (
         f"artefact minus torch model, 95 % interval {-100 * drop.high:+.2f} to {-100 * drop.low:+.2f} points, "
         f"{drop.samples} images"

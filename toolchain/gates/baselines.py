@@ -81,7 +81,7 @@ def accept(
     record, digest = record_path(target.name, recipe), files.sha256_file(archive)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = read_verified_manifest(unpack(archive, Path(scratch) / "bundle"))
-    verify_bundle.refuse_not_accepted(bool(manifest.get("accepted", True)), archive)
+    verify_bundle.refuse_not_accepted(manifest, archive)
     if (manifest.get("target"), manifest.get("recipe")) != (target.name, recipe):
         raise ToolchainError(
             f"{archive} is {manifest.get('recipe')!r} for {manifest.get('target')!r}, not {recipe!r} for {target.name!r}"

@@ -13,7 +13,7 @@ from toolchain.core import statistics
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Interval
 from toolchain.export.export_variants import Variant
-from toolchain.gates.verdict import Outcome, Verdict
+from toolchain.gates.verdict import Outcome, Verdict, judge_interval
 from toolchain.measure.accuracy import VariantAccuracy
 from toolchain.measure.latency import LatencyMeasurement
 
@@ -28,9 +28,7 @@ class Limits:
     """The budgets of a run, with those resolved that are shares of a dense variant."""
 
     budget: Budget
-    latency_share: float | None = (
-        None  # highest latency, as a share of that of `latency_baseline`; None: no such budget
-    )
+    latency_share: float | None = None  # highest latency, as a share of `latency_baseline`'s; None: no such budget
     latency_baseline: str = ""  # the dense variant; "" where it cannot run on this machine
     size_bytes: float | None = None  # `budget.size`, resolved
 
@@ -66,15 +64,18 @@ def judge(
     return verdicts
 
 
-def keeps_estimate(verdict: Verdict) -> bool:
-    """Whether the estimate is within the limit, whatever its interval: what a choice on validation goes by."""
-    if verdict.measured is None or verdict.limit is None:
-        return True  # what cannot be measured here cannot choose
+def misses_budget(verdict: Verdict) -> bool:
+    """Whether a budget's estimate is beyond its limit, whatever its interval: what a choice on validation goes by.
+
+    Never true of a check that is no budget, nor of a budget that cannot be measured here.
+    """
+    if verdict.check not in CHECKS or verdict.measured is None or verdict.limit is None:
+        return False
     if verdict.check in HIGHER_IS_BETTER:
-        return verdict.measured >= verdict.limit
+        return verdict.measured < verdict.limit
     if verdict.check == "accuracy_drop" and verdict.samples:  # images are whole: 3 % of 60 are 2
-        return round(verdict.measured * verdict.samples) <= math.ceil(verdict.limit * verdict.samples)
-    return verdict.measured <= verdict.limit
+        return round(verdict.measured * verdict.samples) > math.ceil(verdict.limit * verdict.samples)
+    return verdict.measured > verdict.limit
 
 
 def speedup_over(measured: Mapping[str, LatencyMeasurement], name: str, baseline: str) -> Interval:
@@ -140,7 +141,7 @@ def _judge_latency(variant: Variant, measured: Mapping[str, LatencyMeasurement],
 
 def _below(check: str, value: Interval, limit: float) -> Verdict:
     """Judge an estimate by its whole interval."""
-    outcome: Outcome = "pass" if value.high <= limit else "fail" if value.low > limit else "cannot_tell"
+    outcome = judge_interval(value, limit)
     sign, factor, unit, form = RATIO_FORMATS.get(check, (1, 100, " points", "+.2f"))
     low, high = sorted((sign * factor * value.low, sign * factor * value.high))
     crossing = ", which crosses the limit" if outcome == "cannot_tell" else ""

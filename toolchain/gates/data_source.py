@@ -87,10 +87,10 @@ def check_unchanged(accepted: DataSource, present: DataSource) -> None:
     Raises:
         ToolchainError: it holds other classes or images.
     """
-    if {*map(to_nfc, accepted.classes)} != {*map(to_nfc, present.classes)}:
-        changed = ", ".join(sorted(set(accepted.classes) ^ set(present.classes)))
+    if changed := set(map(to_nfc, accepted.classes)) ^ set(map(to_nfc, present.classes)):
         raise ToolchainError(
-            f"the image folder {accepted.folder} has other classes than when the baseline was accepted: {changed}"
+            f"the image folder {accepted.folder} has other classes than when the baseline was accepted: "
+            f"{', '.join(sorted(changed))}"
         )
     if accepted.sha256 != present.sha256:
         raise ToolchainError(

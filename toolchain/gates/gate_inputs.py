@@ -128,7 +128,7 @@ def load_pair(
             raise ToolchainError(
                 f"{model.timed_model.path} is a bare model file; a gate compares bundles (folder or .tar)"
             )
-        verify_bundle.refuse_not_accepted(bool(model.manifest.get("accepted", True)), model.bundle_folder or Path())
+        verify_bundle.refuse_not_accepted(model.manifest, model.bundle_folder or Path())
         if missing := [name for name in REQUIRED_MANIFEST_KEYS if name not in model.manifest]:
             raise ToolchainError(
                 f"{model.bundle_folder}: the manifest lacks {', '.join(missing)}; this toolchain did not write it"

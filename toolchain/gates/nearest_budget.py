@@ -47,7 +47,7 @@ def _loosen(name: str, verdicts: Sequence[Verdict]) -> NearestBudget | None:
     """Return what a variant would ship at; None where the artefact itself is refused."""
     if any(verdict.outcome == "fail" and verdict.check not in budget_checks.CHECKS for verdict in verdicts):
         return None
-    missed = [v for v in verdicts if v.check in budget_checks.CHECKS and not budget_checks.keeps_estimate(v)]
+    missed = [verdict for verdict in verdicts if budget_checks.misses_budget(verdict)]
     factors = [_factor(verdict) for verdict in missed]
     return NearestBudget(
         variant=name,

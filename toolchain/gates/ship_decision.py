@@ -13,7 +13,7 @@ from toolchain.config.recipe import Budget
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import Precision
 from toolchain.export.export_variants import Variant
-from toolchain.gates import artefact_checks, budget_checks, nearest_budget
+from toolchain.gates import artefact_checks, budget_checks, nearest_budget, outcomes
 from toolchain.gates.budget_checks import Limits, speedup_over
 from toolchain.gates.nearest_budget import NearestBudget
 from toolchain.gates.verdict import Verdict
@@ -77,7 +77,7 @@ def decide(
     nearest = nearest_budget.find(ranked, on_validation)
     best = passing[0] if passing else _choose_closest(ranked, nearest, validation)
     verdicts = give_verdicts(best, test, measured, limits)
-    failed = [verdict.check for verdict in verdicts if verdict.outcome == "fail"]
+    failed = [verdict.check for verdict in verdicts if _blocks_shipping(verdict)]
     missed = failed if passing else list(dict.fromkeys([*failed, *_missed(on_validation[best.name])]))
     notes = _explain_choice(best, ranked, on_validation, measured)
     if pinned:
@@ -128,14 +128,13 @@ def _rank(variant: Variant, measured: Mapping[str, LatencyMeasurement]) -> float
     return -speedup_over(measured, variant.name, BASELINE).estimate if measured else float(variant.artefact.size_bytes)
 
 
+def _blocks_shipping(verdict: Verdict) -> bool:
+    return outcomes.exit_status("export", [verdict.outcome]) != 0
+
+
 def _missed(verdicts: Sequence[Verdict]) -> list[str]:
     """Return the checks that rule a variant out on validation: failed ones, and budgets whose estimate is over the limit."""
-    return [
-        verdict.check
-        for verdict in verdicts
-        if verdict.outcome == "fail"
-        or (verdict.check in budget_checks.CHECKS and not budget_checks.keeps_estimate(verdict))
-    ]
+    return [verdict.check for verdict in verdicts if _blocks_shipping(verdict) or budget_checks.misses_budget(verdict)]
 
 
 def _choose_closest(

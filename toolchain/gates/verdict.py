@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from toolchain.core.types import Interval
+
 Outcome = Literal["pass", "fail", "cannot_tell", "not_measured"]
+
+
+def judge_interval(value: Interval, limit: float) -> Outcome:
+    """Return `pass` where the whole interval is within an upper limit, `fail` where it is beyond, else `cannot_tell`."""
+    if value.high <= limit:
+        return "pass"
+    return "fail" if value.low > limit else "cannot_tell"
 
 
 @dataclass(frozen=True, kw_only=True)

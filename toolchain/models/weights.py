@@ -13,14 +13,8 @@ from toolchain.models import checkpoint_files
 from toolchain.models.match_names import match_names
 from toolchain.models.sources import timm_hub, torchvision_hub
 
-CHECKPOINT_SUFFIXES = {
-    ".safetensors",
-    ".pth",
-    ".pt",
-    ".bin",
-    ".ckpt",
-    ".tar",
-}  # only to list files; all are read by content
+# only to list the files in a folder; all are read by content
+CHECKPOINT_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"}
 STATISTICS = (".running_mean", ".running_var")
 
 
@@ -46,9 +40,7 @@ class LoadedWeights:
     key: str = ""  # of the state dict in the checkpoint, such as "state_dict"; "" for the checkpoint's content itself
     other_keys: tuple[str, ...] = ()  # of further state dicts in the checkpoint that would fit
     name_changes: tuple[str, ...] = ()  # in words, such as a prefix that was removed
-    lacks_head: bool = (
-        False  # the checkpoint has no tensors of the head; not said of a cut network, whose head is its own
-    )
+    lacks_head: bool = False  # no tensors of the head in it; not said of a cut network, whose head is its own
 
     @property
     def layers_without_statistics(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from toolchain.core.run_report import BASELINE
 from toolchain.core.statistics import percentile
 from toolchain.core.types import Interval
 from toolchain.export.export_variants import Variant
-from toolchain.gates import budget_checks, data_source
+from toolchain.gates import budget_checks
 from toolchain.measure import machine
 from toolchain.measure.latency import LatencyMeasurement
 from toolchain.quantization import quantize
@@ -293,5 +293,5 @@ def measurements(results: RunResults) -> dict[str, Any]:
         "threads": results.job.target.threads,
         "seconds": dict(results.step_seconds),
         "variants": {name: files.to_jsonable(timed) for name, timed in results.measured.items()},
-        "data": files.to_jsonable(data_source.describe(results.job.domain, results.job.images)),
+        "data": files.to_jsonable(results.data_source),
     }

@@ -12,6 +12,7 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import bundle
 from toolchain.export.export_variants import Variant
 from toolchain.export.runtime import load_runtime
+from toolchain.gates.data_source import DataSource
 from toolchain.gates.ship_decision import ShipDecision
 from toolchain.measure import machine
 from toolchain.measure.accuracy import Verification
@@ -35,6 +36,7 @@ class RunResults:
     job: Job
     ranking: Mapping[str, Any] | None  # of the candidates; None where the recipe names its model
     dataset: Dataset
+    data_source: DataSource  # where its images were when the run began
     advice: ReuseAdvice | None  # None where the recipe says how much of the model is used
     dense: FinetunedModel
     ranked: TrainedModel  # the model whose channels were ranked: the dense one, or its sparsified form

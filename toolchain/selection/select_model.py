@@ -169,8 +169,8 @@ def _compute_intervals(scores: Mapping[str, float], data: Dataset) -> dict[str, 
     images = min(len(data.splits["val"]), extract_features.MAX_IMAGES_PER_SPLIT)
     if SCORE_WITH_INTERVAL not in scores:
         return {}
-    correct = np.arange(images) < round(scores[SCORE_WITH_INTERVAL] * images)
-    return {SCORE_WITH_INTERVAL: files.to_jsonable(statistics.accuracy(correct))}
+    share = statistics.share(round(scores[SCORE_WITH_INTERVAL] * images), images)
+    return {SCORE_WITH_INTERVAL: files.to_jsonable(share)}
 
 
 def _list_costs(latency: UntrainedLatency) -> dict[str, Any]:

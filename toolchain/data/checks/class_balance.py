@@ -1,9 +1,8 @@
 """Check how the images are spread over the classes: missing, tiny and imbalanced classes, and how well recall is known."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-
-import numpy as np
 
 from toolchain.core import statistics
 from toolchain.data.checks.finding import ClassCount, Finding, Severity
@@ -35,7 +34,7 @@ def recall_half_width(images: int) -> float | None:
     """Return half the width of the 95 % interval of a share measured on so many images, at its widest (one half)."""
     if not images:
         return None
-    interval = statistics.accuracy(np.arange(images) < images / 2)
+    interval = statistics.share(math.ceil(images / 2), images)
     return (interval.high - interval.low) / 2
 
 
