@@ -31,6 +31,7 @@ from toolchain.deploy import sbom
 from toolchain.edge import archive as archives
 from toolchain.edge import manifest as manifests
 from toolchain.edge import run as runner
+from toolchain.gates import data_source
 from toolchain.measure import latency, machine, paired_timing, peak_throughput
 from toolchain.models import build, profile
 from toolchain.pruning import search_space, surgery
@@ -81,18 +82,26 @@ def test_all_planned_layers_run_in_integers_and_answers_agree(run: Run) -> None:
 
 def test_raw_samples_stay_beside_the_archive_and_not_inside(run: Run) -> None:
     kept = records.read_json(run.folder / "measurements.json")
+    source = data_source.read_from_run(run.folder)
+    assert source == data_source.describe(run.domain, run.out / "data")  # what `accept` reads and `gate` finds again
+    assert source.images == sum(run.report["data"]["images"].values())
     assert len(kept["variants"]["pruned-int8"]["latencies_ms"]) == variant(run, "pruned-int8")["latency_ms"]["samples"]
     with tarfile.open(run.folder / "bundle.tar") as tar:
         assert "bundle/measurements.json" not in tar.getnames()
 
 
-def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_nothing_twice_and_gives_the_same_bytes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     archive = (run.folder / "bundle.tar").read_bytes()
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(paired_timing, "time_rounds", lambda *_, **__: pytest.fail("timed again"))
     monkeypatch.setattr(latency, "ROUNDS", 3)
     pipeline.export(make_job(run.recipe, run.target, run.domain, run.out))
     assert (run.folder / "bundle.tar").read_bytes() == archive
+    steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    titles = pipeline.STEPS.values()
+    assert steps == [f"step {number} of {len(titles)}: {title}" for number, title in enumerate(titles, 1)]
 
 
 def test_a_lock_gives_the_same_archive_without_a_search(

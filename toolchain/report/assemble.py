@@ -82,7 +82,7 @@ def report(results: RunResults) -> dict[str, Any]:
         "warnings": [
             *results.warnings,
             *warn_of_guessing(results),
-            *_warn_of_calibration(results),
+            *warn_of_calibration(results),
             *warn_of_licence(results),
         ],
         "data": {
@@ -162,7 +162,7 @@ def warn_of_guessing(results: RunResults) -> list[str]:
     ]
 
 
-def _warn_of_calibration(results: RunResults) -> list[str]:
+def warn_of_calibration(results: RunResults) -> list[str]:
     """Warn of what is wrong with the calibration of the architecture that is to ship."""
     quantized = results.shipping.quantized
     findings = quantized.trained.record["findings"] if quantized else ()

@@ -33,3 +33,11 @@ def test_a_model_that_may_only_guess_is_warned_of(right_images: int, warned: boo
     assert bool(warnings) == warned
     if warned:
         assert "always predicting 'a' on 41.7%" in warnings[0]
+
+
+def test_constant_channels_which_nothing_prunes_are_no_warning() -> None:
+    findings = [{"kind": "constant channels", "why": "16 of 48"}, {"kind": "dead activation", "why": "always 0"}]
+    results = SimpleNamespace(
+        shipping=SimpleNamespace(quantized=SimpleNamespace(trained=SimpleNamespace(record={"findings": findings})))
+    )
+    assert assemble.warn_of_calibration(results) == ["calibration: always 0"]
