@@ -116,3 +116,10 @@ def test_repeats_that_all_agree_are_not_without_doubt() -> None:
     assert found.estimate == found.high == 1.0
     assert found.low < 0.85
     assert statistics.mean_over_repeats(np.array([[1.0] + [0.0] * 7])).low == 0.0
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    interval = statistics.share(8, 10)
+    assert (interval.estimate, interval.samples) == (0.8, 10)
+    assert (interval.low, interval.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert statistics.accuracy(np.arange(10) < 8) == interval

@@ -149,6 +149,13 @@ def test_a_broken_promise_keeps_a_variant_from_shipping(worse: VariantAccuracy, 
     assert check in judged.notes[0]
 
 
+@pytest.mark.parametrize(("lost", "shipped"), [(2, "pruned-int8"), (3, "pruned-fp32")])
+def test_a_drop_counts_in_whole_images_when_validation_chooses(lost: int, shipped: str) -> None:
+    drop = Interval(estimate=lost / 60, low=-0.02, high=0.1, samples=60)  # 3 % of 60 images are 1.8
+    quality = GOOD | {"pruned-int8": dataclasses.replace(accuracy(0.0), drop=drop)}
+    assert ship_decision.decide(VARIANTS, quality, quality, FAST, Budget(accuracy_drop=0.03)).shipped == shipped
+
+
 WITH_DENSE = [VARIANTS[0], variant("dense-int8", size=60), *VARIANTS[1:]]
 FAST_DENSE = FAST | {"dense-int8": timed({"dense-fp32": 0.3})}
 
