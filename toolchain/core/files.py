@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.core.types import Artefact
+from toolchain.core.types import ADDED_LATER, Artefact
 
 
 def utc_now() -> str:
@@ -40,16 +40,22 @@ def to_jsonable(value: Any, *, compared: bool = False) -> Any:
     """Return a value in the types of JSON: dataclasses as objects, paths as strings, tuples as lists.
 
     Args:
-        compared: leave out dataclass fields that do not count in comparisons (`compare=False`).
+        compared: leave out dataclass fields that do not count in comparisons (`compare=False`), and fields
+            marked as `ADDED_LATER` that have their default.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f for f in dataclasses.fields(value) if f.compare or not compared]
+        fields = [f for f in dataclasses.fields(value) if not compared or (f.compare and not _is_left_out(f, value))]
         return {f.name: to_jsonable(getattr(value, f.name), compared=compared) for f in fields}
     if isinstance(value, Mapping):
         return {str(k): to_jsonable(v, compared=compared) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [to_jsonable(v, compared=compared) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a field was added later and has its default, so that keys made before it stay as they were."""
+    return ADDED_LATER.items() <= field.metadata.items() and getattr(value, field.name) == field.default
 
 
 def digest(*parts: Any) -> str:

@@ -12,6 +12,8 @@ JsonObject = Mapping[str, Any]  # an object as it was read from JSON
 ColourMode = Literal["gray", "rgb"]
 Precision = Literal["f32", "bf16", "int8"]
 NetworkName = Literal["dense", "pruned"]
+# metadata of a dataclass field that came later: at its default it is left out of cache keys, so that older caches hold
+ADDED_LATER = {"added_later": True}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Files on disk: whole or not there at all; one writer; nothing done twice."""
 
+import dataclasses
 import errno
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from toolchain.core import files, stage_cache
 from toolchain.core.errors import ToolchainError
+from toolchain.core.types import ADDED_LATER
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path: Path) -> None:
@@ -70,6 +72,23 @@ def test_digests_see_every_difference_and_no_order() -> None:
     assert files.digest({"a": 1, "b": (1, 2)}) == files.digest({"b": [1, 2], "a": 1})
     assert files.digest(1, 2) != files.digest([1, 2])
     assert files.digest({"a": 1}) != files.digest({"a": 1.5})
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    epochs: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Now:
+    epochs: int = 1
+    order: str = dataclasses.field(default="rgb", metadata=ADDED_LATER)
+
+
+def test_a_setting_added_later_changes_a_cache_key_only_where_it_is_used() -> None:
+    assert files.digest(Now()) == files.digest(Earlier())
+    assert files.digest(Now(order="bgr")) != files.digest(Earlier())
+    assert files.to_jsonable(Now()) == {"epochs": 1, "order": "rgb"}
 
 
 def test_damaged_json_is_named(tmp_path: Path) -> None:
