@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from toolchain.core.types import ADDED_LATER
+
 STRICT = {"extra": "forbid"}  # for pydantic in read_config.py: an unknown key in a file is an error
 CalibrationMethod = Literal["minmax", "percentile", "mse"]  # how a range is computed from the observed values
 CorrectionMethod = Literal["none", "bias", "norm"]  # of layer outputs shifted by rounding: their means, or also spreads
@@ -14,13 +16,16 @@ class ModelSpec:
     """A model builder, where its weights come from, and the normalisation that the weights expect."""
 
     __pydantic_config__ = STRICT
-    name: str
-    weights: str = ""  # "" random | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
+    name: str  # of torchvision, "timm:<name>", or a function of the user's: "net.py:build", "package.module:build"
+    weights: str = ""  # "" random, or as the user's function builds it | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
     arguments: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # for the builder: width_mult, ...
     norm_eps: float | None = None  # epsilon of batch norm; None: the builder's
     padding: Literal["torch", "tensorflow"] = "torch"  # of strided convolutions, as the weights were trained with
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    # "keep": the model is trained already; its head gives the classes in the order of `labels`
+    head: Literal["new", "keep"] = field(default="new", metadata=ADDED_LATER)
+    labels: str = field(default="", metadata=ADDED_LATER)  # text file with a class name a line, in the head's order
     licence: str = field(default="", compare=False)  # of the weights, for the manifest, LICENCES.md and the SBOM
 
 

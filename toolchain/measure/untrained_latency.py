@@ -23,6 +23,7 @@ from toolchain.export import to_onnx
 from toolchain.measure import compile_process, machine, paired_rounds, paired_timing, worker_processes
 from toolchain.measure.compile_process import CompiledForm
 from toolchain.models import profile
+from toolchain.models.sources import user_code
 
 VERSION = 3
 GRAPH_VERSION = 1  # separate from VERSION, because exporting takes longer than timing
@@ -111,7 +112,10 @@ def time_networks(
 def _export_graph(name: str, network: UntrainedNetwork, scheme: QuantScheme, work: Path) -> tuple[str, Path]:
     """Export a network as float ONNX; return its cache key and the file."""
     shapes = [(entry, list(tensor.shape)) for entry, tensor in network.model.state_dict().items()]
-    key = files.digest(GRAPH_VERSION, str(network.model), shapes, list(network.example_input.shape), scheme)
+    code = user_code.hash_sources(network.model)  # what `forward` does does not show in the model's text
+    key = files.digest(
+        GRAPH_VERSION, str(network.model), shapes, list(network.example_input.shape), scheme, *([code] if code else [])
+    )
     with stage_cache.open_stage(work, "graph", key) as stage:
         path = stage.folder / GRAPH_FILE
         if stage.record is None:

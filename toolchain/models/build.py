@@ -1,5 +1,6 @@
 """Build a classifier of torchvision or timm for a domain's classes, and load pretrained weights into its backbone."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -12,13 +13,18 @@ from toolchain.core.errors import ToolchainError, first_line
 from toolchain.core.types import Preprocessing
 from toolchain.models import blocks
 from toolchain.models.match_names import MIN_MATCHED_SHARE
+from toolchain.models.new_head import check_logits, replace_head
 from toolchain.models.padding import pad_like_tensorflow
-from toolchain.models.sources import timm_hub
+from toolchain.models.sources import python_file, timm_hub, user_code
 from toolchain.models.sources.torchvision_hub import list_models
 from toolchain.models.sources.torchvision_import import import_torchvision
 from toolchain.models.weights import LoadedWeights, load_backbone, read_checkpoint
 
 WHOLE_NETWORK = ReuseSpec()
+
+
+class NoHeadError(ToolchainError):
+    """No layer of a model has one output per class."""
 
 
 def build_with_new_head(
@@ -90,6 +96,47 @@ def build_with_pretrained_head(
     return model, find_head(model, source_classes), loaded, True
 
 
+def build_trained(spec: ModelSpec, classes: int) -> tuple[nn.Module, str, LoadedWeights]:
+    """Build a model that is trained already, with its own head.
+
+    Args:
+        spec: architecture and weights; without weights, the user's function returns the trained model.
+        classes: outputs that the head must have.
+
+    Returns:
+        The model, the name of its head, and which weights were loaded.
+
+    Raises:
+        ToolchainError: as `build_with_new_head`; the weights do not cover the whole model, or the head has another number of
+            outputs.
+    """
+    try:
+        model, head, loaded, state = _build_and_load(spec, classes, 0, WHOLE_NETWORK)
+    except NoHeadError as reason:
+        raise ToolchainError(
+            f"the model has to keep its head, but no layer of it has {classes} outputs, one for each class of the images. "
+            "Name the model's own classes in its order: --labels FILE with one name a line"
+        ) from reason
+    if not spec.weights:
+        if python_file.parse(spec.name):
+            return model, head, loaded
+        raise ToolchainError(f"{spec.name} has no weights, so there is no trained head to keep; give --weights FILE")
+    weight, expected = state.get(f"{head}.weight"), model.state_dict()
+    if weight is None or weight.shape != expected[f"{head}.weight"].shape:
+        outputs = f"{len(weight)} outputs" if weight is not None else "no values in the checkpoint"
+        raise ToolchainError(
+            f"the head {head} of {loaded.source} has {outputs}, and the images have {classes} classes. Name the model's own "
+            'classes in its order: --labels FILE with one name a line; or let it have a new head: head = "new"'
+        )
+    if absent := [*loaded.missing, *loaded.reshaped]:
+        raise ToolchainError(
+            f"{loaded.source} lacks {len(absent)} of the tensors of {spec.name} ({', '.join(absent[:4])}), so the model is not "
+            "trained as it is; check [model] name and arguments against the checkpoint"
+        )
+    model.load_state_dict({name: tensor for name, tensor in state.items() if name in expected}, strict=False)
+    return model, head, loaded
+
+
 def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETWORK) -> nn.Module:
     """Build the model with random weights, cut where `reuse` says.
 
@@ -97,7 +144,7 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETW
         ToolchainError: unknown model or block, an argument that is not accepted, or blocks that would be both random and
             frozen.
     """
-    model = _build_from_library(spec, classes)
+    model = _build_from_source(spec, classes)
     if spec.norm_eps is not None:
         for module in model.modules():
             if isinstance(module, blocks.NORM_LAYERS):
@@ -111,6 +158,24 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETW
     if reuse.fresh and reuse.freeze:
         blocks.check_freeze_before_fresh(model, head, freeze=reuse.freeze, fresh=reuse.fresh)
     return blocks.cut(model, head, reuse.keep, classes) if reuse.keep else model
+
+
+def hash_user_model(spec: ModelSpec, classes: int, seed: int) -> tuple[str, ...]:
+    """Return what identifies a model of the user's in a cache key: its code, and its values where no file holds them.
+
+    Nothing for the models of libraries.
+
+    Raises:
+        ToolchainError: as `build_untrained`.
+    """
+    if not python_file.parse(spec.name):
+        return ()
+    torch.manual_seed(seed)
+    model = build_untrained(spec, classes)
+    values = hashlib.sha256()
+    for tensor in () if spec.weights else model.state_dict().values():
+        values.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return user_code.hash_sources(model), values.hexdigest()
 
 
 def build_for_image_size(
@@ -128,19 +193,27 @@ def build_for_image_size(
         ToolchainError: as `build_untrained`; or the model does not accept images of this size.
     """
     assert reuse != "auto", "decided before a model is built"
-    model = build_untrained(spec, classes, reuse).eval()
+    model = (build_trained(spec, classes)[0] if spec.head == "keep" else build_untrained(spec, classes, reuse)).eval()
+    folder = user_code.find_folder(model)
     try:
         with torch.no_grad():
-            model(image)
+            logits = model(image)
     except Exception as reason:  # networks' own asserts among them
         height, width = image.shape[2:]
+        line = f", {user_code.describe_line(reason, folder)}" if folder else ""
         raise ToolchainError(
-            f"{spec.name} does not accept images of {height}x{width}: {first_line(reason)}; choose another image size or model"
+            f"{spec.name} does not accept images of {height}x{width}: {first_line(reason)}{line}; choose another image size "
+            "or model"
         ) from reason
+    if folder:
+        check_logits(logits, classes)
     return model
 
 
-def _build_from_library(spec: ModelSpec, classes: int) -> nn.Module:
+def _build_from_source(spec: ModelSpec, classes: int) -> nn.Module:
+    if reference := python_file.parse(spec.name):
+        model = python_file.build_untrained(reference, classes, spec.arguments)
+        return model if spec.head == "keep" else replace_head(model, classes)
     if spec.name.startswith(timm_hub.PREFIX):
         return timm_hub.build_untrained(spec.name, classes, spec.arguments)
     library = import_torchvision().models
@@ -177,7 +250,7 @@ def find_head(model: nn.Module, classes: int) -> str:
     """Return the name of the layer that gives the logits: the last linear layer or convolution with `classes` outputs.
 
     Raises:
-        ToolchainError: there is none.
+        NoHeadError: there is none.
     """
     head = ""
     for name, module in model.named_modules():
@@ -185,7 +258,7 @@ def find_head(model: nn.Module, classes: int) -> str:
             outputs = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             head = name if outputs == classes else head
     if not head:
-        raise ToolchainError(
+        raise NoHeadError(
             f"no linear layer or convolution of this {type(model).__name__} has {classes} outputs, one per class, so it has "
             "no head for these classes"
         )

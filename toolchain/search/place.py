@@ -21,6 +21,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import NetworkName
 from toolchain.export import to_onnx
 from toolchain.measure import machine
+from toolchain.models.sources import user_code
 from toolchain.quantization import pt2e
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
@@ -188,6 +189,8 @@ def _compute_key(model: nn.Module, image: Tensor, target: Target, *settings: obj
     # without a board, timings stay in this machine's own cache, so the machine needs no place in the key
     board = (machine.describe(target.device),) if target.device else ()
     shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+    if code := user_code.hash_sources(model):  # what `forward` does does not show in the model's text
+        settings = (*settings, code)
     return files.digest(
         VERSION, str(model), shapes, list(image.shape), target.runtime, target.threads, target.scheme, target.precisions,
         machine.runtime_version(target), machine.vector_extensions(target.device), (*settings, *board),

@@ -133,6 +133,7 @@ def _train_model(
     key = files.digest(
         VERSION, dataset.digest, dataset.preprocess, dataclasses.replace(spec, weights=""), weights.weights_digest(spec),
         recipe.adapt, augment, recipe.seed, teacher and teacher.key, *((reuse,) if reuse != build.WHOLE_NETWORK else ()),
+        *build.hash_user_model(spec, len(dataset.classes), recipe.seed),
     )  # fmt: skip
     with stage_cache.open_stage(work, "adapt", key) as stage:
         if stage.record is not None:
@@ -141,7 +142,10 @@ def _train_model(
             )
             return load_trained_model(stage, model), build.find_head(model, len(dataset.classes))
         started = time.monotonic()
-        model, head, loaded = build.build_with_new_head(spec, len(dataset.classes), seed=recipe.seed, reuse=reuse)
+        if spec.head == "keep":
+            model, head, loaded = build.build_trained(spec, len(dataset.classes))
+        else:
+            model, head, loaded = build.build_with_new_head(spec, len(dataset.classes), seed=recipe.seed, reuse=reuse)
         build.renormalize_input(model, dataset.preprocess, spec)
         progress.log(f"adapt: {loaded}")
         probe = _start_from_probe(model, head, recipe, dataset, augment)
