@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.config import budget_limits, read_config, validation
+from toolchain.config import budget_limits, model_reference, read_config, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
 from toolchain.config.recipe import Budget, ModelSpec, Recipe
@@ -155,7 +155,8 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
 
 def _override_model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the recipe's arguments and weights belong to its own model
-        model = ModelSpec(name=flags.model, weights="" if is_auto(flags.model) else "DEFAULT")
+        has_published_weights = not is_auto(flags.model) and model_reference.parse(flags.model) is None
+        model = ModelSpec(name=flags.model, weights="DEFAULT" if has_published_weights else "")
     if not flags.weights:
         return model
     same_weights = Path(flags.weights).name == Path(model.weights).name  # otherwise the recipe's licence does not apply

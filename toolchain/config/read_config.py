@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain.config import validation
+from toolchain.config import model_reference, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec, Recipe
 from toolchain.config.shortlist import Shortlist
@@ -36,8 +36,8 @@ CLASS_BY_KIND: Mapping[registry.ConfigKind, type] = {
 def read_recipe(name: str) -> Recipe:
     """Read a recipe by name, or by path to a .toml file."""
     recipe: Recipe = _read("recipes", name)
-    teacher = recipe.teacher and _resolve_weights(recipe.teacher, name)
-    return dataclasses.replace(recipe, model=_resolve_weights(recipe.model, name), teacher=teacher)
+    teacher = recipe.teacher and _resolve_files(recipe.teacher, name)
+    return dataclasses.replace(recipe, model=_resolve_files(recipe.model, name), teacher=teacher)
 
 
 def read_target(name: str) -> Target:
@@ -56,17 +56,24 @@ def read_shortlist(name: str) -> Shortlist:
     """Read a shortlist by name, or by path to a .toml file."""
     shortlist: Shortlist = _read("shortlists", name)
     candidates = (
-        dataclasses.replace(candidate, model=_resolve_weights(candidate.model, name))
+        dataclasses.replace(candidate, model=_resolve_files(candidate.model, name))
         for candidate in shortlist.candidates
     )
     return dataclasses.replace(shortlist, candidates=tuple(candidates))
 
 
-def _resolve_weights(model: ModelSpec, file_name: str) -> ModelSpec:
-    """Look for a local weights file beside the TOML file that names it; otherwise leave its path as it is."""
-    beside = Path(file_name).parent / model.weights
-    if file_name.endswith(".toml") and model.weights and beside.is_file():
-        return dataclasses.replace(model, weights=str(beside))
+def _resolve_files(model: ModelSpec, file_name: str) -> ModelSpec:
+    """Look for a model's files beside the TOML file that names them; leave a path as it is where there is none."""
+    folder = Path(file_name).parent
+    if not file_name.endswith(".toml"):
+        return model
+    for field in ("weights", "labels"):
+        path = getattr(model, field)
+        if path and (folder / path).is_file():
+            model = dataclasses.replace(model, **{field: str(folder / path)})
+    reference = model_reference.parse(model.name)
+    if reference and (folder / reference.source).is_file():
+        model = dataclasses.replace(model, name=f"{folder / reference.source}:{reference.function}")
     return model
 
 

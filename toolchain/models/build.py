@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from toolchain.config import model_reference
 from toolchain.config.recipe import ModelSpec, ReuseSpec
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, first_line
@@ -118,7 +119,7 @@ def build_trained(spec: ModelSpec, classes: int) -> tuple[nn.Module, str, Loaded
             "Name the model's own classes in its order: --labels FILE with one name a line"
         ) from reason
     if not spec.weights:
-        if python_file.parse(spec.name):
+        if model_reference.parse(spec.name):
             return model, head, loaded
         raise ToolchainError(f"{spec.name} has no weights, so there is no trained head to keep; give --weights FILE")
     weight, expected = state.get(f"{head}.weight"), model.state_dict()
@@ -168,7 +169,7 @@ def hash_user_model(spec: ModelSpec, classes: int, seed: int) -> tuple[str, ...]
     Raises:
         ToolchainError: as `build_untrained`.
     """
-    if not python_file.parse(spec.name):
+    if not model_reference.parse(spec.name):
         return ()
     torch.manual_seed(seed)
     model = build_untrained(spec, classes)
@@ -211,7 +212,7 @@ def build_for_image_size(
 
 
 def _build_from_source(spec: ModelSpec, classes: int) -> nn.Module:
-    if reference := python_file.parse(spec.name):
+    if reference := model_reference.parse(spec.name):
         model = python_file.build_untrained(reference, classes, spec.arguments)
         return model if spec.head == "keep" else replace_head(model, classes)
     if spec.name.startswith(timm_hub.PREFIX):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from toolchain.config import model_reference
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
@@ -133,6 +134,10 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
 
 
 def _download(spec: ModelSpec) -> Mapping[str, Tensor]:
+    if model_reference.parse(spec.name):
+        raise ToolchainError(
+            f"weights = {spec.weights!r}: {spec.name} has no published weights; give a checkpoint file with --weights file"
+        )
     if spec.name.startswith(timm_hub.PREFIX):
         return timm_hub.download_weights(spec.name)
     return torchvision_hub.download_weights(spec.name, spec.weights)

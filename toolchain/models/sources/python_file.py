@@ -10,46 +10,23 @@ import importlib
 import importlib.util
 import inspect
 import json
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from toolchain.config.model_reference import PythonModel, parse
 from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.sources import user_code
 
-REFERENCE = re.compile(r"(?P<source>.+\.py|[A-Za-z_]\w*(\.\w+)*):(?P<function>[A-Za-z_]\w*)")
 CLASS_PARAMETERS = ("classes", "num_classes")  # the number of classes is passed to a function that takes one of them
-LIBRARY_PREFIXES = ("timm:", "hf:", "auto:", "random:", "zoo:")
 SECONDS_TO_BUILD = 600.0
-
-
-@dataclass(frozen=True)
-class PythonModel:
-    """A reference to a function of the user's."""
-
-    name: str  # as it was given
-    source: str  # a file, or the dotted name of a module
-    function: str
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder that the user's imports start from."""
-        return Path(self.source).resolve().parent if self.source.endswith(".py") else Path.cwd()
-
-
-def parse(name: str) -> PythonModel | None:
-    """Return the function that a model's name refers to; None for the models of libraries."""
-    match = None if name.startswith(LIBRARY_PREFIXES) else REFERENCE.fullmatch(name)
-    return PythonModel(name, match["source"], match["function"]) if match else None
 
 
 def build_untrained(reference: PythonModel, classes: int, arguments: Mapping[str, Any]) -> nn.Module:
