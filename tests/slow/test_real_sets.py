@@ -15,7 +15,7 @@ from toolchain.config import read_config
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.config.target import QuantScheme
 from toolchain.core import registry
-from toolchain.data import image_folder
+from toolchain.data.formats import image_folder
 from toolchain.export import to_onnx
 from toolchain.models import build
 from toolchain.pruning import search_space, surgery

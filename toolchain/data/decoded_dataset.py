@@ -22,7 +22,7 @@ from toolchain.config.dataset import Domain
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import image_folder
+from toolchain.data.formats import image_folder
 from toolchain.data.splits import SPLITS, Split, check_split
 from toolchain.edge import run
 

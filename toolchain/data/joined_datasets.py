@@ -17,8 +17,8 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
 from toolchain.data.decoded_dataset import Dataset, Images, decode_files, pixel_cache_key
+from toolchain.data.formats import image_folder
 from toolchain.data.splits import LabelledFile
 
 

@@ -14,8 +14,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from toolchain.core.errors import ToolchainError
-from toolchain.data.split_folders import SPLITS as SPLITS
-from toolchain.data.split_folders import Split as Split
+from toolchain.data.formats.folders.split_folders import SPLITS as SPLITS
+from toolchain.data.formats.folders.split_folders import Split as Split
 
 MIN_IMAGES_PER_CLASS = 1
 LabelledFile = tuple[Path, int]  # file and class index

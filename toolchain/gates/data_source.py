@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 from toolchain.config.dataset import Domain
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
-from toolchain.data.class_names import to_nfc
+from toolchain.data.formats import image_folder
+from toolchain.data.formats.folders.class_names import to_nfc
 
 RUN_FILE = "measurements.json"
 

@@ -8,8 +8,8 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
-from toolchain.data.class_names import to_nfc
+from toolchain.data.formats import image_folder
+from toolchain.data.formats.folders.class_names import to_nfc
 from toolchain.deploy import verify_bundle
 from toolchain.gates import baselines, data_source
 from toolchain.gates.data_source import DataSource

@@ -22,7 +22,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
+from toolchain.data.formats import image_folder
 from toolchain.edge import run
 from toolchain.models import build
 from toolchain.models.domain_classifier import proxy_a_distance

@@ -15,10 +15,10 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Budget
 from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
 from toolchain.data.checks import class_balance, run_checks
 from toolchain.data.checks.finding import DatasetCheck, Finding
 from toolchain.data.checks.wording import from_display_path, to_display_path
+from toolchain.data.formats import image_folder
 from toolchain.edge import run
 from toolchain.report.pages import data_checks, data_checks_text
 

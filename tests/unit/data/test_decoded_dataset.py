@@ -13,7 +13,8 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import decoded_dataset, image_folder, loader, splits
+from toolchain.data import decoded_dataset, loader, splits
+from toolchain.data.formats import image_folder
 from toolchain.edge import run
 
 PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))

@@ -41,7 +41,7 @@ def adapt(
     `export` with the same settings continues from here without training again.
     """
     from toolchain.config import overrides
-    from toolchain.data import folder_checks
+    from toolchain.data.formats.folders import folder_checks
 
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,

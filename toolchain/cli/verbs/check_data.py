@@ -39,7 +39,7 @@ def check_data(
     Exit status: 0 nothing severe, 1 a finding to fix before training, 2 wrong input.
     """
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data.formats.folders import folder_checks
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
     settings, dataset = overrides.read_recipe(recipe, flags)

@@ -67,7 +67,7 @@ def export(
     Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
     """
     from toolchain.config import overrides
-    from toolchain.data import folder_checks
+    from toolchain.data.formats.folders import folder_checks
 
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,

@@ -52,7 +52,7 @@ def gate(
     Exit status: 0 pass, 1 regression, 2 wrong input or a check was not measured, 3 cannot tell (noisy machine, few images).
     """
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data.formats.folders import folder_checks
 
     folder_checks.check_data_flag(data)  # before the imports below, which take seconds
     from toolchain.gates import gate_inputs, regression_gate

@@ -35,7 +35,7 @@ def select(
     import dataclasses
 
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data.formats.folders import folder_checks
 
     dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
     size = overrides.parse_image_size(image_size) if image_size else None

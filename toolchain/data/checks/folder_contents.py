@@ -11,11 +11,12 @@ from PIL import Image
 
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_layout, image_folder, system_files
 from toolchain.data.checks.finding import Finding
 from toolchain.data.checks.wording import join_first, pluralize, to_display_path
-from toolchain.data.folder_layout import FolderLayout
-from toolchain.data.image_formats import readable_suffixes
+from toolchain.data.formats import image_folder
+from toolchain.data.formats.folders import folder_layout, system_files
+from toolchain.data.formats.folders.folder_layout import FolderLayout
+from toolchain.data.formats.folders.image_formats import readable_suffixes
 from toolchain.data.splits import SPLITS
 
 # beside the formats that `image_formats` knows, and the further ones that Pillow does

@@ -7,17 +7,17 @@ from typing import NoReturn
 from toolchain.config.dataset import Domain
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.data.class_names import ClassFolders, to_nfc
-from toolchain.data.folder_layout import (
+from toolchain.data.formats.folders.class_names import ClassFolders, to_nfc
+from toolchain.data.formats.folders.folder_layout import (
     LINKED_LEVELS,
     WHOLE,
     FolderLayout,
     describe_missing_images,
     read_layout,
 )
-from toolchain.data.image_formats import count_suffixes, is_readable
-from toolchain.data.split_folders import list_class_folders
-from toolchain.data.system_files import walk_linked_files
+from toolchain.data.formats.folders.image_formats import count_suffixes, is_readable
+from toolchain.data.formats.folders.split_folders import list_class_folders
+from toolchain.data.formats.folders.system_files import walk_linked_files
 
 HOW_TO_NAME = "give one with DATA=folder or --data folder"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from toolchain.config.dataset import Domain
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_checks
-from toolchain.data.class_names import ClassFolders, to_nfc
-from toolchain.data.folder_layout import WHOLE, read_layout
+from toolchain.data.formats.folders import folder_checks
+from toolchain.data.formats.folders.class_names import ClassFolders, to_nfc
+from toolchain.data.formats.folders.folder_layout import WHOLE, read_layout
 from toolchain.data.splits import SPLITS, LabelledFile, Split, check_split, group_files, split_off
 
 

@@ -14,10 +14,11 @@ from PIL import Image, features
 
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_checks, image_folder, image_formats
 from toolchain.data.checks import run_checks
 from toolchain.data.checks.finding import DatasetCheck
-from toolchain.data.folder_layout import FolderLayout, read_layout
+from toolchain.data.formats import image_folder
+from toolchain.data.formats.folders import folder_checks, image_formats
+from toolchain.data.formats.folders.folder_layout import FolderLayout, read_layout
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
 COUNTS = {"ant": 9, "bee": 9}
