@@ -15,7 +15,7 @@ from toolchain.config import read_config
 from toolchain.config.recipe import ModelSpec, PruneSpec
 from toolchain.config.target import QuantScheme
 from toolchain.core import registry
-from toolchain.data import image_folder
+from toolchain.data import dataset_files
 from toolchain.export import to_onnx
 from toolchain.models import build
 from toolchain.pruning import search_space, surgery
@@ -32,7 +32,7 @@ def test_both_sets_are_read_as_they_are_described(sets: Path, tmp_path: Path) ->
         ("trashnet", "trashnet", 977, 6),
     ):
         domain = dataclasses.replace(read_config.read_domain(name), path=str(sets / folder))
-        found = image_folder.find_images(domain, tmp_path)
+        found = dataset_files.find_images(domain, tmp_path)
         assert sum(len(files) for files in found.files.values()) == count
         assert len(found.classes) == classes
 

@@ -1,10 +1,10 @@
 """The dataset description that a user writes (`calibration/*.toml`): where the images are, their classes and splits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from toolchain.config.recipe import STRICT
-from toolchain.core.types import ColourMode
+from toolchain.core.types import ADDED_LATER, ColourMode
 
 ImageKind = Literal["photo", "overhead", "thermal", "text"]
 
@@ -17,7 +17,12 @@ class Domain:
     name: str
     description: str = ""
     source: str = "folder"  # "folder", or the name of a source in data/sources
-    path: str = ""  # of the folder; relative to the working directory
+    path: str = ""  # of the folder or the table of labels; relative to the working directory
+    images: str = field(
+        default="", metadata=ADDED_LATER
+    )  # folder that a table's file names are relative to; "": its own
+    labels: str = field(default="", metadata=ADDED_LATER)  # text file of class names, in the order of their indices
+    label_column: str = field(default="", metadata=ADDED_LATER)  # of a table in which several columns may be the label
     mode: ColourMode = "rgb"
     kind: ImageKind = "photo"  # decides which augmentations keep an image in its class
     image_size: tuple[int, int] = (224, 224)  # height, width

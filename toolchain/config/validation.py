@@ -268,6 +268,10 @@ def _domain_rules(value: Domain) -> Rules:
         (value.calibration_images >= 1, f"calibration_images = {value.calibration_images}: at least 1"),
         image_size_rule("image_size", value.image_size),
         (
+            not (value.classes and value.labels),
+            f"classes and labels = {value.labels!r} both give the class names; keep one of them",
+        ),
+        (
             _has_group(value.group_pattern),
             f"group_pattern = {value.group_pattern!r}: a regular expression with one (group)",
         ),

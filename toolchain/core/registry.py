@@ -13,10 +13,11 @@ from typing import Literal
 from toolchain.core.errors import ToolchainError
 
 ConfigKind = Literal["targets", "calibration", "recipes", "shortlists"]
-DropInKind = Literal["criteria", "runtimes", "scores", "sections", "sources", "updates", "verbs"]
+DropInKind = Literal["criteria", "formats", "runtimes", "scores", "sections", "sources", "updates", "verbs"]
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 DROP_IN_FOLDERS = {  # relative to the package
     "criteria": "pruning/criteria",
+    "formats": "data/formats",
     "runtimes": "export/runtimes",
     "scores": "selection/scores",
     "sections": "report/sections",

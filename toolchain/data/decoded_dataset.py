@@ -22,7 +22,7 @@ from toolchain.config.dataset import Domain
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import image_folder
+from toolchain.data import dataset_files
 from toolchain.data.splits import SPLITS, Split, check_split
 from toolchain.edge import run
 
@@ -88,9 +88,9 @@ def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
     """List, split and decode a dataset; decoded pixels are kept under `cache`.
 
     Raises:
-        ToolchainError: as `image_folder.find_images`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
+        ToolchainError: as `dataset_files.find_images`; or a file is corrupt and the domain says `on_corrupt = "fail"`.
     """
-    listed = image_folder.find_images(domain, cache)
+    listed = dataset_files.find_images(domain, cache)
     key = pixel_cache_key(listed.digest, preprocess, domain.on_corrupt)
     folder = cache / "pixels" / key
     with files.lock_folder(folder, wait=True):

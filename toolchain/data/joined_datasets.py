@@ -17,7 +17,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import JoinSpec
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
+from toolchain.data import dataset_files
 from toolchain.data.decoded_dataset import Dataset, Images, decode_files, pixel_cache_key
 from toolchain.data.splits import LabelledFile
 
@@ -51,7 +51,7 @@ def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDat
         raise ToolchainError(
             f"{prefix}: its image folder is not known; give path in [[join]], or in the file of that domain"
         )
-    by_class = image_folder.list_by_class(dataclasses.replace(other, path=spec.path or other.path), cache)
+    by_class = dataset_files.list_by_class(dataclasses.replace(other, path=spec.path or other.path), cache)
     class_indices = map_labels(spec, tuple(by_class), data.classes, prefix)
     labelled = [(path, class_indices[name]) for name in class_indices for path in by_class[name]]
     sample = _sample_evenly_by_class(labelled, spec.images)

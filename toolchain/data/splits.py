@@ -14,20 +14,23 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from toolchain.core.errors import ToolchainError
-from toolchain.data.split_folders import SPLITS as SPLITS
-from toolchain.data.split_folders import Split as Split
+from toolchain.data.formats.folders.split_folders import SPLITS as SPLITS
+from toolchain.data.formats.folders.split_folders import Split as Split
 
 MIN_IMAGES_PER_CLASS = 1
 LabelledFile = tuple[Path, int]  # file and class index
 
 
-def group_files(files: Sequence[LabelledFile], hashes: Mapping[Path, str], pattern: str) -> list[list[LabelledFile]]:
-    """Group the files that must share a split: identical ones, and those in which `pattern` captures the same text.
+def group_files(
+    files: Sequence[LabelledFile], hashes: Mapping[Path, str], pattern: str, groups: Mapping[Path, str]
+) -> list[list[LabelledFile]]:
+    """Group the files that must share a split: identical ones, those of one named group, and those that `pattern` puts together.
 
     Args:
         files: files with their class indices.
         hashes: content hash of each file.
         pattern: regular expression on file names whose first group names the exposure; "" for none.
+        groups: the named group of a file, for files that have one.
 
     Returns:
         The groups; a file that belongs with no other is a group of its own.
@@ -38,15 +41,17 @@ def group_files(files: Sequence[LabelledFile], hashes: Mapping[Path, str], patte
     edges = []
     for row, (path, _) in enumerate(files):
         match = re.search(pattern, path.name) if pattern else None
-        for key in (hashes[path], *([f"group {match[1]}"] if match and match[1] else [])):
+        captured = [f"group {match[1]}"] if match and match[1] else []
+        named = [f"named group {groups[path]}"] if path in groups else []
+        for key in (hashes[path], *captured, *named):
             edges.append((row, len(files) + keys.setdefault(key, len(keys))))
     rows, columns = np.array(edges).T
     size = len(files) + len(keys)
     graph = coo_array((np.ones(len(edges), np.int8), (rows, columns)), shape=(size, size))
-    groups: dict[int, list[LabelledFile]] = {}
+    together: dict[int, list[LabelledFile]] = {}
     for file, group in zip(files, connected_components(graph, directed=False)[1], strict=False):
-        groups.setdefault(int(group), []).append(file)
-    return list(groups.values())
+        together.setdefault(int(group), []).append(file)
+    return list(together.values())
 
 
 def split_off(

@@ -3,6 +3,7 @@
 Holds names, counts and one hash; never images.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from toolchain.config.dataset import Domain
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
-from toolchain.data.class_names import to_nfc
+from toolchain.data import dataset_files, dataset_format
+from toolchain.data.formats.folders.class_names import to_nfc
 
 RUN_FILE = "measurements.json"
 
@@ -25,10 +26,13 @@ class DataSource:
 
     __pydantic_config__ = {"extra": "forbid"}
     source: str  # "folder", or the name of a bundled source
-    folder: str  # relative to the repository where it lies inside it, otherwise absolute; "" for a bundled source
+    folder: str  # or table of labels; relative to the repository if inside it, otherwise absolute; "": bundled
     classes: tuple[str, ...]
     images: int  # of all splits
-    sha256: str  # of the relative name and the size of every image file
+    sha256: str  # of the relative name and the size of every image file, and of the files that hold the labels
+    images_folder: str = ""  # as `folder`: the domain's `images`, which a table's file names are relative to
+    labels: str = ""  # as `folder`: the domain's file of class names
+    label_column: str = ""  # the domain's
 
 
 def describe(domain: Domain, cache: Path) -> DataSource:
@@ -41,15 +45,20 @@ def describe(domain: Domain, cache: Path) -> DataSource:
     Raises:
         ToolchainError: there is no folder, or no image in it.
     """
-    by_class = image_folder.list_by_class(domain, cache)
-    root = image_folder.locate_root(domain, cache)
+    labelled = dataset_format.read(domain, cache)
+    if labelled.is_guess:
+        raise ToolchainError(labelled.problem)
+    by_class = dataset_files.merge_splits(labelled)
     paths = sorted(path for paths in by_class.values() for path in paths)
     return DataSource(
         source=domain.source,
-        folder=_relative_to_repository(root) if domain.source == "folder" else "",
+        folder=_relative_to_repository(labelled.path) if domain.source == "folder" else "",
         classes=tuple(by_class),
         images=len(paths),
-        sha256=_hash_names_and_sizes(root, paths),
+        sha256=_hash_names_and_sizes(labelled.shown_root, paths, labelled.tables),
+        images_folder=_relative_to_repository(Path(domain.images)) if domain.images else "",
+        labels=_relative_to_repository(Path(domain.labels)) if domain.labels else "",
+        label_column=domain.label_column,
     )
 
 
@@ -68,17 +77,36 @@ def read_from_run(folder: Path) -> DataSource | None:
 
 
 def locate(data: DataSource) -> Path:
-    """Return the folder that a dataset was read from.
+    """Return the folder, or the table of labels, that a dataset was read from.
 
     Raises:
         ToolchainError: it does not exist any more.
     """
-    folder = _find_repository() / data.folder  # an absolute path stays one
-    if not folder.is_dir():
-        raise ToolchainError(
-            f"the image folder {data.folder}, which the baseline was accepted with, does not exist any more"
-        )
-    return folder
+    return _find(data.folder, "image folder" if not Path(data.folder).suffix else "dataset")
+
+
+def restore(domain: Domain, data: DataSource) -> Domain:
+    """Return the dataset description with the images and labels of a recorded dataset.
+
+    Raises:
+        ToolchainError: one of its files or folders does not exist any more.
+    """
+    return dataclasses.replace(
+        domain,
+        source=data.source,
+        path=str(locate(data)) if data.source == "folder" else "",
+        images=str(_find(data.images_folder, "image folder")) if data.images_folder else "",
+        labels=str(_find(data.labels, "file of class names")) if data.labels else "",
+        classes=() if data.labels else domain.classes,
+        label_column=data.label_column,
+    )
+
+
+def _find(recorded: str, title: str) -> Path:
+    path = _find_repository() / recorded  # an absolute path stays one
+    if not path.exists():
+        raise ToolchainError(f"the {title} {recorded}, which the baseline was accepted with, does not exist any more")
+    return path
 
 
 def check_unchanged(accepted: DataSource, present: DataSource) -> None:
@@ -99,8 +127,10 @@ def check_unchanged(accepted: DataSource, present: DataSource) -> None:
         )
 
 
-def _hash_names_and_sizes(root: Path, paths: Iterable[Path]) -> str:
+def _hash_names_and_sizes(root: Path, paths: Iterable[Path], tables: Iterable[Path]) -> str:
     total = hashlib.sha256()
+    for table in tables:
+        total.update(f"{files.sha256_file(table)}\n".encode())
     for path in paths:
         name = path.relative_to(root).as_posix().encode(errors="surrogateescape")
         total.update(f"{path.stat().st_size} ".encode() + name + b"\n")

@@ -12,7 +12,7 @@ import numpy as np
 from toolchain.config.target import GateLimits
 from toolchain.core import progress, statistics
 from toolchain.core.errors import ToolchainError
-from toolchain.data.class_names import to_nfc
+from toolchain.data.formats.folders.class_names import to_nfc
 from toolchain.edge.run import Refused, prepare
 from toolchain.export.runtime import load_runtime
 from toolchain.gates.gate_inputs import GateImages, GatePair

@@ -1,15 +1,15 @@
 """Find and check the inputs of a gate: the candidate, the baseline and the test images."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Recipe
 from toolchain.config.target import Target
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
-from toolchain.data.class_names import to_nfc
+from toolchain.data import dataset_files
+from toolchain.data.formats.folders.class_names import to_nfc
 from toolchain.deploy import verify_bundle
 from toolchain.gates import baselines, data_source
 from toolchain.gates.data_source import DataSource
@@ -42,7 +42,7 @@ def list_images(domain: Domain, cache: Path, pair: GatePair) -> GateImages:
     Raises:
         ToolchainError: there are none, or one of their classes is missing in a bundle.
     """
-    images = image_folder.find_images(domain, cache)
+    images = dataset_files.find_images(domain, cache)
     labels = tuple(to_nfc(images.classes[label]) for label in images.labels["test"])
     for model in (pair.candidate, pair.baseline):
         classes = model.manifest["classes"] if model.manifest else ()
@@ -70,8 +70,7 @@ def find_images(domain: Domain, data: DataSource | None, cache: Path, pair: Gate
         if data is None:
             return "no test images are known: give their folder with --data, and `toolchain accept` will remember it"
         try:
-            folder = str(data_source.locate(data)) if data.source == "folder" else ""
-            domain = replace(domain, source=data.source, path=folder)
+            domain = data_source.restore(domain, data)
             data_source.check_unchanged(data, data_source.describe(domain, cache))
         except ToolchainError as reason:
             return f"{reason}; give the folder with --data, accept a bundle again, or --waive accuracy"

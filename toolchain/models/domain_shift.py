@@ -22,7 +22,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
+from toolchain.data import dataset_files
 from toolchain.edge import run
 from toolchain.models import build
 from toolchain.models.domain_classifier import proxy_a_distance
@@ -131,7 +131,7 @@ def measure(
 
 def _load_images(domain: Domain, image_size: tuple[int, int], cache: Path) -> np.ndarray:
     """Return a random sample of training images: uint8 [images, height, width] or [images, height, width, 3]."""
-    files = image_folder.find_images(domain, cache).files["train"]
+    files = dataset_files.find_images(domain, cache).files["train"]
     images: list[np.ndarray] = []
     for index in np.random.default_rng(0).permutation(len(files)):
         if len(images) == MAX_IMAGES:

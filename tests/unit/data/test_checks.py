@@ -15,7 +15,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import Budget
 from toolchain.core import files as records
 from toolchain.core.errors import ToolchainError
-from toolchain.data import image_folder
+from toolchain.data import dataset_files
 from toolchain.data.checks import class_balance, run_checks
 from toolchain.data.checks.finding import DatasetCheck, Finding
 from toolchain.data.checks.wording import from_display_path, to_display_path
@@ -45,7 +45,7 @@ def test_a_clean_dataset_has_no_severe_finding(domain: Domain, tmp_path: Path) -
     assert (result.pictures, result.unreadable, result.ignored, result.searched) == (120, 0, 0, 120)
     assert result.copies == ()
     assert [count.label for count in result.classes] == ["ant", "bee", "cat"]
-    split = image_folder.find_images(domain, tmp_path)
+    split = dataset_files.find_images(domain, tmp_path)
     for name, files in split.files.items():
         assert sum(count.pictures[name] for count in result.classes) == len(files)
 

@@ -13,7 +13,7 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import AugmentSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import decoded_dataset, image_folder, loader, splits
+from toolchain.data import dataset_files, decoded_dataset, loader, splits
 from toolchain.edge import run
 
 PREPROCESS = Preprocessing(image_size=(32, 32), mode="gray", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
@@ -144,7 +144,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 def test_wrong_folders_are_rejected_with_their_problem(domain: Domain, tmp_path: Path) -> None:
     def message_of(folder: Path) -> str:
         with pytest.raises(ToolchainError) as error:
-            image_folder.find_images(dataclasses.replace(domain, path=str(folder)), tmp_path)
+            dataset_files.find_images(dataclasses.replace(domain, path=str(folder)), tmp_path)
         return str(error.value)
 
     assert "does not exist" in message_of(tmp_path / "nowhere")
@@ -165,7 +165,7 @@ def test_wrong_folders_are_rejected_with_their_problem(domain: Domain, tmp_path:
 
 def message_with_classes(domain: Domain, folder: Path) -> str:
     with pytest.raises(ToolchainError) as error:
-        image_folder.find_images(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
+        dataset_files.find_images(dataclasses.replace(domain, path=str(folder), classes=("ant", "bee", "dog")), folder)
     return str(error.value)
 
 
@@ -184,7 +184,7 @@ def test_identical_images_and_exposure_groups_stay_in_one_split(tmp_path: Path) 
         other.write_bytes((folder / "ant" / "000.png").read_bytes())
     for number in range(6, 18):
         (folder / "ant" / f"{number:03d}.png").rename(folder / "ant" / f"scene{number // 6}_{number}.png")
-    dataset = image_folder.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
+    dataset = dataset_files.find_images(Domain(name="x", path=str(folder), group_pattern=r"^(scene\d+)_"), tmp_path)
     side = {path.name: split for split in splits.SPLITS for path in dataset.files[split]}
     copies = {split for split in splits.SPLITS for path in dataset.files[split] if path.name.startswith("copy")}
     assert len(copies) == 1
@@ -193,20 +193,20 @@ def test_identical_images_and_exposure_groups_stay_in_one_split(tmp_path: Path) 
 
 
 def test_without_groups_the_split_is_that_of_single_files(pictures: Path, tmp_path: Path) -> None:
-    plain = image_folder.find_images(Domain(name="x", path=str(pictures)), tmp_path)
-    alone = image_folder.find_images(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
+    plain = dataset_files.find_images(Domain(name="x", path=str(pictures)), tmp_path)
+    alone = dataset_files.find_images(Domain(name="x", path=str(pictures), group_pattern=r"(\d+)\.png$.^"), tmp_path)
     assert plain.digest == alone.digest
 
 
 def test_a_class_whose_only_image_leaves_none_to_train_on_is_named(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {"ant": 1, "bee": 1})
     with pytest.raises(ToolchainError, match="too few images in .*: the train split would have none of ant, bee"):
-        image_folder.find_images(Domain(name="x", path=str(folder)), tmp_path)
+        dataset_files.find_images(Domain(name="x", path=str(folder)), tmp_path)
     whole = draw(tmp_path / "whole", {"ant": 9, "bee": 9})
     for path in [*whole.glob("*/*.png")]:
         path.rename(path.with_name(f"{path.parent.name}_{path.name}"))
     with pytest.raises(ToolchainError, match="too few images.*group_pattern = .* keeps groups whole"):
-        image_folder.find_images(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
+        dataset_files.find_images(Domain(name="x", path=str(whole), group_pattern="^([a-z]+)_"), tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -215,7 +215,7 @@ def test_a_rare_class_among_groups_of_others_reaches_every_split(tmp_path: Path,
     for name in ("ant", "zebra"):
         for number, path in enumerate(sorted((folder / name).glob("*.png"))):
             path.rename(path.with_name(f"s{number}_{name}.png"))  # six scenes show both
-    dataset = image_folder.find_images(
+    dataset = dataset_files.find_images(
         Domain(name="x", path=str(folder), group_pattern="^(s[0-9]+)_", split_seed=seed), tmp_path
     )
     for split in splits.SPLITS:

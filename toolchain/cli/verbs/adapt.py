@@ -41,14 +41,14 @@ def adapt(
     `export` with the same settings continues from here without training again.
     """
     from toolchain.config import overrides
-    from toolchain.data import folder_checks
+    from toolchain.data import dataset_format
 
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, on_corrupt=on_corrupt,
     )  # fmt: skip
     job = overrides.read_job(overrides.choose_recipe(recipe, data), "cpu", flags, out)
-    folder_checks.check_folder(job.domain)
+    dataset_format.check(job.domain, job.images)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.report import terminal
     from toolchain.report.pages import adapt as page

@@ -39,11 +39,11 @@ def check_data(
     Exit status: 0 nothing severe, 1 a finding to fix before training, 2 wrong input.
     """
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data import dataset_format
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
     settings, dataset = overrides.read_recipe(recipe, flags)
-    folder_checks.check_has_images(dataset)
+    dataset_format.check_readable(dataset, out / "data")
     from toolchain.report.pages import data_checks_text
 
     checkup, shift, folder = _check_dataset(settings, dataset, read_config.read_domain(source) if source else None, out)

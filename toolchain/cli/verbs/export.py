@@ -67,7 +67,7 @@ def export(
     Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
     """
     from toolchain.config import overrides
-    from toolchain.data import folder_checks
+    from toolchain.data import dataset_format
 
     flags = overrides.Flags(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
@@ -75,7 +75,7 @@ def export(
         on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
     )  # fmt: skip
     job = overrides.read_job(overrides.choose_recipe(recipe, data), target, flags, out, lock_file=lock)
-    folder_checks.check_folder(job.domain)
+    dataset_format.check(job.domain, job.images)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.core import files
     from toolchain.measure import history

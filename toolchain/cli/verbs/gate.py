@@ -52,9 +52,9 @@ def gate(
     Exit status: 0 pass, 1 regression, 2 wrong input or a check was not measured, 3 cannot tell (noisy machine, few images).
     """
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data import dataset_format
 
-    folder_checks.check_data_flag(data)  # before the imports below, which take seconds
+    dataset_format.check_data_flag(data, out / "data")  # before the imports below, which take seconds
     from toolchain.gates import gate_inputs, regression_gate
     from toolchain.measure import history
     from toolchain.report import terminal

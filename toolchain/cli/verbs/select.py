@@ -35,11 +35,11 @@ def select(
     import dataclasses
 
     from toolchain.config import overrides, read_config
-    from toolchain.data import folder_checks
+    from toolchain.data import dataset_format
 
     dataset = overrides.override_images(read_config.read_domain(domain), data, on_corrupt)
     size = overrides.parse_image_size(image_size) if image_size else None
-    folder_checks.check_folder(dataset)  # before the imports below, which take seconds
+    dataset_format.check(dataset, out / "data")  # before the imports below, which take seconds
     from toolchain.report import terminal
     from toolchain.report.pages import select as select_report
     from toolchain.report.sections import model_candidates, reuse_depths

@@ -40,13 +40,13 @@ COMPARISONS_PER_GROUP = 5  # the same for all groups, so that large groups do no
 class ExposureGroups:
     """Image files by exposure."""
 
-    pattern: str
+    pattern: str  # "": the dataset itself names the groups
     inferred: bool  # False: the pattern is the domain's own
     members: Mapping[str, Sequence[ImageFile]]  # at least two per group
 
 
 def find(domain: Domain, images: Sequence[ImageInfo], similarity: SimilaritySearch) -> ExposureGroups | None:
-    """Group images by the domain's own pattern, or by one that fits both the file names and the images.
+    """Group images as the dataset names it, by the domain's own pattern, or by one that fits both file names and images.
 
     Args:
         domain: its `group_pattern` is used if it has one.
@@ -57,6 +57,8 @@ def find(domain: Domain, images: Sequence[ImageInfo], similarity: SimilaritySear
         The groups; None if no pattern fits, or the domain's own is not valid (`folder_contents` reports that).
     """
     files = [image.file for image in images]
+    if any(file.group for file in files):
+        return ExposureGroups(pattern="", inferred=False, members=_group_by_column(files))
     if domain.group_pattern:
         try:
             members = _group_by_name(domain.group_pattern, files)
@@ -69,6 +71,14 @@ def find(domain: Domain, images: Sequence[ImageInfo], similarity: SimilaritySear
         if grouped >= MIN_GROUPED_SHARE * len(files) and _groups_look_alike(pattern, images, similarity):
             return ExposureGroups(pattern=pattern, inferred=True, members=members)
     return None
+
+
+def _group_by_column(files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
+    groups: dict[str, list[ImageFile]] = {}
+    for file in files:
+        if file.group:
+            groups.setdefault(file.group, []).append(file)
+    return {name: group for name, group in groups.items() if len(group) > 1}
 
 
 def _group_by_name(pattern: str, files: Sequence[ImageFile]) -> dict[str, list[ImageFile]]:
@@ -123,10 +133,13 @@ def check(groups: ExposureGroups | None, *, has_own_splits: bool) -> list[Findin
     """Report groups that lie in several splits; `has_own_splits`: the folder brings its splits, none is drawn here."""
     if groups is None:
         return []
+    source = repr(groups.pattern) if groups.pattern else "the group column"
     if not groups.members:
         text = (
             f"group_pattern {groups.pattern!r} puts no two files into one group. Compare it with the file names, and correct "
             "it in the domain."
+            if groups.pattern
+            else "The group column puts no two files into one group. Correct it, or leave it out."
         )
         return [Finding(severity="warning", kind="groups", text=text)]
     divided = {
@@ -134,8 +147,7 @@ def check(groups: ExposureGroups | None, *, has_own_splits: bool) -> list[Findin
     }
     if not divided:
         text = (
-            f"{pluralize(len(groups.members), 'exposure group')} by {groups.pattern!r}; each lies within one split, as it "
-            "should."
+            f"{pluralize(len(groups.members), 'exposure group')} by {source}; each lies within one split, as it should."
         )
         return [Finding(severity="note", kind="groups", text=text)]
     leaked = sum(
@@ -150,11 +162,11 @@ def check(groups: ExposureGroups | None, *, has_own_splits: bool) -> list[Findin
     alike = "whose images look alike " if groups.inferred else ""
     advice = (
         "split the folder again, by group"
-        if has_own_splits
+        if has_own_splits or not groups.pattern
         else f"set group_pattern = '{groups.pattern}' in the domain"
     )
     text = (
-        f"{len(divided):,} of {len(groups.members):,} groups by {groups.pattern!r} {alike}lie in more than one split: "
+        f"{len(divided):,} of {len(groups.members):,} groups by {source} {alike}lie in more than one split: "
         f"{named}. In all, {pluralize(leaked, 'test image')} of such groups have another image of the group in training. If a "
         f"group is one exposure, {advice}."
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,13 @@ from PIL import Image
 
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_layout, image_folder, system_files
+from toolchain.data import dataset_files, dataset_format
 from toolchain.data.checks.finding import Finding
 from toolchain.data.checks.wording import join_first, pluralize, to_display_path
-from toolchain.data.folder_layout import FolderLayout
-from toolchain.data.image_formats import readable_suffixes
+from toolchain.data.formats.folders import folder_layout, system_files
+from toolchain.data.formats.folders.folder_layout import WHOLE
+from toolchain.data.formats.folders.image_formats import is_image, readable_suffixes
+from toolchain.data.labelled_files import LabelledFiles
 from toolchain.data.splits import SPLITS
 
 # beside the formats that `image_formats` knows, and the further ones that Pillow does
@@ -30,6 +32,7 @@ class ImageFile:
     display_path: str  # relative to the folder, as `to_display_path` writes it
     label: str
     split: str  # "" where the folder could not be split
+    group: str = ""  # that the dataset names; "": none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,80 +48,100 @@ class FolderContents:
 
 
 def list_contents(domain: Domain, cache: Path) -> FolderContents:
-    """List a dataset as `image_folder.find_images` does, or as it lies in the folder where that function rejects it.
+    """List a dataset as `dataset_files.find_images` does, or as its images lie there where that function rejects it.
 
     Raises:
-        ToolchainError: no folder, or no images in it.
+        ToolchainError: no dataset, or no images in it.
     """
-    root = image_folder.locate_root(domain, cache)
     findings = _check_group_pattern(domain)
     usable = dataclasses.replace(domain, group_pattern="") if findings else domain
-    layout = _read_layout(root, usable)
+    labelled = dataset_format.read(usable, cache)
     try:
-        classes, image_files = _list_as_training(usable, root, cache)
+        classes, image_files = _list_as_training(labelled, usable)
     except ToolchainError as reason:
-        classes, image_files = _list_unchecked(layout, root)
-        if not image_files:
-            raise
+        classes, image_files = _list_unsplit(labelled)
         message = str(reason).encode(errors="backslashreplace").decode()
-        text = f"Training would reject this folder: {message}."
+        text = f"Training would reject this {'dataset' if labelled.tables else 'folder'}: {message}."
         findings.append(Finding(severity="severe", kind="refused", text=text))
-    used = {file.path for file in image_files}
-    unused = (path for path in system_files.walk_files(root) if path not in used)
-    ignored_files = tuple(sorted(path.relative_to(root) for path in unused if path.is_file()))
-    unread_images = folder_layout.list_unread_images(root)
+    ignored_files = _list_unused(labelled, {file.path for file in image_files})
     return FolderContents(
-        root=root,
+        root=labelled.shown_root,
         classes=classes,
         image_files=image_files,
-        has_own_splits=layout is not None and set(layout.split_folders) == set(SPLITS),
+        has_own_splits=set(labelled.images) == set(SPLITS),
         ignored_files=ignored_files,
         findings=(
             *findings,
-            *_note_layout(layout),
-            *_note_system_files(root),
-            *_check_unread_images(root, unread_images),
-            *_check_ignored_files([path for path in ignored_files if root / path not in unread_images]),
+            *_note_layout(labelled),
+            *(_check_table(labelled, ignored_files) if labelled.tables else _check_folder(labelled, ignored_files)),
             *_check_file_names(image_files),
         ),
     )
 
 
-def _list_as_training(domain: Domain, root: Path, cache: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+def _list_as_training(labelled: LabelledFiles, domain: Domain) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
     """List classes and files with the splits of training; raise ToolchainError where training would."""
-    dataset = image_folder.find_images(domain, cache)
+    dataset = dataset_files.split_images(labelled, domain)
     return dataset.classes, tuple(
-        _make_image_file(path, root, dataset.classes[label], split)
+        _make_image_file(labelled, path, dataset.classes[label], split)
         for split in SPLITS
         for path, label in zip(dataset.files[split], dataset.labels[split], strict=True)
     )
 
 
-def _read_layout(root: Path, domain: Domain) -> FolderLayout | None:
-    """Return the folder's layout; None where training would reject it."""
-    try:
-        return folder_layout.read_layout(root, domain.classes)
-    except ToolchainError:
-        return None
-
-
-def _list_unchecked(layout: FolderLayout | None, root: Path) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
-    """List classes and files as they lie in the folder; without a valid layout, by the plain names of splits."""
-    folders = {split: root / split for split in SPLITS if (root / split).is_dir()}
-    given_splits: dict[str, Path] = {split: path for split, path in folders.items() if system_files.list_folders(path)}
-    parts = given_splits or {folder_layout.WHOLE: root}
-    images = layout.images if layout else {name: folder_layout.scan_class_folders(path) for name, path in parts.items()}
-    labels = sorted({to_display_path(Path(label)) for by_class in images.values() for label in by_class})
-    return tuple(labels), tuple(
-        _make_image_file(path, root, to_display_path(Path(label)), "" if split == folder_layout.WHOLE else split)
-        for split, by_class in images.items()
+def _list_unsplit(labelled: LabelledFiles) -> tuple[tuple[str, ...], tuple[ImageFile, ...]]:
+    """List classes and files as they lie there, without drawing any split."""
+    names = {name for by_class in labelled.images.values() for name in by_class}
+    return tuple(sorted(to_display_path(Path(name)) for name in names)), tuple(
+        _make_image_file(labelled, path, to_display_path(Path(label)), "" if split == WHOLE else split)
+        for split, by_class in labelled.images.items()
         for label, paths in by_class.items()
         for path in paths
     )
 
 
-def _make_image_file(path: Path, root: Path, label: str, split: str) -> ImageFile:
-    return ImageFile(path=path, display_path=to_display_path(path.relative_to(root)), label=label, split=split)
+def _make_image_file(labelled: LabelledFiles, path: Path, label: str, split: str) -> ImageFile:
+    display_path = to_display_path(path.relative_to(labelled.shown_root))
+    return ImageFile(
+        path=path, display_path=display_path, label=label, split=split, group=labelled.groups.get(path, "")
+    )
+
+
+def _list_unused(labelled: LabelledFiles, used: set[Path]) -> tuple[Path, ...]:
+    """List the files that are not used, relative to the root: all, or the images that lie beside those of a table."""
+    paths: Iterator[Path]
+    if labelled.tables:
+        folders = {path.parent for path in used}
+        named = used.union(labelled.unread_images)
+        paths = (path for folder in folders for path in folder.iterdir() if is_image(path) and path not in named)
+    else:
+        paths = (path for path in system_files.walk_files(labelled.path) if path not in used)
+    return tuple(sorted(path.relative_to(labelled.shown_root) for path in paths if path.is_file()))
+
+
+def _check_folder(labelled: LabelledFiles, ignored_files: tuple[Path, ...]) -> list[Finding]:
+    """Report what in an image folder is not used."""
+    root = labelled.path
+    unread_images = folder_layout.list_unread_images(root)
+    return [
+        *_note_system_files(root),
+        *_check_unread_images(root, unread_images),
+        *_check_ignored_files([path for path in ignored_files if root / path not in unread_images]),
+    ]
+
+
+def _check_table(labelled: LabelledFiles, ignored_files: tuple[Path, ...]) -> list[Finding]:
+    """Report images that a table of labels names and that are not read, and those beside them that it does not name."""
+    findings = _check_unread_images(labelled.root, labelled.unread_images)
+    if ignored_files:
+        text = (
+            f"{pluralize(len(ignored_files))} beside the labelled ones will not be used, as no row of "
+            f"{join_first([to_display_path(Path(table.name)) for table in labelled.tables])} names "
+            f"{'it' if len(ignored_files) == 1 else 'them'}. Add rows, if their classes are known."
+        )
+        files = _to_display_paths(ignored_files)
+        findings.append(Finding(severity="warning", kind="images without a row", text=text, files=files))
+    return findings
 
 
 def _check_group_pattern(domain: Domain) -> list[Finding]:
@@ -135,10 +158,10 @@ def _check_group_pattern(domain: Domain) -> list[Finding]:
     return [Finding(severity="severe", kind="group pattern", text=text)]
 
 
-def _note_layout(layout: FolderLayout | None) -> list[Finding]:
+def _note_layout(labelled: LabelledFiles) -> list[Finding]:
     """Say what is read as what, where it is not plain."""
-    notes = layout.layout_notes if layout else ()
-    return [Finding(severity="note", kind="layout", text=f"Folder layout: {note}.") for note in notes]
+    heading = "Labels" if labelled.tables else "Folder layout"
+    return [Finding(severity="note", kind="layout", text=f"{heading}: {note}.") for note in labelled.notes]
 
 
 def _note_system_files(root: Path) -> list[Finding]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from toolchain.core.errors import ToolchainError
-from toolchain.data.image_formats import is_image
-from toolchain.data.system_files import is_system_name, list_folders, walk_files
+from toolchain.data.formats.folders.image_formats import is_image
+from toolchain.data.formats.folders.system_files import is_system_name, list_folders, walk_files
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

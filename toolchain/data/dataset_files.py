@@ -1,11 +1,6 @@
-"""List the images of a class-folder dataset by class and split, without decoding any.
-
-`folder_layout` says which layouts are read. A split that the folder does not have is drawn from the training images.
-"""
+"""List the images of a dataset by class and split, without decoding any; draw the splits that it does not bring."""
 
 import hashlib
-import importlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +8,10 @@ from pathlib import Path
 from toolchain.config.dataset import Domain
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_checks
-from toolchain.data.class_names import ClassFolders, to_nfc
-from toolchain.data.folder_layout import WHOLE, read_layout
+from toolchain.data import dataset_format
+from toolchain.data.formats.folders.class_names import ClassFolders, to_nfc
+from toolchain.data.formats.folders.folder_layout import WHOLE
+from toolchain.data.labelled_files import LabelledFiles
 from toolchain.data.splits import SPLITS, LabelledFile, Split, check_split, group_files, split_off
 
 
@@ -31,36 +27,44 @@ class DatasetFiles:
 
 
 def find_images(domain: Domain, cache: Path) -> DatasetFiles:
-    """List a dataset's images by split; draw the splits that the folder does not have.
+    """List a dataset's images by split; draw the splits that it does not bring.
 
     Args:
         domain: the dataset.
-        cache: folder in which a bundled source is written.
+        cache: folder in which a bundled source and the images of parquet files are written.
 
     Raises:
-        ToolchainError: no folder, no images, a class without images, classes that differ between splits, or fewer
+        ToolchainError: no dataset, no images, a class without images, classes that differ between splits, or fewer
             images than the splits need.
     """
-    layout = read_layout(locate_root(domain, cache), domain.classes)
-    classes = folder_checks.list_classes(layout, domain)
-    root = layout.root
-    labelled = {name: _label(by_class, classes) for name, by_class in layout.images.items()}
-    hashes = {path: files.sha256_file(path) for part in labelled.values() for path, _ in part}
-    training = labelled.pop(WHOLE, None) or labelled["train"]
+    return split_images(dataset_format.read(domain, cache), domain)
+
+
+def split_images(labelled: LabelledFiles, domain: Domain) -> DatasetFiles:
+    """Draw the splits that a dataset does not bring.
+
+    Raises:
+        ToolchainError: training rejects the dataset, or it has fewer images than the splits need.
+    """
+    if labelled.problem:
+        raise ToolchainError(labelled.problem)
+    classes, root = labelled.classes, labelled.root
+    by_part = {name: _label(by_class, classes) for name, by_class in labelled.images.items()}
+    hashes = {path: files.sha256_file(path) for part in by_part.values() for path, _ in part}
+    training = by_part.pop(WHOLE, None) or by_part["train"]
     by_split: dict[Split, list[LabelledFile]] = {"train": training}
     shares: tuple[tuple[Split, float], ...] = (("test", domain.test_share), ("val", domain.validation_share))
     for split, share in shares:
-        if split in labelled:
-            by_split[split] = labelled[split]
+        if split in by_part:
+            by_split[split] = by_part[split]
         else:
-            groups = group_files(by_split["train"], hashes, domain.group_pattern)
+            groups = group_files(by_split["train"], hashes, domain.group_pattern, labelled.groups)
             by_split["train"], by_split[split] = split_off(groups, share, domain.split_seed)
     for split in SPLITS:
         try:
             check_split(split, by_split[split], classes, root)
         except ToolchainError as reason:
-            hint = f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so every class needs several groups"
-            raise ToolchainError(f"{reason}{hint if domain.group_pattern else ''}") from reason
+            raise ToolchainError(f"{reason}{_describe_groups(labelled, domain)}") from reason
     return DatasetFiles(
         root,
         classes,
@@ -70,42 +74,38 @@ def find_images(domain: Domain, cache: Path) -> DatasetFiles:
     )
 
 
-def locate_root(domain: Domain, cache: Path) -> Path:
-    """Return the folder of a dataset; write a bundled source to `cache` first.
-
-    Raises:
-        ToolchainError: no folder is named, it does not exist, it is a file, or it may not be read.
-    """
-    if domain.source != "folder":
-        folder = cache / domain.source
-        with files.lock_folder(folder, wait=True):
-            source = importlib.import_module(f"toolchain.data.sources.{domain.source}")
-            version, mark = files.sha256_file(Path(str(source.__file__))), folder / "COMPLETE"
-            if not mark.exists() or mark.read_text() != version:
-                shutil.rmtree(folder / "images", ignore_errors=True)
-                source.write(folder / "images")
-                files.write_text(mark, version)
-        return folder / "images"
-    return folder_checks.locate_folder(domain)
-
-
 def list_by_class(domain: Domain, cache: Path) -> dict[str, list[Path]]:
     """List all image files of a dataset by class, whatever split they lie in.
 
     Raises:
-        ToolchainError: no folder, or no images in it.
+        ToolchainError: no dataset, or no images in it.
     """
+    labelled = dataset_format.read(domain, cache)
+    if labelled.is_guess:
+        raise ToolchainError(labelled.problem)
+    return merge_splits(labelled)
+
+
+def merge_splits(labelled: LabelledFiles) -> dict[str, list[Path]]:
+    """Return the images of all splits by class; classes are sorted by name, those without images are left out."""
     by_class: dict[str, list[Path]] = {}
-    for folders in read_layout(locate_root(domain, cache), domain.classes).images.values():
-        for name, paths in folders.items():
+    for part in labelled.images.values():
+        for name, paths in part.items():
             by_class.setdefault(name, []).extend(paths)
     return {name: paths for name, paths in sorted(by_class.items()) if paths}
+
+
+def _describe_groups(labelled: LabelledFiles, domain: Domain) -> str:
+    """Return why few images may be too few: groups are never divided; "" where there are no groups."""
+    if domain.group_pattern:
+        return f"; group_pattern = {domain.group_pattern!r} keeps groups whole, so every class needs several groups"
+    return "; the group column keeps groups whole, so every class needs several groups" if labelled.groups else ""
 
 
 def _label(by_class: ClassFolders, classes: Sequence[str]) -> list[LabelledFile]:
     """List the images class by class with their indices in `classes`, which may be in another Unicode form."""
     paths = {to_nfc(name): images for name, images in by_class.items()}
-    return [(path, index) for index, name in enumerate(classes) for path in paths[to_nfc(name)]]
+    return [(path, index) for index, name in enumerate(classes) for path in paths.get(to_nfc(name), ())]
 
 
 def _digest(

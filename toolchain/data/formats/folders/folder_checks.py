@@ -1,82 +1,18 @@
-"""Check an image folder before anything slow is imported: that it exists, holds images, and that its classes fit."""
+"""Check that the class folders of a dataset fit: the same in all splits, those of the domain, and none of them empty."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from toolchain.config.dataset import Domain
-from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.data.class_names import ClassFolders, to_nfc
-from toolchain.data.folder_layout import (
-    LINKED_LEVELS,
+from toolchain.data.formats.folders.class_names import ClassFolders, to_nfc
+from toolchain.data.formats.folders.folder_layout import (
     WHOLE,
     FolderLayout,
-    describe_missing_images,
-    read_layout,
 )
-from toolchain.data.image_formats import count_suffixes, is_readable
-from toolchain.data.split_folders import list_class_folders
-from toolchain.data.system_files import walk_linked_files
-
-HOW_TO_NAME = "give one with DATA=folder or --data folder"
-
-
-def check_folder(domain: Domain) -> None:
-    """Check a domain's image folder, and log what a user should know about it; a bundled source needs no check.
-
-    Raises:
-        ToolchainError: as `locate_folder`, `read_layout` and `list_classes`.
-    """
-    if domain.source == "folder":
-        layout = read_layout(locate_folder(domain), domain.classes)
-        list_classes(layout, domain)
-        for note in layout.notes:
-            progress.log(f"data: {note}")
-
-
-def check_has_images(domain: Domain) -> None:
-    """Check that a domain's image folder exists and holds images, whatever its layout.
-
-    Raises:
-        ToolchainError: as `locate_folder`; or no image in the folder can be read.
-    """
-    if domain.source == "folder":
-        folder = locate_folder(domain)
-        if not any(is_readable(path) and path.is_file() for path in walk_linked_files(folder, LINKED_LEVELS)):
-            raise ToolchainError(describe_missing_images(folder))
-
-
-def check_data_flag(folder: str) -> None:
-    """Check that the folder that `--data` names exists and holds images; "": it is not given.
-
-    Raises:
-        ToolchainError: as `check_has_images`.
-    """
-    if folder:
-        check_has_images(Domain(name="--data", path=folder))
-
-
-def locate_folder(domain: Domain) -> Path:
-    """Return the image folder of a domain.
-
-    Raises:
-        ToolchainError: none is named, it does not exist, it is a file, or it may not be read.
-    """
-    if not domain.path:
-        raise ToolchainError(f"domain {domain.name!r} has no image folder; {HOW_TO_NAME}")
-    folder = Path(domain.path)
-    if not folder.exists():
-        raise ToolchainError(f"image folder {folder} does not exist; {HOW_TO_NAME}")
-    if not folder.is_dir():
-        raise ToolchainError(
-            f"image folder {folder} is a file, not a folder; unpack it if it is an archive; {HOW_TO_NAME}"
-        )
-    try:
-        next(folder.iterdir(), None)
-    except OSError as reason:
-        raise ToolchainError(f"image folder {folder} cannot be read: {reason.strerror}; {HOW_TO_NAME}") from reason
-    return folder
+from toolchain.data.formats.folders.image_formats import count_suffixes
+from toolchain.data.formats.folders.split_folders import list_class_folders
 
 
 def list_classes(layout: FolderLayout, domain: Domain) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.core.errors import ToolchainError
-from toolchain.data.class_names import ClassFolders, merge_spellings
-from toolchain.data.image_formats import count_suffixes, is_image, is_readable
-from toolchain.data.split_folders import (
+from toolchain.data.formats.folders.class_names import ClassFolders, merge_spellings
+from toolchain.data.formats.folders.image_formats import count_suffixes, is_image, is_readable
+from toolchain.data.formats.folders.split_folders import (
     Split,
     describe_split_names,
     find_split_folders,
@@ -19,7 +19,7 @@ from toolchain.data.split_folders import (
     list_class_folders,
     split_of_name,
 )
-from toolchain.data.system_files import (
+from toolchain.data.formats.folders.system_files import (
     describe_system_files,
     list_folders,
     list_system_files,

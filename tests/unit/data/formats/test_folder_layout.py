@@ -14,10 +14,11 @@ from PIL import Image, features
 
 from toolchain.config.dataset import Domain
 from toolchain.core.errors import ToolchainError
-from toolchain.data import folder_checks, image_folder, image_formats
+from toolchain.data import dataset_files, dataset_format
 from toolchain.data.checks import run_checks
 from toolchain.data.checks.finding import DatasetCheck
-from toolchain.data.folder_layout import FolderLayout, read_layout
+from toolchain.data.formats.folders import image_formats
+from toolchain.data.formats.folders.folder_layout import FolderLayout, read_layout
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
 COUNTS = {"ant": 9, "bee": 9}
@@ -30,9 +31,9 @@ def domain_of(folder: Path, classes: tuple[str, ...] = ()) -> Domain:
 def error_of(folder: Path, classes: tuple[str, ...] = ()) -> str:
     """Return the message that export gives before it starts; listing the images must give the same."""
     with pytest.raises(ToolchainError) as error:
-        folder_checks.check_folder(domain_of(folder, classes))
+        dataset_format.check(domain_of(folder, classes), folder)
     with pytest.raises(ToolchainError) as later:
-        image_folder.find_images(domain_of(folder, classes), folder)
+        dataset_files.find_images(domain_of(folder, classes), folder)
     assert str(later.value) == str(error.value)
     return str(error.value)
 
@@ -64,9 +65,9 @@ def litter(folder: Path) -> int:
 
 def test_system_files_are_never_classes_or_images_and_change_nothing(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", COUNTS)
-    before = image_folder.find_images(domain_of(folder), tmp_path)
+    before = dataset_files.find_images(domain_of(folder), tmp_path)
     count = litter(folder)
-    after = image_folder.find_images(domain_of(folder), tmp_path)
+    after = dataset_files.find_images(domain_of(folder), tmp_path)
     assert after == before  # the same files, labels, splits and digest
     layout = read_layout(folder)
     assert len(layout.system_files) == count
@@ -102,7 +103,7 @@ def test_the_names_that_people_give_to_splits(tmp_path: Path, names: tuple[str, 
         draw(tmp_path / "set" / name, COUNTS, seed=len(name))
     layout = read_layout(tmp_path / "set")
     assert split_names(layout) == dict(zip(("train", "val", "test"), names, strict=True))
-    dataset = image_folder.find_images(domain_of(tmp_path / "set"), tmp_path)
+    dataset = dataset_files.find_images(domain_of(tmp_path / "set"), tmp_path)
     assert dataset.classes == ("ant", "bee")
     assert {path.parts[-3] for path in dataset.files["val"]} == {names[1]}
     assert {path.parts[-3] for path in dataset.files["test"]} == {names[2]}
@@ -116,7 +117,7 @@ def test_the_names_that_people_give_to_splits(tmp_path: Path, names: tuple[str, 
 def test_training_and_testing_are_splits_and_validation_is_drawn(tmp_path: Path) -> None:
     draw(tmp_path / "training", COUNTS)
     draw(tmp_path / "testing", {"ant": 4, "bee": 4}, seed=1)
-    dataset = image_folder.find_images(domain_of(tmp_path), tmp_path)
+    dataset = dataset_files.find_images(domain_of(tmp_path), tmp_path)
     assert {split: len(files) for split, files in dataset.files.items()} == {"train": 16, "val": 2, "test": 8}
 
 
@@ -132,7 +133,7 @@ def test_plain_folders_need_no_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["train", "Training", "valid", "dev"])
 def test_a_class_with_the_name_of_a_split_stays_a_class(tmp_path: Path, name: str) -> None:
-    dataset = image_folder.find_images(domain_of(draw(tmp_path / "set", {name: 9, "bus": 9})), tmp_path)
+    dataset = dataset_files.find_images(domain_of(draw(tmp_path / "set", {name: 9, "bus": 9})), tmp_path)
     assert dataset.classes == tuple(sorted((name, "bus")))
     assert [count.label for count in check(tmp_path / "set", tmp_path).classes] == sorted((name, "bus"))
 
@@ -204,7 +205,7 @@ def test_a_folder_that_looks_like_a_split_and_is_not_taken_is_an_error(tmp_path:
 
 def test_folders_that_the_domain_lists_as_classes_are_classes(tmp_path: Path) -> None:
     draw_test_without_train(tmp_path / "set")
-    dataset = image_folder.find_images(domain_of(tmp_path / "set", ("photos", "Test")), tmp_path)
+    dataset = dataset_files.find_images(domain_of(tmp_path / "set", ("photos", "Test")), tmp_path)
     assert dataset.classes == ("photos", "Test")
 
 
@@ -223,7 +224,7 @@ def test_one_outer_folder_is_entered_and_named(tmp_path: Path, splits: tuple[str
     (tmp_path / "set" / "__MACOSX").mkdir()
     (tmp_path / "set" / "README.txt").write_text("")
     assert "dataset-v2/, is read as the folder of the " in read_layout(tmp_path / "set").notes[0]
-    outer, direct = (image_folder.find_images(domain_of(folder), tmp_path) for folder in (inner.parent, inner))
+    outer, direct = (dataset_files.find_images(domain_of(folder), tmp_path) for folder in (inner.parent, inner))
     assert outer == direct
     result = check(tmp_path / "set", tmp_path)
     assert (result.pictures, result.ignored) == (sum(len(files) for files in direct.files.values()), 1)
@@ -247,20 +248,20 @@ def test_a_single_class_is_no_outer_folder(tmp_path: Path) -> None:
 def test_two_unicode_forms_in_two_splits_are_one_class(tmp_path: Path) -> None:
     for split, form in (("train", NFC), ("val", NFD), ("test", NFC)):
         draw(tmp_path / "set" / split, {form: 9, "b": 9})
-    dataset = image_folder.find_images(domain_of(tmp_path / "set"), tmp_path)
+    dataset = dataset_files.find_images(domain_of(tmp_path / "set"), tmp_path)
     assert dataset.classes == ("b", NFC)
     assert [len(dataset.files[split]) for split in ("train", "val", "test")] == [18, 18, 18]
     (note,) = read_layout(tmp_path / "set").notes
     assert f"'{NFC}' (NFC, '\\xe9') in train/, test/" in note
     assert f"'{NFD}' (NFD, 'e\\u0301') in val/" in note
-    assert set(image_folder.list_by_class(domain_of(tmp_path / "set"), tmp_path)) == {"b", NFC}
+    assert set(dataset_files.list_by_class(domain_of(tmp_path / "set"), tmp_path)) == {"b", NFC}
     assert [count.label for count in check(tmp_path / "set", tmp_path).classes] == ["b", NFC]
 
 
 def test_the_domains_spelling_of_a_class_is_kept(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", {NFD: 9, "b": 9})
-    assert image_folder.find_images(domain_of(folder), tmp_path).classes == ("b", NFD)
-    listed = image_folder.find_images(domain_of(folder, (NFC, "b")), tmp_path)
+    assert dataset_files.find_images(domain_of(folder), tmp_path).classes == ("b", NFD)
+    listed = dataset_files.find_images(domain_of(folder, (NFC, "b")), tmp_path)
     assert listed.classes == (NFC, "b")
     assert {
         path.parent.name for path, label in zip(listed.files["test"], listed.labels["test"], strict=True) if not label
@@ -298,7 +299,7 @@ def test_images_of_browsers_and_the_web_are_read(tmp_path: Path) -> None:
             with Image.open(path) as image:
                 image.save(path.with_suffix(f".{suffix}"), image_format)
             path.unlink()
-    dataset = image_folder.find_images(domain_of(folder), tmp_path)
+    dataset = dataset_files.find_images(domain_of(folder), tmp_path)
     assert sum(len(files) for files in dataset.files.values()) == 18
     result = check(folder, tmp_path)
     assert (result.pictures, result.unreadable, result.ignored) == (18, 0, 0)
@@ -323,8 +324,9 @@ def test_images_that_are_not_read_are_listed_by_suffix(tmp_path: Path, capsys: p
     for name in ("ant/a.heic", "ant/b.HEIC", "bee/c.raw"):
         (folder / name).write_bytes(b"x")
     text = "3 images are not read and will not be used (2 .heic, 1 .raw): convert them to JPEG or PNG"
-    folder_checks.check_folder(domain_of(folder))
-    assert capsys.readouterr().out == f"data: {text}\n"
+    dataset_format.check(domain_of(folder), tmp_path)
+    read_as = f"data: {folder} is read as class folders: 2 classes, 18 images (splits are drawn)"
+    assert capsys.readouterr().out == f"{read_as}\ndata: {text}\n"
     assert texts_of(check(folder, tmp_path), "unread formats") == [f"{text}."]
     for path in (folder / "bee").glob("*.png"):
         path.unlink()
@@ -338,7 +340,7 @@ def test_images_that_are_not_read_are_listed_by_suffix(tmp_path: Path, capsys: p
 def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
     assert "does not exist; give one with" in error_of(tmp_path / "nowhere")
     (tmp_path / "set.zip").write_bytes(b"PK")
-    assert "is a file, not a folder; unpack it" in error_of(tmp_path / "set.zip")
+    assert "unpack it if it is an archive" in error_of(tmp_path / "set.zip")
     flat = draw(tmp_path, {"flat": 9}) / "flat"
     assert "has no class folders: 9 images lie directly in it" in error_of(flat)
     (tmp_path / "text" / "ant").mkdir(parents=True)
@@ -346,9 +348,8 @@ def test_wrong_folders_are_told_apart(tmp_path: Path) -> None:
     assert "has no images in class folders" in error_of(tmp_path / "text")
     for folder in (tmp_path / "nowhere", tmp_path / "set.zip", tmp_path / "text"):
         with pytest.raises(ToolchainError):
-            folder_checks.check_has_images(domain_of(folder))
-    folder_checks.check_has_images(domain_of(flat))  # check-data says what is wrong with it
-    folder_checks.check_folder(dataclasses.replace(domain_of(tmp_path / "nowhere"), source="digits"))
+            dataset_format.check_readable(domain_of(folder), tmp_path)
+    dataset_format.check(dataclasses.replace(domain_of(tmp_path / "nowhere"), source="digits"), tmp_path)
 
 
 def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
@@ -356,8 +357,8 @@ def test_links_to_class_folders_are_followed(tmp_path: Path) -> None:
     for name in COUNTS:
         (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / "train" / name).symlink_to(tmp_path / "elsewhere" / name)
-    folder_checks.check_has_images(domain_of(tmp_path / "set"))
-    assert len(image_folder.list_by_class(domain_of(tmp_path / "set"), tmp_path)["ant"]) == 9
+    dataset_format.check_readable(domain_of(tmp_path / "set"), tmp_path)
+    assert len(dataset_files.list_by_class(domain_of(tmp_path / "set"), tmp_path)["ant"]) == 9
 
 
 @pytest.mark.parametrize("verb", ["export", "adapt", "check-data", "gate"])
