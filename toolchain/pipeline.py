@@ -19,7 +19,7 @@ from toolchain.export import export_variants
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import data_source, ship_decision
 from toolchain.measure import accuracy, latency, machine
-from toolchain.models import build
+from toolchain.models import build, class_order
 from toolchain.pruning import prune, recover, sparsify
 from toolchain.quantization import quantize
 from toolchain.report import write
@@ -29,7 +29,7 @@ from toolchain.report.sections import reuse_depths
 from toolchain.search import accuracy_control, lock_file, place, pruning_sensitivity, search_pruning
 from toolchain.search.pruning_plan import Lock
 from toolchain.selection import reuse_advice, select_model
-from toolchain.training import finetune, input_size
+from toolchain.training import finetune, input_size, pseudo_labels
 
 STEPS = {  # of export, in order: the key in the report's `seconds`, and what is shown
     "select": "choose the model",
@@ -63,6 +63,7 @@ def export(job: Job) -> dict[str, Any]:
         torch.set_flush_denormal(True)
         with step("select"):
             job, ranking = select_model.resolve_auto_model(job)
+            job = class_order.resolve(job)
         with step("data"):
             data, joined = prepare.run(job)
             origin = data_source.describe(job.domain, job.images)
@@ -71,7 +72,7 @@ def export(job: Job) -> dict[str, Any]:
             reuse_depths.announce(advice)
         with step("adapt"):
             decided = search_pruning.check_model(job, data, decided)
-            dense = finetune.run(job, data, joined)
+            dense = pseudo_labels.run(job, finetune.run(job, data, joined))
         with step("sparsify"):
             ranked = sparsify.run(job, dense)
         with step("fit"):

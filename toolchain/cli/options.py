@@ -22,7 +22,7 @@ DomainName = Annotated[
 ModelName = Annotated[
     str,
     typer.Option(
-        help="Model: a torchvision name such as resnet18, timm:<name>, or (export only) auto. Default: the recipe's."
+        help="Model: a torchvision name such as resnet18, timm:<name>, your own net.py:function, or (export only) auto."
     ),
 ]
 Weights = Annotated[

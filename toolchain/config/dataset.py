@@ -23,6 +23,10 @@ class Domain:
     )  # folder that a table's file names are relative to; "": its own
     labels: str = field(default="", metadata=ADDED_LATER)  # text file of class names, in the order of their indices
     label_column: str = field(default="", metadata=ADDED_LATER)  # of a table in which several columns may be the label
+    # folder of images without labels: for distillation beside `path`, or in its place
+    unlabelled: str = field(default="", metadata=ADDED_LATER)
+    # "allow": `classes` are those of a trained model, and the images need not show all of them
+    absent_classes: Literal["fail", "allow"] = field(default="fail", metadata=ADDED_LATER)
     mode: ColourMode = "rgb"
     kind: ImageKind = "photo"  # decides which augmentations keep an image in its class
     image_size: tuple[int, int] = (224, 224)  # height, width
@@ -35,3 +39,13 @@ class Domain:
     calibration_seed: int = 0
     on_corrupt: Literal["fail", "skip"] = "fail"
     licence: str = ""
+
+    @property
+    def has_labels(self) -> bool:
+        """Return whether there are labelled images; if not, those without labels take their place."""
+        return self.source != "folder" or bool(self.path) or not self.unlabelled
+
+    @property
+    def shows_every_class(self) -> bool:
+        """Return whether every split has to hold images of every class."""
+        return self.has_labels and self.absent_classes == "fail"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from toolchain.core.errors import ToolchainError
 
-ACCEPTED = "accepted: a text file with one name a line in the order of the model's outputs, or JSON: [names] or {name: index}"
+ACCEPTED = (
+    "accepted: a text file with one name a line in the order of the model's outputs, or JSON: [names] or {name: index}"
+)
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -18,8 +20,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         path: UTF-8 text, with or without a byte order mark; or a .json file with a list, name -> index or index -> name.
 
     Raises:
-        ToolchainError: the file does not exist or is not of that form, a name is empty or stands twice, or there are fewer
-            than two.
+        ToolchainError: the file does not exist or is not of that form, a name is empty, or there are fewer than two.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -61,20 +62,17 @@ def _to_index(key: object) -> int:
 
 
 def check_names(names: list[str], source: str) -> tuple[str, ...]:
-    """Return the names in Unicode's composed form.
+    """Return the names in Unicode's composed form; names that stand twice get their index, as ImageNet's two cranes.
 
     Raises:
-        ToolchainError: a name is empty or stands twice, or there are fewer than two.
+        ToolchainError: a name is empty, or there are fewer than two.
     """
     composed = [unicodedata.normalize("NFC", name) for name in names]
     if "" in composed:
-        raise ToolchainError(f"{source} has no name in line {composed.index('') + 1}; every output of the model needs one")
-    doubled = [name for name, count in Counter(composed).items() if count > 1]
-    if doubled:
-        lines = [str(i + 1) for i, name in enumerate(composed) if name == doubled[0]]
         raise ToolchainError(
-            f"{source} has {doubled[0]!r} in lines {' and '.join(lines)}; two outputs of a model cannot be one class"
+            f"{source} has no name in line {composed.index('') + 1}; every output of the model needs one"
         )
     if len(composed) < 2:
         raise ToolchainError(f"{source} has {len(composed)} names; a classifier needs at least two")
-    return tuple(composed)
+    counts = Counter(composed)
+    return tuple(f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(composed))

@@ -10,7 +10,8 @@ from pathlib import Path
 from toolchain.config import budget_limits, model_reference, read_config, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job, make_job
-from toolchain.config.recipe import Budget, ModelSpec, Recipe
+from toolchain.config.labels_file import read_labels
+from toolchain.config.recipe import Budget, ModelSpec, Recipe, ReuseSpec
 from toolchain.config.shortlist import is_auto
 from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError
@@ -38,13 +39,16 @@ class Flags:
     on_corrupt: str = ""
     device: str = ""
     budget: tuple[str, ...] = ()  # KEY=VALUE, keys as in [budget]
+    labels: str = ""  # file of the class names of a trained model
+    compress_only: bool = False
+    unlabelled: str = ""  # folder
 
 
-def choose_recipe(recipe: str, data: str) -> str:
-    """Return the recipe that was named; without one, the recipe that fits: for the user's class folders, or the default job."""
-    if recipe or not data:
+def choose_recipe(recipe: str, data: str, unlabelled: str = "") -> str:
+    """Return the recipe that was named; without one, the recipe that fits: for the user's images, or the default job."""
+    if recipe or not (data or unlabelled):
         return recipe or DEFAULT_RECIPE
-    if Path(data).is_dir():
+    if data and Path(data).is_dir():
         progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
     return FOLDER_RECIPE
 
@@ -109,8 +113,58 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = dataclasses.replace(recipe, prune=dataclasses.replace(recipe.prune, resolution=flags.resolution))
     if flags.epochs:
         recipe = _override_epochs(recipe, flags.epochs)
+    if flags.labels:
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, labels=flags.labels))
+    if flags.compress_only:
+        recipe = _skip_finetuning(recipe)
+    domain = override_images(domain, flags.data, flags.on_corrupt)
+    domain = dataclasses.replace(domain, unlabelled=flags.unlabelled or domain.unlabelled)
+    if not domain.has_labels:
+        recipe = _distil_only(recipe)
     checked: Recipe = read_config.validate("recipes", files.to_jsonable(recipe), "command line")
-    return checked, override_images(domain, flags.data, flags.on_corrupt)
+    return checked, _use_model_classes(domain, checked.model)
+
+
+def _skip_finetuning(recipe: Recipe) -> Recipe:
+    """Return the recipe for a model that is trained already: it keeps its head and its weights."""
+    adapt = dataclasses.replace(recipe.adapt, epochs=0, least_steps=0)
+    return dataclasses.replace(
+        recipe, adapt=adapt, model=dataclasses.replace(recipe.model, head="keep"), seeds=1, teacher=None, join=(),
+        reuse=ReuseSpec(),
+    )  # fmt: skip
+
+
+def _distil_only(recipe: Recipe) -> Recipe:
+    """Return the recipe for images without labels: every training learns the dense model's outputs alone.
+
+    Raises:
+        ToolchainError: there is no trained model to learn from.
+    """
+    if recipe.model.head != "keep" or recipe.adapt.epochs:
+        raise ToolchainError(
+            "images without labels cannot train a model from the start: give the trained model with --compress-only "
+            "(--model, --weights, --labels), or labelled images with --data"
+        )
+    quantize = dataclasses.replace(recipe.quantize, train=dataclasses.replace(recipe.quantize.train, distill=1.0))
+    return dataclasses.replace(
+        recipe, recover=dataclasses.replace(recipe.recover, distill=1.0), quantize=quantize, balance=0.0
+    )
+
+
+def _use_model_classes(domain: Domain, model: ModelSpec) -> Domain:
+    """Return the dataset with the classes of a trained model, where a file of labels names them.
+
+    Raises:
+        ToolchainError: the file cannot be read, or the model gets a new head, whose classes are those of the images.
+    """
+    if not model.labels:
+        return domain
+    if model.head != "keep":
+        raise ToolchainError(
+            f"labels {model.labels} name the classes of a trained head, and this model gets a new one for the classes of the "
+            'images; to keep its head, give --compress-only, or head = "keep" in [model]'
+        )
+    return dataclasses.replace(domain, classes=read_labels(Path(model.labels)), absent_classes="allow")
 
 
 def _override_budget(budget: Budget, settings: Sequence[str]) -> Budget:

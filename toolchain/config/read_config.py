@@ -67,10 +67,10 @@ def _resolve_files(model: ModelSpec, file_name: str) -> ModelSpec:
     folder = Path(file_name).parent
     if not file_name.endswith(".toml"):
         return model
-    for field in ("weights", "labels"):
-        path = getattr(model, field)
-        if path and (folder / path).is_file():
-            model = dataclasses.replace(model, **{field: str(folder / path)})
+    if model.weights and (folder / model.weights).is_file():
+        model = dataclasses.replace(model, weights=str(folder / model.weights))
+    if model.labels and (folder / model.labels).is_file():
+        model = dataclasses.replace(model, labels=str(folder / model.labels))
     reference = model_reference.parse(model.name)
     if reference and (folder / reference.source).is_file():
         model = dataclasses.replace(model, name=f"{folder / reference.source}:{reference.function}")

@@ -62,7 +62,7 @@ def split_images(labelled: LabelledFiles, domain: Domain) -> DatasetFiles:
             by_split["train"], by_split[split] = split_off(groups, share, domain.split_seed)
     for split in SPLITS:
         try:
-            check_split(split, by_split[split], classes, root)
+            check_split(split, by_split[split], classes, root, every_class=domain.shows_every_class)
         except ToolchainError as reason:
             raise ToolchainError(f"{reason}{_describe_groups(labelled, domain)}") from reason
     return DatasetFiles(

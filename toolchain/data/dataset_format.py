@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from toolchain.config.dataset import Domain
 from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError
+from toolchain.data import unlabelled_images
 from toolchain.data.formats.folders import folder_layout, system_files
 from toolchain.data.formats.folders.folder_layout import WHOLE
 from toolchain.data.formats.tables import class_list
@@ -52,6 +53,8 @@ def read(domain: Domain, cache: Path) -> LabelledFiles:
         ToolchainError: no path is named, it does not exist or may not be read, no format recognises it, or its labels
             cannot be read. What training alone rejects is in `LabelledFiles.problem`.
     """
+    if not domain.has_labels:
+        return unlabelled_images.read(domain)
     path = locate(domain, cache)
     chosen = next((each for each in list_formats() if each.recognise(path)), None)
     if chosen is None:
@@ -72,6 +75,9 @@ def check(domain: Domain, cache: Path) -> None:
         if labelled.problem:
             raise ToolchainError(labelled.problem)
         announce(labelled)
+        if domain.unlabelled and domain.has_labels:
+            count = len(unlabelled_images.list_files(Path(domain.unlabelled)))
+            progress.log(f"data: {count:,} images without labels in {domain.unlabelled} are trained on, too")
 
 
 def check_readable(domain: Domain, cache: Path) -> None:
@@ -98,9 +104,9 @@ def announce(labelled: LabelledFiles) -> None:
     """Log what a dataset is read as, in one line, and a line for each note."""
     counts = {name: sum(map(len, by_class.values())) for name, by_class in labelled.images.items() if name != WHOLE}
     splits = ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "splits are drawn"
+    classes = f"{len(labelled.classes):,} classes, " if len(labelled.classes) > 1 else ""
     progress.log(
-        f"data: {labelled.path} is read as {labelled.title}: {len(labelled.classes):,} classes, "
-        f"{labelled.file_count:,} images ({splits})"
+        f"data: {labelled.path} is read as {labelled.title}: {classes}{labelled.file_count:,} images ({splits})"
     )
     notes = list(labelled.notes)
     if not labelled.tables:

@@ -105,7 +105,10 @@ def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
                 tuple(paths[i] for i in readable),
                 torch.ones(len(readable)),
             )
-            check_split(split, [(paths[i], labels[i]) for i in readable], listed.classes, listed.root)
+            check_split(
+                split, [(paths[i], labels[i]) for i in readable], listed.classes, listed.root,
+                every_class=domain.shows_every_class,
+            )  # fmt: skip
             skipped += [str(paths[i]) for i in sorted(corrupt)]
     train = splits["train"]
     count = min(domain.calibration_images, len(train))

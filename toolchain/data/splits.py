@@ -80,12 +80,25 @@ def split_off(
     return kept, split
 
 
-def check_split(split: str, files: Sequence[LabelledFile], classes: Sequence[str], root: Path) -> None:
+def check_split(
+    split: str, files: Sequence[LabelledFile], classes: Sequence[str], root: Path, *, every_class: bool = True
+) -> None:
     """Check that a split has every class, and that the training split has at least two images per class on average.
+
+    Args:
+        split: its name.
+        files: its images with their class indices.
+        classes: the names of all classes.
+        root: folder of the dataset, for messages.
+        every_class: False for a trained model, whose classes the images need not show.
 
     Raises:
         ToolchainError: it has not.
     """
+    if not every_class:
+        if len(files) < 2:
+            raise ToolchainError(f"too few images in {root}: the {split} split would have {len(files)}")
+        return
     labels = {label for _, label in files}
     missing = [name for index, name in enumerate(classes) if index not in labels]
     if missing:

@@ -145,7 +145,7 @@ def build_untrained(spec: ModelSpec, classes: int, reuse: ReuseSpec = WHOLE_NETW
         ToolchainError: unknown model or block, an argument that is not accepted, or blocks that would be both random and
             frozen.
     """
-    model = _build_from_source(spec, classes)
+    model = build_from_source(spec, classes)
     if spec.norm_eps is not None:
         for module in model.modules():
             if isinstance(module, blocks.NORM_LAYERS):
@@ -211,7 +211,12 @@ def build_for_image_size(
     return model
 
 
-def _build_from_source(spec: ModelSpec, classes: int) -> nn.Module:
+def build_from_source(spec: ModelSpec, classes: int) -> nn.Module:
+    """Build the model as its library or the user's function does, with random weights.
+
+    Raises:
+        ToolchainError: unknown model, or an argument that is not accepted.
+    """
     if reference := model_reference.parse(spec.name):
         model = python_file.build_untrained(reference, classes, spec.arguments)
         return model if spec.head == "keep" else replace_head(model, classes)

@@ -14,10 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from toolchain.config import labels_file
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models import foreign_files, pickled_classes
 
 DEEPEST_NESTING = 4  # dictionaries in dictionaries
+CLASS_NAME_KEYS = ("classes", "class_names", "names", "labels", "class_to_idx", "idx_to_class", "id2label", "label2id")
 LARGEST_SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own limit
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6
 ZIP_START = b"PK\x03\x04"
@@ -50,6 +52,21 @@ def read_state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
         raise ToolchainError(f"{path} holds no tensors (its keys: {keys}); expected is a state_dict, tensors by name")
     first = sorted(state_dicts, key=lambda key: (key != "", "." in key, -len(state_dicts[key])))
     return {key: state_dicts[key] for key in first}
+
+
+def read_class_names(path: Path) -> tuple[str, list[str]] | None:
+    """Return the class names that a checkpoint holds beside its tensors, in their order, with their key; None for none.
+
+    Raises:
+        ToolchainError: as `read_state_dicts`.
+    """
+    if not path.is_file():
+        return None
+    content = _read_content(path)
+    for key in CLASS_NAME_KEYS if isinstance(content, Mapping) else ():
+        if names := labels_file.order_names(content.get(key)):
+            return key, names
+    return None
 
 
 def _walk(content: Mapping[Any, Any], key: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -90,11 +90,11 @@ def weights_digest(spec: ModelSpec) -> str:
     Raises:
         ToolchainError: the file does not exist.
     """
-    path = _weights_file(spec.weights)
+    path = find_weights_file(spec.weights)
     return files.sha256_file(_check_exists(path)) if path else spec.weights
 
 
-def _weights_file(weights: str) -> Path | None:
+def find_weights_file(weights: str) -> Path | None:
     """Return the file that `weights` names; None for random and for published weights."""
     if weights.startswith("zoo:"):
         path = registry.PACKAGE_FOLDER / "models" / "zoo" / f"{weights.removeprefix('zoo:')}.safetensors"
@@ -126,7 +126,7 @@ def read_checkpoint(spec: ModelSpec) -> Checkpoint:
     """
     if not spec.weights:
         return Checkpoint("random initialisation", "", {})
-    path = _weights_file(spec.weights)
+    path = find_weights_file(spec.weights)
     if path is None:
         return Checkpoint(f"{_describe_source(spec.name)} {spec.weights}", spec.weights, {"": _download(spec)})
     state_dicts = checkpoint_files.read_state_dicts(_check_exists(path))

@@ -155,7 +155,8 @@ def _train_model(
             head=head, frozen_modules=frozen, teacher=teacher.model if teacher else None,
         )  # fmt: skip
         margin = few_images.margin_over_probe(probe, recipe.adapt, dataset)
-        training = loop.train(model, training_job, keep_start=probe is not None, margin=margin)
+        is_trained = spec.head == "keep"
+        training = loop.train(model, training_job, keep_start=probe is not None or is_trained, margin=margin)
         figures = {"weights": loaded, "seed": recipe.seed, "probe": probe}
         return save_trained_model(stage, started, model, training, figures), head
 

@@ -58,6 +58,15 @@ def export(
         list[str] | None,
         typer.Option(help="Budget of the recipe, such as accuracy_drop=0.02 or latency=0.5x; repeat it for several."),
     ] = None,
+    compress_only: Annotated[
+        bool, typer.Option("--compress-only", help="The model is trained already: keep its weights and its head.")
+    ] = False,
+    labels: Annotated[
+        str, typer.Option(help="With --compress-only: file with the model's class names, in the order of its outputs.")
+    ] = "",
+    unlabelled: Annotated[
+        str, typer.Option(help="Folder of images without labels, to distil on: beside --data, or in its place.")
+    ] = "",
     device: Board = "",
     on_corrupt: OnCorrupt = "",
     out: OutFolder = Path("out"),
@@ -73,8 +82,9 @@ def export(
         data=data, domain=domain, model=model, weights=weights, image_size=image_size, epochs=epochs, seed=seed,
         seeds=seeds, balance=balance, ratio=ratio, latency=latency, resolution=resolution,
         on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
+        compress_only=compress_only, labels=labels, unlabelled=unlabelled,
     )  # fmt: skip
-    job = overrides.read_job(overrides.choose_recipe(recipe, data), target, flags, out, lock_file=lock)
+    job = overrides.read_job(overrides.choose_recipe(recipe, data, unlabelled), target, flags, out, lock_file=lock)
     dataset_format.check(job.domain, job.images)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.core import files

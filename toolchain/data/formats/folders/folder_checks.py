@@ -54,6 +54,13 @@ def _check_splits(layout: FolderLayout) -> None:
 
 
 def _check_domain_classes(domain: Domain, classes: ClassFolders, root: Path) -> None:
+    if domain.absent_classes == "allow" and domain.classes:
+        if unknown := set(map(to_nfc, classes)) - set(map(to_nfc, domain.classes)):
+            raise ToolchainError(
+                f"{root} has class folders that the model does not know: {_join(unknown)}; the model's classes are "
+                f"{', '.join(domain.classes[:6])}{', …' if len(domain.classes) > 6 else ''}"
+            )
+        return
     if domain.classes and (odd := set(map(to_nfc, domain.classes)) ^ set(map(to_nfc, classes))):
         raise ToolchainError(
             f"the classes of domain {domain.name!r} are not the class folders of {root}; only in one of them: {_join(odd)}"
