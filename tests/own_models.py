@@ -65,7 +65,7 @@ from user_layers import Branches, Depthwise, Gate, Residual
 
 
 class Net(nn.Module):
-    def __init__(self, parts, classes, width=16):
+    def __init__(self, parts, classes, width=32):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.parts = nn.Sequential(*parts)
@@ -76,19 +76,19 @@ class Net(nn.Module):
 
 
 def residual(classes):
-    return Net([Residual(16), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), Residual(32)], classes)
+    return Net([Residual(32), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), Residual(64)], classes)
 
 
 def depthwise(num_classes):
-    return Net([Depthwise(16, 32), Depthwise(32, 32)], num_classes)
+    return Net([Depthwise(32, 64), Depthwise(64, 64)], num_classes)
 
 
-def gated(classes, width=32):
-    return Net([Residual(16), Gate(16), Depthwise(16, width), Gate(width)], classes)
+def gated(classes, width=64):
+    return Net([Residual(32), Gate(32), Depthwise(32, width), Gate(width)], classes)
 
 
 def branches():
-    return Net([Branches(16, 32), nn.MaxPool2d(2), Branches(32, 32)], 10)
+    return Net([Branches(32, 64), nn.MaxPool2d(2), Branches(64, 64)], 10)
 
 
 class Hidden(Net):
@@ -100,7 +100,7 @@ class Hidden(Net):
 
 
 def untraceable(classes):
-    return Hidden([Residual(16), Depthwise(16, 32)], classes)
+    return Hidden([Residual(32), Depthwise(32, 64)], classes)
 
 
 class Dynamic(Net):
@@ -112,7 +112,7 @@ class Dynamic(Net):
 
 
 def dynamic(classes):
-    return Dynamic([Residual(16), Depthwise(16, 32)], classes)
+    return Dynamic([Residual(32), Depthwise(32, 64)], classes)
 
 
 class Wrong(Net):
@@ -121,7 +121,7 @@ class Wrong(Net):
 
 
 def wrong(classes):
-    return Wrong([Depthwise(16, 32)], classes)
+    return Wrong([Depthwise(32, 64)], classes)
 
 
 class Two(Net):
@@ -130,7 +130,7 @@ class Two(Net):
 
 
 def two(classes):
-    return Two([Depthwise(16, 32)], classes)
+    return Two([Depthwise(32, 64)], classes)
 
 
 def pair(classes):
