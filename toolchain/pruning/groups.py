@@ -205,7 +205,9 @@ def _trace(
     for group, obstacle in candidates:
         lost = [layer for layer in group.coupled_layers if (layer.module_name, layer.role) not in covered]
         if not obstacle and lost:
-            obstacle = f"its channels are lost from sight on the way to {lost[0].module_name} (a reshape or concatenation)"
+            obstacle = (
+                f"its channels are lost from sight on the way to {lost[0].module_name} (a reshape or concatenation)"
+            )
         if obstacle:
             writers = tuple(layer.module_name for layer in group.coupled_layers if layer.role == "out")
             obstacles.append(PruningObstacle(writers, obstacle))

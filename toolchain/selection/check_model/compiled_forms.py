@@ -37,7 +37,7 @@ MIN_INT8_SPEEDUP = 1.0  # below it, int8 is slower than float
 class CompiledForm:
     """One form of the model, compiled by the target's runtime."""
 
-    name: str  # "f32", "int8", "pruned f32", "pruned int8"
+    name: str  # "f32", "int8", "pruned int8"
     precision: Precision
     artefact: Artefact
     macs: int
@@ -76,16 +76,18 @@ def compile_all(
         try:
             graphs["pruned "], macs["pruned "] = _prune_graph(subject, graph, prunability.half, target)
         except ToolchainError as reason:
-            findings.append(_describe_failure("pruned_export", f"The pruned model cannot be exported: {reason}", "warning"))
-    precisions: list[Precision] = [p for p in ("f32", "int8") if p == "f32" or p in target.precisions]
-    for prefix, form_graph in graphs.items():
-        for precision in precisions:
-            try:
-                form = _compile(f"{prefix}{precision}", form_graph, precision, target, folder, macs[prefix], subject)
-            except ToolchainError as reason:
-                findings.append(_describe_rejected(f"{prefix}{precision}", reason, target))
-            else:
-                forms.append(form)
+            findings.append(
+                _describe_failure("pruned_export", f"The pruned model cannot be exported: {reason}", "warning")
+            )
+    for prefix, precision in _list_forms(target):
+        if prefix not in graphs:
+            continue
+        try:
+            form = _compile(f"{prefix}{precision}", graphs[prefix], precision, target, folder, macs[prefix], subject)
+        except ToolchainError as reason:
+            findings.append(_describe_rejected(f"{prefix}{precision}", reason, target))
+        else:
+            forms.append(form)
     if any(form.name == "f32" for form in forms):
         text = f"{target.runtime} compiles and runs it: {', '.join(form.name for form in forms)}."
         findings.insert(0, Finding(check="compiles", status="pass", text=text))
@@ -95,6 +97,13 @@ def compile_all(
         float_layers, finding = _examine_coverage(int8, target, layers)
         findings.append(finding)
     return CompiledModel(forms=tuple(forms), float_layers=float_layers, findings=tuple(findings))
+
+
+def _list_forms(target: Target) -> list[tuple[str, Precision]]:
+    """Return the forms to compile, as prefix and precision; the pruned model in the target's smallest precision."""
+    smallest: Precision = "int8" if "int8" in target.precisions else "f32"
+    dense: list[tuple[str, Precision]] = [("", "f32"), ("", "int8")] if smallest == "int8" else [("", "f32")]
+    return [*dense, ("pruned ", smallest)]
 
 
 def _prune_graph(
@@ -115,7 +124,9 @@ def _compile(
 ) -> CompiledForm:
     runtime, folder = load_runtime(target.runtime), folder / name.replace(" ", "-")
     try:
-        placed, planned = insert_qdq.build_candidate(graph, Placement() if precision == "int8" else ALL_FLOAT, target.scheme)
+        placed, planned = insert_qdq.build_candidate(
+            graph, Placement() if precision == "int8" else ALL_FLOAT, target.scheme
+        )
         onnx_graph.save_model(placed, folder / "graph.onnx")
         artefact = runtime.compile(folder / "graph.onnx", folder / target.runtime)
         session = runtime.open(artefact.path, threads=target.threads, precision=precision)
@@ -130,12 +141,16 @@ def _compile(
 def _describe_rejected(name: str, reason: ToolchainError, target: Target) -> Finding:
     if name == "f32":
         return _describe_failure("compiles", f"{target.runtime} does not run it: {reason}", "blocks")
-    return _describe_failure(f"compiles_{name.replace(' ', '_')}", f"{target.runtime} does not run it as {name}: {reason}", "warning")
+    return _describe_failure(
+        f"compiles_{name.replace(' ', '_')}", f"{target.runtime} does not run it as {name}: {reason}", "warning"
+    )
 
 
 def _describe_failure(check: str, text: str, status: str) -> Finding:
     action = "Try another target (`toolchain targets`), or replace the operation that the runtime names."
-    return Finding(check=check, status="blocks" if status == "blocks" else "warning", text=f"{text.rstrip('.')}.", action=action)
+    return Finding(
+        check=check, status="blocks" if status == "blocks" else "warning", text=f"{text.rstrip('.')}.", action=action
+    )
 
 
 def _examine_coverage(
@@ -143,7 +158,9 @@ def _examine_coverage(
 ) -> tuple[tuple[str, ...] | None, Finding]:
     """Return the layers that the runtime runs in float, and what that means."""
     if not machine.runs_same_kernels(target.isa):
-        text = f"Which layers run in int8 is not known: this machine has other kernels than {target.name} ({target.isa})."
+        text = (
+            f"Which layers run in int8 is not known: this machine has other kernels than {target.name} ({target.isa})."
+        )
         return None, Finding(check="int8", status="not_measured", text=text, action="Run it on such a machine.")
     coverage = load_runtime(target.runtime).coverage(form.artefact.path, precision="int8")
     names = tuple(dict.fromkeys(_match_layer(name, layers) for name in coverage.float_ops))
@@ -231,8 +248,8 @@ def _describe_latency(forms: Mapping[str, TimedForm], target: Target) -> Finding
             text += f"; {label} {form.speedup.estimate:.2f}x as fast"
     if int8 and int8.speedup and int8.speedup.high < MIN_INT8_SPEEDUP:
         return Finding(
-            check="latency", status="warning", text=f"{text}: int8 everywhere is slower than float.",
-            action="The placement search of export leaves in float what is faster there; expect little from int8.",
+            check="latency", status="warning", text=f"{text}. int8 in the default Q/DQ placement is slower than float.",
+            action="export searches for a faster placement, with parts in float; expect little from int8.",
         )  # fmt: skip
     return Finding(check="latency", status="pass", text=f"{text}.")
 

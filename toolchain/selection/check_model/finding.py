@@ -27,7 +27,6 @@ class CheckedLayer:
     """One convolution or linear layer."""
 
     name: str
-    block: str  # of the model's own structure, for the figure
     kind: str
     macs: int  # multiply-accumulates per image, over all calls
     parameters: int

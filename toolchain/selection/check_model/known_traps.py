@@ -31,7 +31,9 @@ def list_names(names: Sequence[str]) -> str:
 def check_finite_weights(model: nn.Module) -> Finding | None:
     """Find weights that are NaN or infinite."""
     names = [
-        name for name, tensor in model.state_dict().items() if tensor.is_floating_point() and not tensor.isfinite().all()
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
     ]
     if not names:
         return None
@@ -43,12 +45,10 @@ def check_finite_weights(model: nn.Module) -> Finding | None:
 
 def check_training_mode(model: nn.Module) -> list[Finding]:
     """Find batch norm and dropout that stay in training mode after `eval()`, as after an override of `train()`."""
-    was_training = {module: module.training for module in model.modules()}
-    model.eval()
-    left = {name: module for name, module in model.named_modules() if module.training}
-    for module, training in was_training.items():
-        module.training = training
-    overriding = {type(m).__name__ for m in model.modules() if type(m).train is not nn.Module.train or "train" in vars(m)}
+    left = {name: module for name, module in model.eval().named_modules() if module.training}
+    overriding = {
+        type(m).__name__ for m in model.modules() if type(m).train is not nn.Module.train or "train" in vars(m)
+    }
     cause = f" ({', '.join(sorted(overriding))} overrides train())" if overriding else ""
     norms = [name for name, module in left.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     dropouts = [name for name, module in left.items() if isinstance(module, nn.modules.dropout._DropoutNd) and module.p]
@@ -61,7 +61,9 @@ def check_training_mode(model: nn.Module) -> list[Finding]:
             action="Let train(mode) and eval() reach every module: call super().train(mode) with the mode that was given.",
         ))  # fmt: skip
     if dropouts:
-        findings.append(_describe_dropout(f"eval() leaves dropout active in {list_names(dropouts)}{cause}", "", dropouts))
+        findings.append(
+            _describe_dropout(f"eval() leaves dropout active in {list_names(dropouts)}{cause}", "", dropouts)
+        )
     return findings
 
 
@@ -169,19 +171,27 @@ def check_in_place(subject: Subject, recorded: RecordedForward) -> list[Finding]
     findings = []
     writes = [call for call in recorded.calls if call.function == "__setitem__"]
     if writes:
-        findings.append(_describe_write("parts of an activation", "The runtimes have no int8 form of it", writes[0].line))
+        findings.append(
+            _describe_write("parts of an activation", "The runtimes have no int8 form of it", writes[0].line)
+        )
     image, before = subject.image.clone(), {name: t.clone() for name, t in subject.model.state_dict().items()}
     with torch.no_grad():
         subject.model(image)
     if not torch.equal(image, subject.image):
-        findings.append(_describe_write("its own input", "The images of the caller change", _find_input_write(recorded)))
+        findings.append(
+            _describe_write("its own input", "The images of the caller change", _find_input_write(recorded))
+        )
     after = subject.model.state_dict()
-    changed = [name for name, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[name].nan_to_num())]
+    changed = [
+        name for name, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[name].nan_to_num())
+    ]
     subject.model.load_state_dict(before)
     # batch norm that is left in training mode has a warning of its own
     changed = [name for name in changed if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     if changed:
-        findings.append(_describe_write(list_names(changed), "It depends on the images before it, and the export does not", ""))
+        findings.append(
+            _describe_write(list_names(changed), "It depends on the images before it, and the export does not", "")
+        )
     return findings
 
 

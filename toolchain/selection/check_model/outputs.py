@@ -80,7 +80,9 @@ def _looks_like_softmax(output: Any) -> bool:
 
 def check_boxes(recorded: RecordedForward) -> Finding | None:
     """Find boxes and scores in one tensor: [batch, detections, 4 + (1 +) classes], or the same with the sides swapped."""
-    joins = [call for call in recorded.calls if call.function in {"cat", "concat", "concatenate"} and _joins_boxes(call)]
+    joins = [
+        call for call in recorded.calls if call.function in {"cat", "concat", "concatenate"} and _joins_boxes(call)
+    ]
     suspects = [tensor for tensor in flatten_outputs(recorded.output) if _looks_like_boxes(tensor, joined=bool(joins))]
     if not suspects:
         return None

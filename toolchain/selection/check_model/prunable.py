@@ -103,9 +103,7 @@ def _describe_failed_trace(reason: Exception, in_parts: bool) -> Finding:
 
 def _without_outputs(subject: Subject, candidates: Sequence[PruningGroup]) -> tuple[PruningGroup, ...]:
     """Return the groups that leave the shape of the model's output as it is; for a model whose head is not known."""
-    readers = {
-        group: any(layer.role == "in" for layer in group.coupled_layers) for group in candidates
-    }
+    readers = {group: any(layer.role == "in" for layer in group.coupled_layers) for group in candidates}
     return tuple(group for group, is_read in readers.items() if is_read)
 
 

@@ -66,7 +66,9 @@ class _Recorder(TorchFunctionMode):
         )  # fmt: skip
         self.calls.append(call)
         for tensor in _list_tensors((result,)):
-            self.producers.setdefault(id(tensor), call) if name.endswith("_") else self.producers.update({id(tensor): call})
+            self.producers.setdefault(id(tensor), call) if name.endswith("_") else self.producers.update(
+                {id(tensor): call}
+            )
         self.kept += [*tensors, *_list_tensors((result,))]
         return result
 

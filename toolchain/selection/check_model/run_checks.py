@@ -1,9 +1,6 @@
 """All checks of a model, in the order of the pipeline; one that fails does not stop those that are still possible."""
 
 import dataclasses
-import hashlib
-import inspect
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,80 +9,56 @@ from typing import TypeVar
 from torch import nn
 
 from toolchain.config.target import Target
-from toolchain.core import files, progress, stage_cache
+from toolchain.core import progress
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.measure import machine
 from toolchain.models import profile
 from toolchain.models.profile import Layer
-from toolchain.quantization import placement
-from toolchain.selection.check_model import compiled_forms, known_traps, outputs, prunable, recorded_forward, runs, traces
+from toolchain.selection.check_model import (
+    compiled_forms,
+    known_traps,
+    outputs,
+    prunable,
+    recorded_forward,
+    runs,
+    traces,
+)
 from toolchain.selection.check_model.compiled_forms import CompiledModel
-from toolchain.selection.check_model.finding import CheckedLayer, Finding, ModelCheck, TimedForm, read_check
+from toolchain.selection.check_model.finding import CheckedLayer, Finding, ModelCheck, TimedForm
 from toolchain.selection.check_model.prunable import Prunability
 from toolchain.selection.check_model.subject import Subject, make_subject
 
-VERSION = 1
 Result = TypeVar("Result")
-MAX_BLOCKS = 24  # of the model that the figure shows
 
 
 def check_model(
-    name: str, model: nn.Module, image_size: tuple[int, int], target: Target, work: Path, *, weights: str = "",
+    name: str, model: nn.Module, image_size: tuple[int, int], target: Target, folder: Path, *, weights: str = "",
     load_finding: Finding | None = None,
 ) -> ModelCheck:  # fmt: skip
-    """Check a model for a target, or read the result of an earlier check of the same model.
+    """Check a model for a target.
 
     Args:
         name: of the model.
-        model: with its weights, trained or not.
+        model: with its weights, trained or not; put into evaluation mode.
         image_size: height and width, pixels.
         target: to compile for and to time on.
-        work: the stage cache.
+        folder: for compiled files, which are removed, and for the raw rounds.
         weights: where the weights come from.
         load_finding: how far they matched.
 
     Raises:
         ToolchainError: the runtime is not installed, or the board does not answer.
     """
-    mode_findings = known_traps.check_training_mode(model)
+    started = time.monotonic()
     subject = make_subject(model, image_size)
-    key = files.digest(
-        VERSION, name, _digest_model(model), image_size, target, target.device, machine.describe(target.device),
-        machine.versions(target), weights, load_finding,
+    check = ModelCheck(
+        name=name, target=target.name, runtime=target.runtime, weights=weights, image_size=image_size,
+        classes=subject.classes, parameters=sum(parameter.numel() for parameter in model.parameters()), macs=0,
+        findings=(load_finding,) if load_finding else (), machine=machine.describe(target.device),
+        versions=machine.versions(target),
     )  # fmt: skip
-    with stage_cache.open_stage(work, "check-model", key) as stage:
-        if stage.record is None:
-            started = time.monotonic()
-            blank = ModelCheck(
-                name=name, target=target.name, runtime=target.runtime, weights=weights, image_size=image_size,
-                classes=subject.classes, parameters=sum(p.numel() for p in model.parameters()), macs=0,
-                findings=(*([load_finding] if load_finding else []), *mode_findings),
-                machine=machine.describe(target.device), versions=machine.versions(target),
-            )  # fmt: skip
-            check = _run_all(subject, target, stage.folder, blank)
-            check = dataclasses.replace(check, seconds=round(time.monotonic() - started, 1))
-            stage = stage_cache.finish(stage, started, files.to_jsonable(check))
-        assert stage.record is not None
-        return read_check(stage.record)
-
-
-def _digest_model(model: nn.Module) -> str:
-    """Return a hash of the model's structure, weights and code."""
-    digest = hashlib.sha256(str(model).encode())
-    for entry, tensor in model.state_dict().items():
-        digest.update(f"{entry}{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
-    for path in sorted({_source_file(type(module)) for module in model.modules()} - {""}):
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
-
-
-def _source_file(module_class: type) -> str:
-    """Return the file of a class; "" for torch's own, which its version covers."""
-    if module_class.__module__.partition(".")[0] in {"torch", "torchvision", "timm"}:
-        return ""
-    file = getattr(sys.modules.get(module_class.__module__), "__file__", None) or inspect.getfile(module_class)
-    return file if Path(file).is_file() else ""
+    check = _run_all(subject, target, folder, check)
+    return dataclasses.replace(check, seconds=round(time.monotonic() - started, 1))
 
 
 def _run_all(subject: Subject, target: Target, folder: Path, check: ModelCheck) -> ModelCheck:
@@ -157,14 +130,12 @@ def _describe_layers(
 ) -> tuple[CheckedLayer, ...]:
     """Return a row per layer, in running order; calls of the same layer are added up."""
     names = list(dict.fromkeys(layer.name for layer in layers))
-    blocks = placement.split_into_blocks(names, MAX_BLOCKS)
     float_layers = compiled.float_layers if compiled else None
     rows = []
     for name in names:
         calls = [layer for layer in layers if layer.name == name]
         rows.append(CheckedLayer(
-            name=name, block=next((block for block in blocks if name == block or name.startswith(f"{block}.")), name),
-            kind=calls[0].kind, macs=sum(call.macs for call in calls), parameters=calls[0].parameters,
+            name=name, kind=calls[0].kind, macs=sum(call.macs for call in calls), parameters=calls[0].parameters,
             prunable=prunability.is_prunable(name) if prunability else None,
             obstacle=prunability.obstacles.get(name, "") if prunability else "",
             int8=None if float_layers is None else name not in float_layers,

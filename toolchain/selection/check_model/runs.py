@@ -97,11 +97,15 @@ def check_batch(subject: Subject) -> Finding:
         try:
             together = flatten_outputs(subject.model(pair))
         except Exception as reason:
-            return _describe_fixed_batch(f"It does not run on two images at once: {first_line(reason)}", user_lines.find_line(reason))
+            return _describe_fixed_batch(
+                f"It does not run on two images at once: {first_line(reason)}", user_lines.find_line(reason)
+            )
     for index, single in enumerate(alone):
         if len(single) != len(together) or any(tensor.ndim == 0 or len(tensor) != 2 for tensor in together):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in together)
-            return _describe_fixed_batch(f"For two images its output has the shape {shapes}, whose first size is not 2", "")
+            return _describe_fixed_batch(
+                f"For two images its output has the shape {shapes}, whose first size is not 2", ""
+            )
         if not _equal(single, [tensor[index : index + 1] for tensor in together]):
             return Finding(
                 check="batch", status="warning",
@@ -136,7 +140,9 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
         if one.shape != other.shape:
             return False
         scale = float(one.detach().float().abs().max()) if one.numel() else 0.0
-        if not torch.allclose(one.float(), other.float(), rtol=0, atol=RELATIVE_TOLERANCE * scale + 1e-9, equal_nan=True):
+        if not torch.allclose(
+            one.float(), other.float(), rtol=0, atol=RELATIVE_TOLERANCE * scale + 1e-9, equal_nan=True
+        ):
             return False
     return True
 

@@ -77,7 +77,9 @@ def load(spec: ModelSpec, classes: int | None) -> tuple[nn.Module, str, Finding]
             loaded, state = load_backbone(model, checkpoint, (head,))
         _load_head(model, state)
     except ToolchainError as reason:
-        finding = Finding(check="loads", status="blocks", text=str(reason), action="Give weights without NaN, in float.")
+        finding = Finding(
+            check="loads", status="blocks", text=str(reason), action="Give weights without NaN, in float."
+        )
         return model, checkpoint.source, finding
     return model, checkpoint.source, _describe_loaded(loaded, checkpoint)
 
@@ -95,17 +97,22 @@ def _load_head(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _describe_random(model: nn.Module) -> Finding:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Finding(check="loads", status="pass", text=f"Built with random weights, {parameters / 1e6:.2f} M parameters.")
+    return Finding(
+        check="loads", status="pass", text=f"Built with random weights, {parameters / 1e6:.2f} M parameters."
+    )
 
 
 def _describe_loaded(loaded: LoadedWeights, checkpoint: Checkpoint) -> Finding:
     mismatches = {"missing": loaded.missing, "not used": loaded.unexpected, "other shape": loaded.reshaped}
     named = "; ".join(
-        f"{label}: {', '.join(names[:MAX_NAMES])}" + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+        f"{label}: {', '.join(names[:MAX_NAMES])}"
+        + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
         for label, names in mismatches.items()
         if names
     )
-    text = f"{loaded.share:.0%} of the backbone's weights match {checkpoint.source}" + (f" ({named})." if named else ".")
+    text = f"{loaded.share:.0%} of the backbone's weights match {checkpoint.source}" + (
+        f" ({named})." if named else "."
+    )
     text += "".join(f" {change[0].upper()}{change[1:]}." for change in loaded.name_changes)
     modules = (*loaded.missing, *loaded.reshaped)
     if loaded.share < MIN_MATCHED_SHARE:

@@ -1,5 +1,6 @@
 """The line of the model's own code that an error or an operation comes from, in words."""
 
+import functools
 import re
 import sys
 import traceback
@@ -25,7 +26,9 @@ def find_line(reason: BaseException) -> str:
     """
     error: BaseException | None = reason
     while error is not None:
-        frames = [(frame.filename, frame.lineno or 0, frame.line or "") for frame in traceback.extract_tb(error.__traceback__)]
+        frames = [
+            (frame.filename, frame.lineno or 0, frame.line or "") for frame in traceback.extract_tb(error.__traceback__)
+        ]
         quoted = [(file, int(number), code) for file, number, code in EXPORT_FRAME.findall(str(error))]
         for candidates in (quoted, frames):
             if line := _describe_innermost(candidates):
@@ -50,6 +53,7 @@ def _describe_innermost(frames: Sequence[tuple[str, int, str]]) -> str:
     return _describe(*models[-1]) if models else ""
 
 
+@functools.cache
 def _is_the_models(file: str) -> bool:
     path = str(Path(file).resolve()) if not file.startswith("<") else file
     is_python = path.startswith(str(PYTHON_FOLDER)) and "site-packages" not in path

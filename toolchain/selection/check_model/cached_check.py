@@ -1,0 +1,84 @@
+"""A check of a model that is named, not at hand: read from the stage cache where nothing that decides it has changed.
+
+The key is computed from names and files alone, so that a repeated check neither builds the model nor imports torch.
+"""
+
+import time
+from pathlib import Path
+
+from toolchain.config.recipe import ModelSpec
+from toolchain.config.target import Target
+from toolchain.core import files, registry, stage_cache
+from toolchain.measure import machine
+from toolchain.selection.check_model.finding import ModelCheck, read_check
+
+VERSION = 1
+SOURCE_SUFFIXES = {".py", ".json", ".toml", ".yaml", ".yml"}  # that a user's model may be built from
+MAX_SOURCES = 2000  # in its folder; with more, nothing is cached
+
+
+def check(
+    name: str, spec: ModelSpec, classes: int | None, image_size: tuple[int, int], target: Target, work: Path
+) -> ModelCheck:
+    """Build and check a model, or read the result of an earlier check.
+
+    Args:
+        name: of the model in the report.
+        spec: architecture and weights.
+        classes: outputs of the head; None: the model's own.
+        image_size: height and width, pixels.
+        target: to compile for and to time on.
+        work: the stage cache.
+
+    Raises:
+        ToolchainError: there is no such model or weights file, the runtime is not installed, or the board does not answer.
+    """
+    sources = _digest_sources(spec.name)
+    key = files.digest(
+        VERSION, name, spec, _digest_weights(spec), sources, classes, image_size, target, target.device,
+        machine.describe(target.device), machine.versions(target),
+    )  # fmt: skip
+    with stage_cache.open_stage(work, "check-model", key) as stage:
+        if stage.record is None or sources is None:
+            from toolchain.selection.check_model import (
+                run_checks,
+                subject,
+            )  # imports torch, which a cached check needs not
+
+            started = time.monotonic()
+            for leftover in stage.folder.glob(
+                "rounds.json"
+            ):  # of a check that was interrupted, perhaps under other load
+                leftover.unlink()
+            model, weights, finding = subject.load(spec, classes)
+            result = run_checks.check_model(
+                name, model, image_size, target, stage.folder, weights=weights, load_finding=finding
+            )
+            stage = stage_cache.finish(stage, started, files.to_jsonable(result))
+        assert stage.record is not None
+        return read_check(stage.record)
+
+
+def _digest_weights(spec: ModelSpec) -> str:
+    """Return the hash of the weights file, or the name of published weights."""
+    path = Path(spec.weights)
+    if spec.weights.startswith("zoo:"):
+        path = registry.PACKAGE_FOLDER / "models" / "zoo" / f"{spec.weights.removeprefix('zoo:')}.safetensors"
+    return files.sha256_file(path) if spec.weights and path.is_file() else spec.weights
+
+
+def _digest_sources(model_name: str) -> str | None:
+    """Return a hash of the files that a user's model may be built from; "" for a library's, None where they are too many."""
+    source, separator, _ = model_name.rpartition(":")
+    if not separator or source.partition(":")[0] in {"timm", "hf"}:
+        return ""
+    folder = Path(source).parent if source.endswith(".py") else Path(source.partition(".")[0])
+    if not folder.is_dir():
+        return None  # an installed package, or a file that does not exist
+    paths = list[Path]()
+    for path in folder.rglob("*"):
+        if path.suffix in SOURCE_SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            paths.append(path)
+            if len(paths) > MAX_SOURCES:
+                return None
+    return files.digest({str(path): files.sha256_file(path) for path in sorted(paths) if path.is_file()})
