@@ -34,6 +34,7 @@ ROLE_OF_PRUNING_FUNCTION: Mapping[str, ChannelRole] = {
     "prune_in_channels": "in",
     "prune_depthwise_conv_in_channels": "out",  # one weight row per channel, so the slice is the same from either side
 }
+BARE_PARAMETER = "it is combined with a parameter that belongs to no layer that can be sliced"
 Indices = tuple[tuple[int, ...], ...]  # for each channel of a group, its indices in a layer's dimension
 
 
@@ -208,6 +209,8 @@ def _trace(
             obstacle = (
                 f"its channels are lost from sight on the way to {lost[0].module_name} (a reshape or concatenation)"
             )
+        if obstacle == BARE_PARAMETER and part.name:  # of the boundary
+            obstacle = f"its channels enter or leave {part.name}, which is traced alone"
         if obstacle:
             writers = tuple(layer.module_name for layer in group.coupled_layers if layer.role == "out")
             obstacles.append(PruningObstacle(writers, obstacle))
@@ -233,7 +236,7 @@ def _read_group(
         if module not in names:
             # an operation of the graph, which has no parameters; or a bare parameter, which cannot be named
             if isinstance(module, nn.Parameter):
-                obstacle = obstacle or "it is combined with a bare parameter, or leaves a part that is traced alone"
+                obstacle = obstacle or BARE_PARAMETER
             continue
         name, role = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
         refusal = _refuse(name, module, role, head)

@@ -128,7 +128,7 @@ def check_unused_parameters(subject: Subject) -> Finding | None:
         parameter.grad = None
     outputs = [tensor for tensor in flatten_outputs(model(subject.image)) if tensor.requires_grad]
     if outputs:
-        torch.stack([tensor.float().sum() for tensor in outputs]).sum().backward()
+        torch.stack([tensor.float().sum() for tensor in outputs]).sum().backward()  # type: ignore[no-untyped-call]
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     if not unused:
         return None

@@ -16,14 +16,28 @@ from toolchain.models import profile
 from toolchain.models.profile import Layer
 from toolchain.pruning import groups, importance, surgery, width_search
 from toolchain.pruning.criteria import magnitude
-from toolchain.pruning.groups import PruningGroup
+from toolchain.pruning.groups import PruningGroup, TracedChannels
 from toolchain.pruning.surgery import Surgery
 from toolchain.pruning.width_search import SearchSpace
 from toolchain.selection.check_model import user_lines
 from toolchain.selection.check_model.finding import Finding
 from toolchain.selection.check_model.known_traps import list_names
+from toolchain.selection.check_model.recorded_forward import RecordedForward
 from toolchain.selection.check_model.subject import Subject
 
+# functions that move channels to where the tracer loses them
+REARRANGING = {
+    "view",
+    "reshape",
+    "permute",
+    "transpose",
+    "chunk",
+    "split",
+    "unbind",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "roll",
+}
 HALF = 0.5  # of the multiply-accumulates: the size that is timed
 FAILED_TRIAL = "forward fails once it is narrower"
 
@@ -44,20 +58,20 @@ class Prunability:
         return any(layer == coupled.module_name for group in self.groups for coupled in group.coupled_layers)
 
 
-def examine(subject: Subject, alignment: int) -> Prunability:
+def examine(subject: Subject, alignment: int, recorded: RecordedForward | None = None) -> Prunability:
     """Find what can be pruned, and try it.
 
     Args:
         subject: a model that runs.
         alignment: pruned widths are multiples of it.
+        recorded: a forward pass, whose lines explain what cannot be traced.
     """
     layers = profile.measure_layers(subject.model, subject.image)
     traced = groups.trace_channels(subject.model, subject.image, subject.head)
     obstacles = {layer: obstacle.reason for obstacle in traced.obstacles for layer in obstacle.layers}
-    whole = next((reason for part, reason in traced.failures if not part), None)
     findings = list[Finding]()
-    if whole is not None:
-        findings.append(_describe_failed_trace(whole, bool(traced.groups)))
+    if traced.failures:
+        findings.append(_describe_failed_trace(traced, recorded))
     safe = traced.groups if subject.head else _without_outputs(subject, traced.groups)
     safe, failures = _try_groups(subject, safe, alignment)
     findings += failures
@@ -91,14 +105,34 @@ def _summarize(prunability: Prunability, total: float) -> Finding:
     return Finding(check="prunable", status="pass", text=text)
 
 
-def _describe_failed_trace(reason: Exception, in_parts: bool) -> Finding:
-    text = f"Its channels cannot be followed through the whole model: {first_line(reason)}."
-    if in_parts:
-        text += " It is traced in parts, and channels between parts stay."
+def _describe_failed_trace(traced: TracedChannels, recorded: RecordedForward | None) -> Finding:
+    """Return which modules block tracing, with the line of the first that rearranges channels."""
+    failed = [part for part, _ in traced.failures]
+    innermost = [
+        part
+        for part in failed
+        if not any(other != part and (other.startswith(f"{part}.") or not part) for other in failed)
+    ]
+    rearranging = [
+        call for call in (recorded.calls if recorded else ())
+        if call.function in REARRANGING and any(width_search.is_inside(call.module, part) or not part for part in innermost)
+    ]  # fmt: skip
+    line = next((call.line for call in rearranging if call.line), "") or user_lines.find_line(traced.failures[-1][1])
+    named = list_names([part for part in innermost if part])
+    text = f"Channels cannot be followed through {named or 'the model'}: {_explain(traced.failures[-1][1], bool(rearranging))}."
+    if traced.groups:
+        text += " The rest is traced in parts, and channels that enter or leave a part stay."
     return Finding(
-        check="pruning_trace", status="warning", text=text, line=user_lines.find_line(reason),
-        action="Nothing, or split what blocks into modules of their own, called once with one tensor.",
+        check="pruning_trace", status="warning", text=text, line=line, modules=tuple(part for part in innermost if part),
+        action="Nothing, if that is enough; else move the line into a module of its own, called once with one tensor.",
     )  # fmt: skip
+
+
+def _explain(reason: Exception, rearranges: bool) -> str:
+    """Return why tracing failed; the tracer's own message says something only where it is the toolchain's."""
+    if isinstance(reason, ToolchainError) or not rearranges:
+        return first_line(reason)
+    return f"it rearranges them ({type(reason).__name__} in the tracer)"
 
 
 def _without_outputs(subject: Subject, candidates: Sequence[PruningGroup]) -> tuple[PruningGroup, ...]:

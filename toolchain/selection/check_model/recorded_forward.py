@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from toolchain.selection.check_model import user_lines
 
-PASSED_THROUGH = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "permute", "transpose", "clone", "__getitem__", "float", "to"}  # fmt: skip
+PASSED_THROUGH = {
+    "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "permute", "transpose", "clone", "__getitem__", "float",
+    "to",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,7 @@ class Call:
     """One call of a torch function."""
 
     function: str
+    module: str  # the innermost module that ran it
     line: str  # of the model's code
     inputs: tuple[int, ...]  # identities of the tensors it read
     input_shapes: tuple[tuple[int, ...], ...]
@@ -48,6 +53,8 @@ class _Recorder(TorchFunctionMode):
         self.calls: list[Call] = []
         self.producers: dict[int, Call] = {}
         self.kept: list[Tensor] = []  # so that no identity is used twice
+        self.running: list[str] = []  # modules, the innermost last
+        self.module_calls: dict[str, int] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -59,7 +66,7 @@ class _Recorder(TorchFunctionMode):
             return result
         tensors = _list_tensors((*args, *options.values()))
         call = Call(
-            function=name, line=user_lines.find_calling_line(), inputs=tuple(map(id, tensors)),
+            function=name, module=self.running[-1] if self.running else "", line=user_lines.find_calling_line(), inputs=tuple(map(id, tensors)),
             input_shapes=tuple(tuple(tensor.shape) for tensor in tensors),
             arguments=tuple(value for value in args if not isinstance(value, Tensor)),
             options={key: value for key, value in options.items() if not isinstance(value, Tensor)},
@@ -71,6 +78,18 @@ class _Recorder(TorchFunctionMode):
             )
         self.kept += [*tensors, *_list_tensors((result,))]
         return result
+
+    def watch(self, name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        """Count the runs of a module, and know when it is running; the caller removes the hooks."""
+
+        def enter(_: nn.Module, __: Any) -> None:
+            self.running.append(name)
+            self.module_calls[name] = self.module_calls.get(name, 0) + 1
+
+        def leave(_: nn.Module, __: Any, ___: Any) -> None:
+            self.running.pop()
+
+        return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
 
 
 def _list_tensors(values: Sequence[Any]) -> list[Tensor]:
@@ -93,9 +112,8 @@ def record(model: nn.Module, image: Tensor) -> RecordedForward:
     Raises:
         Exception: whatever `forward` raises.
     """
-    counts = {name: 0 for name, _ in model.named_modules()}
-    handles = [module.register_forward_pre_hook(_make_counter(counts, name)) for name, module in model.named_modules()]
     recorder = _Recorder()
+    handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
     try:
         with torch.no_grad(), recorder:
             output = model(image)
@@ -103,12 +121,5 @@ def record(model: nn.Module, image: Tensor) -> RecordedForward:
         for handle in handles:
             handle.remove()
     return RecordedForward(
-        output=output, calls=tuple(recorder.calls), producers=recorder.producers, module_calls=counts
+        output=output, calls=tuple(recorder.calls), producers=recorder.producers, module_calls=recorder.module_calls
     )
-
-
-def _make_counter(counts: dict[str, int], name: str) -> Callable[[nn.Module, Any], None]:
-    def count(_: nn.Module, __: Any) -> None:
-        counts[name] += 1
-
-    return count

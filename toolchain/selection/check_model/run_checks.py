@@ -1,6 +1,7 @@
 """All checks of a model, in the order of the pipeline; one that fails does not stop those that are still possible."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,10 +68,15 @@ def _run_all(subject: Subject, target: Target, folder: Path, check: ModelCheck) 
     runs_at_size = any(finding.check == "runs" and finding.status == "pass" for finding in findings)
     if not runs_at_size:
         return dataclasses.replace(check, findings=_in_order((*check.findings, *findings)))
-    findings += _guard("forward", lambda: _check_forward(subject))
+    recorded, guarded = _guard_value("forward", lambda: recorded_forward.record(subject.model, subject.image))
+    findings += guarded
+    if recorded is not None:
+        for examine in (outputs.check_all, known_traps.check_forward):
+            checked, guarded = _guard_value("forward", functools.partial(examine, subject, recorded))
+            findings += [*(checked or []), *guarded]
     layers: tuple[Layer, ...] = profile.measure_layers(subject.model, subject.image)
     progress.log("check-model: channels that can be pruned")
-    prunability, guarded = _guard_value("prunable", lambda: prunable.examine(subject, target.alignment))
+    prunability, guarded = _guard_value("prunable", lambda: prunable.examine(subject, target.alignment, recorded))
     findings += [*guarded, *(prunability.findings if prunability else ())]
     progress.log("check-model: tracing and export")
     traced = traces.trace(subject, target.scheme)
@@ -87,18 +93,8 @@ def _run_all(subject: Subject, target: Target, folder: Path, check: ModelCheck) 
         compiled_forms.remove_compiled(folder)
     return dataclasses.replace(
         check, findings=_in_order((*check.findings, *findings)), macs=int(profile.total_macs(layers)), forms=forms,
-        layers=_describe_layers(layers, prunability, compiled), most_prunable=prunability and prunability.most_share,
+        layers=_describe_layers(layers, prunability, compiled), most_prunable=prunability.most_share if prunability else None,
     )  # fmt: skip
-
-
-def _check_forward(subject: Subject) -> list[Finding]:
-    recorded = recorded_forward.record(subject.model, subject.image)
-    return [*outputs.check_all(subject, recorded), *known_traps.check_forward(subject, recorded)]
-
-
-def _guard(check: str, examine: Callable[[], list[Finding]]) -> list[Finding]:
-    findings, guarded = _guard_value(check, examine)
-    return [*(findings or []), *guarded]
 
 
 def _guard_value(check: str, examine: Callable[[], Result]) -> tuple[Result | None, list[Finding]]:

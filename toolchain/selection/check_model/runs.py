@@ -62,7 +62,7 @@ def _advise_size(model: nn.Module, reason: Exception) -> str:
         return "Give a model in float32: call .float() on it."
     fitting = [side for side in OTHER_SIZES if _runs_at(model, side)]
     if fitting:
-        return f"Choose a size that it accepts, such as --image-size {fitting[-1] if fitting[-1] < 224 else min(s for s in fitting if s >= 224 or s == fitting[-1])}."
+        return f"Give a size that it accepts: it runs at {', '.join(map(str, fitting))} (--image-size {fitting[-1]})."
     return f"It runs at none of {', '.join(map(str, OTHER_SIZES))} either: repair its forward."
 
 

@@ -10,12 +10,14 @@ from toolchain.config.recipe import ModelSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.models import build
 from toolchain.models.match_names import MIN_MATCHED_SHARE
+from toolchain.models.sources import python_file
 from toolchain.models.weights import Checkpoint, LoadedWeights, load_backbone, read_checkpoint
 from toolchain.selection.check_model.finding import Finding
 
 DEFAULT_CLASSES = 1000  # of the published models
 MAX_NAMES = 4  # of tensors in a sentence
 SEED = 0
+NO_HEAD = "(no head)"  # stands for the name of a head that no layer has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,7 @@ def make_subject(model: nn.Module, image_size: tuple[int, int]) -> Subject:
     except Exception:  # `runs` reports it
         return Subject(model=model, image=image, head="", classes=None)
     classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
-    try:
-        return Subject(model=model, image=image, head=build.find_head(model, classes or 0), classes=classes)
-    except ToolchainError:
-        return Subject(model=model, image=image, head="", classes=classes)
+    return Subject(model=model, image=image, head=_find_head(model, classes or 0), classes=classes)
 
 
 def example_image(image_size: tuple[int, int], batch: int = 1) -> Tensor:
@@ -63,30 +62,49 @@ def load(spec: ModelSpec, classes: int | None) -> tuple[nn.Module, str, Finding]
         ToolchainError: there is no such model or weights file, or the file is not a checkpoint.
     """
     torch.manual_seed(SEED)
-    model = build_model(spec, classes or DEFAULT_CLASSES)
+    model = build_model(spec, classes)
     checkpoint = read_checkpoint(spec)
     if not spec.weights:
-        return model, "random weights", _describe_random(model)
-    head = build.find_head(model, classes or DEFAULT_CLASSES)
+        return (
+            model,
+            "random weights" if python_file.parse(spec.name) is None else "its own weights",
+            _describe_built(model),
+        )
+    head = _find_head(model, classes or DEFAULT_CLASSES)
     try:
-        loaded, state = load_backbone(model, checkpoint, (head,))
+        loaded, state = load_backbone(model, checkpoint, (head or NO_HEAD,))
         weight = state.get(f"{head}.weight")
         if classes is None and weight is not None and len(weight) != DEFAULT_CLASSES:
             model = build_model(spec, len(weight))
-            head = build.find_head(model, len(weight))
-            loaded, state = load_backbone(model, checkpoint, (head,))
+            loaded, state = load_backbone(model, checkpoint, (_find_head(model, len(weight)) or NO_HEAD,))
         _load_head(model, state)
     except ToolchainError as reason:
-        finding = Finding(
-            check="loads", status="blocks", text=str(reason), action="Give weights without NaN, in float."
-        )
-        return model, checkpoint.source, finding
+        action = "Give the float checkpoint of this model, from before the training diverged."
+        return model, checkpoint.source, Finding(check="loads", status="blocks", text=f"{reason}.", action=action)
     return model, checkpoint.source, _describe_loaded(loaded, checkpoint)
 
 
-def build_model(spec: ModelSpec, classes: int) -> nn.Module:
-    """Build the model with random weights."""
-    return build.build_untrained(spec, classes)
+def build_model(spec: ModelSpec, classes: int | None) -> nn.Module:
+    """Build the model with random weights.
+
+    Args:
+        spec: architecture.
+        classes: outputs of a new head, as the pipeline puts it on; None: the model as its builder returns it.
+
+    Raises:
+        ToolchainError: there is no such model, or it cannot be built.
+    """
+    reference = python_file.parse(spec.name)
+    if reference is not None and classes is None:
+        return python_file.build_untrained(reference, DEFAULT_CLASSES, spec.arguments)
+    return build.build_untrained(spec, classes or DEFAULT_CLASSES)
+
+
+def _find_head(model: nn.Module, classes: int) -> str:
+    try:
+        return build.find_head(model, classes)
+    except ToolchainError:
+        return ""
 
 
 def _load_head(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -95,11 +113,10 @@ def _load_head(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(matching, strict=False)
 
 
-def _describe_random(model: nn.Module) -> Finding:
+def _describe_built(model: nn.Module) -> Finding:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Finding(
-        check="loads", status="pass", text=f"Built with random weights, {parameters / 1e6:.2f} M parameters."
-    )
+    text = f"It is built, with {parameters / 1e6:.2f} M parameters; no weights file."
+    return Finding(check="loads", status="pass", text=text)
 
 
 def _describe_loaded(loaded: LoadedWeights, checkpoint: Checkpoint) -> Finding:
