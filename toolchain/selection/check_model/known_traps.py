@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from toolchain.core.errors import first_line
 from toolchain.selection.check_model.finding import Finding
 from toolchain.selection.check_model.recorded_forward import Call, RecordedForward
 from toolchain.selection.check_model.runs import flatten_outputs
-from toolchain.selection.check_model.subject import Subject
+from toolchain.selection.check_model.subject import Subject, preserve_state
 
 MAX_NAMES = 4
 DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
@@ -120,15 +121,25 @@ def check_hooks(model: nn.Module) -> Finding | None:
     )  # fmt: skip
 
 
-def check_unused_parameters(subject: Subject) -> Finding | None:
-    """Find parameters that get no gradient, because `forward` never uses them."""
+def check_gradients(subject: Subject) -> Finding | None:
+    """Find a model that cannot be trained, and parameters that get no gradient because `forward` never uses them."""
     model = copy.deepcopy(subject.model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
         parameter.grad = None
-    outputs = [tensor for tensor in flatten_outputs(model(subject.image)) if tensor.requires_grad]
-    if outputs:
+    try:
+        outputs = [tensor for tensor in flatten_outputs(model(subject.image.clone())) if tensor.requires_grad]
         torch.stack([tensor.float().sum() for tensor in outputs]).sum().backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as reason:  # of autograd; or no output depends on a parameter
+        text = (
+            "no output has a gradient"
+            if "non-empty TensorList" in str(reason)
+            else first_line(reason).partition(": [")[0]
+        )
+        return Finding(
+            check="gradients", status="blocks", text=f"It cannot be trained: {text}.",
+            action="Compute new tensors in place of writing into them, and leave no_grad and detach out of forward.",
+        )  # fmt: skip
     unused = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     if not unused:
         return None
@@ -145,10 +156,14 @@ def check_unused_parameters(subject: Subject) -> Finding | None:
 # --- one watched forward pass -------------------------------------------------------------------------------
 
 
-def check_random_calls(recorded: RecordedForward) -> list[Finding]:
-    """Find dropout that is active in evaluation mode, and other random functions."""
+def check_random_calls(model: nn.Module, recorded: RecordedForward) -> list[Finding]:
+    """Find dropout functions that are active in evaluation mode, and other random functions."""
     findings = []
-    active = [call for call in recorded.calls if call.function in DROPOUTS and _is_active_dropout(call)]
+    modules = {name for name, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)}
+    active = [
+        call for call in recorded.calls
+        if call.function in DROPOUTS and call.module not in modules and _is_active_dropout(call)
+    ]  # fmt: skip
     if active:
         findings.append(_describe_dropout("Dropout is active in evaluation mode", active[0].line))
     random = [call for call in recorded.calls if call.function in RANDOM_CALLS]
@@ -175,17 +190,16 @@ def check_in_place(subject: Subject, recorded: RecordedForward) -> list[Finding]
             _describe_write("parts of an activation", "The runtimes have no int8 form of it", writes[0].line)
         )
     image, before = subject.image.clone(), {name: t.clone() for name, t in subject.model.state_dict().items()}
-    with torch.no_grad():
+    with torch.no_grad(), preserve_state(subject.model):
         subject.model(image)
+        after = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
     if not torch.equal(image, subject.image):
         findings.append(
             _describe_write("its own input", "The images of the caller change", _find_input_write(recorded))
         )
-    after = subject.model.state_dict()
     changed = [
         name for name, tensor in before.items() if not torch.equal(tensor.nan_to_num(), after[name].nan_to_num())
     ]
-    subject.model.load_state_dict(before)
     # batch norm that is left in training mode has a warning of its own
     changed = [name for name in changed if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     if changed:
@@ -218,10 +232,10 @@ def check_modules(model: nn.Module) -> list[Finding]:
 
 def check_forward(subject: Subject, recorded: RecordedForward) -> list[Finding]:
     """Return the findings of a model that runs."""
-    findings = [*check_shared_weights(subject.model, recorded), *check_random_calls(recorded)]
+    findings = [*check_shared_weights(subject.model, recorded), *check_random_calls(subject.model, recorded)]
     findings += check_in_place(subject, recorded)
-    unused = check_unused_parameters(subject)
-    return [*findings, unused] if unused else findings
+    gradients = check_gradients(subject)
+    return [*findings, gradients] if gradients else findings
 
 
 def is_finite(output: Any) -> bool:

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from toolchain.selection.check_model import user_lines
+from toolchain.selection.check_model.subject import preserve_state
 
 PASSED_THROUGH = {
     "flatten", "reshape", "view", "squeeze", "unsqueeze", "contiguous", "permute", "transpose", "clone", "__getitem__", "float",
@@ -115,8 +116,8 @@ def record(model: nn.Module, image: Tensor) -> RecordedForward:
     recorder = _Recorder()
     handles = [handle for name, module in model.named_modules() for handle in recorder.watch(name, module)]
     try:
-        with torch.no_grad(), recorder:
-            output = model(image)
+        with torch.no_grad(), preserve_state(model), recorder:
+            output = model(image.clone())
     finally:
         for handle in handles:
             handle.remove()

@@ -1,6 +1,5 @@
 """Does the model run: at this image size, on several images at once, with the same output every time."""
 
-import copy
 import inspect
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from toolchain.core.errors import first_line
 from toolchain.selection.check_model import user_lines
 from toolchain.selection.check_model.finding import Finding
-from toolchain.selection.check_model.subject import Subject, example_image
+from toolchain.selection.check_model.subject import Subject, example_image, preserve_state
 
 RELATIVE_TOLERANCE = 1e-3  # of the largest output: what kernels for one image and for two may differ by
 OTHER_SIZES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # tried where the size does not suit the model
@@ -41,8 +40,7 @@ def check_size(subject: Subject) -> Finding:
     """Check that the model runs at the image size."""
     height, width = subject.image.shape[2:]
     try:
-        with torch.no_grad():
-            subject.model(subject.image)
+        subject.run()
     except Exception as reason:  # networks' own asserts among them
         return Finding(
             check="runs", status="blocks", text=f"It does not run on images of {height}×{width}: {first_line(reason)}.",
@@ -77,8 +75,7 @@ def _runs_at(model: nn.Module, side: int) -> bool:
 
 def check_repeatable(subject: Subject) -> Finding:
     """Check that a second and a third run in evaluation mode give the output of the first."""
-    with torch.no_grad():
-        outputs = [flatten_outputs(subject.model(subject.image)) for _ in range(3)]
+    outputs = [flatten_outputs(subject.run()) for _ in range(3)]
     if all(_equal(outputs[0], other) for other in outputs[1:]):
         return Finding(check="repeatable", status="pass", text="Three runs in evaluation mode give the same output.")
     return Finding(
@@ -88,32 +85,36 @@ def check_repeatable(subject: Subject) -> Finding:
     )  # fmt: skip
 
 
-def check_batch(subject: Subject) -> Finding:
-    """Check that two images at once give what each gives alone."""
+def check_batch(subject: Subject, *, repeatable: bool = True) -> Finding:
+    """Check that two images at once give what each gives alone.
+
+    Args:
+        subject: a model that runs.
+        repeatable: whether it gives the same output every time; if not, only the shapes are compared.
+    """
     height, width = subject.image.shape[2:]
     pair = example_image((height, width), batch=2)
-    with torch.no_grad():
-        alone = [flatten_outputs(subject.model(pair[index : index + 1])) for index in range(2)]
-        try:
-            together = flatten_outputs(subject.model(pair))
-        except Exception as reason:
-            return _describe_fixed_batch(
-                f"It does not run on two images at once: {first_line(reason)}", user_lines.find_line(reason)
-            )
+    alone = [flatten_outputs(subject.run(pair[index : index + 1])) for index in range(2)]
+    try:
+        together = flatten_outputs(subject.run(pair))
+    except Exception as reason:
+        text = f"It does not run on two images at once: {first_line(reason)}"
+        return _describe_fixed_batch(text, user_lines.find_line(reason))
     for index, single in enumerate(alone):
         if len(single) != len(together) or any(tensor.ndim == 0 or len(tensor) != 2 for tensor in together):
             shapes = ", ".join(str(list(tensor.shape)) for tensor in together)
             return _describe_fixed_batch(
                 f"For two images its output has the shape {shapes}, whose first size is not 2", ""
             )
-        if not _equal(single, [tensor[index : index + 1] for tensor in together]):
+        if repeatable and not _equal(single, [tensor[index : index + 1] for tensor in together]):
             return Finding(
                 check="batch", status="warning",
                 text="An image's output depends on the other images of its batch: it ships with batches of one, so accuracy "
                 "on the target differs from accuracy in training.",
                 action="Look for batch norm in training mode, or a mean over the first dimension.",
             )  # fmt: skip
-    return Finding(check="batch", status="pass", text="Two images at once give what each gives alone.")
+    text = "Two images at once give what each gives alone." if repeatable else "It runs on two images at once."
+    return Finding(check="batch", status="pass", text=text)
 
 
 def _describe_fixed_batch(text: str, line: str) -> Finding:
@@ -139,7 +140,7 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
     for one, other in zip(first, second, strict=True):
         if one.shape != other.shape:
             return False
-        scale = float(one.detach().float().abs().max()) if one.numel() else 0.0
+        scale = float(one.detach().float().nan_to_num().abs().max()) if one.numel() else 0.0
         if not torch.allclose(
             one.float(), other.float(), rtol=0, atol=RELATIVE_TOLERANCE * scale + 1e-9, equal_nan=True
         ):
@@ -149,10 +150,12 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 def check_all(subject: Subject) -> list[Finding]:
     """Return the findings of all checks; after one that blocks, of those that are still possible."""
-    inputs, size = check_inputs(subject.model), check_size(subject)
-    if size.status == "blocks":
-        return [inputs, size] if inputs.status == "pass" else [inputs]
-    state = copy.deepcopy(subject.model.state_dict())
-    findings = [inputs, size, check_repeatable(subject), check_batch(subject)]
-    subject.model.load_state_dict(state)  # a model that changes its buffers in evaluation mode starts anew
-    return findings
+    inputs = check_inputs(subject.model)
+    if inputs.status == "blocks":
+        return [inputs]
+    with preserve_state(subject.model):
+        size = check_size(subject)
+        if size.status == "blocks":
+            return [inputs, size]
+        repeatable = check_repeatable(subject)
+        return [inputs, size, repeatable, check_batch(subject, repeatable=repeatable.status == "pass")]

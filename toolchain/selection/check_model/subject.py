@@ -1,7 +1,9 @@
 """The model to check: built as the pipeline builds it, with its weights as far as they match."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +31,33 @@ class Subject:
     head: str  # the layer that gives the logits; "" where there is none
     classes: int | None  # outputs of the head; None where there is none
 
+    def run(self, images: Tensor | None = None) -> Any:
+        """Return the model's output for a copy of `images`, or of its example; float32 [batch, 3, height, width].
+
+        Raises:
+            Exception: whatever `forward` raises.
+        """
+        with torch.no_grad():
+            return self.model((self.image if images is None else images).clone())
+
+
+@contextlib.contextmanager
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Give a model its weights and buffers back at the end: some count their images, or learn in evaluation mode."""
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+
 
 def make_subject(model: nn.Module, image_size: tuple[int, int]) -> Subject:
     """Return a model as a subject; its head is the layer with as many outputs as the model gives values per image."""
     model.eval()
     image = example_image(image_size)
     try:
-        with torch.no_grad():
-            output = model(image)
+        with torch.no_grad(), preserve_state(model):
+            output = model(image.clone())
     except Exception:  # `runs` reports it
         return Subject(model=model, image=image, head="", classes=None)
     classes = output.shape[1] if isinstance(output, Tensor) and output.ndim == 2 else None
