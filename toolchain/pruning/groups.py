@@ -103,6 +103,11 @@ class PruningGroup:
         return self.coupled_layers[0].module_name
 
     @property
+    def writers(self) -> tuple[str, ...]:
+        """The layers and norms that write these channels."""
+        return tuple(layer.module_name for layer in self.coupled_layers if layer.role == "out")
+
+    @property
     def parameters(self) -> tuple[ParameterRows, ...]:
         """All parameters of all coupled layers."""
         return tuple(parameter for layer in self.coupled_layers for parameter in layer.parameters)
@@ -205,17 +210,18 @@ def _trace(
     groups, obstacles = list[PruningGroup](), list[PruningObstacle]()
     for group, obstacle in candidates:
         lost = [layer for layer in group.coupled_layers if (layer.module_name, layer.role) not in covered]
-        if not obstacle and lost:
-            obstacle = (
+        if obstacle is None and not lost:
+            groups.append(group)
+        elif obstacle is None:
+            reason = (
                 f"its channels are lost from sight on the way to {lost[0].module_name} (a reshape or concatenation)"
             )
-        if obstacle == BARE_PARAMETER and part.name:  # of the boundary
-            obstacle = f"its channels enter or leave {part.name}, which is traced alone"
-        if obstacle:
-            writers = tuple(layer.module_name for layer in group.coupled_layers if layer.role == "out")
-            obstacles.append(PruningObstacle(writers, obstacle))
+            obstacles.append(PruningObstacle(group.writers, reason))
+        elif obstacle.reason == BARE_PARAMETER and part.name:  # of the boundary
+            reason = f"its channels enter or leave {part.name}, which is traced alone"
+            obstacles.append(PruningObstacle(obstacle.layers, reason))
         else:
-            groups.append(group)
+            obstacles.append(obstacle)
     return groups, obstacles
 
 
@@ -225,12 +231,12 @@ def _named_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 def _read_group(
     graph_group: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, GradientMoments]
-) -> tuple[PruningGroup, str]:
-    """Convert a group of the dependency graph, and return with it why it may not lose channels; "" where it may."""
+) -> tuple[PruningGroup, PruningObstacle | None]:
+    """Convert a group of the dependency graph, and return with it why it may not lose channels; None where it may."""
     roots = sorted({root for item in graph_group.items for root in item.root_idxs})
     channel_of_root = {root: channel for channel, root in enumerate(roots)}
     layers: dict[tuple[str, ChannelRole], CoupledLayer] = {}
-    obstacle = ""
+    obstacle, writers = "", dict[str, None]()
     for item in graph_group.items:
         module = item.dep.target.module
         if module not in names:
@@ -239,6 +245,8 @@ def _read_group(
                 obstacle = obstacle or BARE_PARAMETER
             continue
         name, role = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
+        if role == "out" and isinstance(module, nn.Conv2d | nn.Linear):
+            writers[name] = None
         refusal = _refuse(name, module, role, head)
         if refusal or role is None:
             obstacle = obstacle or refusal
@@ -254,7 +262,8 @@ def _read_group(
         layers.setdefault((name, role), CoupledLayer(name, _layer_type(module), role, indices, parameters))
     if not any(role == "out" for _, role in layers):
         obstacle = obstacle or "no layer that can be sliced writes its channels"
-    return PruningGroup(len(roots), tuple(layers.values())), obstacle
+    group = PruningGroup(len(roots), tuple(layers.values()))
+    return group, PruningObstacle(tuple(writers), obstacle) if obstacle else None
 
 
 def _refuse(name: str, module: nn.Module, role: ChannelRole | None, head: str) -> str:

@@ -33,23 +33,20 @@ def check(
     Raises:
         ToolchainError: there is no such model or weights file, the runtime is not installed, or the board does not answer.
     """
-    sources = _digest_sources(spec.name)
+    sources = _digest_sources(spec.name, work)
     key = files.digest(
         VERSION, name, spec, _digest_weights(spec), sources, classes, image_size, target, target.device,
         machine.describe(target.device), machine.versions(target),
     )  # fmt: skip
     with stage_cache.open_stage(work, "check-model", key) as stage:
         if stage.record is None or sources is None:
+            # here, because it imports torch, which a cached check does not need
             from toolchain.selection.check_model import (
                 run_checks,
                 subject,
-            )  # imports torch, which a cached check needs not
+            )
 
             started = time.monotonic()
-            for leftover in stage.folder.glob(
-                "rounds.json"
-            ):  # of a check that was interrupted, perhaps under other load
-                leftover.unlink()
             model, weights, finding = subject.load(spec, classes)
             result = run_checks.check_model(
                 name, model, image_size, target, stage.folder, weights=weights, load_finding=finding
@@ -67,18 +64,26 @@ def _digest_weights(spec: ModelSpec) -> str:
     return files.sha256_file(path) if spec.weights and path.is_file() else spec.weights
 
 
-def _digest_sources(model_name: str) -> str | None:
-    """Return a hash of the files that a user's model may be built from; "" for a library's, None where they are too many."""
+def _digest_sources(model_name: str, work: Path) -> str | None:
+    """Return a hash of the files that a user's model may be built from; "" for a library's, None where they are too many.
+
+    Args:
+        model_name: as the user gave it.
+        work: the stage cache, which may lie beside the user's files and does not count.
+    """
     source, separator, _ = model_name.rpartition(":")
     if not separator or source.partition(":")[0] in {"timm", "hf"}:
         return ""
-    folder = Path(source).parent if source.endswith(".py") else Path(source.partition(".")[0])
+    folder = (Path(source).parent if source.endswith(".py") else Path(source.partition(".")[0])).resolve()
     if not folder.is_dir():
         return None  # an installed package, or a file that does not exist
-    paths = list[Path]()
-    for path in folder.rglob("*"):
-        if path.suffix in SOURCE_SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            paths.append(path)
-            if len(paths) > MAX_SOURCES:
-                return None
-    return files.digest({str(path): files.sha256_file(path) for path in sorted(paths) if path.is_file()})
+    results = work.resolve() if folder.is_relative_to(work.parent.resolve()) else work.parent.resolve()
+    digests = dict[str, str]()
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix not in SOURCE_SUFFIXES or hidden or path.is_relative_to(results) or not path.is_file():
+            continue
+        digests[str(path)] = files.sha256_file(path)
+        if len(digests) > MAX_SOURCES:
+            return None
+    return files.digest(digests)

@@ -5,7 +5,7 @@ Latency does not depend on the weights, so all of it holds for the untrained mod
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,24 +163,27 @@ def _examine_coverage(
         )
         return None, Finding(check="int8", status="not_measured", text=text, action="Run it on such a machine.")
     coverage = load_runtime(target.runtime).coverage(form.artefact.path, precision="int8")
-    names = tuple(dict.fromkeys(_match_layer(name, layers) for name in coverage.float_ops))
+    known = {layer.name for layer in layers}
+    names = tuple(dict.fromkeys(_match_layer(name, known) for name in coverage.float_ops))
+    float_layers, products = tuple(n for n in names if n in known), [n for n in names if n not in known]
     total_macs = sum(layer.macs for layer in layers)
-    float_macs = sum(layer.macs for layer in layers if layer.name in names)
+    float_macs = sum(layer.macs for layer in layers if layer.name in float_layers)
     share = 1 - float_macs / total_macs if total_macs else 0.0
-    text = f"{coverage.integer} of {coverage.total} layers run in int8, with {share:.0%} of the multiply-accumulates."
-    if not coverage.float_ops:
+    text = f"{coverage.integer} of {coverage.total - len(products)} layers run in int8"
+    text += f", with {share:.0%} of the multiply-accumulates." if coverage.integer else "."
+    if products:
+        text += f" {len(products)} products of activations with each other, as in attention, run in float."
+    if not float_layers and coverage.integer:
         return names, Finding(check="int8", status="pass", text=text)
-    if not coverage.integer:
-        text = f"No layer runs in int8 in {target.runtime}."
     return names, Finding(
-        check="int8", status="warning", text=f"{text} In float: {list_names(names)}.", modules=names,
-        action="The placement search of export may quantize more of them; what stays in float costs latency, not accuracy.",
+        check="int8", status="warning", modules=float_layers,
+        text=f"{text} In float: {list_names(float_layers or names)}.",
+        action="Nothing: what stays in float costs latency, not accuracy. export searches for a placement that is faster.",
     )  # fmt: skip
 
 
-def _match_layer(name: str, layers: Sequence[profile.Layer]) -> str:
+def _match_layer(name: str, known: Set[str]) -> str:
     """Return the layer that a kernel's name stands for, or the name itself."""
-    known = {layer.name for layer in layers}
     parts = name.replace("/", ".").split(".")
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in known:
@@ -217,9 +220,9 @@ def time_forms(
         )
         for form in forms
     ]  # fmt: skip
-    rounds = paired_rounds.measure(
-        models, ROUNDS, 0, folder / "rounds.json", "check-model: rounds", untrained_latency.BRIEF_EFFORT
-    )
+    samples = folder / "rounds.json"
+    samples.unlink(missing_ok=True)  # of a check that was interrupted, perhaps under other load
+    rounds = paired_rounds.measure(models, ROUNDS, 0, samples, "check-model: rounds", untrained_latency.BRIEF_EFFORT)
     timed = tuple(
         _describe_form(
             form, paired_rounds.p50(rounds, form.name),

@@ -14,7 +14,7 @@ from toolchain.core.registry import PACKAGE_FOLDER
 
 TORCH_FOLDER = Path(torch.__file__).resolve().parent
 PYTHON_FOLDER = Path(traceback.__file__).resolve().parent
-NOT_THE_MODELS = (str(TORCH_FOLDER), str(PACKAGE_FOLDER))
+NOT_THE_MODELS = (f"{TORCH_FOLDER}/", f"{PACKAGE_FOLDER}/")
 EXPORT_FRAME = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)')
 
 
