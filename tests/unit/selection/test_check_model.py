@@ -324,8 +324,23 @@ def test_a_check_of_an_own_model_is_cached_until_its_file_changes(tmp_path: Path
     assert (first.classes, folders) == (4, 1)
     again, folders = run()
     assert (again, folders) == (first, 1)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "other.py").write_text("")  # nothing imports it
+    assert run() == (first, 1)
     (tmp_path / "net.py").write_text(NET.replace("mean((2, 3))", "amax((2, 3))"))
     assert run()[1] == 2
+
+
+def test_what_an_own_model_imports_from_a_package_beside_it_counts_for_the_cache(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from parts.layers import make\n\ndef build():\n    return make()\n")
+    (tmp_path / "parts" / "deep").mkdir(parents=True)
+    (tmp_path / "parts" / "deep" / "more.py").write_text("WIDTH = 1")
+    digest = cached_check._digest_sources(f"{tmp_path / 'net.py'}:build")
+    (tmp_path / "parts" / "deep" / "more.py").write_text("WIDTH = 2")
+    assert digest
+    assert cached_check._digest_sources(f"{tmp_path / 'net.py'}:build") != digest
+    assert cached_check._digest_sources("resnet18") == cached_check._digest_sources("timm:resnet18") == ""
+    assert cached_check._digest_sources("not_here.net:build") is None
 
 
 def test_a_wrong_model_is_an_error_and_no_finding(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The key is computed from names and files alone, so that a repeated check neither builds the model nor imports torch.
 """
 
+import ast
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from toolchain.selection.check_model.finding import ModelCheck, read_check
 
 VERSION = 1
 SOURCE_SUFFIXES = {".py", ".json", ".toml", ".yaml", ".yml"}  # that a user's model may be built from
-MAX_SOURCES = 2000  # in its folder; with more, nothing is cached
+MAX_SOURCES = 2000  # with more, nothing is cached
 
 
 def check(
@@ -33,7 +34,7 @@ def check(
     Raises:
         ToolchainError: there is no such model or weights file, the runtime is not installed, or the board does not answer.
     """
-    sources = _digest_sources(spec.name, work)
+    sources = _digest_sources(spec.name)
     key = files.digest(
         VERSION, name, spec, _digest_weights(spec), sources, classes, image_size, target, target.device,
         machine.describe(target.device), machine.versions(target),
@@ -64,26 +65,45 @@ def _digest_weights(spec: ModelSpec) -> str:
     return files.sha256_file(path) if spec.weights and path.is_file() else spec.weights
 
 
-def _digest_sources(model_name: str, work: Path) -> str | None:
-    """Return a hash of the files that a user's model may be built from; "" for a library's, None where they are too many.
+def _digest_sources(model_name: str) -> str | None:
+    """Return a hash of the files that a user's model may be built from; "" for a library's, None where they are not known.
 
-    Args:
-        model_name: as the user gave it.
-        work: the stage cache, which may lie beside the user's files and does not count.
+    These are the files beside the model's, and the packages in that folder that they import.
     """
     source, separator, _ = model_name.rpartition(":")
     if not separator or source.partition(":")[0] in {"timm", "hf"}:
         return ""
-    folder = (Path(source).parent if source.endswith(".py") else Path(source.partition(".")[0])).resolve()
+    folder = Path(source).parent if source.endswith(".py") else Path()
+    if not source.endswith(".py") and not (folder / source.partition(".")[0]).is_dir():
+        return None  # an installed package
     if not folder.is_dir():
-        return None  # an installed package, or a file that does not exist
-    results = work.resolve() if folder.is_relative_to(work.parent.resolve()) else work.parent.resolve()
-    digests = dict[str, str]()
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix not in SOURCE_SUFFIXES or hidden or path.is_relative_to(results) or not path.is_file():
-            continue
-        digests[str(path)] = files.sha256_file(path)
-        if len(digests) > MAX_SOURCES:
+        return None
+    paths = {path for path in folder.iterdir() if path.suffix in SOURCE_SUFFIXES and path.is_file()}
+    pending = set(paths)
+    while pending:
+        new = {path for package in _list_imports(pending.pop()) for path in _list_package(folder / package)} - paths
+        paths |= new
+        pending |= new
+        if len(paths) > MAX_SOURCES:
             return None
-    return files.digest(digests)
+    return files.digest({str(path): files.sha256_file(path) for path in sorted(paths)})
+
+
+def _list_imports(path: Path) -> set[str]:
+    """Return the first parts of the names that a Python file imports; none where it cannot be read as Python."""
+    try:
+        tree = ast.parse(path.read_text()) if path.suffix == ".py" else ast.Module([], [])
+    except (SyntaxError, ValueError):
+        return set()
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    return {name.partition(".")[0] for name in names}
+
+
+def _list_package(folder: Path) -> list[Path]:
+    """Return the files of a package that lies beside the model; none where there is no such folder."""
+    return (
+        [path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES and path.is_file()]
+        if folder.is_dir()
+        else []
+    )
