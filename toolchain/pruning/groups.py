@@ -22,6 +22,7 @@ from toolchain.models.profile import is_depthwise
 from toolchain.pruning import partial_tracing
 from toolchain.pruning.gradients import GradientMoments
 from toolchain.pruning.partial_tracing import TraceablePart
+from toolchain.pruning.trace_limit import limit_seconds
 
 ChannelRole = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
@@ -34,6 +35,7 @@ ROLE_OF_PRUNING_FUNCTION: Mapping[str, ChannelRole] = {
     "prune_in_channels": "in",
     "prune_depthwise_conv_in_channels": "out",  # one weight row per channel, so the slice is the same from either side
 }
+SECONDS_TO_TRACE = 120.0  # of processor time for one part; what finishes at all takes a tenth of it
 BARE_PARAMETER = "it is combined with a parameter that belongs to no layer that can be sliced"
 Indices = tuple[tuple[int, ...], ...]  # for each channel of a group, its indices in a layer's dimension
 
@@ -165,11 +167,12 @@ def find(
 
 
 def trace_channels(
-    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, GradientMoments] | None = None
-) -> TracedChannels:
+    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, GradientMoments] | None = None,
+    seconds: float = SECONDS_TO_TRACE,
+) -> TracedChannels:  # fmt: skip
     """Return the groups of channels that can be pruned, and why the other channels have to stay. Raises nothing.
 
-    Args: as for `find`.
+    Args: as for `find`; `seconds` of processor time for each part, after which it counts as one that cannot be traced.
     """
     model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
     for parameter in model.parameters():
@@ -179,7 +182,8 @@ def trace_channels(
     while pending:
         part = pending.pop(0)
         try:
-            part_groups, part_obstacles = _trace(part, head, gradients or {})
+            with limit_seconds(seconds):
+                part_groups, part_obstacles = _trace(part, head, gradients or {})
             groups += part_groups
             obstacles += part_obstacles
         except Exception as reason:  # Torch-Pruning raises whatever its tracing met

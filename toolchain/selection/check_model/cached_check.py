@@ -7,6 +7,7 @@ import ast
 import time
 from pathlib import Path
 
+from toolchain.config import model_reference
 from toolchain.config.recipe import ModelSpec
 from toolchain.config.target import Target
 from toolchain.core import files, registry, stage_cache
@@ -70,9 +71,10 @@ def _digest_sources(model_name: str) -> str | None:
 
     These are the files beside the model's, and the packages in that folder that they import.
     """
-    source, separator, _ = model_name.rpartition(":")
-    if not separator or source.partition(":")[0] in {"timm", "hf"}:
+    reference = model_reference.parse(model_name)
+    if reference is None:
         return ""
+    source = reference.source
     folder = Path(source).parent if source.endswith(".py") else Path()
     if not source.endswith(".py") and not (folder / source.partition(".")[0]).is_dir():
         return None  # an installed package

@@ -38,6 +38,7 @@ REARRANGING = {
     "pixel_unshuffle",
     "roll",
 }
+SECONDS_TO_TRACE = 10.0  # of processor time
 HALF = 0.5  # of the multiply-accumulates: the size that is timed
 FAILED_TRIAL = "forward fails once it is narrower"
 
@@ -67,7 +68,7 @@ def examine(subject: Subject, alignment: int, recorded: RecordedForward | None =
         recorded: a forward pass, whose lines explain what cannot be traced.
     """
     layers = profile.measure_layers(subject.model, subject.image)
-    traced = groups.trace_channels(subject.model, subject.image, subject.head)
+    traced = groups.trace_channels(subject.model, subject.image, subject.head, seconds=SECONDS_TO_TRACE)
     obstacles = {layer: obstacle.reason for obstacle in traced.obstacles for layer in obstacle.layers}
     findings = list[Finding]()
     if traced.failures:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolchain.config import model_reference
 from toolchain.config.recipe import ModelSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.models import build
@@ -88,7 +89,7 @@ def load(spec: ModelSpec, classes: int | None) -> tuple[nn.Module, str, Finding]
     if not spec.weights:
         return (
             model,
-            "random weights" if python_file.parse(spec.name) is None else "its own weights",
+            "random weights" if model_reference.parse(spec.name) is None else "its own weights",
             _describe_built(model),
         )
     head = _find_head(model, classes or DEFAULT_CLASSES)
@@ -115,7 +116,7 @@ def build_model(spec: ModelSpec, classes: int | None) -> nn.Module:
     Raises:
         ToolchainError: there is no such model, or it cannot be built.
     """
-    reference = python_file.parse(spec.name)
+    reference = model_reference.parse(spec.name)
     if reference is not None and classes is None:
         return python_file.build_untrained(reference, DEFAULT_CLASSES, spec.arguments)
     return build.build_untrained(spec, classes or DEFAULT_CLASSES)
