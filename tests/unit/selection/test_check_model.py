@@ -343,6 +343,14 @@ def test_what_an_own_model_imports_from_a_package_beside_it_counts_for_the_cache
     assert cached_check._digest_sources("not_here.net:build") is None
 
 
+def test_an_own_model_may_import_torchvision(tmp_path: Path) -> None:
+    """Its import fails beside some builds of torch until missing operators are declared, also in the process that tries it."""
+    code = "from torchvision.models import squeezenet1_1\n\ndef build():\n    return squeezenet1_1(num_classes=6)\n"
+    (tmp_path / "vision_net.py").write_text(code)
+    model, _, _ = subject.load(ModelSpec(name=f"{tmp_path / 'vision_net.py'}:build"), None)
+    assert make_subject(model, (64, 64)).classes == 6
+
+
 def test_a_wrong_model_is_an_error_and_no_finding(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="did you mean 'resnet18'"):
         cached_check.check("resnet81", ModelSpec(name="resnet81"), None, SIZE, UNTIMED, tmp_path / "work")
