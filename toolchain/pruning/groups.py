@@ -22,6 +22,7 @@ from toolchain.models.profile import is_depthwise
 from toolchain.pruning import partial_tracing
 from toolchain.pruning.gradients import GradientMoments
 from toolchain.pruning.partial_tracing import TraceablePart
+from toolchain.pruning.trace_limit import limit_seconds
 
 ChannelRole = Literal["out", "in"]
 Need = Literal["gradients"]  # what a criterion may ask for beside the weights
@@ -34,6 +35,8 @@ ROLE_OF_PRUNING_FUNCTION: Mapping[str, ChannelRole] = {
     "prune_in_channels": "in",
     "prune_depthwise_conv_in_channels": "out",  # one weight row per channel, so the slice is the same from either side
 }
+SECONDS_TO_TRACE = 120.0  # of processor time for one part; what finishes at all takes a tenth of it
+BARE_PARAMETER = "it is combined with a parameter that belongs to no layer that can be sliced"
 Indices = tuple[tuple[int, ...], ...]  # for each channel of a group, its indices in a layer's dimension
 
 
@@ -102,9 +105,31 @@ class PruningGroup:
         return self.coupled_layers[0].module_name
 
     @property
+    def writers(self) -> tuple[str, ...]:
+        """The layers and norms that write these channels."""
+        return tuple(layer.module_name for layer in self.coupled_layers if layer.role == "out")
+
+    @property
     def parameters(self) -> tuple[ParameterRows, ...]:
         """All parameters of all coupled layers."""
         return tuple(parameter for layer in self.coupled_layers for parameter in layer.parameters)
+
+
+@dataclass(frozen=True)
+class PruningObstacle:
+    """Layers whose output channels have to stay, and why."""
+
+    layers: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class TracedChannels:
+    """What tracing a model's channels gives."""
+
+    groups: tuple[PruningGroup, ...]  # that can be pruned
+    obstacles: tuple[PruningObstacle, ...]
+    failures: tuple[tuple[str, Exception], ...]  # parts that cannot be traced, by name, and the error of each
 
 
 def find(
@@ -125,19 +150,9 @@ def find(
     Raises:
         ToolchainError: the dependency graph cannot be built for this model.
     """
-    model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    pending, groups, failures = [TraceablePart("", model, image)], list[PruningGroup](), list[Exception]()
-    while pending:
-        part = pending.pop(0)
-        try:
-            groups += _trace(part, head, gradients or {})
-        except Exception as reason:  # Torch-Pruning raises whatever its tracing met
-            failures.append(reason)
-            with suppress(Exception):  # a part that cannot be called again with its example input cannot be split
-                pending += partial_tracing.split(part)
-    if failures and not groups:
+    traced = trace_channels(model, image, head, gradients)
+    failures = [reason for _, reason in traced.failures]
+    if failures and not traced.groups:
         first = failures[0]
         raise ToolchainError(
             f"the channels of this model cannot be traced for pruning ({type(first).__name__}: {first}). "
@@ -148,11 +163,40 @@ def find(
             "pruning: the model is traced in parts, and channels between parts are kept, because it cannot be traced as "
             f"a whole ({first_line(failures[0])})"
         )
-    return tuple(groups)
+    return traced.groups
 
 
-def _trace(part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]) -> list[PruningGroup]:
-    """Return the prunable groups of one part, without those whose channels enter or leave it."""
+def trace_channels(
+    model: nn.Module, image: Tensor, head: str, gradients: Mapping[str, GradientMoments] | None = None,
+    seconds: float = SECONDS_TO_TRACE,
+) -> TracedChannels:  # fmt: skip
+    """Return the groups of channels that can be pruned, and why the other channels have to stay. Raises nothing.
+
+    Args: as for `find`; `seconds` of processor time for each part, after which it counts as one that cannot be traced.
+    """
+    model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    pending, failures = [TraceablePart("", model, image)], list[tuple[str, Exception]]()
+    groups, obstacles = list[PruningGroup](), list[PruningObstacle]()
+    while pending:
+        part = pending.pop(0)
+        try:
+            with limit_seconds(seconds):
+                part_groups, part_obstacles = _trace(part, head, gradients or {})
+            groups += part_groups
+            obstacles += part_obstacles
+        except Exception as reason:  # Torch-Pruning raises whatever its tracing met
+            failures.append((part.name, reason))
+            with suppress(Exception):  # a part that cannot be called again with its example input cannot be split
+                pending += partial_tracing.split(part)
+    return TracedChannels(tuple(groups), tuple(obstacles), tuple(failures))
+
+
+def _trace(
+    part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]
+) -> tuple[list[PruningGroup], list[PruningObstacle]]:
+    """Return the prunable groups of one part, without those whose channels enter or leave it, and why others stay."""
     import torch_pruning  # here, because the import takes a second, and replaying a plan does not need it
 
     window_tensor = next((name for name, _ in _named_tensors(part.module) if WINDOW_ATTENTION_TENSOR in name), None)
@@ -167,11 +211,22 @@ def _trace(part: TraceablePart, head: str, gradients: Mapping[str, GradientMomen
     names = {module: name for name, module in modules.items()}
     candidates = [_read_group(graph_group, names, head, gradients) for graph_group in graph_groups]
     covered = _find_covered_sides([group for group, _ in candidates], modules)
-    return [
-        group
-        for group, prunable in candidates
-        if prunable and all((layer.module_name, layer.role) in covered for layer in group.coupled_layers)
-    ]
+    groups, obstacles = list[PruningGroup](), list[PruningObstacle]()
+    for group, obstacle in candidates:
+        lost = [layer for layer in group.coupled_layers if (layer.module_name, layer.role) not in covered]
+        if obstacle is None and not lost:
+            groups.append(group)
+        elif obstacle is None:
+            reason = (
+                f"its channels are lost from sight on the way to {lost[0].module_name} (a reshape or concatenation)"
+            )
+            obstacles.append(PruningObstacle(group.writers, reason))
+        elif obstacle.reason == BARE_PARAMETER and part.name:  # of the boundary
+            reason = f"its channels enter or leave {part.name}, which is traced alone"
+            obstacles.append(PruningObstacle(obstacle.layers, reason))
+        else:
+            obstacles.append(obstacle)
+    return groups, obstacles
 
 
 def _named_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -180,23 +235,25 @@ def _named_tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 def _read_group(
     graph_group: Any, names: Mapping[nn.Module, str], head: str, gradients: Mapping[str, GradientMoments]
-) -> tuple[PruningGroup, bool]:
-    """Convert a group of the dependency graph, and return with it whether it may lose channels."""
+) -> tuple[PruningGroup, PruningObstacle | None]:
+    """Convert a group of the dependency graph, and return with it why it may not lose channels; None where it may."""
     roots = sorted({root for item in graph_group.items for root in item.root_idxs})
     channel_of_root = {root: channel for channel, root in enumerate(roots)}
     layers: dict[tuple[str, ChannelRole], CoupledLayer] = {}
-    prunable = True
+    obstacle, writers = "", dict[str, None]()
     for item in graph_group.items:
         module = item.dep.target.module
         if module not in names:
             # an operation of the graph, which has no parameters; or a bare parameter, which cannot be named
-            prunable = prunable and not isinstance(module, nn.Parameter)
+            if isinstance(module, nn.Parameter):
+                obstacle = obstacle or BARE_PARAMETER
             continue
         name, role = names[module], ROLE_OF_PRUNING_FUNCTION.get(item.dep.handler.__name__)
-        grouped = isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module)
-        sliceable = isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm)
-        if role is None or grouped or not sliceable or (name == head and role == "out"):
-            prunable = False
+        if role == "out" and isinstance(module, nn.Conv2d | nn.Linear):
+            writers[name] = None
+        refusal = _refuse(name, module, role, head)
+        if refusal or role is None:
+            obstacle = obstacle or refusal
             continue
         rows: list[list[int]] = [[] for _ in roots]
         for index, root in zip(item.idxs, item.root_idxs, strict=True):
@@ -204,10 +261,24 @@ def _read_group(
         indices = tuple(tuple(row) for row in rows)
         parameters = _read_parameters(name, module, role, indices, gradients)
         if not parameters:
-            prunable = False
+            obstacle = obstacle or f"its channels do not divide evenly in {name}"
             continue
         layers.setdefault((name, role), CoupledLayer(name, _layer_type(module), role, indices, parameters))
-    return PruningGroup(len(roots), tuple(layers.values())), prunable and any(role == "out" for _, role in layers)
+    if not any(role == "out" for _, role in layers):
+        obstacle = obstacle or "no layer that can be sliced writes its channels"
+    group = PruningGroup(len(roots), tuple(layers.values()))
+    return group, PruningObstacle(tuple(writers), obstacle) if obstacle else None
+
+
+def _refuse(name: str, module: nn.Module, role: ChannelRole | None, head: str) -> str:
+    """Return why channels that reach one side of a module have to stay; "" where they may go."""
+    if name == head and role == "out":
+        return "its outputs are the classes"
+    if isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
+        return f"it meets the grouped convolution {name} (groups={module.groups}), which would need equal shares in each group"
+    if role is None or not isinstance(module, nn.Conv2d | nn.Linear | nn.modules.batchnorm._BatchNorm):
+        return f"it meets {name} ({type(module).__name__}), whose channels cannot be sliced"
+    return ""
 
 
 def _find_covered_sides(

@@ -136,3 +136,10 @@ def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str
     spec, head = PruneSpec(ratio=0.3), build.find_head(model, 7)
     plan = search_space.plan_for_ratio(model, image, head=head, spec=spec, alignment=16, criterion=magnitude.score)
     assert surgery.apply(model, plan)(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+
+
+def test_tracing_that_takes_too_long_is_ended_and_the_next_one_has_its_time() -> None:
+    model = nn.Sequential(*(nn.Conv2d(16 if number else 3, 16, 3, 1, 1) for number in range(40))).eval()
+    traced = groups.trace_channels(model, IMAGE, "39", seconds=1e-3)
+    assert "following single channels takes more than" in str(traced.failures[0][1])
+    assert not groups.trace_channels(model, IMAGE, "39").failures

@@ -24,6 +24,7 @@ from toolchain.config.model_reference import PythonModel, parse
 from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models.sources import user_code
+from toolchain.models.sources.torchvision_import import import_torchvision
 
 CLASS_PARAMETERS = ("classes", "num_classes")  # the number of classes is passed to a function that takes one of them
 SECONDS_TO_BUILD = 600.0
@@ -107,9 +108,13 @@ def _find_function(reference: PythonModel) -> Callable[..., object]:
 def _import_module(reference: PythonModel) -> ModuleType:
     """Import the user's file or module once; later calls return the same."""
     try:
-        if not reference.source.endswith(".py"):
-            return importlib.import_module(reference.source)
-        return _import_file(Path(reference.source).resolve())
+        try:
+            return _import_code(reference)
+        except RuntimeError as reason:
+            if "torchvision::nms does not exist" not in str(reason):
+                raise
+        import_torchvision()  # the user's code imports it, and it needs what this declares
+        return _import_code(reference)
     except ToolchainError:
         raise
     except ModuleNotFoundError as reason:
@@ -132,6 +137,12 @@ def _import_module(reference: PythonModel) -> ModuleType:
             f"{reference.source} cannot be imported: {type(reason).__name__}: {first_line(reason)}, "
             f"{user_code.describe_line(reason, reference.folder)}"
         ) from reason
+
+
+def _import_code(reference: PythonModel) -> ModuleType:
+    if not reference.source.endswith(".py"):
+        return importlib.import_module(reference.source)
+    return _import_file(Path(reference.source).resolve())
 
 
 def _import_file(path: Path) -> ModuleType:
