@@ -115,6 +115,10 @@ class PruningGroup:
         return tuple(parameter for layer in self.coupled_layers for parameter in layer.parameters)
 
 
+class UntraceableError(ToolchainError):
+    """No channels of a model can be traced, so none can be pruned."""
+
+
 @dataclass(frozen=True)
 class PruningObstacle:
     """Layers whose output channels have to stay, and why."""
@@ -148,13 +152,13 @@ def find(
         gradients: by parameter name, for criteria that need them.
 
     Raises:
-        ToolchainError: the dependency graph cannot be built for this model.
+        UntraceableError: the dependency graph cannot be built for this model.
     """
     traced = trace_channels(model, image, head, gradients)
     failures = [reason for _, reason in traced.failures]
     if failures and not traced.groups:
         first = failures[0]
-        raise ToolchainError(
+        raise UntraceableError(
             f"the channels of this model cannot be traced for pruning ({type(first).__name__}: {first}). "
             "Set [prune] ratio = 0 to continue without pruning"
         ) from first

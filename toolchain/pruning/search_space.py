@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from toolchain.config.recipe import PruneSpec
+from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.models.profile import Layer, measure_layers, total_macs
 from toolchain.pruning import groups, importance, width_search
 from toolchain.pruning.gradients import GradientMoments
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.surgery import Surgery, build
+
+NOTHING_TO_PRUNE = "It goes on unpruned, to be quantized; `toolchain check-model` says what keeps the channels"
 
 
 def plan_for_ratio(
@@ -24,6 +27,8 @@ def plan_for_ratio(
 ) -> Surgery:  # fmt: skip
     """Plan the surgery that removes `spec.ratio` of the multiply-accumulates at the least loss of importance.
 
+    A model of which nothing can be removed keeps all channels, and goes on to be quantized.
+
     Args: as for `build_search_space`.
 
     Raises:
@@ -31,13 +36,20 @@ def plan_for_ratio(
     """
     if not spec.ratio:
         return Surgery()
-    space = build_search_space(
-        model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients
-    )
+    try:
+        space = build_search_space(
+            model, image, head=head, spec=spec, alignment=alignment, criterion=criterion, gradients=gradients
+        )
+    except groups.UntraceableError as reason:
+        progress.log(f"prune: {reason}. {NOTHING_TO_PRUNE}")
+        return Surgery()
     total = total_macs(space.full_layers)
     try:
         subnetwork = width_search.search(space, total_macs, (1 - spec.ratio) * total)
     except width_search.LimitUnreachable as reason:
+        if reason.lowest_cost >= total:
+            progress.log(f"prune: no layer can lose channels in multiples of {alignment}. {NOTHING_TO_PRUNE}")
+            return Surgery()
         raise ToolchainError(
             f"[prune] ratio = {spec.ratio} cannot be reached with widths in multiples of {alignment}: "
             f"the most is {1 - reason.lowest_cost / total:.2f}. Lower ratio, raise max_share, or protect fewer layers"
