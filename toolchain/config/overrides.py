@@ -48,8 +48,8 @@ def choose_recipe(recipe: str, data: str, unlabelled: str = "") -> str:
     """Return the recipe that was named; without one, the recipe that fits: for the user's images, or the default job."""
     if recipe or not (data or unlabelled):
         return recipe or DEFAULT_RECIPE
-    if data and Path(data).is_dir():
-        progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
+    if data and Path(data).exists():
+        progress.log(f"recipe: {FOLDER_RECIPE}, for the images of {data}; another one: --recipe NAME")
     return FOLDER_RECIPE
 
 
