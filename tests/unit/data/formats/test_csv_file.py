@@ -144,7 +144,7 @@ def test_class_order_is_that_of_the_labels_file_then_of_names(images: Path, tmp_
     assert "1 class names without images are left out: wasp" in labelled.notes[0]
     assert {path.parent.name for path in labelled.images["all"]["bee"]} == {"ant"}  # index 0 is the first name
     (images / "classes.txt").write_text("bee\n")
-    assert "has a single class" in error_of(table)
+    assert "classes.txt has 1 names" in error_of(table)
 
 
 def test_images_that_no_row_names_are_a_finding(images: Path, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_settings_that_name_nothing_are_told(images: Path) -> None:
     table = write(images / "images.csv", ("file", "label", "class"), [(*row, row[1]) for row in rows_of(images)])
     assert "label_column = 'clas' in the domain; did you mean 'class'?" in error_of(table, label_column="clas")
     assert "this folder does not exist" in error_of(table, label_column="class", images="nowhere")
-    assert "file of class names nowhere.txt does not exist" in error_of(table, labels="nowhere.txt")
+    assert "labels file nowhere.txt cannot be read" in error_of(table, labels="nowhere.txt")
     assert "no images of 1 classes of domain 'x': wasp" in error_of(
         table, label_column="class", classes=("ant", "bee", "wasp")
     )

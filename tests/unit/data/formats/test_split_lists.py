@@ -92,10 +92,10 @@ def test_indices_without_a_name_and_bad_name_files_are_told(images: Path) -> Non
         file.write("ant/000.png 2")
     assert "line 13: label 2 is no index into classes.txt, which has 2 names (indices 0 to 1)" in error_of(images)
     for text, message in (
-        ("ant\nbee\nant\n", "classes.txt names 'ant' twice (lines 1 and 3)"),
-        ("ant\nbee\nAnt\n", "has names that differ in case only: 'ant', 'Ant' (lines 1 and 3)"),
-        ("ant\n\nbee\n", "line 2 is empty, which would shift all indices after it"),
-        ("", "classes.txt is empty"),
+        ("ant\nbee\nant\n", "classes.txt has 'ant' in lines 1 and 3"),
+        ("ant\nbee\nAnt\n", "has names that differ in case only: 'ant' (line 1) and 'Ant' (line 3)"),
+        ("ant\n\nbee\n", "classes.txt has no name in line 2"),
+        ("", "classes.txt has 0 names"),
     ):
         (images / "classes.txt").write_text(text)
         assert message in error_of(images)
