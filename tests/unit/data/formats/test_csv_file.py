@@ -197,6 +197,7 @@ BAD = {
     "no train": ("file,label,split\n" + GOOD.replace("\n", ",test\n"), "has images for test, but none for train"),
     "two splits": ("file,label,split\n" + GOOD.replace("\n", ",train\n") + "ant/000.png,ant,test\n", "ant/000.png has two splits: 'train'"),
     "several classes": (HEADER + GOOD + "ant/000.png,ant|bee\n", "line 26: label 'ant|bee' holds several classes"),
+    "several classes, one unknown": (HEADER + GOOD + "ant/000.png,ant|wasp\n", "label 'ant|wasp' holds several classes"),
     "several classes, comma": (HEADER + GOOD + 'ant/000.png,"ant,bee"\n', "label 'ant,bee' holds several classes"),
     "numbers": (HEADER + "".join(f"ant/{number:03d}.png,{number / 7:.3f}\n" for number in range(12)), "has 12 different labels in 12 rows ('0.000', '0.143', '0.286', ...): these are numbers to predict (regression)"),
     "captions": (HEADER + "".join(f"ant/{number:03d}.png,text {number}\n" for number in range(12)), "these are no classes, which repeat"),
