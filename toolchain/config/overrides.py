@@ -16,7 +16,7 @@ from toolchain.config.shortlist import is_auto
 from toolchain.core import files, progress, registry
 from toolchain.core.errors import ToolchainError
 
-DEFAULT_RECIPE, FOLDER_RECIPE = "digits", "image-folder"
+DEFAULT_RECIPE, FOLDER_RECIPE, TRAINED_MODEL_RECIPE = "digits", "image-folder", "compress"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,14 @@ class Flags:
     unlabelled: str = ""  # folder
 
 
-def choose_recipe(recipe: str, data: str, unlabelled: str = "") -> str:
+def choose_recipe(recipe: str, data: str, *, compress_only: bool = False) -> str:
     """Return the recipe that was named; without one, the recipe that fits: for the user's images, or the default job."""
-    if recipe or not (data or unlabelled):
+    if not recipe and compress_only:
+        progress.log(f"recipe: {TRAINED_MODEL_RECIPE}, for a model that is trained already; another one: --recipe NAME")
+        return TRAINED_MODEL_RECIPE
+    if recipe or not data:
         return recipe or DEFAULT_RECIPE
-    if data and Path(data).exists():
+    if Path(data).exists():
         progress.log(f"recipe: {FOLDER_RECIPE}, for the images of {data}; another one: --recipe NAME")
     return FOLDER_RECIPE
 

@@ -18,7 +18,10 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import NetworkName
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.models import build, profile
+from toolchain.models.sources import user_code
 from toolchain.pruning import channel_ranking, prune, search_space, surgery
+from toolchain.pruning.surgery import Surgery
+from toolchain.quantization import pt2e
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.search import lock_file, place
 from toolchain.search.budget_planner import InputResizer, PruningPlanner
@@ -71,11 +74,13 @@ def check_model(job: Job, data: Dataset, lock: Lock | None) -> Lock | None:
         lock: the user's, or the one beside the recipe.
 
     Raises:
-        ToolchainError: there is no such model or weights file, `protect` matches no layer, or the lock that the user
-            named belongs to another model.
+        ToolchainError: there is no such model or weights file, `protect` matches no layer, a model of the user's cannot be
+            exported, or the lock that the user named belongs to another model.
     """
     recipe = job.recipe
     model = build.build_for_image_size(recipe.model, len(data.classes), data.example_input, recipe.reuse)
+    if user_code.find_folder(model):  # what torch cannot export is said before the training
+        pt2e.prepare(model, data.example_input, None, job.target.scheme)
     layers = profile.measure_layers(model, data.example_input)
     search_space.check_protect_patterns(recipe.prune.protect, layers)
     return lock_file.match_model(lock, layers, data.preprocess.image_size, named=job.lock_file is not None)
@@ -132,14 +137,17 @@ def run(
     with stage_cache.open_stage(job.work, "fit", key) as stage:
         if stage.record is None:
             started = time.monotonic()
-            criterion = channel_ranking.prepare_criterion(finetuned, recipe.prune, job.work)
-            planner = PruningPlanner(job, finetuned, image, criterion, stage.folder)
-            if lock:
-                candidate = planner.replay_lock(lock)
-            elif has_search:
-                candidate = planner.plan_for_budget(limits, placed, resize)
+            if recipe.prune.ratio == 0 and not lock:
+                candidate = CandidatePlan(Surgery())  # ranking channels would take gradients and decide nothing
             else:
-                candidate = CandidatePlan(planner.plan_for_ratio())
+                criterion = channel_ranking.prepare_criterion(finetuned, recipe.prune, job.work)
+                planner = PruningPlanner(job, finetuned, image, criterion, stage.folder)
+                if lock:
+                    candidate = planner.replay_lock(lock)
+                elif has_search:
+                    candidate = planner.plan_for_budget(limits, placed, resize)
+                else:
+                    candidate = CandidatePlan(planner.plan_for_ratio())
             files.write_json(stage.folder / SURGERY_FILE, candidate.surgery)
             figures = {
                 "fitted": candidate.latency_fit, "resized": candidate.reduced_image_size, "trials": candidate.size_trials,

@@ -15,6 +15,7 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.training.training_state import Score
 
 RARE_CLASS_IMAGES = 5  # training images; classes with fewer are named in the log
+MOST_NAMED_CLASSES = 12  # in one message
 FEW_IMAGES_PER_CLASS = 20  # training images; with fewer per class, a head on frozen features is hard to beat
 FEW_IMAGES_RATE_FACTOR = 0.1  # on the learning rate, where images are few
 
@@ -22,9 +23,11 @@ FEW_IMAGES_RATE_FACTOR = 0.1  # on the learning rate, where images are few
 def describe_rare_classes(dataset: Dataset) -> str:
     """Return the classes with too few training images, each with its count; empty where there are none."""
     counts = torch.bincount(dataset.splits["train"].labels, minlength=len(dataset.classes)).tolist()
-    return ", ".join(
+    rare = [
         f"{name} ({count})" for name, count in zip(dataset.classes, counts, strict=True) if count < RARE_CLASS_IMAGES
-    )
+    ]
+    more = f" and {len(rare) - MOST_NAMED_CLASSES} more" if len(rare) > MOST_NAMED_CLASSES else ""
+    return ", ".join(rare[:MOST_NAMED_CLASSES]) + more
 
 
 def extend_epochs(spec: TrainSpec, images: int) -> TrainSpec:

@@ -77,7 +77,7 @@ def run(job: Job, data: Dataset, joins: Sequence[JoinedDataset] = ()) -> Finetun
     images_per_class = len(data.splits["train"]) / len(data.classes)
     if recipe.model.weights:  # without pretrained weights there is nothing to protect
         recipe = dataclasses.replace(recipe, adapt=few_images.protect_pretraining(recipe.adapt, images_per_class))
-    if rare := few_images.describe_rare_classes(data):
+    if recipe.adapt.epochs and (rare := few_images.describe_rare_classes(data)):
         progress.log(
             f"adapt: classes with fewer than {few_images.RARE_CLASS_IMAGES} training images: {rare}. "
             "That is too few to learn from: add images of them"

@@ -84,7 +84,9 @@ def export(
         on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
         compress_only=compress_only, labels=labels, unlabelled=unlabelled,
     )  # fmt: skip
-    job = overrides.read_job(overrides.choose_recipe(recipe, data, unlabelled), target, flags, out, lock_file=lock)
+    job = overrides.read_job(
+        overrides.choose_recipe(recipe, data, compress_only=compress_only), target, flags, out, lock_file=lock
+    )
     dataset_format.check(job.domain, job.images)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import
     from toolchain.core import files
