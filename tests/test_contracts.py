@@ -111,6 +111,19 @@ def test_a_runtime_that_is_not_installed_says_how_to_install_it(name: str, monke
         registry.load_module("runtimes", name).fingerprint()
 
 
+@pytest.mark.parametrize("name", registry.list_modules("formats"))
+def test_formats_recognise_only_their_own_and_are_asked_in_one_order(name: str, tmp_path: Path) -> None:
+    room = registry.load_module("formats", name)
+    orders = [registry.load_module("formats", other).ORDER for other in registry.list_modules("formats")]
+    assert orders.count(room.ORDER) == 1
+    assert room.EXPECTED
+    (tmp_path / "x.zip").write_bytes(b"PK")
+    (tmp_path / "y.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    assert not any(room.recognise(tmp_path / other) for other in ("x.zip", "y.json"))
+    assert room.recognise(tmp_path / "empty") == (max(orders) == room.ORDER)  # class folders are asked last
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", registry.list_modules("sources"))
 def test_bundled_sources_write_class_folders(name: str, tmp_path: Path) -> None:

@@ -40,7 +40,10 @@ OutFolder = Annotated[
     Path, typer.Option("--out", help="Folder for results and for the stage cache, which resumes runs.")
 ]
 DataFolder = Annotated[
-    str, typer.Option(help="Image folder: <class>/<image>, or train/, val/ and test/ with <class>/<image> in each.")
+    str,
+    typer.Option(
+        help="Images: a folder of <class>/<image> or train/, val/, test/ of those; a CSV (file,label); other formats: docs/data.md."
+    ),
 ]
 ImageSize = Annotated[str, typer.Option(help="Input size of the network as HEIGHTxWIDTH, such as 120x72.")]
 OnCorrupt = Annotated[str, typer.Option(help="What to do with unreadable images: fail or skip.")]

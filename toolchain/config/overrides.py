@@ -51,8 +51,8 @@ def choose_recipe(recipe: str, data: str, *, compress_only: bool = False) -> str
         return TRAINED_MODEL_RECIPE
     if recipe or not data:
         return recipe or DEFAULT_RECIPE
-    if Path(data).is_dir():
-        progress.log(f"recipe: {FOLDER_RECIPE}, for the class folders in {data}; another one: --recipe NAME")
+    if Path(data).exists():
+        progress.log(f"recipe: {FOLDER_RECIPE}, for the images of {data}; another one: --recipe NAME")
     return FOLDER_RECIPE
 
 

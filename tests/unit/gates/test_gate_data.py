@@ -1,5 +1,6 @@
 """A gate finds the labelled images again that the baseline was accepted with; without them it is incomplete, never green."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -206,3 +207,26 @@ def test_a_damaged_record_is_to_be_restored(home: Path, run_folder: Path) -> Non
     (home / baselines.record_path("cpu", RECIPE)).write_text("{")
     code, text = gate()
     assert (code, "restore it from version control" in text, "remove it" in text) == (2, True, False)
+
+
+def test_a_csv_is_remembered_with_its_content_and_its_folder(home: Path, run_folder: Path) -> None:
+    table = home / "photos.csv"
+    rows = [
+        f"{path.relative_to(home / 'photos').as_posix()},{path.parent.name}" for path in (home / "photos").glob("*/*")
+    ]
+    table.write_text("\n".join(["file,label", *rows]))
+    _, domain = overrides.read_recipe(RECIPE, overrides.Flags(data="photos.csv"))
+    domain = dataclasses.replace(domain, images="photos")
+    recorded = data_source.describe(domain, home / "out/data")
+    assert (recorded.folder, recorded.images_folder, recorded.images) == ("photos.csv", "photos", 180)
+    files.write_json(run_folder / "measurements.json", {"data": recorded})
+    accepted("--recipe", RECIPE)
+    assert gate()[0] == 0
+    destroy(run_folder)
+    assert gate()[0] == 1
+    table.write_text("\n".join(["file,label", *rows[::-1]]) + "\n")  # the same images, but not the same file
+    code, text = gate()
+    assert (code, "photos.csv holds other images than when" in text) == (2, True)
+    table.unlink()
+    code, text = gate()
+    assert (code, "the dataset photos.csv, which the baseline was accepted with, does not exist" in text) == (2, True)

@@ -20,7 +20,10 @@ def accept(
         str, typer.Option(help="Folder to keep the archive in, or http address of the folder you will upload it to.")
     ] = "",
     data: Annotated[
-        str, typer.Option(help="Image folder that `gate` compares accuracy on. Default: the run's; it is remembered.")
+        str,
+        typer.Option(
+            help="Images that `gate` compares accuracy on: a folder or a CSV. Default: the run's; it is remembered."
+        ),
     ] = "",
     out: Annotated[Path, typer.Option("--out", help="Folder with the results of the runs.")] = Path("out"),
 ) -> None:

@@ -22,8 +22,12 @@ PANEL = "Before training"
 def check_data(
     recipe: Annotated[
         str,
-        typer.Option("--recipe", "-r", help="Recipe whose dataset, budget and model to check: a name or a .toml file."),
-    ] = "digits",
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="Recipe whose dataset, budget and model to check. Default: image-folder with --data, else digits.",
+        ),
+    ] = "",
     data: DataFolder = "",
     domain: DomainName = "",
     model: ModelName = "",
@@ -42,7 +46,7 @@ def check_data(
     from toolchain.data import dataset_format
 
     flags = overrides.Flags(data=data, domain=domain, model=model, weights=weights, image_size=image_size)
-    settings, dataset = overrides.read_recipe(recipe, flags)
+    settings, dataset = overrides.read_recipe(overrides.choose_recipe(recipe, data), flags)
     dataset_format.check_readable(dataset, out / "data")
     from toolchain.report.pages import data_checks_text
 

@@ -33,7 +33,9 @@ def gate(
     device: Board = "",
     data: Annotated[
         str,
-        typer.Option(help="Image folder with the test images. Default: the one that the baseline was accepted with."),
+        typer.Option(
+            help="Test images: a folder, a CSV or what else --data of export takes. Default: the one that the baseline was accepted with."
+        ),
     ] = "",
     waive: Annotated[
         list[str] | None,

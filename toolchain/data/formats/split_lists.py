@@ -12,7 +12,7 @@ from toolchain.data.formats.folders.image_formats import is_image
 from toolchain.data.formats.folders.split_folders import Split, split_of_name
 from toolchain.data.formats.tables import columns, list_rows, text_file
 from toolchain.data.formats.tables.delimited_text import split_header
-from toolchain.data.formats.tables.label_rows import LabelRow
+from toolchain.data.formats.tables.label_rows import FOLDER_NAME, LabelRow
 from toolchain.data.formats.tables.list_rows import LabelTable
 from toolchain.data.labelled_files import LabelledFiles
 
@@ -67,7 +67,7 @@ def _read_list(path: Path, split: Split | None) -> tuple[list[LabelRow], str]:
     alone = not has_tabs and all(is_image(_to_path(line)) for _, line in lines)
     rows = []
     for number, line in lines:
-        name, label = (line, "") if alone else _split_at_tab(line) if has_tabs else _split_at_blank(line)
+        name, label = (line, FOLDER_NAME) if alone else _split_at_tab(line) if has_tabs else _split_at_blank(line)
         if not alone and (not label or is_image(_to_path(label))):
             raise ToolchainError(
                 f"{path} line {number}: {line!r} is not `path{'<TAB>' if has_tabs else ' '}label` as other lines are; write "

@@ -1,12 +1,11 @@
-"""Read the names of classes in the order of their indices from a text file, one name a line."""
+"""Read the names of classes in the order of their indices: a file of the user's, or one that lies beside a table."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolchain.config.labels_file import read_labels
 from toolchain.core.errors import ToolchainError
-from toolchain.data.formats.folders.class_names import to_nfc
-from toolchain.data.formats.tables.text_file import read_text
 
 FILE_NAMES = ("classes.txt", "labels.txt", "class_names.txt")  # beside a table of labels
 NUMBERED = re.compile(r"(\d+)[\s:,;=]+(.+)")
@@ -18,39 +17,41 @@ def find_beside(folder: Path) -> Path | None:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Return the class names of a file: one a line, or with their indices from 0 as `0 cat`.
+    """Return the class names of a file: one a line, or with their indices from 0 as `0 cat`; or JSON.
 
     Raises:
-        ToolchainError: it does not exist, is empty, or names one class, a class twice, or two that differ in case only.
+        ToolchainError: as `labels_file.read_labels`; or a name stands twice, or two differ in case only.
     """
-    if not path.is_file():
-        raise ToolchainError(f"the file of class names {path} does not exist; write one name a line")
-    lines = [to_nfc(line.strip()) for line in read_text(path).splitlines()]
-    while not lines[-1]:
-        lines.pop()
-    if "" in lines:
-        raise ToolchainError(
-            f"{path} line {lines.index('') + 1} is empty, which would shift all indices after it; write one name a line"
-        )
-    matches = [NUMBERED.fullmatch(line) for line in lines]
+    names = read_labels(path)
+    _check_repeated(path, names)
+    matches = [NUMBERED.fullmatch(name) for name in names]
     if all(match and int(match[1]) == index for index, match in enumerate(matches)):
-        lines = [match[2] for match in matches if match]
-    _check_names(path, lines)
-    return tuple(lines)
+        names = tuple(match[2] for match in matches if match)
+    _check_case(path, names)
+    return names
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    """Check that there are at least two names, and none of them twice."""
+def _check_repeated(path: Path, names: Sequence[str]) -> None:
+    """Check that no name stands twice: `read_labels` tells such names of a model's outputs apart by their indices."""
+    lines: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if name.endswith(f" ({index})"):
+            lines.setdefault(name.removesuffix(f" ({index})"), []).append(index + 1)
+    for name, places in lines.items():
+        if len(places) > 1:
+            raise ToolchainError(
+                f"labels file {path} has {name!r} in lines {' and '.join(map(str, places))}; images with that label could "
+                "belong to either, so rename one"
+            )
+
+
+def _check_case(path: Path, names: Sequence[str]) -> None:
+    """Check that no two names differ in case only, or are the same behind their numbers."""
     lines: dict[str, int] = {}
     for line, name in enumerate(names, 1):
         if first := lines.get(name.casefold()):
-            twin = names[first - 1]
-            problem = (
-                f"names {name!r} twice" if name == twin else f"has names that differ in case only: {twin!r}, {name!r}"
+            raise ToolchainError(
+                f"labels file {path} has names that differ in case only: {names[first - 1]!r} (line {first}) and {name!r} "
+                f"(line {line}); rename one, if they are two classes"
             )
-            raise ToolchainError(f"{path} {problem} (lines {first} and {line}); keep one of them")
         lines[name.casefold()] = line
-    if len(names) < 2:
-        raise ToolchainError(
-            f"{path} has a single class, {names[0]!r}; a classifier needs at least two, one name a line"
-        )

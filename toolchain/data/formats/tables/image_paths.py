@@ -26,11 +26,11 @@ def find_files(rows: Sequence[LabelRow], images: str) -> list[Path]:
         raise ToolchainError(
             f"images = {images!r}: this folder does not exist; give the folder with the images of the table"
         )
-    folders = _choose_folders(rows, images)
+    folders = {table: _choose_folder(table, rows, images) for table in dict.fromkeys(row.table for row in rows)}
     paths = [_join(folders[row.table], row.name) for row in rows]
     missing = [(row, path) for row, path in zip(rows, paths, strict=True) if not path.is_file()]
     if missing:
-        raise ToolchainError(_describe_missing(missing, len(rows), folders))
+        raise ToolchainError(_describe_missing(missing, rows, folders))
     locked = [row for row, path in zip(rows, paths, strict=True) if not os.access(path, os.R_OK)]
     if locked:
         names = ", ".join(f"{row.name} (line {row.line})" for row in locked[:MAX_NAMED])
@@ -38,15 +38,6 @@ def find_files(rows: Sequence[LabelRow], images: str) -> list[Path]:
             f"{locked[0].table} names {_count(locked)} that cannot be read: {names}; change their permissions, or remove the rows"
         )
     return paths
-
-
-def list_folders(rows: Sequence[LabelRow], images: str) -> list[Path]:
-    """Return the folder that the names of each table start from."""
-    return list(_choose_folders(rows, images).values())
-
-
-def _choose_folders(rows: Sequence[LabelRow], images: str) -> dict[Path, Path]:
-    return {table: _choose_folder(table, rows, images) for table in dict.fromkeys(row.table for row in rows)}
 
 
 def _choose_folder(table: Path, rows: Sequence[LabelRow], images: str) -> Path:
@@ -65,12 +56,16 @@ def _join(folder: Path, name: str) -> Path:
     return Path(os.path.normpath(folder / name.replace("\\", "/").removeprefix("file://")))
 
 
-def _describe_missing(missing: Sequence[tuple[LabelRow, Path]], total: int, folders: Mapping[Path, Path]) -> str:
-    named = ", ".join(f"{row.name} (line {row.line})" for row, _ in missing[:MAX_NAMED])
+def _describe_missing(
+    missing: Sequence[tuple[LabelRow, Path]], rows: Sequence[LabelRow], folders: Mapping[Path, Path]
+) -> str:
+    """Return the error message for the files of the first table that has some which do not exist."""
     table = missing[0][0].table
+    names = [f"{row.name} (line {row.line})" for row, _ in missing if row.table == table]
+    total = sum(row.table == table for row in rows)
     return (
-        f"{table} names {len(missing):,} of {total:,} files that do not exist: {named}. They were looked for in "
-        f"{folders[table]}; {_advise(*missing[0])}"
+        f"{table} names {len(names):,} of {total:,} files that do not exist: {', '.join(names[:MAX_NAMED])}. They were looked "
+        f"for in {folders[table]}; {_advise(*missing[0])}"
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from toolchain.data.formats.folders.split_folders import Split
 
 MAX_NAMED = 3
+FOLDER_NAME = "\0"  # in place of a label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class LabelRow:
     table: Path
     line: int
     name: str  # of the image file, as the table writes it
-    label: str  # "": the name of the folder that the image lies in
+    label: str  # "": none, which is an error; FOLDER_NAME: that of the folder that the image lies in
     split: Split | None = None  # None: the table does not say
     group: str = ""
 

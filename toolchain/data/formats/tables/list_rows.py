@@ -17,7 +17,7 @@ from toolchain.data.formats.folders.folder_layout import WHOLE
 from toolchain.data.formats.folders.image_formats import is_readable
 from toolchain.data.formats.folders.split_folders import SPLITS
 from toolchain.data.formats.tables import class_list, image_paths, label_checks
-from toolchain.data.formats.tables.label_rows import MAX_NAMED, LabelRow
+from toolchain.data.formats.tables.label_rows import FOLDER_NAME, MAX_NAMED, LabelRow
 from toolchain.data.labelled_files import LabelledFiles
 
 
@@ -45,7 +45,7 @@ def list_rows(table: LabelTable, domain: Domain) -> LabelledFiles:
     """
     paths = image_paths.find_files(table.rows, domain.images)
     rows = [
-        row if row.label else dataclasses.replace(row, label=_name_folder(row, path))
+        row if row.label != FOLDER_NAME else dataclasses.replace(row, label=_name_folder(row, path))
         for row, path in _pair(table, paths)
     ]
     names, source, class_file = _choose_names(table, domain)
@@ -58,7 +58,7 @@ def list_rows(table: LabelTable, domain: Domain) -> LabelledFiles:
     classes, unused = _order_classes(readable, names, domain, table.path)
     return LabelledFiles(
         path=table.path,
-        root=_find_root(table.rows, domain, list(readable)),
+        root=_find_root(list(readable)),
         title=table.title,
         classes=classes,
         images=_sort_by_class(readable, classes, table.path),
@@ -158,13 +158,10 @@ def _sort_by_class(
     return images
 
 
-def _find_root(rows: Sequence[LabelRow], domain: Domain, paths: Sequence[Path]) -> Path:
-    """Return the folder that names are relative to: the one that a table's names start from, or around all files."""
-    folders = image_paths.list_folders(rows, domain.images)
-    root = Path(os.path.commonpath(folders)) if len({folder.is_absolute() for folder in folders}) == 1 else folders[0]
-    if all(path.is_relative_to(root) for path in paths):
-        return root
-    return Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+def _find_root(paths: Sequence[Path]) -> Path:
+    """Return the innermost folder around all files: for those of class folders, the folder of the classes or splits."""
+    are_alike = len({path.is_absolute() for path in paths}) == 1
+    return Path(os.path.commonpath([path.parent if are_alike else path.parent.absolute() for path in paths]))
 
 
 def _describe_divided_groups(rows: Mapping[Path, LabelRow]) -> str:
