@@ -36,9 +36,9 @@ def test_a_network_of_the_user_s_ships(
     net = own_models.write(tmp_path / "mine")
     weights = own_models.save_checkpoint(net, function, tmp_path / "mine" / "net.pth")
     head = {"head": "keep"} if function == "branches" else {}
-    images = draw(tmp_path / "pictures", {f"class {number}": 24 for number in range(10 if head else 3)}, size=(32, 32))
+    images = draw(tmp_path / "pictures", {f"class {number}": 12 for number in range(10 if head else 3)}, size=(32, 32))
     recipe = dataclasses.replace(
-        tiny_recipe(), budget=Budget(accuracy_drop=1.0), prune=PruneSpec(ratio=0.2, criterion="magnitude"),
+        tiny_recipe(), budget=Budget(accuracy_drop=1.0), prune=PruneSpec(ratio=0.2, criterion="magnitude", sensitivity=False),
         model=ModelSpec(name=f"{net}:{function}", weights=str(weights), mean=(0.5,) * 3, std=(0.5,) * 3, **head),  # type: ignore[arg-type]
         adapt=TrainSpec(epochs=0 if head else 6, batch_size=8), recover=TrainSpec(epochs=1, batch_size=16, learning_rate=1e-4, distill=0.5),
     )  # fmt: skip

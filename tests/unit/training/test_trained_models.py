@@ -45,8 +45,7 @@ def trained_job(spec: ModelSpec, domain: Domain, out: Path) -> Job:
 def test_a_trained_model_keeps_all_its_weights(net: Path, domain: Domain, tmp_path: Path) -> None:
     job = trained_job(trained_spec(net), domain, tmp_path)
     dense = finetune.run(job, prepare.run(job)[0])
-    torch.manual_seed(1)  # as `save_checkpoint` does
-    for name, tensor in own_models.build(net, "residual").state_dict().items():
+    for name, tensor in own_models.trained(net, "residual").state_dict().items():
         torch.testing.assert_close(dense.trained.model.state_dict()[name], tensor, msg=name)
     assert dense.trained.record["best_epoch"] == -1
     assert 0 <= dense.trained.record["best_accuracy"] <= 1
