@@ -11,7 +11,6 @@ from toolchain.core import files
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models import foreign_files
 
-SUFFIX = ".onnx"
 OLDEST_OPSET = 7  # onnx's converter has gaps below it
 STANDARD_DOMAINS = ("", "ai.onnx")
 QUANTIZED_OPS = {
@@ -19,11 +18,6 @@ QUANTIZED_OPS = {
     "MatMulInteger", "QGemm", "QLinearAdd", "QLinearConcat", "QLinearGlobalAveragePool", "MatMulNBits",
 }  # fmt: skip
 MAX_NAMED = 4  # operations or inputs in one message
-
-
-def is_named(model: str) -> bool:
-    """Return whether the name of a recipe's model is that of an ONNX file."""
-    return model.lower().endswith(SUFFIX)
 
 
 def load(path: Path) -> tuple[onnx.ModelProto, str]:

@@ -135,7 +135,7 @@ def last_softmax(model: ir.Model) -> str:
 
 
 def replace_output(model: ir.Model, path: Path) -> list[str]:
-    """Give a graph our output, logits before a softmax; return what that changed, in words.
+    """Give a graph our output, logits before a softmax; return what a user has to know of that, in words.
 
     Args:
         model: changed; shapes need not be known.
@@ -144,7 +144,7 @@ def replace_output(model: ir.Model, path: Path) -> list[str]:
     Raises:
         ToolchainError: it has several outputs.
     """
-    graph, changes = model.graph, list[str]()
+    graph, warnings = model.graph, list[str]()
     if len(graph.outputs) != 1:
         names = list_names([str(value.name) for value in graph.outputs])
         raise ToolchainError(
@@ -157,18 +157,18 @@ def replace_output(model: ir.Model, path: Path) -> list[str]:
         output, producer = producer.inputs[0], producer.inputs[0].producer()
     if producer is not None and producer.op_type in SOFTMAXES and producer.inputs[0] is not None:
         output = producer.inputs[0]
-        changes.append(
+        warnings.append(
             f"its last operation is a {producer.op_type}: the model that ships ends before it, with the logits, of which the "
             "runner takes the softmax; a board that reads probabilities from the model itself has to do the same"
         )
     elif producer is not None and producer.op_type == "Sigmoid":
-        changes.append("its last operation is a Sigmoid: the class with the highest output is taken as the only one")
+        warnings.append("its last operation is a Sigmoid: the class with the highest output is taken as the only one")
     if output.producer() is None:
         raise ToolchainError(f"{path}: its output is its input or a constant; it is no classifier")
     _free_name(graph, OUTPUT, output)
     output.name = OUTPUT
     graph.outputs[0] = output
-    return changes
+    return warnings
 
 
 def flatten_output(model: ir.Model) -> None:

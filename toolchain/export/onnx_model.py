@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.export import count_macs, onnx_file, onnx_graph, onnx_interface, same_file
-from toolchain.export.onnx_interface import ImageInput
 from toolchain.export.passes import foreign_graph
 from toolchain.export.runtime import Session, load_runtime
 from toolchain.export.to_onnx import OPSET
@@ -91,20 +90,6 @@ def runtime_version() -> dict[str, str]:
     return dict(load_runtime(RUNTIME).fingerprint())
 
 
-def locate(name: str) -> Path:
-    """Return the path of an ONNX file."""
-    return Path(name).expanduser()
-
-
-def input_of(path: Path) -> ImageInput:
-    """Return what image an ONNX file takes.
-
-    Raises:
-        ToolchainError: as `onnx_file.load` and `onnx_interface.read_input`.
-    """
-    return onnx_interface.read_input(onnx_file.load(path)[0], path)
-
-
 def read(path: Path, size: tuple[int, int], folder: Path) -> dict[str, Any]:
     """Read an ONNX file into a reference and a float graph, and compare both with the file itself.
 
@@ -114,7 +99,7 @@ def read(path: Path, size: tuple[int, int], folder: Path) -> dict[str, Any]:
         folder: both graphs are written to it.
 
     Returns:
-        facts for the report: operator set, input, number of classes, and what reading changed, in words.
+        facts for the report: operator set, input, number of classes, what reading changed, and warnings, in words.
 
     Raises:
         ToolchainError: as `onnx_file.load`; it is no classifier of one image; ONNX Runtime does not run it, or the graph that
@@ -127,7 +112,7 @@ def read(path: Path, size: tuple[int, int], folder: Path) -> dict[str, Any]:
     widened = foreign_graph.widen_floats(model)
     changes += ["floats of other widths: all computed in float32"] if widened else []
     softmax = onnx_interface.last_softmax(model)
-    changes += onnx_interface.replace_output(model, path)
+    warnings = onnx_interface.replace_output(model, path)
     foreign_graph.infer_shapes(model)
     onnx_interface.flatten_output(model)
     onnx_graph.remove_dead_nodes(model.graph)
@@ -139,6 +124,7 @@ def read(path: Path, size: tuple[int, int], folder: Path) -> dict[str, Any]:
     return {
         "producer": " ".join(filter(None, (proto.producer_name, proto.producer_version))),
         "opset": onnx_file.opset(proto), "input": image.describe(), "classes": classes, "changes": changes,
+        "warnings": warnings,
     }  # fmt: skip
 
 

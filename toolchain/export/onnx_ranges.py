@@ -36,7 +36,7 @@ def collect_histograms(
         for observe in OBSERVERS:
             for image, values in observe_values(model, tuple(representatives), images, folder):
                 for name, group in representatives.items():
-                    observe(histograms, group, values[name] if name in values else image)
+                    observe(histograms, group, values.get(name, image))
                 bar.step()
     return histograms
 

@@ -70,4 +70,5 @@ def _apply(softmax: str, logits: np.ndarray) -> np.ndarray:
         return logits
     shifted = logits - logits.max(1, keepdims=True)
     log_softmax = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return np.exp(log_softmax) if softmax == "Softmax" else log_softmax
+    outputs: np.ndarray = np.exp(log_softmax) if softmax == "Softmax" else log_softmax
+    return outputs

@@ -52,6 +52,7 @@ class RunResults:
     decision: ShipDecision
     warnings: Sequence[str]
     step_seconds: Mapping[str, float]
+    notes: Sequence[str] = ()  # on the whole run
 
     @property
     def candidate(self) -> Variant:
