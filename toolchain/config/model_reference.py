@@ -34,3 +34,10 @@ def parse(name: str) -> PythonModel | None:
 def is_onnx_file(name: str) -> bool:
     """Return whether a model's name is that of an ONNX file."""
     return name.lower().endswith(ONNX_SUFFIX)
+
+
+def public_name(name: str) -> str:
+    """Return a model's name without the folder of a file, which is private and differs between checkouts."""
+    reference = parse(name)
+    in_file = is_onnx_file(name) or (reference is not None and reference.source.endswith(".py"))
+    return Path(name).name if in_file else name
