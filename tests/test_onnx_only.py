@@ -104,6 +104,25 @@ def test_an_onnx_file_cannot_be_fine_tuned(tmp_path: Path) -> None:
         pipeline.adapt(job_for(tmp_path / "net.onnx", tmp_path, tmp_path / "out"))
 
 
+def test_images_without_labels_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "ROUNDS", 2)
+    monkeypatch.setattr(peak_throughput, "ROUNDS", 1)
+    pictures = draw(tmp_path / "pictures", {"ant": 60})
+    job = job_for(export_classifier(tmp_path / "net.onnx"), pictures, tmp_path / "out")
+    domain = dataclasses.replace(job.domain, path="", unlabelled=str(pictures / "ant"))
+    report = pipeline.export(dataclasses.replace(job, domain=domain))
+    assert report["data"]["classes"] == ["class 0", "class 1", "class 2"]
+    assert report["variants"][0]["accuracy"] == 1.0, "accuracy is agreement with the file itself"
+
+
+def test_a_file_of_labels_gives_the_order_of_the_outputs(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\nant\nbee\n")
+    flags = overrides.Flags(model="net.onnx", labels=str(labels), data=str(tmp_path))
+    recipe, domain = overrides.read_recipe("image-folder", flags)
+    assert domain.classes == ("cat", "ant", "bee") and recipe.adapt.epochs == 0
+
+
 def test_the_name_of_a_file_takes_no_published_weights() -> None:
     recipe, _ = overrides.read_recipe("image-folder", overrides.Flags(model="net.onnx"))
     assert (recipe.model.name, recipe.model.weights) == ("net.onnx", "")

@@ -132,7 +132,8 @@ def export_onnx_file(job: Job) -> dict[str, Any]:
             data, _ = prepare.run(job)
             origin = data_source.describe(job.domain, job.images)
         with step("read"):
-            dense = read_onnx.run(job, data)
+            dense = pseudo_labels.run(job, read_onnx.run(job, data))
+            data = dense.dataset
             plan = pruning_plan.keep_everything(decided)
         with step("place"):
             placed = place.run(job, {"dense": (dense.trained.model, data.example_input)}, plan.decided_placements)

@@ -118,7 +118,7 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = _override_epochs(recipe, flags.epochs)
     if flags.labels:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, labels=flags.labels))
-    if flags.compress_only:
+    if flags.compress_only or model_reference.is_onnx_file(recipe.model.name):
         recipe = _skip_finetuning(recipe)
     domain = override_images(domain, flags.data, flags.on_corrupt)
     domain = dataclasses.replace(domain, unlabelled=flags.unlabelled or domain.unlabelled)

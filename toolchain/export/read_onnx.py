@@ -3,12 +3,14 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 from toolchain.config import budget_limits
 from toolchain.config.job import Job
 from toolchain.config.recipe import AugmentSpec, Recipe
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.errors import ToolchainError
+from toolchain.core.stage_cache import CachedStage
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.export import onnx_file, onnx_interface, onnx_model
 from toolchain.training.finetune import FinetunedModel
@@ -23,11 +25,12 @@ WHAT_A_MODULE_ADDS = (
 
 
 def prepare_job(job: Job) -> Job:
-    """Return the job with what the file decides: the size of its images where it is fixed, pixels 0 to 255 for uint8 input.
+    """Return the job with what the file decides: its images' size where it is fixed, pixels 0 to 255 for uint8 input, and
+    numbered classes where neither a file of labels nor labelled images name them.
 
     Raises:
-        ToolchainError: the file cannot be read (see `onnx_file.load`), takes images of another size or colour mode, or the
-            budget asks for pruning.
+        ToolchainError: as `onnx_model.read`; the file takes images of another size or colour mode, or the budget asks for
+            pruning.
     """
     recipe, path = job.recipe, Path(job.recipe.model.name)
     proto, _ = onnx_file.load(path)
@@ -52,7 +55,15 @@ def prepare_job(job: Job) -> Job:
         recipe, model=dataclasses.replace(model, weights="", licence=model.licence), image_size=(height, width),
         prune=dataclasses.replace(recipe.prune, ratio=0.0),
     )  # fmt: skip
-    return dataclasses.replace(job, recipe=recipe)
+    job = dataclasses.replace(job, recipe=recipe)
+    return job if job.domain.has_labels or job.domain.classes else _number_classes(job, (height, width))
+
+
+def _number_classes(job: Job, size: tuple[int, int]) -> Job:
+    facts, _ = _read(job, size)
+    names = tuple(f"class {index}" for index in range(facts["classes"]))
+    progress.log(f"read: its {len(names)} classes have no names; --labels FILE gives them")
+    return dataclasses.replace(job, domain=dataclasses.replace(job.domain, classes=names, absent_classes="allow"))
 
 
 def _check_budget(job: Job, path: Path) -> None:
@@ -74,7 +85,20 @@ def run(job: Job, data: Dataset) -> FinetunedModel:
     Raises:
         ToolchainError: as `onnx_model.read`; or the number of its outputs is not that of the classes.
     """
-    path, size = Path(job.recipe.model.name), data.preprocess.image_size
+    path = Path(job.recipe.model.name)
+    facts, stage = _read(job, data.preprocess.image_size)
+    model = onnx_model.open_read(stage.folder)
+    for change in [*facts["changes"], *facts["warnings"]]:
+        progress.log(f"read: {change}")
+    _check_classes(data, facts["classes"], path)
+    weights = {"source": path.name, "sha256": facts["sha256"], "share": 1.0}
+    record = {"weights": weights, "onnx_file": facts, "history": [], "best_epoch": -1, "probe": None}
+    return FinetunedModel(TrainedModel(model, stage.key, record, stage.seconds), "", data, AugmentSpec(), (), ())
+
+
+def _read(job: Job, size: tuple[int, int]) -> tuple[dict[str, Any], CachedStage]:
+    """Read the file into the stage cache; return the facts about it and the finished stage."""
+    path = Path(job.recipe.model.name)
     _, sha256 = onnx_file.load(path)
     key = files.digest(VERSION, sha256, size, onnx_model.runtime_version())
     with stage_cache.open_stage(job.work, "onnx", key) as stage:
@@ -83,14 +107,7 @@ def run(job: Job, data: Dataset) -> FinetunedModel:
             progress.log(f"read: {path} at {size[0]}x{size[1]}")
             stage = stage_cache.finish(stage, started, onnx_model.read(path, size, stage.folder))
         assert stage.record is not None
-        facts = {"file": path.name, "sha256": sha256, **stage.record}
-        model = onnx_model.open_read(stage.folder)
-    for change in [*facts["changes"], *facts["warnings"]]:
-        progress.log(f"read: {change}")
-    _check_classes(data, facts["classes"], path)
-    weights = {"source": path.name, "sha256": sha256, "share": 1.0}
-    record = {"weights": weights, "onnx_file": facts, "history": [], "best_epoch": -1, "probe": None}
-    return FinetunedModel(TrainedModel(model, key, record, stage.seconds), "", data, AugmentSpec(), (), ())
+        return {"file": path.name, "sha256": sha256, **stage.record}, stage
 
 
 def _check_classes(data: Dataset, outputs: int, path: Path) -> None:
@@ -98,7 +115,7 @@ def _check_classes(data: Dataset, outputs: int, path: Path) -> None:
         raise ToolchainError(
             f"{path} has {outputs} outputs, and the dataset has {len(data.classes)} classes ({onnx_file.list_names(data.classes)}). "
             "Give images of all classes that the file was trained on, or say its classes, one a line in the order of its outputs, "
-            'in a text file: [model] labels = "labels.txt"'
+            "in a text file: --labels FILE, or labels in [model]"
         )
 
 
@@ -106,7 +123,7 @@ def list_warnings(dense: FinetunedModel, recipe: Recipe) -> list[str]:
     """Return what the file leaves open and a user has to know, in sentences."""
     facts = dense.trained.record["onnx_file"]
     warnings = [f"{facts['file']}: {warning}" for warning in facts["warnings"]]
-    if "uint8" not in facts["input"]:
+    if ", uint8 [" not in facts["input"]:
         mean, std = (", ".join(f"{value:g}" for value in values) for values in (recipe.model.mean, recipe.model.std))
         warnings.append(
             f"{facts['file']} does not say how its pixels are normalised: mean {mean} and std {std} of [model] were used; if the "
