@@ -1,7 +1,7 @@
 """The whole job on one screen: the steps in order, each cached by what decides its result, each resumable."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
+from toolchain.config import model_reference
 from toolchain.config.job import Job
 from toolchain.config.shortlist import is_auto
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
 from toolchain.deploy import bundle
-from toolchain.export import export_variants
+from toolchain.export import export_variants, quantize_onnx, read_onnx
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import data_source, ship_decision
 from toolchain.measure import accuracy, latency, machine
 from toolchain.models import build, class_order
 from toolchain.pruning import prune, recover, sparsify
 from toolchain.quantization import quantize
-from toolchain.report import write
+from toolchain.report import onnx_results, write
 from toolchain.report.pages import adapt as adapt_page
 from toolchain.report.run_results import RunResults
 from toolchain.report.sections import reuse_depths
-from toolchain.search import accuracy_control, lock_file, place, pruning_sensitivity, search_pruning
+from toolchain.search import accuracy_control, lock_file, place, pruning_plan, pruning_sensitivity, search_pruning
 from toolchain.search.pruning_plan import Lock
 from toolchain.selection import reuse_advice, select_model
 from toolchain.training import finetune, input_size, pseudo_labels
@@ -47,6 +48,11 @@ STEPS = {  # of export, in order: the key in the report's `seconds`, and what is
     "verify": "verify",
     "bench": "measure latency",
 }
+ONNX_STEPS = {  # of export_onnx_file
+    "data": STEPS["data"],
+    "read": "read the ONNX file",
+    **{name: STEPS[name] for name in ("place", "quantize", "export", "verify", "bench")},
+}
 
 
 def export(job: Job) -> dict[str, Any]:
@@ -57,8 +63,10 @@ def export(job: Job) -> dict[str, Any]:
     Raises:
         ToolchainError: wrong input or environment; finished steps stay in the stage cache and are not done again.
     """
+    if model_reference.is_onnx_file(job.recipe.model.name):
+        return export_onnx_file(job)
     decided, seconds = check_environment(job), dict[str, float]()
-    step = partial(_run_step, seconds)
+    step = partial(_run_step, STEPS, seconds)
     with files.lock_folder(job.folder, wait=False):
         torch.set_flush_denormal(True)
         with step("select"):
@@ -110,6 +118,46 @@ def export(job: Job) -> dict[str, Any]:
         return write.run(job, findings)
 
 
+def export_onnx_file(job: Job) -> dict[str, Any]:
+    """Make a bundle and a report as `export` does of a model that is only an ONNX file: nothing is trained or pruned.
+
+    Raises:
+        ToolchainError: wrong input or environment; finished steps stay in the stage cache and are not done again.
+    """
+    job = read_onnx.prepare_job(job)
+    decided, seconds = check_environment(job), dict[str, float]()
+    step = partial(_run_step, ONNX_STEPS, seconds)
+    with files.lock_folder(job.folder, wait=False):
+        with step("data"):
+            data, _ = prepare.run(job)
+            origin = data_source.describe(job.domain, job.images)
+        with step("read"):
+            dense = pseudo_labels.run(job, read_onnx.run(job, data))
+            data = dense.dataset
+            plan = pruning_plan.keep_everything(decided)
+        with step("place"):
+            placed = place.run(job, {"dense": (dense.trained.model, data.example_input)}, plan.decided_placements)
+            lock_file.record_plan(job, plan, dense.trained, placed, data.preprocess.image_size)
+        with step("quantize"):
+            networks = quantize_onnx.run(job, dense, placed)
+        with step("export"):
+            exported = export_variants.run(job, networks, machine.available_precisions(job.target))
+            variants = [one.variant for one in exported]
+        with step("verify"):
+            verified = accuracy.run(job, exported, networks)
+        with step("bench"):
+            measured, warnings = latency.run(job, variants)
+        decision = ship_decision.run(job, variants, verified, measured, plan)
+        findings = RunResults(
+            job=job, ranking=None, dataset=data, data_source=origin, advice=None, dense=dense, ranked=dense.trained, plan=plan,
+            sensitivity=None, placements=placed, pruned=prune.keep_whole(dense.trained), networks=networks, control=None,
+            variants=variants, verified=verified, measured=measured, decision=decision, step_seconds=seconds,
+            warnings=[*read_onnx.list_warnings(dense, job.recipe), *warnings], notes=onnx_results.list_notes(dense, verified),
+        )  # fmt: skip
+        bundle.run(job, findings.shipment())
+        return write.run(job, findings)
+
+
 def adapt(job: Job) -> dict[str, Any]:
     """Fine-tune only, for every seed; write and return `out/<recipe>/adapt.json`. The job's target decides nothing.
 
@@ -117,6 +165,11 @@ def adapt(job: Job) -> dict[str, Any]:
         ToolchainError: as the steps; or the recipe leaves the choice of a model open, which takes a target.
     """
     recipe = job.recipe
+    if model_reference.is_onnx_file(recipe.model.name):
+        raise ToolchainError(
+            f"model.name = {recipe.model.name!r} is an ONNX file, which cannot be fine-tuned; `toolchain export` quantizes it as it "
+            "is. Give a torch module to fine-tune: net.py:build, or a name of torchvision or timm"
+        )
     if is_auto(recipe.model.name):
         raise ToolchainError(
             f"model.name = {recipe.model.name!r} chooses a model by latency on a target, which only `export` has; name a model"
@@ -146,9 +199,9 @@ def check_environment(job: Job) -> Lock | None:
 
 
 @contextmanager
-def _run_step(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Announce a step of `export`, and keep how long it takes."""
-    progress.log(f"step {list(STEPS).index(step) + 1} of {len(STEPS)}: {STEPS[step]}")
+def _run_step(steps: Mapping[str, str], seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Announce a step of a pipeline, and keep how long it takes."""
+    progress.log(f"step {list(steps).index(step) + 1} of {len(steps)}: {steps[step]}")
     started = time.monotonic()
     yield
     seconds[step] = round(time.monotonic() - started, 1)

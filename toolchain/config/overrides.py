@@ -118,7 +118,7 @@ def read_recipe(recipe_name: str, flags: Flags) -> tuple[Recipe, Domain]:
         recipe = _override_epochs(recipe, flags.epochs)
     if flags.labels:
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, labels=flags.labels))
-    if flags.compress_only:
+    if flags.compress_only or model_reference.is_onnx_file(recipe.model.name):
         recipe = _skip_finetuning(recipe)
     domain = override_images(domain, flags.data, flags.on_corrupt)
     domain = dataclasses.replace(domain, unlabelled=flags.unlabelled or domain.unlabelled)
@@ -212,7 +212,8 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
 
 def _override_model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the recipe's arguments and weights belong to its own model
-        has_published_weights = not is_auto(flags.model) and model_reference.parse(flags.model) is None
+        own = model_reference.parse(flags.model) is not None or model_reference.is_onnx_file(flags.model)
+        has_published_weights = not is_auto(flags.model) and not own
         model = ModelSpec(name=flags.model, weights="DEFAULT" if has_published_weights else "")
     if not flags.weights:
         return model

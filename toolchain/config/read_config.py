@@ -71,6 +71,8 @@ def _resolve_files(model: ModelSpec, file_name: str) -> ModelSpec:
         model = dataclasses.replace(model, weights=str(folder / model.weights))
     if model.labels and (folder / model.labels).is_file():
         model = dataclasses.replace(model, labels=str(folder / model.labels))
+    if model_reference.is_onnx_file(model.name) and (folder / model.name).is_file():
+        return dataclasses.replace(model, name=str(folder / model.name))
     reference = model_reference.parse(model.name)
     if reference and (folder / reference.source).is_file():
         model = dataclasses.replace(model, name=f"{folder / reference.source}:{reference.function}")

@@ -16,7 +16,9 @@ from toolchain.config.job import Job
 from toolchain.config.target import Target
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import Artefact, NetworkName, Precision
-from toolchain.export import quantized_tensors, to_onnx
+from toolchain.export import onnx_graph, quantized_tensors, to_onnx
+from toolchain.export.onnx_model import OnnxModule
+from toolchain.export.passes import cleanup
 from toolchain.export.runtime import load_runtime
 from toolchain.models.profile import measure_layers
 from toolchain.quantization import pt2e
@@ -56,7 +58,7 @@ class CompiledModel:
 
 @dataclass(frozen=True)
 class ExportedVariant:
-    """A variant and the torch model that it must agree with."""
+    """A variant and the model that it must agree with: torch's, or the graph of a given ONNX file."""
 
     variant: Variant
     torch_model: nn.Module
@@ -76,7 +78,7 @@ def run(job: Job, networks: Mapping[NetworkName, Network], precisions: Sequence[
     exported = []
     for network in networks.values():
         image = network.dataset.example_input
-        layer_sizes = measure_layers(network.trained.model, image)
+        macs, parameters = _measure_size(network.trained.model, image)
         for precision in precisions:
             quantized = network.quantized if precision == "int8" else None
             model, key = (
@@ -88,11 +90,18 @@ def run(job: Job, networks: Mapping[NetworkName, Network], precisions: Sequence[
                 method=quantized.method if quantized else "", artefact=compiled.artefact, onnx_path=compiled.onnx_path,
                 image_size=network.dataset.preprocess.image_size,
                 planned_layers=quantized.planned_layers if quantized else (), output_step=compiled.output_step,
-                macs=sum(layer.macs for layer in layer_sizes),
-                parameters=sum(parameter.numel() for parameter in network.trained.model.parameters()),
+                macs=macs, parameters=parameters,
             )  # fmt: skip
-            exported.append(ExportedVariant(variant, quantized.graph if quantized else network.trained.model))
+            exported.append(ExportedVariant(variant, (quantized or network).trained.model))
     return exported
+
+
+def _measure_size(model: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Return the multiply-accumulates of an image and the number of parameters of a float model."""
+    if isinstance(model, OnnxModule):
+        return model.macs, model.weight_count
+    layers = measure_layers(model, image)
+    return sum(layer.macs for layer in layers), sum(parameter.numel() for parameter in model.parameters())
 
 
 def export_model(
@@ -117,8 +126,7 @@ def export_model(
         if stage.record is None:
             started = time.monotonic()
             progress.log(f"export: to {target.runtime} ({key})")
-            module = pt2e.convert(model.graph, image) if isinstance(model, QuantizedModel) else copy.deepcopy(model)
-            to_onnx.export_file(module, image, path)
+            _write_onnx(model, image, path)
             artefact = runtime.compile(path, stage.folder)
             record = {
                 "files": [file.name for file in artefact.files],
@@ -128,3 +136,12 @@ def export_model(
         assert stage.record is not None
         artefact_files = [stage.folder / name for name in stage.record["files"]]
         return CompiledModel(files.make_artefact(*artefact_files), path, stage.record["step"])
+
+
+def _write_onnx(model: nn.Module | QuantizedModel, image: Tensor, path: Path) -> None:
+    module = model.trained.model if isinstance(model, QuantizedModel) else model
+    if isinstance(module, OnnxModule):
+        onnx_graph.save_model(cleanup.clean(module.graph.clone()), path)
+        return
+    module = pt2e.convert(model.graph, image) if isinstance(model, QuantizedModel) else copy.deepcopy(model)
+    to_onnx.export_file(module, image, path)

@@ -29,6 +29,9 @@ OPERATION_KINDS: dict[str, OperationKind] = {
 # placeholder ranges; those of rectifiers and gates make `cleanup` absorb them as it does in a trained model
 PLACEHOLDER_RANGES = {"Relu": (0.0, 6.0), "Clip": (0.0, 6.0), "Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
 DEFAULT_RANGE = (-6.0, 6.0)
+MIN_ACTIVATION_SCALE = float(np.finfo(np.float32).eps)  # as torchao has it
+MIN_WEIGHT_SCALE = 1e-6  # as in `pt2e`: keeps the int32 bias of a dead channel in range
+Range = tuple[float, float]  # lowest and highest value
 
 
 def build_candidate(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> tuple[ir.Model, tuple[str, ...]]:
@@ -42,6 +45,39 @@ def build_candidate(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> t
     Returns:
         the candidate, and the modules of the layers that are quantized.
     """
+    return cleanup.clean(insert(base, chosen, scheme)), list_quantized_layers(base, chosen)
+
+
+def list_quantized_layers(base: ir.Model, chosen: Placement) -> tuple[str, ...]:
+    """Return the modules of the layers that a placement quantizes."""
+    return placement.quantized_layers(list_operations(base.graph), chosen)
+
+
+def group_quantized_values(base: ir.Model, chosen: Placement) -> dict[str, tuple[str, ...]]:
+    """Return the values that a placement quantizes, grouped by scale, under the name of the value that stands for each."""
+    ops = list_operations(base.graph)
+    quantizations = placement.resolve(ops, chosen)
+    shared_scales = _find_shared_scales(ops, quantizations)
+    groups: dict[str, dict[str, None]] = {}
+    for op in ops:
+        quantization = quantizations.get(op.name)
+        if quantization is not None:
+            for name in (*quantization.inputs, *([op.output] if quantization.output else [])):
+                groups.setdefault(shared_scales.get(name, name), {})[name] = None
+    return {representative: tuple(names) for representative, names in groups.items()}
+
+
+def insert(
+    base: ir.Model, chosen: Placement, scheme: QuantScheme, ranges: Mapping[str, Range] | None = None
+) -> ir.Model:
+    """Return a copy of a float graph with Q/DQ as `chosen` says, all else as it is.
+
+    Args:
+        base: with the names of the modules inside.
+        chosen: where to quantize.
+        scheme: integer types.
+        ranges: lowest and highest value of each group of `group_quantized_values`; None: placeholders.
+    """
     model = base.clone()
     graph = model.graph
     cleanup.name_layers(graph)
@@ -50,7 +86,7 @@ def build_candidate(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> t
     values |= {str(value.name): value for value in graph.inputs}
     nodes = {node.outputs[0].name: node for node in graph}
     quantizations = placement.resolve(ops, chosen)
-    inserter = _QdqInserter(graph, scheme, values, _find_shared_scales(ops, quantizations))
+    inserter = _QdqInserter(graph, scheme, values, _find_shared_scales(ops, quantizations), ranges)
     for op in ops:
         quantization = quantizations.get(op.name)
         if quantization is None:
@@ -62,7 +98,7 @@ def build_candidate(base: ir.Model, chosen: Placement, scheme: QuantScheme) -> t
             inserter.quantize_input(node, values[name])
         if quantization.output:
             inserter.quantize_output(values[op.output])
-    return cleanup.clean(model), placement.quantized_layers(ops, chosen)
+    return model
 
 
 def list_operations(graph: ir.Graph) -> list[GraphOperation]:
@@ -134,13 +170,21 @@ def _union(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
+def compute_scale(low: float, high: float, lowest_integer: int) -> tuple[float, int]:
+    """Return scale and zero point of a calibrated range, which is widened to contain zero, as torchao computes them."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = max(float(np.float32(high - low) / np.float32(255)), MIN_ACTIVATION_SCALE)
+    return step, min(lowest_integer + 255, max(lowest_integer, lowest_integer - round(low / step)))
+
+
 class _QdqInserter:
     """Inserts Q/DQ pairs, one for each value, each with its own scale unless it shares another value's."""
 
     def __init__(
-        self, graph: ir.Graph, scheme: QuantScheme, values: Mapping[str, ir.Value], shared_scales: Mapping[str, str]
-    ) -> None:
-        self.graph, self.scheme, self.shared_scales = graph, scheme, shared_scales
+        self, graph: ir.Graph, scheme: QuantScheme, values: Mapping[str, ir.Value], shared_scales: Mapping[str, str],
+        calibrated: Mapping[str, Range] | None,
+    ) -> None:  # fmt: skip
+        self.graph, self.scheme, self.shared_scales, self.calibrated = graph, scheme, shared_scales, calibrated
         grouped_ranges: dict[str, list[tuple[float, float]]] = {}
         for name in values:  # before a Q/DQ pair hides the producer of a value
             grouped_ranges.setdefault(shared_scales.get(name, name), []).append(_placeholder_range(values[name]))
@@ -178,8 +222,8 @@ class _QdqInserter:
         axis = kernel.ndim - 1 if node.op_type == "MatMul" else 0
         all_but_channels = tuple(i for i in range(kernel.ndim) if i != axis)
         levels = 2 ** (self.scheme.weight_bits - 1) - 1
-        scale = np.maximum(np.abs(kernel).max(axis=all_but_channels), 1e-6).astype(np.float32) / levels
-        steps = np.round(kernel / np.expand_dims(scale, all_but_channels)).astype(np.int8)
+        scale = np.maximum(np.abs(kernel).max(axis=all_but_channels).astype(np.float32) / levels, MIN_WEIGHT_SCALE)
+        steps = np.round(kernel / np.expand_dims(scale, all_but_channels)).clip(-levels, levels).astype(np.int8)
         inputs = [
             add_initializer(self.graph, f"{value.name}_int8", steps),
             add_initializer(self.graph, f"{value.name}_scale", scale),
@@ -192,12 +236,16 @@ class _QdqInserter:
     def _scale_and_zero_point(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         name = self.shared_scales.get(str(value.name), str(value.name))
         if name not in self.scales:
-            low, high = self.ranges[name]
             dtype = np.dtype(self.scheme.activations)
             limits = np.iinfo(dtype)
-            # all scales differ a little, so that no Q looks like a repetition of the DQ before it
-            step = (high - low) / 255 * (1 - 1e-3 * next(self.scale_numbers) / 1000)
-            zero_point = round(limits.min - low / step)
+            if self.calibrated is not None:
+                low, high = self.calibrated[name]
+                step, zero_point = compute_scale(low, high, limits.min)
+            else:
+                low, high = self.ranges[name]
+                # all scales differ a little, so that no Q looks like a repetition of the DQ before it
+                step = (high - low) / 255 * (1 - 1e-3 * next(self.scale_numbers) / 1000)
+                zero_point = round(limits.min - low / step)
             self.scales[name] = (
                 add_initializer(self.graph, f"{name}_step", np.asarray(step, np.float32)),
                 add_initializer(self.graph, f"{name}_zero", np.asarray(zero_point, dtype)),

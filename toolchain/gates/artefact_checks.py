@@ -1,5 +1,7 @@
 """Checks that hold for every artefact, whatever the budget: it computes what was trained, and it runs in int8.
 
+The source model is torch's, or the graph of a model that came as an ONNX file.
+
 An artefact is refused for what is wrong with it, not for a few images: differences are judged in quantization steps, changed
 predictions only where the steps do not explain them, and accuracy only in the direction that hurts. Where this many images
 cannot show a limit to be kept, the outcome is "cannot tell".
@@ -30,7 +32,7 @@ def judge(variant: Variant, quality: VariantAccuracy) -> list[Verdict]:
         quality: its parity and coverage on one split.
     """
     parity, limit = quality.parity, MAX_RMS_STEPS[variant.precision]
-    verdicts = [_judge_error("logit_error", parity.artefact, limit, "from the torch model")]
+    verdicts = [_judge_error("logit_error", parity.artefact, limit, "from the source model")]
     if parity.runtime is not None:
         verdicts.append(_judge_error("runtime_error", parity.runtime, limit, "optimized against unoptimized graph"))
     verdicts += [_judge_agreement(parity), _judge_gap(parity, MAX_ACCURACY_GAP[variant.precision])]
@@ -60,7 +62,7 @@ def _judge_agreement(parity: Parity) -> Verdict:
     outcome = judge_interval(share, MAX_UNEXPLAINED_SHARE) if unexplained else "pass"
     why = (
         f"{changed} of {parity.images} predictions change, {unexplained} of them by more than quantization steps explain; "
-        f"same class as the torch model on {parity.top1_agreement:.2%}"
+        f"same class as the source model on {parity.top1_agreement:.2%}"
     )
     if outcome == "cannot_tell":
         needed = statistics.images_for_share(share.estimate, MAX_UNEXPLAINED_SHARE)
@@ -75,7 +77,7 @@ def _judge_gap(parity: Parity, limit: float) -> Verdict:
     drop = parity.gap
     outcome = judge_interval(drop, limit) if drop.estimate > 0 else "pass"
     why = (
-        f"artefact minus torch model, 95 % interval {-100 * drop.high:+.2f} to {-100 * drop.low:+.2f} points, "
+        f"artefact minus source model, 95 % interval {-100 * drop.high:+.2f} to {-100 * drop.low:+.2f} points, "
         f"{drop.samples} images"
     )
     if outcome == "cannot_tell":

@@ -8,6 +8,7 @@ from pathlib import Path
 from toolchain.core.errors import ToolchainError
 
 ACCEPTED = "accepted: a safetensors file, or a state_dict that torch.save wrote"
+ACCEPTED_ONNX = "accepted here: an ONNX file, as torch.onnx.export writes it"
 HEAD_BYTES = 4096  # of a file, enough for every signature
 LFS_START = b"version https://git-lfs.github.com/spec/"
 GET_AGAIN = "copy or download it again"
@@ -24,6 +25,7 @@ SIGNATURES = (  # offset, bytes there, what the file is, what to do
     (4, b"TFL3", "a TensorFlow Lite model", "give the weights of a torch model"),
     (4, b"ET12", "an ExecuTorch program", "give the checkpoint that it was exported from"),
 )
+ZIP_START = b"PK\x03\x04"
 ONNX_START = b"\x08"  # protobuf: field 1 of ModelProto, ir_version, a small number
 ONNX_NEXT = b"\x12\x1a\x22\x28\x32\x3a\x42"  # one of its other fields
 LARGEST_ONNX_VERSION = 32
@@ -51,10 +53,8 @@ def explain(path: Path, head: bytes) -> ToolchainError:
     """
     if not head:
         return ToolchainError(f"{path} is empty (0 bytes): {GET_AGAIN}")
-    if head.startswith(LFS_START):
-        return ToolchainError(
-            f"{path} is a Git LFS pointer{_pointer_size(head)}: run git lfs pull in its repository to get the file itself"
-        )
+    if pointer := explain_pointer(path, head):
+        return pointer
     for offset, signature, description, advice in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return ToolchainError(f"{path} is {description}; {ACCEPTED}; {advice}")
@@ -66,6 +66,40 @@ def explain(path: Path, head: bytes) -> ToolchainError:
             f"{ACCEPTED}; save the tensors again with torch.save(state_dict, file)"
         )
     return ToolchainError(_explain_text(path, head) or _explain_bytes(path, head))
+
+
+def explain_pointer(path: Path, head: bytes) -> ToolchainError | None:
+    """Return the error for a Git LFS pointer; None for any other file."""
+    if not head.startswith(LFS_START):
+        return None
+    return ToolchainError(
+        f"{path} is a Git LFS pointer{_pointer_size(head)}: run git lfs pull in its repository to get the file itself"
+    )
+
+
+def explain_not_onnx(path: Path, head: bytes) -> ToolchainError | None:
+    """Return the error for a file that was given as an ONNX model but is something else; None where it may be one.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+    """
+    if not head:
+        return ToolchainError(f"{path} is empty (0 bytes): {GET_AGAIN}")
+    if pointer := explain_pointer(path, head):
+        return pointer
+    if head.startswith(ZIP_START):
+        return ToolchainError(
+            f"{path} is a zip archive, as torch.save and torch.export write them; {ACCEPTED_ONNX}. A checkpoint needs its "
+            "model too: --model net.py:build --weights FILE"
+        )
+    for offset, signature, description, _ in SIGNATURES:
+        if head[offset : offset + len(signature)] == signature:
+            return ToolchainError(f"{path} is {description}; {ACCEPTED_ONNX}")
+    if not head.strip(b"\0"):
+        return ToolchainError(_explain_bytes(path, head, ACCEPTED_ONNX))
+    text = "" if head[:1] == ONNX_START else _explain_text(path, head, ACCEPTED_ONNX)
+    return ToolchainError(text) if text else None
 
 
 def _pointer_size(head: bytes) -> str:
@@ -80,7 +114,7 @@ def _pointer_size(head: bytes) -> str:
     )
 
 
-def _explain_text(path: Path, head: bytes) -> str:
+def _explain_text(path: Path, head: bytes, accepted: str = ACCEPTED) -> str:
     """Return the message for a web page or a plain text; "" for anything else."""
     text = _decode_text(head)
     if not text.strip():
@@ -93,7 +127,7 @@ def _explain_text(path: Path, head: bytes) -> str:
         )
     line = next(line.strip() for line in text.splitlines() if line.strip())
     shown = line if len(line) <= 60 else f"{line[:57]}..."
-    return f"{path} is plain text that starts with {shown!r}; {ACCEPTED}; {GET_AGAIN}"
+    return f"{path} is plain text that starts with {shown!r}; {accepted}; {GET_AGAIN}"
 
 
 def _decode_text(head: bytes) -> str:
@@ -104,10 +138,10 @@ def _decode_text(head: bytes) -> str:
     return text if odd <= len(text) // 50 else ""  # a character may be cut at the end
 
 
-def _explain_bytes(path: Path, head: bytes) -> str:
+def _explain_bytes(path: Path, head: bytes, accepted: str = ACCEPTED) -> str:
     if not head.strip(b"\0"):
         return f"{path} starts with zero bytes only, as an interrupted download leaves it: {GET_AGAIN}"
-    return f"{path} is no checkpoint: it starts with the bytes {head[:8].hex(' ')}; {ACCEPTED}"
+    return f"{path} is no checkpoint: it starts with the bytes {head[:8].hex(' ')}; {accepted}"
 
 
 def explain_archive(path: Path, names: list[str]) -> ToolchainError:

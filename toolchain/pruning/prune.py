@@ -50,6 +50,11 @@ def apply_plan(start: TrainedModel, plan: Surgery) -> PrunedModel:
     return PrunedModel(surgery.apply(start.model, plan), plan, start.key)
 
 
+def keep_whole(start: TrainedModel) -> PrunedModel:
+    """Return a model that cannot be pruned as it is."""
+    return PrunedModel(start.model, Surgery(), start.key)
+
+
 def run(job: Job, start: TrainedModel, plan: Surgery, finetuned: FinetunedModel) -> PrunedModel:
     """Prune `start` to the plan, in as many rounds as the recipe says; finished rounds are read from the cache.
 

@@ -82,7 +82,7 @@ def _correct_layer(
     all_but_channels, shape = [0, *range(2, expected.ndim)], (1, -1, *([1] * (expected.ndim - 2)))
     bias = _attribute(graph, str(node.args[2].target))  # type: ignore[union-attr]
     if match_std:
-        factor = _weight_factor(expected.std(all_but_channels), actual.std(all_but_channels))
+        factor = weight_factor(expected.std(all_but_channels), actual.std(all_but_channels))
         weight = _float_weight(graph, node)
         weight.data.mul_(factor.reshape(-1, *([1] * (weight.ndim - 1))))
         actual = (actual - bias.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
@@ -91,7 +91,7 @@ def _correct_layer(
     bias.data.add_(shift)
 
 
-def _weight_factor(expected_std: Tensor, actual_std: Tensor) -> Tensor:
+def weight_factor(expected_std: Tensor, actual_std: Tensor) -> Tensor:
     """Return the factor for each channel's weights [channels]; 1 for a channel that is almost constant."""
     factor = (expected_std / actual_std.clamp_min(1e-12)).clamp(1 / MAX_STRETCH, MAX_STRETCH)
     return torch.where(

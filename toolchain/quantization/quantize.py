@@ -190,12 +190,11 @@ def calibrate(
         ToolchainError: there are no images, or a weight or value is not finite.
     """
     calibration_checks.check_weights(graph)
-    validation = _evenly_spaced(dataset.splits["val"], MAX_CHOICE_IMAGES)
+    validation = choose_validation_images(dataset)
     batches = [images for images, _ in loader.ordered_batches(dataset.calibration_images, dataset.preprocess, 64)]
     histograms = ranges.collect_histograms(graph, batches)
     float_logits = loop.predict(graph, validation, dataset.preprocess)
-    image_pixels = batches[0].shape[2] * batches[0].shape[3]
-    correction_images = torch.cat(batches)[: max(16, MAX_CORRECTION_PIXELS // image_pixels)]
+    correction_images = torch.cat(batches)[: count_correction_images(batches[0])]
     methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
     corrections = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
     trials: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
@@ -227,6 +226,16 @@ def calibrate(
     checked = loader.ordered_batches(_evenly_spaced(dataset.splits["val"], MAX_CHECKED_IMAGES), dataset.preprocess, 64)
     findings = calibration_checks.check(graph, batches, (images for images, _ in checked))
     return tuple(trial for trial, _ in trials), findings
+
+
+def choose_validation_images(dataset: Dataset) -> Images:
+    """Return the validation images that a calibration is chosen on."""
+    return _evenly_spaced(dataset.splits["val"], MAX_CHOICE_IMAGES)
+
+
+def count_correction_images(images: Tensor) -> int:
+    """Return how many images of this size, [n, 3, height, width], bias correction takes."""
+    return max(16, MAX_CORRECTION_PIXELS // (images.shape[2] * images.shape[3]))
 
 
 def _evenly_spaced(images: Images, limit: int) -> Images:

@@ -2,7 +2,7 @@
 and maximum, by percentile or by least squared error. Works on the fake-quantized graph that `pt2e.prepare` returns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,27 @@ class Histogram:
     counts: Tensor  # [HISTOGRAM_BINS] number of values, in equal bins between low and high
 
 
+def widen_bounds(histograms: dict[str, Histogram], name: str, value: Tensor) -> None:
+    """Widen a histogram's bounds, in the first pass over the images, to the values of one tensor."""
+    low, high = (float(bound) for bound in torch.aminmax(value))
+    old = histograms.get(name)
+    histograms[name] = (
+        Histogram(min(low, old.low), max(high, old.high), old.counts)
+        if old
+        else Histogram(low, high, torch.zeros(HISTOGRAM_BINS))
+    )
+
+
+def count_values(histograms: dict[str, Histogram], name: str, value: Tensor) -> None:
+    """Count the values of one tensor, in the second pass over the images."""
+    histogram = histograms[name]
+    if histogram.high > histogram.low:
+        histogram.counts += torch.histc(value.float(), HISTOGRAM_BINS, histogram.low, histogram.high)
+
+
+OBSERVERS = (widen_bounds, count_values)  # one a pass over the images
+
+
 def collect_histograms(graph: GraphModule, batches: Iterable[Tensor]) -> dict[str, Histogram]:
     """Return a histogram of every quantized activation, measured in float in two passes over the images.
 
@@ -42,23 +63,11 @@ def collect_histograms(graph: GraphModule, batches: Iterable[Tensor]) -> dict[st
     quantizers = pt2e.find_activation_quantizers(graph)
     histograms: dict[str, Histogram] = {}
 
-    def widen_bounds(name: str, value: Tensor) -> None:
-        low, high = (float(bound) for bound in torch.aminmax(value))
-        old = histograms.get(name)
-        histograms[name] = (
-            Histogram(min(low, old.low), max(high, old.high), old.counts)
-            if old
-            else Histogram(low, high, torch.zeros(HISTOGRAM_BINS))
-        )
-
-    def count_values(name: str, value: Tensor) -> None:
-        histogram = histograms[name]
-        if histogram.high > histogram.low:
-            histogram.counts += torch.histc(value.float(), HISTOGRAM_BINS, histogram.low, histogram.high)
-
-    for observe in (widen_bounds, count_values):
+    for observe in OBSERVERS:
         hooks = [
-            quantizer.register_forward_pre_hook(lambda _, inputs, name=name, observe=observe: observe(name, inputs[0]))
+            quantizer.register_forward_pre_hook(
+                lambda _, inputs, name=name, observe=observe: observe(histograms, name, inputs[0])
+            )
             for name, quantizer in quantizers.items()
         ]
         with torch.inference_mode():
@@ -77,12 +86,16 @@ def calibrate(graph: GraphModule, histograms: dict[str, Histogram], method: Cali
         histograms: as `collect_histograms` returns them.
         method: how a range is chosen.
     """
-    choose_range = {"minmax": _minmax_range, "percentile": percentile_range, "mse": mse_range}[method]
     quantizers = pt2e.find_activation_quantizers(graph)
-    for name, histogram in histograms.items():
-        low, high = choose_range(histogram)
+    for name, (low, high) in choose_ranges(histograms, method).items():
         pt2e.set_range(quantizers[name], low, high)
     pt2e.configure_fake_quantize(graph, ranges=False, rounding=True)
+
+
+def choose_ranges(histograms: Mapping[str, Histogram], method: CalibrationMethod) -> dict[str, tuple[float, float]]:
+    """Return each histogram's range, lowest and highest value, by its name."""
+    choose_range = {"minmax": _minmax_range, "percentile": percentile_range, "mse": mse_range}[method]
+    return {name: choose_range(histogram) for name, histogram in histograms.items()}
 
 
 def _minmax_range(histogram: Histogram) -> tuple[float, float]:

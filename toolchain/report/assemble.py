@@ -53,6 +53,7 @@ def report(results: RunResults) -> dict[str, Any]:
         "accuracy_drop": {"baseline": baseline, **files.to_jsonable(accuracy.drop)},
         "balanced_drop": {"baseline": baseline, **files.to_jsonable(accuracy.balanced_drop)},
         "adapt": finetuning(results.job.recipe, results.dense),
+        "onnx_file": results.dense.trained.record.get("onnx_file"),
         "pretrained": results.networks["dense"].trained.record["weights"],
         "selected": results.ranking,
         "reuse": {"used": files.to_jsonable(results.job.recipe.reuse), "advice": files.to_jsonable(results.advice)},
@@ -74,6 +75,7 @@ def report(results: RunResults) -> dict[str, Any]:
         },
         "control": files.to_jsonable(results.control),
         "notes": [
+            *results.notes,
             *results.decision.notes,
             *(entry.describe() for entry in results.decision.nearest[:MAX_NEAREST]),
             *quantize.notes(results.networks, results.placements),

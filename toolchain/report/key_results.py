@@ -81,7 +81,8 @@ def _checks(report: RunReport) -> KeyResult:
     parity, coverage = variant.get("parity"), variant.get("integer_coverage")
     if parity:
         agreement = number_format.percent(parity.get("top1_agreement"))
-        details.append(f"same class as the trained model on {agreement} of images")
+        source = "ONNX graph" if report.get("onnx_file") else "trained model"
+        details.append(f"same class as the {source} on {agreement} of images")
     if coverage and variant.get("precision") == "int8":
         details.append(f"{coverage['integer']} of {coverage['total']} convolution and linear layers run in int8")
     if (report.get("speedup") or {}).get("samples"):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolchain.config import model_reference
 from toolchain.config.job import Job
 from toolchain.core import files
 from toolchain.core.run_report import BASELINE
@@ -52,6 +53,7 @@ class RunResults:
     decision: ShipDecision
     warnings: Sequence[str]
     step_seconds: Mapping[str, float]
+    notes: Sequence[str] = ()  # on the whole run
 
     @property
     def candidate(self) -> Variant:
@@ -99,7 +101,11 @@ def manifest_facts(results: RunResults) -> dict[str, Any]:
         "target_isa": results.job.target.isa,
         "provenance": {
             # the digest says which weights they are; their path is private and differs between checkouts
-            "model": {**files.to_jsonable(results.job.recipe.model), "weights": weights["source"]},
+            "model": {
+                **files.to_jsonable(results.job.recipe.model),
+                "name": model_reference.public_name(results.job.recipe.model.name),
+                "weights": weights["source"],
+            },
             "reuse": files.to_jsonable(results.job.recipe.reuse),
             "weights": weights["source"],
             "weights_sha256": weights["sha256"],

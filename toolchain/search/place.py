@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 from torch import Tensor, nn
 
 from toolchain.config import read_config
@@ -20,6 +21,7 @@ from toolchain.core import files, progress, registry, stage_cache
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import NetworkName
 from toolchain.export import to_onnx
+from toolchain.export.onnx_model import OnnxModule
 from toolchain.measure import machine
 from toolchain.models.sources import user_code
 from toolchain.quantization import pt2e
@@ -150,8 +152,14 @@ def prepare_search(model: nn.Module, image: Tensor, target: Target, folder: Path
     Raises:
         ToolchainError: the model cannot be exported.
     """
+    return PlacementSearch(_trace_float_graph(model, image, target), target, tuple(image.shape), folder, deadline)
+
+
+def _trace_float_graph(model: nn.Module, image: Tensor, target: Target) -> onnx_ir.Model:
+    if isinstance(model, OnnxModule):
+        return model.graph
     graph, _ = pt2e.prepare(model, image, None, target.scheme)
-    return PlacementSearch(to_onnx.export_graph(graph, image), target, tuple(image.shape), folder, deadline)
+    return to_onnx.export_graph(graph, image)
 
 
 def read_placement(row: Mapping[str, Any]) -> Placement:
@@ -164,7 +172,11 @@ def read_placement(row: Mapping[str, Any]) -> Placement:
 
 
 def _check_float_modules(model: nn.Module, float_modules: Sequence[str]) -> None:
-    known = [name for name, _ in model.named_modules() if name]
+    known = (
+        list(model.module_names)
+        if isinstance(model, OnnxModule)
+        else [name for name, _ in model.named_modules() if name]
+    )
     for name in float_modules:
         if name not in known:
             raise ToolchainError(f"[quantize] float_modules names {name!r}; {registry.suggest(name, known)}")

@@ -99,6 +99,11 @@ class PruningPlan:
         return self.removes_anything or self.reduced_image_size is not None
 
 
+def keep_everything(lock: Lock | None) -> PruningPlan:
+    """Return the plan of a model that cannot be pruned; a lock may name its Q/DQ placement."""
+    return PruningPlan(surgery=Surgery(), key="", layers_before=(), layers_after=(), latency_fit=None, lock=lock)
+
+
 def read_latency_fit(row: Mapping[str, Any] | None) -> LatencyFit | None:
     """Return a `LatencyFit` from its JSON; None from null."""
     if row is None:

@@ -62,7 +62,10 @@ def export(
         bool, typer.Option("--compress-only", help="The model is trained already: keep its weights and its head.")
     ] = False,
     labels: Annotated[
-        str, typer.Option(help="With --compress-only: file with the model's class names, in the order of its outputs.")
+        str,
+        typer.Option(
+            help="With --compress-only or an ONNX file: file with the model's class names, in the order of its outputs."
+        ),
     ] = "",
     unlabelled: Annotated[
         str, typer.Option(help="Folder of images without labels, to distil on: beside --data, or in its place.")
@@ -75,7 +78,7 @@ def export(
 
     Exit status: 0 done, 1 a budget was missed (the report says which), 2 wrong input or environment.
     """
-    from toolchain.config import overrides
+    from toolchain.config import model_reference, overrides
     from toolchain.data import dataset_format
 
     flags = overrides.Flags(
@@ -84,8 +87,9 @@ def export(
         on_corrupt=on_corrupt, release=release, device=device, budget=tuple(budget or ()),
         compress_only=compress_only, labels=labels, unlabelled=unlabelled,
     )  # fmt: skip
+    trained = compress_only or model_reference.is_onnx_file(model)
     job = overrides.read_job(
-        overrides.choose_recipe(recipe, data, compress_only=compress_only), target, flags, out, lock_file=lock
+        overrides.choose_recipe(recipe, data, compress_only=trained), target, flags, out, lock_file=lock
     )
     dataset_format.check(job.domain, job.images)
     from toolchain import pipeline  # after the input is checked, since torch takes seconds to import

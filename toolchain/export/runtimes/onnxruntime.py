@@ -64,8 +64,12 @@ class OrtSession:
 
     def outputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Return every output of the graph by its name, for graphs with more than the logits."""
+        return self.compute({self._input: images})
+
+    def compute(self, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return every output of a graph by its name, for graphs with any number of inputs."""
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, {self._input: images}), strict=True))
+        return dict(zip(names, self._session.run(names, dict(values)), strict=True))
 
     def save_compiled(self, path: Path) -> None:
         """Return None: ONNX Runtime compiles a model each time it opens it."""
