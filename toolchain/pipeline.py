@@ -80,7 +80,7 @@ def export(job: Job) -> dict[str, Any]:
             reuse_depths.announce(advice)
         with step("adapt"):
             decided = search_pruning.check_model(job, data, decided)
-            dense = pseudo_labels.run(job, finetune.run(job, data, joined))
+            data, dense = pseudo_labels.run(job, data, finetune.run(job, data, joined))
         with step("sparsify"):
             ranked = sparsify.run(job, dense)
         with step("fit"):
@@ -132,8 +132,7 @@ def export_onnx_file(job: Job) -> dict[str, Any]:
             data, _ = prepare.run(job)
             origin = data_source.describe(job.domain, job.images)
         with step("read"):
-            dense = pseudo_labels.run(job, read_onnx.run(job, data))
-            data = dense.dataset
+            data, dense = pseudo_labels.run(job, data, read_onnx.run(job, data))
             plan = pruning_plan.keep_everything(decided)
         with step("place"):
             placed = place.run(job, {"dense": (dense.trained.model, data.example_input)}, plan.decided_placements)

@@ -17,7 +17,8 @@ from toolchain.config.job import Job
 from toolchain.core import files, progress, stage_cache
 from toolchain.core.types import NetworkName
 from toolchain.data.decoded_dataset import Dataset
-from toolchain.quantization import fx_graph, placement, quantize
+from toolchain.quantization import float_restorer, fx_graph, placement, quantize
+from toolchain.quantization.float_restorer import FloatRestorer
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult
 from toolchain.quantization.quantize import Network, QuantizedModel
@@ -26,7 +27,7 @@ from toolchain.search.placement_search import MAX_BLOCKS
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 
-VERSION = 1
+VERSION = 2
 MIN_LOG_COST = 0.005  # log of a block's slowdown, at least, so that the weight of a block without cost stays finite
 
 
@@ -74,10 +75,9 @@ class ValidationReference:
         """Return the divergence of `logits` [images, classes] from the dense model's, in nats per image."""
         return quantize.kl_divergence(logits, self.dense_logits)
 
-    def predict(self, quantized: QuantizedModel, chosen: Placement) -> Tensor:
+    def predict(self, restorer: FloatRestorer, chosen: Placement) -> Tensor:
         """Return the logits [images, classes] of a quantized model restricted to a placement."""
-        graph = fx_graph.restrict_to_placement(quantized.graph, chosen)
-        return loop.predict(graph, self.dataset.splits["val"], self.dataset.preprocess)
+        return loop.predict(restorer.restore(chosen), self.dataset.splits["val"], self.dataset.preprocess)
 
 
 def run(
@@ -118,7 +118,7 @@ def _control_network(
     result, chosen = _read_result(stage.record["found"]), place.read_placement(stage.record["placement"])
     if chosen == quantized.placement:
         return network, result
-    graph = fx_graph.restrict_to_placement(quantized.graph, chosen)
+    graph = float_restorer.prepare(network, quantized, job.target.scheme).restore(chosen)
     planned = placement.quantized_layers(fx_graph.list_operations(graph), chosen)
     trained = dataclasses.replace(quantized.trained, model=graph, key=key)
     changed = dataclasses.replace(quantized, trained=trained, placement=chosen, planned_layers=planned)
@@ -155,14 +155,15 @@ def _return_blocks(
         f"control: the accuracy drop on validation is {100 * before:.1f} points, {100 * limit:.1f} are allowed; ranking the "
         "blocks"
     )
-    ranking = rank_blocks(quantized, reference, placed)
+    restorer = float_restorer.prepare(network, quantized, job.target.scheme)
+    ranking = rank_blocks(restorer, reference, placed)
     chosen, returned, after = quantized.placement, list[str](), before
     with progress.show_bar("control: blocks back to float", len(ranking)) as bar:
         for sensitivity in ranking:
             trial = placement.leave_in_float(chosen, (sensitivity.block,))
             if not placement.quantized_layers(fx_graph.list_operations(quantized.graph), trial):
                 break
-            chosen, after = trial, reference.accuracy_drop(reference.predict(quantized, trial))
+            chosen, after = trial, reference.accuracy_drop(reference.predict(restorer, trial))
             returned.append(sensitivity.block)
             bar.step(f"accuracy drop {100 * after:.1f} points")
             if after <= limit:
@@ -177,22 +178,23 @@ def _return_blocks(
 
 
 def rank_blocks(
-    quantized: QuantizedModel, reference: ValidationReference, placed: PlacementResult
+    restorer: FloatRestorer, reference: ValidationReference, placed: PlacementResult
 ) -> list[BlockSensitivity]:
     """Return the blocks by their gain for their cost when left in float alone, the most harmful first.
 
     Args:
-        quantized: the quantized network, all of its placement in int8.
+        restorer: the quantized network, all of its placement in int8.
         reference: what it is compared with.
         placed: gives the slowdown of each block.
     """
+    quantized = restorer.quantized
     blocks = placement.split_into_blocks(quantized.planned_layers, MAX_BLOCKS)
     data = reference.dataset
     int8_divergence = reference.divergence(loop.predict(quantized.graph, data.splits["val"], data.preprocess))
     sensitivities = []
     with progress.show_bar("control: sensitivity of each block", len(blocks)) as bar:
         for block in blocks:
-            logits = reference.predict(quantized, placement.leave_in_float(quantized.placement, (block,)))
+            logits = reference.predict(restorer, placement.leave_in_float(quantized.placement, (block,)))
             accuracy = float((logits.argmax(1) == reference.labels).float().mean())
             sensitivities.append(
                 BlockSensitivity(block, accuracy, reference.divergence(logits), placed.slowdown(block), False)

@@ -26,7 +26,9 @@ from toolchain.training.training_state import EpochMetrics, Score, TrainingState
 CHECKPOINT_FILE = "training.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 EVALUATION_BATCH_SIZE = 256
-DIVERGED_LOSS = 100.0  # mean cross-entropy of an epoch; guessing among a thousand classes is 7
+DIVERGED_LOSS = 100.0  # mean loss of an epoch; cross-entropy of guessing among a thousand classes is 7
+# on the epoch's first loss: distillation from a teacher with large logits starts high, and is no divergence while it falls
+DIVERGED_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,9 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
     with progress.show_bar(job.label, max(0, job.spec.epochs - state.epoch) * steps) as bar:
         while state.epoch < job.spec.epochs and not state.is_out_of_patience():
             job.before_phase(model, state.epoch, True)
-            loss = train_epoch(model, job, state, prior, bar)
-            if loss > DIVERGED_LOSS and job.penalty is None:  # with a penalty, the loss has no scale to compare with
+            loss, first_loss = train_epoch(model, job, state, prior, bar)
+            has_diverged = loss > max(DIVERGED_LOSS, DIVERGED_FACTOR * first_loss)
+            if has_diverged and job.penalty is None:  # with a penalty, the loss has no scale to compare with
                 _report_divergence(job, state, loss)
                 break
             _validate_epoch(model, job, state, loss)
@@ -166,8 +169,8 @@ def _validate_epoch(model: nn.Module, job: TrainingJob, state: TrainingState, lo
 
 def train_epoch(
     model: nn.Module, job: TrainingJob, state: TrainingState, prior: Tensor | None, bar: progress.ProgressBar
-) -> float:
-    """Train for one epoch and return the mean loss of its steps.
+) -> tuple[float, float]:
+    """Train for one epoch and return the mean loss of its steps, and the loss of the first.
 
     Args:
         model: the network, trained in place.
@@ -211,7 +214,7 @@ def train_epoch(
         bar.step(f"loss {value:.3f}")
     for parameter in frozen:
         parameter.requires_grad_(True)
-    return sum(losses) / max(len(losses), 1)
+    return sum(losses) / max(len(losses), 1), next(iter(losses), 0.0)
 
 
 def _loss(logits: Tensor, batch: TrainingBatch, job: TrainingJob, prior: Tensor | None) -> Tensor:

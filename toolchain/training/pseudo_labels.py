@@ -20,22 +20,23 @@ from toolchain.training.finetune import FinetunedModel
 VERSION = 1
 
 
-def run(job: Job, dense: FinetunedModel) -> FinetunedModel:
-    """Return the dense model with a dataset in which images without labels have its predictions as labels.
+def run(job: Job, data: Dataset, dense: FinetunedModel) -> tuple[Dataset, FinetunedModel]:
+    """Return the user's dataset and the dense model with the datasets in which images without labels have its predictions.
 
     Args:
-        job: names the folder of images without labels; without one, `dense` is returned as it is.
-        dense: the model, not changed.
+        job: names the folder of images without labels; without one, all is returned as it is.
+        data: the user's dataset, which is reported; it changes only where it has no labels.
+        dense: the model, not changed, with the dataset that later steps train on.
 
     Raises:
         ToolchainError: there are no images in the folder, or one is corrupt and the domain says `on_corrupt = "fail"`.
     """
     if not job.domain.unlabelled:
-        return dense
+        return data, dense
     dataset = _extend_training(job, dense) if job.domain.has_labels else _label_all(dense)
     # the later steps' keys grow from the dense model's, which does not depend on these images
     trained = dataclasses.replace(dense.trained, key=files.digest(VERSION, dense.trained.key, dataset.digest))
-    return dataclasses.replace(dense, trained=trained, dataset=dataset)
+    return data if job.domain.has_labels else dataset, dataclasses.replace(dense, trained=trained, dataset=dataset)
 
 
 def _label_all(dense: FinetunedModel) -> Dataset:

@@ -13,7 +13,7 @@ from toolchain.config.recipe import AugmentSpec, Budget, ModelSpec, Recipe
 from toolchain.config.target import QuantScheme, Target
 from toolchain.core.types import Preprocessing
 from toolchain.data.decoded_dataset import Dataset, Images
-from toolchain.quantization import pt2e, ranges
+from toolchain.quantization import bias_correction, float_restorer, placement, pt2e, ranges
 from toolchain.quantization.placement import Placement
 from toolchain.quantization.placement_result import PlacementResult, TimedPlacement
 from toolchain.quantization.quantize import Network, QuantizedModel
@@ -135,8 +135,33 @@ def test_nothing_is_changed_where_the_budget_is_kept_or_there_is_none(data: Data
     assert run(data, tmp_path, Budget(accuracy_drop=0.0), placed(0.5))[1] is None  # float ships, integers do not
 
 
+@pytest.mark.parametrize("correction", ["bias", "norm"])
+def test_a_layer_that_goes_back_to_float_loses_its_correction(data: Dataset, correction: str) -> None:
+    quantized, plain = harmed(data), model()
+    images = data.splits["val"].pixels.permute(0, 3, 1, 2) / 255
+    bias_correction.correct_layers(quantized.graph, images, match_std=correction == "norm")
+    record = {"best_epoch": -1, "starts": [{"correction": correction}]}
+    quantized = dataclasses.replace(quantized, trained=dataclasses.replace(quantized.trained, record=record))
+    network = Network("dense", trained_module.TrainedModel(plain, "dense", {}, 0.0), quantized, data)
+    restorer = float_restorer.prepare(network, quantized, QuantScheme())
+    expected = loop.predict(plain, data.splits["val"], data.preprocess)
+
+    def error(chosen: Placement) -> float:
+        return float(
+            (loop.predict(restorer.restore(chosen), data.splits["val"], data.preprocess) - expected).abs().max()
+        )
+
+    assert error(placement.ALL_FLOAT) < 1e-4
+    assert error(Placement(float_modules=("first", "middle", "last"))) < 0.2 * error(Placement())
+
+
 def test_a_cheaper_block_goes_before_a_dearer_one_that_does_the_same_harm(data: Dataset) -> None:
-    quantized, where = harmed(data), placed()
+    network, where = (
+        Network("dense", trained_module.TrainedModel(model(), "dense", {}, 0.0), harmed(data), data),
+        placed(),
+    )
+    assert network.quantized is not None
+    quantized = float_restorer.prepare(network, network.quantized, QuantScheme())
     reference = accuracy_control.ValidationReference(data, loop.predict(model(), data.splits["val"], data.preprocess))
     first = accuracy_control.rank_blocks(quantized, reference, where)[0]
     dear = [dataclasses.replace(where.timed_placements[0], label=f"{first.block} in float", speedup=2.0 / np.exp(5.0))]

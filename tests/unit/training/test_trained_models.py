@@ -116,8 +116,10 @@ def test_images_without_labels_get_the_dense_model_s_predictions(net: Path, tmp_
     domain = unlabelled(tmp_path / "camera", {"x": 30, "y": 30})
     job = trained_job(trained_spec(net, "branches"), domain, tmp_path)
     assert job.domain.classes == tuple(f"class {index}" for index in range(10))
-    dense = finetune.run(job, prepare.run(job)[0])
-    labelled = pseudo_labels.run(job, dense)
+    data, _ = prepare.run(job)
+    dense = finetune.run(job, data)
+    reported, labelled = pseudo_labels.run(job, data, dense)
+    assert reported is labelled.dataset
     for images in labelled.dataset.splits.values():
         logits = loop.predict(dense.trained.model, images, dense.dataset.preprocess)
         assert torch.equal(images.labels, logits.argmax(1))
@@ -131,13 +133,16 @@ def test_images_without_labels_join_the_training_split(net: Path, domain: Domain
     known = next((Path(domain.path) / "ant").iterdir())
     (camera / "x" / "copy.png").write_bytes(known.read_bytes())
     job = trained_job(trained_spec(net), dataclasses.replace(domain, unlabelled=str(camera)), tmp_path)
-    dense = finetune.run(job, prepare.run(job)[0])
-    before, after = dense.dataset.splits, pseudo_labels.run(job, dense).dataset.splits
+    data, _ = prepare.run(job)
+    dense = finetune.run(job, data)
+    reported, extended = pseudo_labels.run(job, data, dense)
+    before, after = dense.dataset.splits, extended.dataset.splits
+    assert reported is data
     assert len(after["train"]) == len(before["train"]) + 12
     assert {path.name for path in after["train"].files[-12:]} == {f"{number:03d}.png" for number in range(12)}
     assert after["test"] is before["test"]
     none = dataclasses.replace(job, domain=domain)
-    assert pseudo_labels.run(none, dense) is dense
+    assert pseudo_labels.run(none, data, dense) == (data, dense)
 
 
 def flags(**more: object) -> tuple[Recipe, Domain]:
