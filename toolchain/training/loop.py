@@ -27,7 +27,7 @@ CHECKPOINT_FILE = "training.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 EVALUATION_BATCH_SIZE = 256
 DIVERGED_LOSS = 100.0  # mean loss of an epoch; cross-entropy of guessing among a thousand classes is 7
-# on the epoch's first loss: distillation from a teacher with large logits starts high, and is no divergence while it falls
+# on the epoch's first loss, with a teacher: from one with large logits, distillation starts high and is well while it falls
 DIVERGED_FACTOR = 2.0
 
 
@@ -121,8 +121,10 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
         while state.epoch < job.spec.epochs and not state.is_out_of_patience():
             job.before_phase(model, state.epoch, True)
             loss, first_loss = train_epoch(model, job, state, prior, bar)
-            has_diverged = loss > max(DIVERGED_LOSS, DIVERGED_FACTOR * first_loss)
-            if has_diverged and job.penalty is None:  # with a penalty, the loss has no scale to compare with
+            start = DIVERGED_FACTOR * first_loss if job.teacher is not None else 0.0
+            if (
+                loss > max(DIVERGED_LOSS, start) and job.penalty is None
+            ):  # with a penalty, the loss has no scale to compare with
                 _report_divergence(job, state, loss)
                 break
             _validate_epoch(model, job, state, loss)

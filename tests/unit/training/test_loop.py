@@ -142,6 +142,21 @@ def test_a_diverging_training_stops_and_keeps_the_best_weights_so_far(
     assert "the best weights so far are kept" in capsys.readouterr().out
 
 
+def test_distillation_from_a_teacher_with_large_logits_may_start_high(dataset: data.Dataset, tmp_path: Path) -> None:
+    class Sure(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) * 1e4
+
+    spec = dataclasses.replace(SPEC, distill=1.0)
+    kept = loop.train(model(), dataclasses.replace(job(dataset, tmp_path), teacher=Sure(), spec=spec))
+    assert kept.history[0].loss > loop.DIVERGED_LOSS
+    assert len(kept.history) == SPEC.epochs
+
+
 def test_a_penalty_may_be_of_any_size(dataset: data.Dataset, tmp_path: Path) -> None:
     heavy = dataclasses.replace(job(dataset, tmp_path), penalty=lambda net: next(net.parameters()).sum() * 0 + 1e4)
     assert len(loop.train(model(), heavy).history) == SPEC.epochs
