@@ -144,12 +144,8 @@ def test_a_diverging_training_stops_and_keeps_the_best_weights_so_far(
 
 def test_distillation_from_a_teacher_with_large_logits_may_start_high(dataset: data.Dataset, tmp_path: Path) -> None:
     class Sure(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = model()
-
         def forward(self, x: Tensor) -> Tensor:
-            return self.net(x) * 1e4
+            return x.flatten(1)[:, :3] * 1e4
 
     spec = dataclasses.replace(SPEC, distill=1.0)
     kept = loop.train(model(), dataclasses.replace(job(dataset, tmp_path), teacher=Sure(), spec=spec))
