@@ -27,7 +27,7 @@ CHECKPOINT_FILE = "training.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 EVALUATION_BATCH_SIZE = 256
 DIVERGED_LOSS = 100.0  # mean loss of an epoch; cross-entropy of guessing among a thousand classes is 7
-# on the epoch's first loss, with a teacher: from one with large logits, distillation starts high and is well while it falls
+# on the epoch's first loss, with a teacher: among large logits distillation starts high, and is well while it falls
 DIVERGED_FACTOR = 2.0
 
 
@@ -121,10 +121,8 @@ def train(model: nn.Module, job: TrainingJob, *, keep_start: bool = False, margi
         while state.epoch < job.spec.epochs and not state.is_out_of_patience():
             job.before_phase(model, state.epoch, True)
             loss, first_loss = train_epoch(model, job, state, prior, bar)
-            start = DIVERGED_FACTOR * first_loss if job.teacher is not None else 0.0
-            if (
-                loss > max(DIVERGED_LOSS, start) and job.penalty is None
-            ):  # with a penalty, the loss has no scale to compare with
+            limit = max(DIVERGED_LOSS, DIVERGED_FACTOR * first_loss if job.teacher is not None else 0.0)
+            if loss > limit and job.penalty is None:  # with a penalty, the loss has no scale to compare with
                 _report_divergence(job, state, loss)
                 break
             _validate_epoch(model, job, state, loss)
@@ -141,7 +139,7 @@ def _report_divergence(job: TrainingJob, state: TrainingState, loss: float) -> N
     """
     problem = (
         f"{job.label}: training diverged: the mean loss of epoch {state.epoch + 1} is {loss:.3g} "
-        f"(more than {DIVERGED_LOSS:g})."
+        f"(more than {DIVERGED_LOSS:g}, or twice what it began with where there is a teacher)."
     )
     if state.best_weights is None:
         raise ToolchainError(
