@@ -113,6 +113,7 @@ def export(job: Job) -> dict[str, Any]:
             job=job, ranking=ranking, dataset=data, data_source=origin, advice=advice, dense=dense, ranked=ranked, plan=plan, sensitivity=curves,
             placements=placed, pruned=pruned, networks=networks, control=control, variants=variants, verified=verified,
             measured=measured, decision=decision, warnings=warnings, step_seconds=seconds,
+            notes=pseudo_labels.list_notes(job, dense),
         )  # fmt: skip
         bundle.run(job, findings.shipment())
         return write.run(job, findings)
@@ -151,7 +152,8 @@ def export_onnx_file(job: Job) -> dict[str, Any]:
             job=job, ranking=None, dataset=data, data_source=origin, advice=None, dense=dense, ranked=dense.trained, plan=plan,
             sensitivity=None, placements=placed, pruned=prune.keep_whole(dense.trained), networks=networks, control=None,
             variants=variants, verified=verified, measured=measured, decision=decision, step_seconds=seconds,
-            warnings=[*read_onnx.list_warnings(dense, job.recipe), *warnings], notes=onnx_results.list_notes(dense, verified),
+            warnings=[*read_onnx.list_warnings(dense, job.recipe), *warnings],
+            notes=[*pseudo_labels.list_notes(job, dense), *onnx_results.list_notes(dense, verified)],
         )  # fmt: skip
         bundle.run(job, findings.shipment())
         return write.run(job, findings)

@@ -116,7 +116,7 @@ def finetuning(recipe: Recipe, dense: FinetunedModel) -> dict[str, Any]:
             {
                 "seed": trained.record["seed"], "validation": trained.record["best_accuracy"],
                 "validation_balanced": trained.record["best_balanced"], "epoch": trained.record["best_epoch"] + 1,
-                "chosen": trained is dense.trained,
+                "chosen": trained.model is dense.trained.model,
             }
             for trained in dense.seed_runs
         ],

@@ -39,6 +39,20 @@ def run(job: Job, data: Dataset, dense: FinetunedModel) -> tuple[Dataset, Finetu
     return data if job.domain.has_labels else dataset, dataclasses.replace(dense, trained=trained, dataset=dataset)
 
 
+def list_notes(job: Job, dense: FinetunedModel) -> list[str]:
+    """Return what the report says about images without labels; nothing where there are none."""
+    if not job.domain.unlabelled:
+        return []
+    if job.domain.has_labels:
+        return [
+            f"images without labels in {job.domain.unlabelled} joined the training split, with the dense model's predictions"
+        ]
+    return [
+        f"there are no labels: accuracy is agreement with the dense model, on {len(dense.dataset.splits['test'])} test images. "
+        "What the dense model itself gets wrong takes labelled images (--data)"
+    ]
+
+
 def _label_all(dense: FinetunedModel) -> Dataset:
     dataset = dense.dataset
     splits = {

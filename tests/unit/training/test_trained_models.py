@@ -120,6 +120,7 @@ def test_images_without_labels_get_the_dense_model_s_predictions(net: Path, tmp_
     dense = finetune.run(job, data)
     reported, labelled = pseudo_labels.run(job, data, dense)
     assert reported is labelled.dataset
+    assert "accuracy is agreement with the dense model, on 12 test images" in pseudo_labels.list_notes(job, labelled)[0]
     for images in labelled.dataset.splits.values():
         logits = loop.predict(dense.trained.model, images, dense.dataset.preprocess)
         assert torch.equal(images.labels, logits.argmax(1))
