@@ -64,6 +64,10 @@ def full() -> dict[str, Any]:
         "control": {
             "ranking": [{"block": "layer1", "accuracy": 0.84, "divergence": 0.01, "slowdown": 1.1, "returned": True}]
         },
+        "onnx_file": {
+            "file": "net.onnx", "sha256": "0" * 64, "producer": "pytorch", "opset": 17, "input": "x, float32 [any, 3, 8, 8]",
+            "classes": 2, "changes": ["any batch size: fixed to 1"], "warnings": [],
+        },
     }  # fmt: skip
 
 
