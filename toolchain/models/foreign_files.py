@@ -59,7 +59,10 @@ def explain(path: Path, head: bytes) -> ToolchainError:
         if head[offset : offset + len(signature)] == signature:
             return ToolchainError(f"{path} is {description}; {ACCEPTED}; {advice}")
     if head[:1] == ONNX_START and len(head) > 2 and head[1] <= LARGEST_ONNX_VERSION and head[2] in ONNX_NEXT:
-        return ToolchainError(f"{path} is an ONNX model; {ACCEPTED}; give the checkpoint that it was exported from")
+        return ToolchainError(
+            f"{path} is an ONNX model; {ACCEPTED}; give the checkpoint that it was exported from, or the file alone as the model: "
+            f"--model {path}"
+        )
     if head[:1] == b"\x80":
         return ToolchainError(
             f"{path} is a pickle that torch.save did not write, and reading it could run code, so it is not read; "
