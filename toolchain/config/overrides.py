@@ -212,8 +212,8 @@ def override_images(domain: Domain, data: str, on_corrupt: str) -> Domain:
 
 def _override_model(model: ModelSpec, flags: Flags) -> ModelSpec:
     if flags.model and flags.model != model.name:  # the recipe's arguments and weights belong to its own model
-        own = model_reference.parse(flags.model) is not None or model_reference.is_onnx_file(flags.model)
-        has_published_weights = not is_auto(flags.model) and not own
+        in_file = model_reference.parse(flags.model) is not None or model_reference.is_onnx_file(flags.model)
+        has_published_weights = not is_auto(flags.model) and not in_file
         model = ModelSpec(name=flags.model, weights="DEFAULT" if has_published_weights else "")
     if not flags.weights:
         return model

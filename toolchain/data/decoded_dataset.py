@@ -55,6 +55,19 @@ class Images:
             self.loss_weights[indices],
         )
 
+    def extend(self, images: "Images") -> "Images":
+        """Return these images with further ones after them."""
+        return Images(
+            torch.cat([self.pixels, images.pixels]),
+            torch.cat([self.labels, images.labels]),
+            self.files + images.files,
+            torch.cat([self.loss_weights, images.loss_weights]),
+        )
+
+    def hash_each(self) -> list[bytes]:
+        """Return the SHA-256 of each image's pixels, to find the same image elsewhere."""
+        return [hashlib.sha256(image.tobytes()).digest() for image in self.pixels.numpy()]
+
 
 @dataclass(frozen=True)
 class Dataset:

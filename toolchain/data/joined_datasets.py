@@ -67,8 +67,8 @@ def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDat
         tuple(path for row, path in enumerate(paths) if row not in corrupt),
         torch.full((len(labels),), spec.weight),
     )
-    held_out = {_hash_pixels(image) for split in ("val", "test") for image in data.splits[split].pixels.numpy()}
-    rows = [row for row, image in enumerate(pixels) if _hash_pixels(image) not in held_out]
+    held_out = {*data.splits["val"].hash_each(), *data.splits["test"].hash_each()}
+    rows = [row for row, pixel_hash in enumerate(images.hash_each()) if pixel_hash not in held_out]
     if not rows:
         raise ToolchainError(
             f"{prefix}: all of its images are also in validation or test, so none is left to train on; remove this entry, "
@@ -82,10 +82,6 @@ def load(spec: JoinSpec, other: Domain, data: Dataset, cache: Path) -> JoinedDat
         leaked_images=len(labels) - len(rows),
         corrupt_files=len(corrupt),
     )
-
-
-def _hash_pixels(image: np.ndarray) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()
 
 
 def map_labels(spec: JoinSpec, joined_classes: Sequence[str], classes: Sequence[str], prefix: str) -> Mapping[str, int]:
@@ -139,13 +135,7 @@ def add_to_training(data: Dataset, joined: JoinedDataset) -> Dataset:
 
     Validation and test stay as they are, and so does calibration: its rows count from the start of the training split.
     """
-    train, extra = data.splits["train"], joined.images
-    combined = Images(
-        torch.cat([train.pixels, extra.pixels]),
-        torch.cat([train.labels, extra.labels]),
-        train.files + extra.files,
-        torch.cat([train.loss_weights, extra.loss_weights]),
-    )
+    combined = data.splits["train"].extend(joined.images)
     return dataclasses.replace(
         data, splits={**data.splits, "train": combined}, digest=files.digest(data.digest, joined.digest)
     )

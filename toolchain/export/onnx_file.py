@@ -11,6 +11,7 @@ from toolchain.core import files
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.models import foreign_files
 
+RUNTIME = "onnxruntime"  # that runs the user's file and what is compared with it, whatever the target's own
 OLDEST_OPSET = 7  # onnx's converter has gaps below it
 STANDARD_DOMAINS = ("", "ai.onnx")
 QUANTIZED_OPS = {

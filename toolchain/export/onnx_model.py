@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from toolchain.core import files
 from toolchain.core.errors import ToolchainError, first_line
 from toolchain.export import count_macs, onnx_file, onnx_graph, onnx_interface, same_file
+from toolchain.export.onnx_file import RUNTIME
 from toolchain.export.passes import foreign_graph
 from toolchain.export.runtime import Session, load_runtime
 from toolchain.export.to_onnx import OPSET
 
-RUNTIME = "onnxruntime"  # that runs the reference, whatever the target's own
 OLDEST_QDQ_OPSET = 13  # the first with scales by channel
 
 

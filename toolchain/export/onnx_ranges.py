@@ -14,7 +14,8 @@ from torch import Tensor
 
 from toolchain.core import progress
 from toolchain.export import onnx_graph
-from toolchain.export.onnx_model import RUNTIME, OnnxModule
+from toolchain.export.onnx_file import RUNTIME
+from toolchain.export.onnx_model import OnnxModule
 from toolchain.export.runtime import load_runtime
 from toolchain.quantization.ranges import OBSERVERS, Histogram
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import onnx_ir as ir
 from torch import Tensor
@@ -68,9 +67,7 @@ class Calibration:
         onnx_graph.save_model(graph, path)
         logits = loop.predict(OnnxModule(graph, path), self.validation, self.dataset.preprocess)
         path.unlink()
-        divergence = quantize.kl_divergence(logits, self.float_logits)
-        accuracy = loop.score(logits, self.validation.labels).accuracy
-        trial = CalibrationTrial(method, correction, divergence, accuracy)
+        trial = quantize.score_calibration(method, correction, logits, self.float_logits, self.validation)
         self.trials.append((trial, graph))
         return trial
 
@@ -139,18 +136,7 @@ def choose_calibration(
         spec: which methods and corrections to try; "auto" means all.
         folder: for temporary files.
     """
-    methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
-    corrections = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
     calibration = Calibration(model, placement, scheme, dataset, folder)
-    with progress.show_bar("quantize: calibration", len(methods) + len(corrections) - 1) as bar:
-        for method in methods:
-            bar.step(_describe(calibration.attempt(method, corrections[0])))
-        best_method = min((trial for trial, _ in calibration.trials), key=lambda trial: trial.divergence).method
-        for correction in corrections[1:]:
-            bar.step(_describe(calibration.attempt(best_method, correction)))
+    quantize.try_calibrations(spec, calibration.attempt)
     ranked = sorted(calibration.trials, key=lambda trial_and_graph: trial_and_graph[0].divergence)
     return [trial for trial, _ in ranked], ranked[0][1]
-
-
-def _describe(trial: CalibrationTrial) -> str:
-    return f"{trial.method} {trial.accuracy:.4f}"

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from toolchain.core.errors import ToolchainError
+from toolchain.export.onnx_file import RUNTIME
 from toolchain.export.onnx_interface import ImageInput
 from toolchain.export.runtime import load_runtime
 
-RUNTIME = "onnxruntime"
 IMAGES = 2
 MAX_ERROR = 1e-3  # of the range of the outputs, in float32
 MAX_WIDENED_ERROR = 2e-2  # where the file computes in 16-bit floats

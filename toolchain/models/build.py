@@ -19,7 +19,7 @@ from toolchain.models.padding import pad_like_tensorflow
 from toolchain.models.sources import python_file, timm_hub, user_code
 from toolchain.models.sources.torchvision_hub import list_models
 from toolchain.models.sources.torchvision_import import import_torchvision
-from toolchain.models.weights import LoadedWeights, load_backbone, read_checkpoint
+from toolchain.models.weights import LoadedWeights, load_backbone, load_matching, read_checkpoint
 
 WHOLE_NETWORK = ReuseSpec()
 
@@ -91,9 +91,7 @@ def build_with_pretrained_head(
         return model, head, loaded, False
     source_classes = len(pretrained)
     model = build_untrained(spec, source_classes)
-    own = model.state_dict()
-    matching = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    model.load_state_dict(matching, strict=False)
+    load_matching(model, state)
     return model, find_head(model, source_classes), loaded, True
 
 
@@ -122,8 +120,8 @@ def build_trained(spec: ModelSpec, classes: int) -> tuple[nn.Module, str, Loaded
         if model_reference.parse(spec.name):
             return model, head, loaded
         raise ToolchainError(f"{spec.name} has no weights, so there is no trained head to keep; give --weights FILE")
-    weight, expected = state.get(f"{head}.weight"), model.state_dict()
-    if weight is None or weight.shape != expected[f"{head}.weight"].shape:
+    weight = state.get(f"{head}.weight")
+    if weight is None or weight.shape != model.state_dict()[f"{head}.weight"].shape:
         outputs = f"{len(weight)} outputs" if weight is not None else "no values in the checkpoint"
         raise ToolchainError(
             f"the head {head} of {loaded.source} has {outputs}, and the images have {classes} classes. Name the model's own "
@@ -134,7 +132,7 @@ def build_trained(spec: ModelSpec, classes: int) -> tuple[nn.Module, str, Loaded
             f"{loaded.source} lacks {len(absent)} of the tensors of {spec.name} ({', '.join(absent[:4])}), so the model is not "
             "trained as it is; check [model] name and arguments against the checkpoint"
         )
-    model.load_state_dict({name: tensor for name, tensor in state.items() if name in expected}, strict=False)
+    load_matching(model, state)
     return model, head, loaded
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from toolchain.config import labels_file, model_reference
+from toolchain.config import labels_file
 from toolchain.config.job import Job
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import progress
@@ -48,7 +48,7 @@ def _read_from_checkpoint(spec: ModelSpec) -> tuple[str, ...]:
 
 def _count_outputs(spec: ModelSpec) -> int:
     """Return how many outputs the model's head has: those of the checkpoint's, or of the user's model as it is built."""
-    model = build.build_untrained(spec, 2) if not model_reference.parse(spec.name) else build.build_from_source(spec, 2)
+    model = build.build_from_source(spec, 2)
     name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     if not spec.weights:
         return len(model.get_submodule(name).weight)  # type: ignore[arg-type]

@@ -51,10 +51,8 @@ def explain(path: Path, head: bytes) -> ToolchainError:
         path: the file.
         head: its first bytes.
     """
-    if not head:
-        return ToolchainError(f"{path} is empty (0 bytes): {GET_AGAIN}")
-    if pointer := explain_pointer(path, head):
-        return pointer
+    if missing := _explain_missing(path, head):
+        return missing
     for offset, signature, description, advice in SIGNATURES:
         if head[offset : offset + len(signature)] == signature:
             return ToolchainError(f"{path} is {description}; {ACCEPTED}; {advice}")
@@ -69,6 +67,11 @@ def explain(path: Path, head: bytes) -> ToolchainError:
             f"{ACCEPTED}; save the tensors again with torch.save(state_dict, file)"
         )
     return ToolchainError(_explain_text(path, head) or _explain_bytes(path, head))
+
+
+def _explain_missing(path: Path, head: bytes) -> ToolchainError | None:
+    """Return the error for a file whose content lies elsewhere or nowhere; None for any other."""
+    return explain_pointer(path, head) if head else ToolchainError(f"{path} is empty (0 bytes): {GET_AGAIN}")
 
 
 def explain_pointer(path: Path, head: bytes) -> ToolchainError | None:
@@ -87,10 +90,8 @@ def explain_not_onnx(path: Path, head: bytes) -> ToolchainError | None:
         path: the file.
         head: its first bytes.
     """
-    if not head:
-        return ToolchainError(f"{path} is empty (0 bytes): {GET_AGAIN}")
-    if pointer := explain_pointer(path, head):
-        return pointer
+    if missing := _explain_missing(path, head):
+        return missing
     if head.startswith(ZIP_START):
         return ToolchainError(
             f"{path} is a zip archive, as torch.save and torch.export write them; {ACCEPTED_ONNX}. A checkpoint needs its "

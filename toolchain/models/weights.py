@@ -191,6 +191,13 @@ def load_backbone(
     return loaded, state
 
 
+def load_matching(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the tensors that match in name and shape into `model`, in place, those of its head among them."""
+    expected = model.state_dict()
+    matching = {name: t for name, t in state.items() if name in expected and t.shape == expected[name].shape}
+    model.load_state_dict(matching, strict=False)
+
+
 def _check_values(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point():

@@ -9,7 +9,7 @@ that the validated model is exactly the exported one.
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -195,37 +195,57 @@ def calibrate(
     histograms = ranges.collect_histograms(graph, batches)
     float_logits = loop.predict(graph, validation, dataset.preprocess)
     correction_images = torch.cat(batches)[: count_correction_images(batches[0])]
-    methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
-    corrections = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
     trials: list[tuple[CalibrationTrial, Mapping[str, Tensor]]] = []
     uncalibrated = copy.deepcopy(graph.state_dict())
-    with progress.show_bar("quantize: calibration", len(methods) + len(corrections) - 1) as bar:
 
-        def attempt(method: CalibrationMethod, correction: CorrectionMethod) -> None:
-            graph.load_state_dict(uncalibrated)
-            ranges.calibrate(graph, histograms, method)
-            if correction != "none":
-                bias_correction.correct_layers(graph, correction_images, match_std=correction == "norm")
-            logits = loop.predict(graph, validation, dataset.preprocess)
-            trial = CalibrationTrial(
-                method,
-                correction,
-                kl_divergence(logits, float_logits),
-                loop.score(logits, validation.labels).accuracy,
-            )
-            trials.append((trial, copy.deepcopy(graph.state_dict())))
-            bar.step(f"{method} {trial.accuracy:.4f}")
+    def attempt(method: CalibrationMethod, correction: CorrectionMethod) -> CalibrationTrial:
+        graph.load_state_dict(uncalibrated)
+        ranges.calibrate(graph, histograms, method)
+        if correction != "none":
+            bias_correction.correct_layers(graph, correction_images, match_std=correction == "norm")
+        logits = loop.predict(graph, validation, dataset.preprocess)
+        trial = score_calibration(method, correction, logits, float_logits, validation)
+        trials.append((trial, copy.deepcopy(graph.state_dict())))
+        return trial
 
-        for method in methods:
-            attempt(method, corrections[0])
-        best_method = min((trial for trial, _ in trials), key=lambda trial: trial.divergence).method
-        for correction in corrections[1:]:
-            attempt(best_method, correction)
+    try_calibrations(spec, attempt)
     trials.sort(key=lambda trial_and_state: trial_and_state[0].divergence)
     graph.load_state_dict(trials[0][1])
     checked = loader.ordered_batches(_evenly_spaced(dataset.splits["val"], MAX_CHECKED_IMAGES), dataset.preprocess, 64)
     findings = calibration_checks.check(graph, batches, (images for images, _ in checked))
     return tuple(trial for trial, _ in trials), findings
+
+
+def score_calibration(
+    method: CalibrationMethod, correction: CorrectionMethod, logits: Tensor, float_logits: Tensor, validation: Images
+) -> CalibrationTrial:
+    """Return the trial of a calibration that gives `logits` [images, classes], against the float model's."""
+    divergence = kl_divergence(logits, float_logits)
+    return CalibrationTrial(method, correction, divergence, loop.score(logits, validation.labels).accuracy)
+
+
+def try_calibrations(
+    spec: QuantizeSpec, attempt: Callable[[CalibrationMethod, CorrectionMethod], CalibrationTrial]
+) -> None:
+    """Try the methods with the first correction, then the other corrections with the method that is closest to the float model.
+
+    Args:
+        spec: which calibration and correction methods to try; "auto" means all.
+        attempt: quantizes one way and keeps the result.
+    """
+    methods = get_args(CalibrationMethod) if spec.calibration == "auto" else (spec.calibration,)
+    corrections = get_args(CorrectionMethod) if spec.correction == "auto" else (spec.correction,)
+    with progress.show_bar("quantize: calibration", len(methods) + len(corrections) - 1) as bar:
+
+        def attempt_and_show(method: CalibrationMethod, correction: CorrectionMethod) -> CalibrationTrial:
+            trial = attempt(method, correction)
+            bar.step(f"{method} {trial.accuracy:.4f}")
+            return trial
+
+        trials = [attempt_and_show(method, corrections[0]) for method in methods]
+        best_method = min(trials, key=lambda trial: trial.divergence).method
+        for correction in corrections[1:]:
+            attempt_and_show(best_method, correction)
 
 
 def choose_validation_images(dataset: Dataset) -> Images:

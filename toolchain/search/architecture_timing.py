@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx_ir
 from torch import Tensor, nn
 
-from toolchain.config.target import Target
+from toolchain.config.target import QuantScheme, Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Precision
@@ -152,13 +152,35 @@ class ArchitectureTimer:
         )  # fmt: skip
 
     def _cut(self, plan: Surgery) -> onnx_ir.Model:
-        if plan == Surgery():
-            return self.graph
-        try:
-            return prune_graph.apply_surgery(self.graph, plan)
-        except ToolchainError:  # the graph has a channel count written into it
-            return self._export(surgery.apply(self.dense, plan))
+        return cut_graph(self.graph, self.dense, plan, self.example_input, self.target.scheme)
 
     def _export(self, model: nn.Module) -> onnx_ir.Model:
-        prepared, _ = pt2e.prepare(model, self.example_input, None, self.target.scheme)
-        return to_onnx.export_graph(prepared, self.example_input)
+        return _export_graph(model, self.example_input, self.target.scheme)
+
+
+def cut_graph(
+    graph: onnx_ir.Model, dense: nn.Module, plan: Surgery, image: Tensor, scheme: QuantScheme
+) -> onnx_ir.Model:
+    """Return the float graph of a pruned model: cut out of the dense model's, or exported anew where that cannot be cut.
+
+    Args:
+        graph: the dense model's float graph.
+        dense: the dense model.
+        plan: what is removed.
+        image: one example input, float32 [1, 3, height, width].
+        scheme: integer types.
+
+    Raises:
+        ToolchainError: the pruned model cannot be exported either.
+    """
+    if plan == Surgery():
+        return graph
+    try:
+        return prune_graph.apply_surgery(graph, plan)
+    except ToolchainError:  # the graph has a channel count written into it
+        return _export_graph(surgery.apply(dense, plan), image, scheme)
+
+
+def _export_graph(model: nn.Module, image: Tensor, scheme: QuantScheme) -> onnx_ir.Model:
+    prepared, _ = pt2e.prepare(model, image, None, scheme)
+    return to_onnx.export_graph(prepared, image)

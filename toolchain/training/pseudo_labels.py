@@ -4,10 +4,8 @@ In place of labelled images, accuracy then is agreement with the dense model. Be
 """
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from toolchain.config.job import Job
@@ -77,10 +75,10 @@ def _extend_training(job: Job, dense: FinetunedModel) -> Dataset:
             paths, dataset.preprocess, folder / "unlabelled.npy", domain.on_corrupt
         )
     readable = tuple(path for row, path in enumerate(paths) if row not in corrupt)
-    labelled = {_hash(image) for images in dataset.splits.values() for image in images.pixels.numpy()}
-    rows = [row for row, image in enumerate(pixels) if _hash(image) not in labelled]
     count = len(pixels)
     images = Images(torch.from_numpy(pixels), torch.zeros(count, dtype=torch.int64), readable, torch.ones(count))
+    labelled = {pixel_hash for split in dataset.splits.values() for pixel_hash in split.hash_each()}
+    rows = [row for row, pixel_hash in enumerate(images.hash_each()) if pixel_hash not in labelled]
     extra = images.select(rows)
     progress.log(
         f"no labels: {len(extra):,} images of {domain.unlabelled} join the training split for distillation"
@@ -92,13 +90,7 @@ def _extend_training(job: Job, dense: FinetunedModel) -> Dataset:
     )
     if not rows:
         return dataset
-    train = dataset.splits["train"]
-    extended = Images(
-        torch.cat([train.pixels, extra.pixels]),
-        torch.cat([train.labels, _predict(dense, extra)]),
-        train.files + extra.files,
-        torch.cat([train.loss_weights, extra.loss_weights]),
-    )
+    extended = dataset.splits["train"].extend(dataclasses.replace(extra, labels=_predict(dense, extra)))
     return dataclasses.replace(
         dataset,
         splits={**dataset.splits, "train": extended},
@@ -108,7 +100,3 @@ def _extend_training(job: Job, dense: FinetunedModel) -> Dataset:
 
 def _predict(dense: FinetunedModel, images: Images) -> torch.Tensor:
     return loop.predict(dense.trained.model, images, dense.dataset.preprocess).argmax(1)
-
-
-def _hash(image: np.ndarray) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()

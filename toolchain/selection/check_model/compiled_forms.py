@@ -3,7 +3,6 @@
 Latency does not depend on the weights, so all of it holds for the untrained model.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,15 +14,15 @@ import onnx_ir
 from toolchain.config.target import Target
 from toolchain.core import statistics
 from toolchain.core.errors import ToolchainError, first_line
-from toolchain.core.types import Artefact, Precision
-from toolchain.export import insert_qdq, onnx_graph, prune_graph, to_onnx
+from toolchain.core.types import Artefact, Interval, Precision
+from toolchain.export import insert_qdq, onnx_graph
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine, paired_rounds, untrained_latency
 from toolchain.measure.paired_timing import TimedModel
 from toolchain.models import profile
 from toolchain.pruning import surgery
-from toolchain.quantization import pt2e
 from toolchain.quantization.placement import ALL_FLOAT, Placement
+from toolchain.search import architecture_timing
 from toolchain.selection.check_model.finding import Finding, TimedForm
 from toolchain.selection.check_model.known_traps import list_names
 from toolchain.selection.check_model.prunable import Prunability
@@ -112,11 +111,7 @@ def _prune_graph(
     """Return the graph of the pruned model, cut out of the dense one's or exported anew, and its multiply-accumulates."""
     pruned = surgery.apply(subject.model, plan)
     macs = int(profile.total_macs(profile.measure_layers(pruned, subject.image)))
-    try:
-        return prune_graph.apply_surgery(graph, plan), macs
-    except ToolchainError:  # the graph has a channel count written into it
-        prepared, _ = pt2e.prepare(pruned, subject.image, None, target.scheme)
-        return to_onnx.export_graph(prepared, subject.image), macs
+    return architecture_timing.cut_graph(graph, subject.model, plan, subject.image, target.scheme), macs
 
 
 def _compile(
@@ -233,11 +228,11 @@ def time_forms(
     return timed, _describe_latency({form.name: form for form in timed}, target)
 
 
-def _describe_form(form: CompiledForm, latency: object, speedup: object) -> TimedForm:
-    row = TimedForm(
-        name=form.name, precision=form.precision, macs=form.macs, size_bytes=form.artefact.size_bytes, latency_ms=None
-    )
-    return dataclasses.replace(row, latency_ms=latency, speedup=speedup)  # type: ignore[arg-type]
+def _describe_form(form: CompiledForm, latency_ms: Interval | None, speedup: Interval | None) -> TimedForm:
+    return TimedForm(
+        name=form.name, precision=form.precision, macs=form.macs, size_bytes=form.artefact.size_bytes,
+        latency_ms=latency_ms, speedup=speedup,
+    )  # fmt: skip
 
 
 def _describe_latency(forms: Mapping[str, TimedForm], target: Target) -> Finding:

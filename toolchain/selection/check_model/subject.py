@@ -1,7 +1,7 @@
 """The model to check: built as the pipeline builds it, with its weights as far as they match."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.models import build
 from toolchain.models.match_names import MIN_MATCHED_SHARE
 from toolchain.models.sources import python_file
-from toolchain.models.weights import Checkpoint, LoadedWeights, load_backbone, read_checkpoint
+from toolchain.models.weights import Checkpoint, LoadedWeights, load_backbone, load_matching, read_checkpoint
 from toolchain.selection.check_model.finding import Finding
 
 DEFAULT_CLASSES = 1000  # of the published models
@@ -99,7 +99,7 @@ def load(spec: ModelSpec, classes: int | None) -> tuple[nn.Module, str, Finding]
         if classes is None and weight is not None and len(weight) != DEFAULT_CLASSES:
             model = build_model(spec, len(weight))
             loaded, state = load_backbone(model, checkpoint, (_find_head(model, len(weight)) or NO_HEAD,))
-        _load_head(model, state)
+        load_matching(model, state)
     except ToolchainError as reason:
         action = "Give the float checkpoint of this model, from before the training diverged."
         return model, checkpoint.source, Finding(check="loads", status="blocks", text=f"{reason}.", action=action)
@@ -127,12 +127,6 @@ def _find_head(model: nn.Module, classes: int) -> str:
         return build.find_head(model, classes)
     except ToolchainError:
         return ""
-
-
-def _load_head(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    matching = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    model.load_state_dict(matching, strict=False)
 
 
 def _describe_built(model: nn.Module) -> Finding:
