@@ -1,5 +1,8 @@
 """Networks as users write them, for tests: the text of a file `net.py` and of a module beside it."""
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -167,6 +170,19 @@ def crashes(classes):
 
 not_a_function = 3
 """
+
+
+@contextlib.contextmanager
+def forget_imports(folder: Path) -> Iterator[None]:
+    """Forget what the block imports from below `folder`, so that the next test imports its own files."""
+    path = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name, module in list(sys.modules.items()):
+            if str(getattr(module, "__file__", "")).startswith(str(folder)):
+                del sys.modules[name]
 
 
 def write(folder: Path) -> Path:

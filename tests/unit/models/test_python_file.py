@@ -19,12 +19,8 @@ from toolchain.models.sources import python_file, user_code
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[Path]:
-    path, modules = list(sys.path), set(sys.modules)
-    yield own_models.write(tmp_path / "mine")
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
+    with own_models.forget_imports(tmp_path):
+        yield own_models.write(tmp_path / "mine")
 
 
 @pytest.fixture

@@ -1,5 +1,8 @@
 """A model that cannot be traced as a whole is traced in parts, and the channels that enter or leave a part stay."""
 
+import contextlib
+import time
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ from toolchain.pruning import groups, partial_tracing, search_space, surgery
 from toolchain.pruning.criteria import magnitude
 from toolchain.pruning.groups import PruningGroup
 from toolchain.pruning.partial_tracing import TraceablePart
+from toolchain.pruning.trace_limit import limit_seconds
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
@@ -143,3 +147,14 @@ def test_tracing_that_takes_too_long_is_ended_and_the_next_one_has_its_time() ->
     traced = groups.trace_channels(model, IMAGE, "39", seconds=1e-3)
     assert "following single channels takes more than" in str(traced.failures[0][1])
     assert not groups.trace_channels(model, IMAGE, "39").failures
+
+
+def test_the_limit_holds_where_the_error_is_caught_on_the_way() -> None:
+    def compute() -> None:
+        with contextlib.suppress(Exception):
+            while time.process_time() < started + 1.0:
+                pass
+
+    started = time.process_time()
+    with pytest.raises(ToolchainError, match="following single channels takes more than"), limit_seconds(0.02):
+        compute()

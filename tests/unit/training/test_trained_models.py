@@ -1,6 +1,7 @@
 """Models that are trained already: their head and class order are kept, and images without labels learn from them."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import own_models
@@ -10,14 +11,17 @@ from conftest import draw, job_of, tiny_recipe
 from safetensors.torch import save_file
 
 from toolchain import pipeline
-from toolchain.config import overrides
+from toolchain.config import overrides, read_config
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
-from toolchain.config.recipe import ModelSpec, Recipe, TrainSpec
+from toolchain.config.recipe import ModelSpec, PruneSpec, Recipe, TrainSpec
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
 from toolchain.models import build, class_order
 from toolchain.models.sources import python_file
+from toolchain.pruning.surgery import Surgery
+from toolchain.report import assemble
+from toolchain.search import place, search_pruning
 from toolchain.training import finetune, loop, pseudo_labels
 
 
@@ -28,8 +32,9 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Path:
-    return own_models.write(tmp_path / "trained")
+def net(tmp_path: Path) -> Iterator[Path]:
+    with own_models.forget_imports(tmp_path):
+        yield own_models.write(tmp_path / "trained")
 
 
 def trained_spec(net: Path, function: str = "residual", **more: object) -> ModelSpec:
@@ -188,3 +193,29 @@ def test_what_torch_cannot_export_is_said_with_its_line_before_anything_is_train
     with pytest.raises(ToolchainError, match=r"cannot be exported .*\(net.py, line \d+: if y.mean\(\) > 0.5:\)"):
         pipeline.export(job_of(recipe, domain=domain, out=tmp_path))
     assert not (tmp_path / "work" / "adapt").exists()
+
+
+def test_nothing_is_ranked_where_nothing_is_pruned(net: Path, domain: Domain, tmp_path: Path) -> None:
+    job = trained_job(trained_spec(net), domain, tmp_path)
+    job = dataclasses.replace(
+        job, recipe=dataclasses.replace(job.recipe, prune=PruneSpec(ratio=0.0, criterion="fisher"))
+    )
+    dense = finetune.run(job, prepare.run(job)[0])
+    plan = search_pruning.run(job, dense)
+    assert plan.surgery == Surgery()
+    assert not (tmp_path / "work" / "gradients").exists()
+
+
+def test_the_placement_of_a_user_s_model_is_timed_anew_when_its_code_changes(net: Path) -> None:
+    model, target = own_models.build(net, "residual"), read_config.read_target("cpu")
+    before = place._compute_key(model, torch.zeros(1, 3, 12, 10), target)
+    layers = net.with_name("user_layers.py")
+    layers.write_text(layers.read_text().replace("torch.relu(x +", "torch.relu(2 * x +"))
+    assert place._compute_key(model, torch.zeros(1, 3, 12, 10), target) != before
+
+
+def test_the_seed_that_was_chosen_stays_chosen_with_images_without_labels(net: Path, tmp_path: Path) -> None:
+    job = trained_job(trained_spec(net, "branches"), unlabelled(tmp_path / "camera", {"x": 30}), tmp_path)
+    data, _ = prepare.run(job)
+    _, labelled = pseudo_labels.run(job, data, finetune.run(job, data))
+    assert [seed["chosen"] for seed in assemble.finetuning(job.recipe, labelled)["seeds"]] == [True]
