@@ -16,8 +16,10 @@ class ModelSpec:
     """A model builder, where its weights come from, and the normalisation that the weights expect."""
 
     __pydantic_config__ = STRICT
-    name: str  # of torchvision, "timm:<name>", or a function of the user's: "net.py:build", "package.module:build"
-    weights: str = ""  # "" random, or as the user's function builds it | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
+    # of torchvision, "timm:<name>", a function of the user's ("net.py:build", "package.module:build"), or an ONNX file
+    name: str
+    # "" random, or as the user's function builds it | "DEFAULT" or another torchvision enum | "zoo:<name>" | a local file
+    weights: str = ""
     arguments: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # for the builder: width_mult, ...
     norm_eps: float | None = None  # epsilon of batch norm; None: the builder's
     padding: Literal["torch", "tensorflow"] = "torch"  # of strided convolutions, as the weights were trained with

@@ -62,7 +62,7 @@ def prepare_job(job: Job) -> Job:
 def _number_classes(job: Job, size: tuple[int, int]) -> Job:
     facts, _ = _read(job, size)
     names = tuple(f"class {index}" for index in range(facts["classes"]))
-    progress.log(f"read: its {len(names)} classes have no names; --labels FILE gives them")
+    progress.log(f"read: the {len(names)} classes of the file have no names; --labels FILE names them")
     return dataclasses.replace(job, domain=dataclasses.replace(job.domain, classes=names, absent_classes="allow"))
 
 

@@ -31,7 +31,7 @@ def resolve(job: Job) -> Job:
         return job
     if not names:
         names = domain.classes or tuple(f"class {index}" for index in range(_count_outputs(spec)))
-        progress.log(f"model: its {len(names)} classes have no names; --labels FILE gives them")
+        progress.log(f"model: the {len(names)} classes of the model have no names; --labels FILE names them")
     return dataclasses.replace(job, domain=dataclasses.replace(domain, classes=names, absent_classes="allow"))
 
 

@@ -27,7 +27,7 @@ CHECKPOINT_FILE = "training.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 EVALUATION_BATCH_SIZE = 256
 DIVERGED_LOSS = 100.0  # mean loss of an epoch; cross-entropy of guessing among a thousand classes is 7
-# on the epoch's first loss, with a teacher: among large logits distillation starts high, and is well while it falls
+# with a teacher, the limit is at least this multiple of the epoch's first loss: with large logits, distillation starts high
 DIVERGED_FACTOR = 2.0
 
 
