@@ -178,6 +178,8 @@ def trace_channels(
 
     Args: as for `find`; `seconds` of processor time for each part, after which it counts as one that cannot be traced.
     """
+    import torch_pruning  # here, because the import takes a second, and replaying a plan does not need it
+
     model = copy.deepcopy(model).eval()  # tracing leaves hooks and gradients behind
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -186,7 +188,7 @@ def trace_channels(
     while pending:
         part = pending.pop(0)
         try:
-            with limit_seconds(seconds):
+            with limit_seconds(seconds, torch_pruning.__name__):
                 part_groups, part_obstacles = _trace(part, head, gradients or {})
             groups += part_groups
             obstacles += part_obstacles
@@ -201,7 +203,7 @@ def _trace(
     part: TraceablePart, head: str, gradients: Mapping[str, GradientMoments]
 ) -> tuple[list[PruningGroup], list[PruningObstacle]]:
     """Return the prunable groups of one part, without those whose channels enter or leave it, and why others stay."""
-    import torch_pruning  # here, because the import takes a second, and replaying a plan does not need it
+    import torch_pruning
 
     window_tensor = next((name for name, _ in _named_tensors(part.module) if WINDOW_ATTENTION_TENSOR in name), None)
     if window_tensor:

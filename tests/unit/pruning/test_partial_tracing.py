@@ -156,5 +156,12 @@ def test_the_limit_holds_where_the_error_is_caught_on_the_way() -> None:
                 pass
 
     started = time.process_time()
-    with pytest.raises(ToolchainError, match="following single channels takes more than"), limit_seconds(0.02):
+    with pytest.raises(ToolchainError, match="following single channels takes more than"), limit_seconds(0.02, __name__):
         compute()
+
+
+def test_the_limit_does_not_raise_in_code_of_another_package() -> None:
+    started = time.process_time()
+    with limit_seconds(0.02, "torch_pruning"):
+        while time.process_time() < started + 0.2:
+            pass
