@@ -1,11 +1,15 @@
 """What [model] says of pixels: read in either range, and one message for what makes no sense."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from toolchain.config import overrides, read_config
+from toolchain.config.recipe import ModelSpec
 from toolchain.core.errors import ToolchainError
 
 
@@ -90,3 +94,18 @@ def test_a_candidates_pixels_are_checked_and_read_alike(tmp_path: Path) -> None:
     assert (read.mean, read.std, read.published) == ((0.5,) * 3, (0.5,) * 3, False)
     with pytest.raises(ToolchainError, match="one: model.std"):
         shortlist("std = [0.0, 1.0, 1.0]")
+
+
+def test_every_line_of_the_page_can_be_pasted(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "pixels.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| ")]
+    pasted = 0
+    for row in rows[rows.index("| weights from | write |") + 1 :]:
+        settings = [text for text in re.findall("`([^`]+)`", row.rsplit("|", 2)[1]) if " = " in text]
+        if settings:
+            read_config.read_recipe(recipe(tmp_path, "\n".join(settings)))
+            pasted += len(settings)
+    assert pasted >= 15
+    named = {name for row in rows for name in re.findall("`(\\w+)`", row.split("|")[1])}
+    spec = {field.name for field in dataclasses.fields(ModelSpec)}
+    assert {"mean", "std", "pixel_values", "order", "resize", "crop_share", "fill", "interpolation"} < named <= spec
