@@ -13,10 +13,12 @@ import torch
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from toolchain.config.recipe import ModelSpec
+from toolchain.config.dataset import Domain
+from toolchain.config.recipe import AugmentSpec, ModelSpec
 from toolchain.core.types import Preprocessing
-from toolchain.data import decoded_dataset, prepare
+from toolchain.data import decoded_dataset, loader, prepare
 from toolchain.edge import manifest, pixels, run, served_pixels, watch
+from toolchain.measure import accuracy
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 PLAIN = Preprocessing(image_size=(48, 48), mode="rgb", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.5))
@@ -190,3 +192,29 @@ def test_pixels_py_needs_nothing_of_the_toolchain(tmp_path: Path, monkeypatch: p
     image = picture((40, 90))
     assert np.array_equal(alone.fit(image, described), served_pixels.fit(image, seen(fit="letterbox", order="bgr")))
     monkeypatch.delitem(sys.modules, "run")
+
+
+def test_training_and_verification_see_the_same_pixels(tmp_path: Path) -> None:
+    for number, (name, shape) in enumerate((name, shape) for name in ("ant", "bee") for shape in SHAPES * 2):
+        (tmp_path / "p" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(shape)).save(tmp_path / "p" / name / f"{number}.png")
+    domain = Domain(name="d", path=str(tmp_path / "p"), image_size=(48, 48))
+    sees = seen(fit="letterbox", order="bgr")
+    data = decoded_dataset.load(domain, sees, tmp_path / "cache")
+    assert np.array_equal(accuracy.read_served_pixels(data, "test"), data.splits["test"].pixels.numpy())
+    smaller = decoded_dataset.decode_at_size(data, (24, 32), tmp_path / "cache")
+    assert np.array_equal(accuracy.read_served_pixels(smaller, "test"), smaller.splits["test"].pixels.numpy())
+    wanted = served_pixels.read(data.splits["val"].files[0], dataclasses.replace(sees, image_size=(24, 32)))
+    assert np.array_equal(smaller.splits["val"].pixels[0].numpy(), wanted)
+
+
+def test_augmentation_knows_which_channel_is_red() -> None:
+    images = torch.from_numpy(np.stack([picture((48, 48))] * 6))
+
+    def batch(order: Any, pixels: torch.Tensor) -> torch.Tensor:
+        train = decoded_dataset.Images(pixels, torch.zeros(6, dtype=torch.int64), (), torch.ones(6))
+        sees = seen(order=order, mean=(0.5,) * 3, std=(0.5,) * 3)
+        data = decoded_dataset.Dataset(("a", "b"), {"train": train}, sees, "d", (0,), "c")
+        return loader._make_batch(data, AugmentSpec(saturation=0.9), torch.arange(6), 3).images
+
+    assert torch.equal(batch("rgb", images).flip(1), batch("bgr", images.flip(3)))
