@@ -8,10 +8,12 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -25,7 +27,7 @@ from toolchain.config.job import make_job
 from toolchain.config.packaging import PackageSpec
 from toolchain.core import files as records
 from toolchain.deploy import cpp_runner
-from toolchain.edge import archive
+from toolchain.edge import archive, pixels
 from toolchain.edge import run as runner
 from toolchain.measure import latency, peak_throughput
 
@@ -203,8 +205,8 @@ def make_coloured(bundle: Path, folder: Path) -> Path:
     return folder
 
 
-def decoded_inputs(printer: list[str], mode: str, path: Path, size: tuple[int, ...]) -> bytes:
-    ended = subprocess.run([*printer, mode, *map(str, size), str(path)], capture_output=True, check=False)
+def decoded_inputs(printer: list[str], mode: str, path: Path, size: tuple[int, ...], *settings: str) -> bytes:
+    ended = subprocess.run([*printer, mode, *map(str, size), *settings, str(path)], capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -220,6 +222,98 @@ def check_inputs(printer: list[str], files: list[Path]) -> None:
 
 def test_inputs_equal_those_of_run_py_bit_for_bit(guarded: Path, tmp_path: Path) -> None:
     check_inputs([str(guarded.parent / "print-input")], images(tmp_path / "images"))
+
+
+WAYS: dict[tuple[str, ...], dict[str, Any]] = {
+    ("order=bgr",): {"order": "bgr"},
+    ("fit=crop", "crop_share=0.875"): {"fit": "crop", "crop_share": 0.875},
+    ("fit=letterbox", "fill=7,7,7", "order=bgr"): {"fit": "letterbox", "fill": [7, 7, 7], "order": "bgr"},
+    ("interpolation=bicubic",): {"interpolation": "bicubic"},
+    ("interpolation=area",): {"interpolation": "area"},
+    ("antialias=no",): {"antialias": False},
+    ("fit=crop", "crop_share=0.9", "antialias=no", "interpolation=bicubic"): {
+        "fit": "crop", "crop_share": 0.9, "antialias": False, "interpolation": "bicubic"
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WAYS, ids="-".join)
+def test_pixels_as_other_weights_expect_them_are_the_same_too(
+    words: tuple[str, ...], guarded: Path, tmp_path: Path
+) -> None:
+    printer = [str(guarded.parent / "print-input")]
+    for path in [path for path in images(tmp_path / "images")[::5] if path.suffix != ".npy"]:
+        for mode in ("gray", "rgb"):
+            for size in ((20, 30), (40, 40)):
+                preprocess = {"mode": mode, "image_size": size, "mean": MEAN, "std": STD, **WAYS[words]}
+                wanted = runner.prepare(path, preprocess).tobytes()
+                assert decoded_inputs(printer, mode, path, size, *words) == wanted, (path, mode, size)
+
+
+def test_a_bundle_says_what_its_weights_expect(bundle: Path, program: Path, tmp_path: Path) -> None:
+    files = [path for path in images(tmp_path / "images") if not path.name.startswith("colour_")][::7]
+    shutil.copytree(bundle, other := tmp_path / "other")
+    shutil.copyfile(pixels.__file__, other / "pixels.py")
+    manifest = records.read_json(bundle / "manifest.json")
+    assert (manifest["schema"], (bundle / "pixels.py").exists()) == (1, False)
+
+    def say(schema: int, **settings: Any) -> None:
+        changed = {**manifest, "schema": schema, "preprocess": {**manifest["preprocess"], **settings}}
+        records.write_json(other / "manifest.json", changed)
+        archive.write_checksums(other)
+
+    say(2, fit="letterbox", fill=[9, 9, 9], interpolation="bicubic")
+    own = subprocess.run([sys.executable, other / "run.py", *files], capture_output=True, text=True, check=True)
+    ended = ask(program, other, *files)
+    assert (ended.returncode, ended.stdout) == (0, own.stdout)
+    assert ended.stdout != ask(program, bundle, *files).stdout
+    for schema, settings, said in (
+        (3, {}, "has schema 3"),
+        (2, {"gamma": 2.2}, "gamma is not known to this program; build a newer one"),
+        (2, {"fit": "tile"}, "fit tile is not known to this program"),
+        (2, {"interpolation": "lanczos"}, "interpolation lanczos is not known"),
+        (2, {"fit": "crop", "crop_share": 0.0}, "crop_share is not from"),
+        (2, {"fit": "letterbox", "fill": [9, 9, 256]}, "fill is above 255"),
+    ):
+        say(schema, **settings)
+        refused = ask(program, other, files[0])
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    (other / "pixels.py").unlink()
+    say(2, fit="letterbox")
+    refused = subprocess.run([sys.executable, other / "run.py", files[0]], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "pixels.py, which this model needs, is not listed in SHA256SUMS" in refused.stderr
+
+
+def test_folders_standard_input_and_help(bundle: Path, program: Path, tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/1.png", "a.png", "b/c/3.png", "b/.hidden.png", ".d/4.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), len(name)).save(tmp_path / "in" / name)
+    (tmp_path / "empty").mkdir()
+    names = f"{tmp_path}/in/b\r\n\n{tmp_path}/in/a.png\n{tmp_path}/nothing.png\n"
+    for words, given in (([tmp_path / "in"], ""), (["-"], names), ([tmp_path / "empty"], ""), (["-"], "")):
+        run_py = subprocess.run(
+            [sys.executable, bundle / "run.py", *words], input=given, capture_output=True, text=True, check=False
+        )
+        ended = subprocess.run([program, bundle, *words], input=given, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (run_py.returncode, run_py.stdout), words
+        assert len(ended.stderr.splitlines()) == len(run_py.stderr.splitlines()) <= 1
+        assert ended.stdout.count("\n") == {"in": 5, "-": 4 if given else 0}.get(Path(words[0]).name, 0)
+    for word in ("--help", "-h"):
+        helped = ask(program, word)
+        assert (helped.returncode, helped.stderr) == (0, "")
+        assert "usage: edge-runner BUNDLE" in helped.stdout
+        assert max(map(len, helped.stdout.splitlines())) <= 120
+
+
+def test_an_image_too_narrow_to_crop_is_refused(guarded: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "tall.npy", np.zeros((60_000, 1, 3), np.uint8))
+    words = ["rgb", "224", "224", "fit=crop", "crop_share=0.1", str(tmp_path / "tall.npy")]
+    ended = ask(guarded.parent / "print-input", *words)
+    assert ended.returncode == 2
+    assert "60000x1 pixels (height x width), too narrow to fit to 224x224" in ended.stderr
 
 
 def test_photographs_become_the_same_inputs_too(guarded: Path, sets: Path) -> None:

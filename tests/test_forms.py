@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.deploy import c_array
-from toolchain.edge import archive
+from toolchain.edge import archive, served_pixels
 from toolchain.edge import run as runner
 from toolchain.export.passes import camera_input
 from toolchain.measure import latency, machine
@@ -145,6 +146,41 @@ def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], 
     shape = (*frame, 3) if mode == "rgb" else frame
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     wanted = np.maximum(0, runner.normalise(runner.fit_size(pixels, (24, 40)), sees.mean, sees.std))
+    given = session.run(pixels.reshape(1, *frame, -1))[0]
+    off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
+    assert off.max() < 1.01
+    assert (off > 0.01).mean() < 0.05
+
+
+@pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30), (90, 40), (24, 60)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"order": "bgr"},
+        {"fit": "crop", "crop_share": 0.875, "interpolation": "bicubic"},
+        {"fit": "letterbox", "fill": (9, 80, 250), "order": "bgr"},
+        {"interpolation": "area"},
+        {"antialias": False},
+        {"fit": "letterbox", "antialias": False, "interpolation": "bicubic", "mode": "gray"},
+        {"mean": (103.9 / 255, 0.4, 0.5), "std": (1 / 255,) * 3},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+@pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
+def test_a_frame_in_the_graph_becomes_what_run_py_makes_of_it(
+    runtime: str, settings: dict[str, Any], frame: tuple[int, int], tmp_path: Path
+) -> None:
+    sees = dataclasses.replace(SEES, **settings)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
+    body = helper.make_graph([helper.make_node("Abs", ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
+    camera_input.fold_preprocessing(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
+    onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
+    room = registry.load_module("runtimes", runtime)
+    session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
+    shape = (*frame, 3) if sees.mode == "rgb" else frame
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    wanted = np.abs(runner.normalise(served_pixels.fit(pixels, sees), sees.mean, sees.std))
     given = session.run(pixels.reshape(1, *frame, -1))[0]
     off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
     assert off.max() < 1.01

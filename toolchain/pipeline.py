@@ -20,7 +20,7 @@ from toolchain.export import export_variants, quantize_onnx, read_onnx
 from toolchain.export.runtime import load_runtime
 from toolchain.gates import data_source, ship_decision
 from toolchain.measure import accuracy, latency, machine
-from toolchain.models import build, class_order
+from toolchain.models import build, class_order, published_pixels
 from toolchain.pruning import prune, recover, sparsify
 from toolchain.quantization import quantize
 from toolchain.report import onnx_results, write
@@ -71,7 +71,7 @@ def export(job: Job) -> dict[str, Any]:
         torch.set_flush_denormal(True)
         with step("select"):
             job, ranking = select_model.resolve_auto_model(job)
-            job = class_order.resolve(job)
+            job = class_order.resolve(published_pixels.resolve(job))
         with step("data"):
             data, joined = prepare.run(job)
             origin = data_source.describe(job.domain, job.images)
@@ -125,7 +125,7 @@ def export_onnx_file(job: Job) -> dict[str, Any]:
     Raises:
         ToolchainError: wrong input or environment; finished steps stay in the stage cache and are not done again.
     """
-    job = read_onnx.prepare_job(job)
+    job = published_pixels.resolve(read_onnx.prepare_job(job))
     decided, seconds = check_environment(job), dict[str, float]()
     step = partial(_run_step, ONNX_STEPS, seconds)
     with files.lock_folder(job.folder, wait=False):
@@ -177,6 +177,7 @@ def adapt(job: Job) -> dict[str, Any]:
         )
     with files.lock_folder(job.out / recipe.name, wait=False):
         torch.set_flush_denormal(True)
+        job = published_pixels.resolve(job)
         data, joined = prepare.run(job)
         job, advice = reuse_advice.resolve_auto_reuse(job, data, timed=False)
         reuse_depths.announce(advice)

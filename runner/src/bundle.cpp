@@ -1,5 +1,7 @@
 #include "bundle.h"
 
+#include <algorithm>
+#include <set>
 #include <sstream>
 
 #include "error.h"
@@ -61,7 +63,42 @@ std::array<float, 3> read_channels(const JsonValue& value) {
   return {static_cast<float>(items[0].number()), static_cast<float>(items[1].number()), static_cast<float>(items[2].number())};
 }
 
+// The place of a value among those that are known. Throws Error for any other: to ignore it would mean other predictions.
+std::size_t choose(const JsonValue& value, const std::string& key, const std::vector<std::string>& known) {
+  if (!value.has(key)) return 0;
+  const std::string given = value[key].string();
+  const auto place = std::find(known.begin(), known.end(), given);
+  if (place == known.end()) throw Error("manifest.json: preprocess: " + key + " " + given + " is not known to this program; build a newer one");
+  return static_cast<std::size_t>(place - known.begin());
+}
+
+void check_keys(const JsonValue& value) {
+  static const std::set<std::string> known = {"image_size", "mode", "mean", "std", "resize", "scale", "fit", "crop_share", "fill",
+                                              "interpolation", "antialias", "order"};
+  for (const std::string& key : value.keys()) {
+    if (!known.count(key)) throw Error("manifest.json: preprocess: " + key + " is not known to this program; build a newer one");
+  }
+}
+
+// What stands in a manifest of schema 2 only, where it is not the default.
+void read_fitting(const JsonValue& value, Preprocess& preprocess) {
+  preprocess.fitting = static_cast<Fitting>(choose(value, "fit", {"stretch", "crop", "letterbox"}));
+  preprocess.resampling.interpolation = static_cast<Interpolation>(choose(value, "interpolation", {"bilinear", "bicubic", "area"}));
+  preprocess.resampling.antialias = !value.has("antialias") || value["antialias"].boolean();
+  preprocess.blue_first = choose(value, "order", {"rgb", "bgr"}) == 1;
+  if (value.has("crop_share")) preprocess.crop_share = value["crop_share"].number();
+  if (!(preprocess.crop_share > 0.01 && preprocess.crop_share <= 1)) throw Error("manifest.json: preprocess: crop_share is not from 0.01 to 1");
+  if (!value.has("fill")) return;
+  const std::vector<JsonValue> levels = value["fill"].items();
+  if (levels.size() != 3) throw Error("manifest.json: preprocess: fill: expected red, green and blue");
+  for (std::size_t c = 0; c < 3; ++c) {
+    if (levels[c].count() > 255) throw Error("manifest.json: preprocess: fill is above 255");
+    preprocess.fill[c] = static_cast<std::uint8_t>(levels[c].count());
+  }
+}
+
 Preprocess read_preprocess(const JsonValue& value) {
+  check_keys(value);
   const std::vector<JsonValue> sides = value["image_size"].items();
   if (sides.size() != 2) throw Error("manifest.json: preprocess: image_size: expected height and width");
   Preprocess preprocess;
@@ -78,13 +115,14 @@ Preprocess read_preprocess(const JsonValue& value) {
   for (const float deviation : preprocess.std) {
     if (!(deviation > 0)) throw Error("manifest.json: preprocess: std is not above 0");
   }
+  read_fitting(value, preprocess);
   return preprocess;
 }
 
 void read_manifest(Bundle& bundle) {
   const JsonValue manifest = parse_json(bundle.files["manifest.json"], "manifest.json");
   const double schema = manifest["schema"].number();
-  if (schema != 1) throw Error("manifest.json has schema " + std::to_string(schema) + "; this program reads 1");
+  if (schema != 1 && schema != 2) throw Error("manifest.json has schema " + std::to_string(schema) + "; this program reads 1 and 2");
   bundle.accepted = !manifest.has("accepted") || manifest["accepted"].boolean();
   bundle.runtime = manifest["runtime"].string();
   bundle.runtime_built = manifest["runtime_version"][bundle.runtime].string();

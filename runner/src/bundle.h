@@ -23,7 +23,7 @@ struct Bundle {
   std::vector<std::vector<float>> golden_logits;
 };
 
-// Throws Error, naming the file, where one is missing, was changed, or is not as a manifest of schema 1 says.
+// Throws Error, naming the file, where one is missing, was changed, or is not as a manifest of schema 1 or 2 says.
 Bundle load_bundle(const std::string& folder);
 
 }  // namespace edge

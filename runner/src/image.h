@@ -32,7 +32,21 @@ Image apply_orientation(Image image, unsigned orientation);
 
 Image convert_channels(Image image, std::size_t channels);
 
-// Bilinear with antialiasing, in the fixed point of Pillow's `resize`: width first, then height, as run.py does.
-Image resize(Image image, const Size& size);
+enum class Interpolation { kBilinear, kBicubic, kArea };
+
+// How run.py and pixels.py resize: width first, then height, in the fixed point of Pillow's `resize`.
+struct Resampling {
+  Interpolation interpolation = Interpolation::kBilinear;
+  bool antialias = true;  // false: each new pixel is made of the nearest two or four, in each direction
+};
+
+// A part of an image: where it begins, and its size.
+struct Window {
+  std::size_t top = 0, left = 0;
+  Size size;
+};
+
+// Resizes the whole image to `size`, of which only the window is made.
+Image resize(Image image, const Size& size, const Window& window, const Resampling& resampling);
 
 }  // namespace edge

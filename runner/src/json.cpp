@@ -53,6 +53,13 @@ std::vector<JsonValue> JsonValue::items() const {
   return values;
 }
 
+std::vector<std::string> JsonValue::keys() const {
+  if (!value_->is_object()) fail("an object");
+  std::vector<std::string> names;
+  for (const auto& entry : value_->items()) names.push_back(entry.key());
+  return names;
+}
+
 std::string JsonValue::string() const {
   if (!value_->is_string()) fail("a string");
   return value_->get<std::string>();

@@ -17,6 +17,7 @@ class JsonValue {
   JsonValue operator[](const std::string& key) const;
   bool has(const std::string& key) const;  // never throws
   std::vector<JsonValue> items() const;
+  std::vector<std::string> keys() const;  // of an object
   std::string string() const;
   bool boolean() const;
   double number() const;

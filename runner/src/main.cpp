@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 #include <numeric>
 
@@ -19,19 +20,22 @@ using Clock = std::chrono::steady_clock;
 
 constexpr const char* kUsage =
     "usage: edge-runner BUNDLE [--self-test] [--time SECONDS] [--frame HEIGHTxWIDTH] [--logits] [--not-accepted] [FILE ...]\n"
+    "Classifies images with the model in a bundle.\n"
     "  BUNDLE       the unpacked folder; every file is hashed and the golden outputs are compared before anything else\n"
-    "  FILE         PNG, JPEG, PGM, PPM, .npy, or .raw as a camera gives it; one JSON line each\n"
+    "  FILE         PNG, JPEG, PGM, PPM, .npy, or .raw as a camera gives it; one JSON line each. A folder stands for all\n"
+    "               files below it, - for standard input, which names a file or folder in each line\n"
     "  --self-test  one JSON line with the verdict, exit status 0 or 1\n"
     "  --time       latency of one inference, measured for so long\n"
     "  --frame      size of .raw files; the network's, if left out\n"
     "  --logits     adds the logits, one number a class\n"
     "  --not-accepted  runs a bundle that missed a budget, to look at it\n"
+    "  --help       prints this\n"
     "Exit status: 0 fine, 1 the bundle is not as it was built or missed a budget, 2 wrong input.\n";
 
 struct Options {
   std::string bundle;
   std::vector<std::string> files;
-  bool self_test = false, logits = false, not_accepted = false;
+  bool self_test = false, logits = false, not_accepted = false, help = false;
   double seconds = 0;
   edge::Size frame;
 };
@@ -54,6 +58,9 @@ Options parse_options(const std::vector<std::string>& words) {
     };
     if (word == "--self-test") {
       options.self_test = true;
+    } else if (word == "--help" || word == "-h") {
+      options.help = true;
+      return options;
     } else if (word == "--logits") {
       options.logits = true;
     } else if (word == "--not-accepted") {
@@ -176,6 +183,32 @@ void print_latency(const Bundle& bundle, Model& model, double seconds) {
   std::cout << text << edge::quote_json(bundle.runtime + " " + edge::runtime_version()) << "}" << std::endl;
 }
 
+// Calls `classify` with each file that a name stands for, in the order of run.py.
+template <typename Classify>
+void for_each_file(const std::string& name, const Classify& classify) {
+  namespace fs = std::filesystem;
+  if (name == "-") {
+    for (std::string line; std::getline(std::cin, line);) {
+      if (!line.empty() && line.back() == '\r') line.pop_back();
+      if (!line.empty() && line != "-") for_each_file(line, classify);
+      if (!std::cout) return;
+    }
+    return;
+  }
+  std::error_code failed;
+  std::vector<fs::path> files;
+  if (fs::is_directory(name, failed)) {
+    const auto options = fs::directory_options::skip_permission_denied;
+    for (fs::recursive_directory_iterator entry(name, options, failed), end; !failed && entry != end; entry.increment(failed)) {
+      std::error_code gone;
+      if (entry->path().filename().string().front() != '.' && fs::is_regular_file(entry->path(), gone)) files.push_back(entry->path());
+    }
+    std::sort(files.begin(), files.end());
+  }
+  if (files.empty()) classify(name);
+  for (const fs::path& file : files) classify(file.string());
+}
+
 int run(const Options& options) {
   Bundle bundle;
   std::unique_ptr<Model> model;
@@ -204,7 +237,8 @@ int run(const Options& options) {
     std::cerr << "error: " << edge::escape_for_terminal(message) << std::endl;
     status = 2;
   };
-  for (const std::string& file : options.files) {
+  const auto classify = [&](const std::string& file) {
+    if (!std::cout) return;
     try {
       const edge::Size frame = options.frame.height ? options.frame : bundle.preprocess.size;
       const std::vector<float>& logits = model->infer(edge::read_input(file, bundle.preprocess, frame));
@@ -216,8 +250,8 @@ int run(const Options& options) {
     } catch (const std::exception& reason) {  // the runtime's own
       report(file + ": " + reason.what());
     }
-    if (!std::cout) break;
-  }
+  };
+  for (const std::string& name : options.files) for_each_file(name, classify);
   if (!std::cout.flush()) {
     std::cerr << "error: cannot write the predictions" << std::endl;
     return 2;
@@ -229,7 +263,12 @@ int run(const Options& options) {
 
 int main(int count, char** words) {
   try {
-    return run(parse_options({words + 1, words + count}));
+    const Options options = parse_options({words + 1, words + count});
+    if (options.help) {
+      std::cout << kUsage << std::flush;
+      return 0;
+    }
+    return run(options);
   } catch (const std::exception& reason) {
     std::cerr << "error: " << reason.what() << std::endl;
     return 2;

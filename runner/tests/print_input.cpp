@@ -6,9 +6,40 @@
 #include "error.h"
 #include "preprocess.h"
 
+namespace {
+
+// Whether a word is a setting and not a file.
+bool take_setting(const std::string& word, edge::Preprocess& preprocess) {
+  const auto value = [&word](const char* key) {
+    return word.rfind(key, 0) == 0 ? word.substr(std::string(key).size()) : std::string();
+  };
+  if (!value("fit=").empty()) {
+    preprocess.fitting = value("fit=") == "crop" ? edge::Fitting::kCrop : edge::Fitting::kLetterbox;
+  } else if (!value("crop_share=").empty()) {
+    preprocess.crop_share = std::strtod(value("crop_share=").c_str(), nullptr);
+  } else if (!value("fill=").empty()) {
+    unsigned red = 0, green = 0, blue = 0;
+    if (std::sscanf(word.c_str(), "fill=%u,%u,%u", &red, &green, &blue) != 3) return false;
+    preprocess.fill = {static_cast<std::uint8_t>(red), static_cast<std::uint8_t>(green), static_cast<std::uint8_t>(blue)};
+  } else if (!value("interpolation=").empty()) {
+    preprocess.resampling.interpolation =
+        value("interpolation=") == "bicubic" ? edge::Interpolation::kBicubic : edge::Interpolation::kArea;
+  } else if (word == "antialias=no") {
+    preprocess.resampling.antialias = false;
+  } else if (word == "order=bgr") {
+    preprocess.blue_first = true;
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace
+
 int main(int count, char** words) {
   if (count < 5) {
-    std::fputs("usage: print-input gray|rgb HEIGHT WIDTH FILE ...\n", stderr);
+    std::fputs("usage: print-input gray|rgb HEIGHT WIDTH [fit=crop] [crop_share=0.875] [fill=1,2,3] [interpolation=bicubic] [antialias=no] "
+               "[order=bgr] FILE ...\n", stderr);
     return 2;
   }
   edge::Preprocess preprocess;
@@ -16,8 +47,9 @@ int main(int count, char** words) {
   preprocess.size = {std::strtoul(words[2], nullptr, 10), std::strtoul(words[3], nullptr, 10)};
   preprocess.mean = {0.5f, 0.4f, 0.3f};
   preprocess.std = {0.5f, 0.3f, 0.2f};
-  int status = 0;
-  for (int i = 4; i < count; ++i) {
+  int status = 0, first = 4;
+  while (first < count && take_setting(words[first], preprocess)) ++first;
+  for (int i = first; i < count; ++i) {
     try {
       const std::vector<float> input = edge::read_input(words[i], preprocess, preprocess.size);
       std::fwrite(input.data(), sizeof(float), input.size(), stdout);

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from toolchain.config import model_reference, validation
+from toolchain.config import model_reference, pixel_settings, validation
 from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec, Recipe
 from toolchain.config.shortlist import Shortlist
@@ -36,8 +36,8 @@ CLASS_BY_KIND: Mapping[registry.ConfigKind, type] = {
 def read_recipe(name: str) -> Recipe:
     """Read a recipe by name, or by path to a .toml file."""
     recipe: Recipe = _read("recipes", name)
-    teacher = recipe.teacher and _resolve_files(recipe.teacher, name)
-    return dataclasses.replace(recipe, model=_resolve_files(recipe.model, name), teacher=teacher)
+    teacher = recipe.teacher and _resolve_model(recipe.teacher, name)
+    return dataclasses.replace(recipe, model=_resolve_model(recipe.model, name), teacher=teacher)
 
 
 def read_target(name: str) -> Target:
@@ -56,14 +56,18 @@ def read_shortlist(name: str) -> Shortlist:
     """Read a shortlist by name, or by path to a .toml file."""
     shortlist: Shortlist = _read("shortlists", name)
     candidates = (
-        dataclasses.replace(candidate, model=_resolve_files(candidate.model, name))
+        dataclasses.replace(candidate, model=_resolve_model(candidate.model, name))
         for candidate in shortlist.candidates
     )
     return dataclasses.replace(shortlist, candidates=tuple(candidates))
 
 
-def _resolve_files(model: ModelSpec, file_name: str) -> ModelSpec:
-    """Look for a model's files beside the TOML file that names them; leave a path as it is where there is none."""
+def _resolve_model(model: ModelSpec, file_name: str) -> ModelSpec:
+    """Look for a model's files beside the TOML file that names them, and bring mean and std to pixels in 0..1.
+
+    A path is left as it is where there is no such file.
+    """
+    model = pixel_settings.to_unit_range(model)
     folder = Path(file_name).parent
     if not file_name.endswith(".toml"):
         return model
@@ -95,6 +99,7 @@ def _read(kind: registry.ConfigKind, name: str) -> Any:
     if schema != SCHEMA:
         raise ToolchainError(f"{path}: schema = {schema!r}; this version reads schema = {SCHEMA}")
     content.setdefault("name", path.stem)
+    pixel_settings.mark_given(content)
     return validate(kind, content, str(path))
 
 

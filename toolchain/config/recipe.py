@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from toolchain.core.types import ADDED_LATER
+from toolchain.core.types import ADDED_LATER, ChannelOrder, Interpolation
 
 STRICT = {"extra": "forbid"}  # for pydantic in read_config.py: an unknown key in a file is an error
 CalibrationMethod = Literal["minmax", "percentile", "mse"]  # how a range is computed from the observed values
@@ -23,11 +23,24 @@ class ModelSpec:
     arguments: Mapping[str, int | float | bool | str] = field(default_factory=dict)  # for the builder: width_mult, ...
     norm_eps: float | None = None  # epsilon of batch norm; None: the builder's
     padding: Literal["torch", "tensorflow"] = "torch"  # of strided convolutions, as the weights were trained with
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in `pixel_values`, in `order`
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     # "keep": the model is trained already; its head gives the classes in the order of `labels`
     head: Literal["new", "keep"] = field(default="new", metadata=ADDED_LATER)
     labels: str = field(default="", metadata=ADDED_LATER)  # text file with a class name a line, in the head's order
+    # the range that mean and std are given in; read as 0..1
+    pixel_values: Literal["0..1", "0..255"] = field(default="0..1", metadata=ADDED_LATER)
+    order: ChannelOrder = field(default="rgb", metadata=ADDED_LATER)  # of the channels that the network expects
+    # how an image becomes as large as the input; "weights": as the published weights were validated
+    resize: Literal["stretch", "crop", "letterbox", "weights"] = field(default="stretch", metadata=ADDED_LATER)
+    crop_share: float | None = field(default=None, metadata=ADDED_LATER)  # input / resized shorter side; None: 0.875
+    # grey level, or red, green, blue, of the bars of a letterbox; None: 114
+    fill: int | tuple[int, int, int] | None = field(default=None, metadata=ADDED_LATER)
+    # None: bilinear, or as the published weights have it
+    interpolation: Interpolation | None = field(default=None, metadata=ADDED_LATER)
+    antialias: bool | None = field(default=None, metadata=ADDED_LATER)  # None: yes
+    # take mean, std and interpolation from published weights; None: where neither mean nor std is given
+    published: bool | None = field(default=None, compare=False)
     licence: str = field(default="", compare=False)  # of the weights, for the manifest, LICENCES.md and the SBOM
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from toolchain.config import budget_limits
+from toolchain.config import budget_limits, pixel_settings
 from toolchain.config.dataset import Domain
 from toolchain.config.packaging import C_ARRAY_FORM, PackageSpec
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, Recipe, TrainSpec
@@ -112,8 +112,8 @@ def _recipe_rules(value: Recipe) -> Rules:
             f"quantize.search_seconds = {value.quantize.search_seconds}: must not be negative; 0 for no search",
         ),
         *_auto_rules(value),
-        (len(value.model.mean) == len(value.model.std) == 3, "model.mean and model.std need three numbers each"),
-        (all(channel > 0 for channel in value.model.std), f"model.std = {value.model.std}: must be above 0"),
+        *pixel_settings.check(value.model, "model"),
+        *(pixel_settings.check_teacher(value.teacher) if value.teacher else ()),
         image_size_rule("image_size", value.image_size),
         *_prune_rules(value.prune, value.recover.epochs),
         (value.model.norm_eps is None or value.model.norm_eps > 0, "model.norm_eps must be above 0"),
@@ -291,11 +291,9 @@ def _shortlist_rules(value: Shortlist) -> Rules:
         (bool(names), "no [[candidates]]; give at least one"),
         *((names.count(name) == 1, f"two candidates have the name {name!r}") for name in names),
         *(
-            (
-                len(candidate.model.mean) == len(candidate.model.std) == 3,
-                f"{candidate.name}: model.mean and model.std need three numbers each",
-            )
+            rule
             for candidate in value.candidates
+            for rule in pixel_settings.check(candidate.model, f"{candidate.name}: model")
         ),
     ]
 

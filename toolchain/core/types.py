@@ -4,12 +4,15 @@ Standard library only, because every package imports this module.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 JsonObject = Mapping[str, Any]  # an object as it was read from JSON
 ColourMode = Literal["gray", "rgb"]
+ChannelOrder = Literal["rgb", "bgr"]
+Fitting = Literal["stretch", "crop", "letterbox"]
+Interpolation = Literal["bilinear", "bicubic", "area"]
 Precision = Literal["f32", "bf16", "int8"]
 NetworkName = Literal["dense", "pruned"]
 # metadata of a dataclass field that came later: at its default it is left out of cache keys, so that older caches hold
@@ -22,8 +25,15 @@ class Preprocessing:
 
     image_size: tuple[int, int]  # height, width
     mode: ColourMode
-    mean: tuple[float, ...]  # of pixels in 0..1
+    mean: tuple[float, ...]  # of pixels in 0..1, in the order of the network's channels
     std: tuple[float, ...]
+    # what follows is as in edge/pixels.py, and in a manifest only where it differs
+    fit: Fitting = field(default="stretch", metadata=ADDED_LATER)
+    crop_share: float = field(default=1.0, metadata=ADDED_LATER)  # of the shorter side, for fit = "crop"
+    fill: tuple[int, int, int] = field(default=(114, 114, 114), metadata=ADDED_LATER)  # red, green, blue of the bars
+    interpolation: Interpolation = field(default="bilinear", metadata=ADDED_LATER)
+    antialias: bool = field(default=True, metadata=ADDED_LATER)
+    order: ChannelOrder = field(default="rgb", metadata=ADDED_LATER)  # of the network's channels
 
 
 @dataclass(frozen=True, kw_only=True)

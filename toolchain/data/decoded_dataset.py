@@ -24,7 +24,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data import dataset_files
 from toolchain.data.splits import SPLITS, Split, check_split
-from toolchain.edge import run
+from toolchain.edge import run, served_pixels
 
 # only what decides pixels: a change elsewhere in the runner, such as to a message, does not retrain anything
 DECODER_VERSION = (
@@ -37,7 +37,9 @@ DECODER_VERSION = (
 class Images:
     """One split in memory."""
 
-    pixels: Tensor  # uint8 [images, height, width] for gray, [images, height, width, 3] for rgb
+    pixels: (
+        Tensor  # uint8 [images, height, width], or [images, height, width, 3] in the order of the network's channels
+    )
     labels: Tensor  # int64 [images]
     files: tuple[Path, ...]
     loss_weights: Tensor  # float32 [images]: weight of each image in the loss
@@ -93,8 +95,12 @@ class Dataset:
 
 
 def pixel_cache_key(files_digest: str, preprocess: Preprocessing, on_corrupt: str) -> str:
-    """Return the cache key of decoded pixels: the files, the input size and colour mode, and the decoder's version."""
-    return files.digest(files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
+    """Return the cache key of decoded pixels: the files, how they are fitted to the input, and the decoder's version."""
+    key = (files_digest, preprocess.image_size, preprocess.mode, on_corrupt, DECODER_VERSION)
+    if served_pixels.is_stretched(preprocess):
+        return files.digest(*key)
+    anyhow = dataclasses.replace(preprocess, mean=(), std=())  # which decide nothing before the pixels are normalised
+    return files.digest(*key, anyhow, served_pixels.list_sources(preprocess))
 
 
 def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
@@ -131,12 +137,16 @@ def load(domain: Domain, preprocess: Preprocessing, cache: Path) -> Dataset:
 
 
 def decode_at_size(data: Dataset, size: tuple[int, int], cache: Path) -> Dataset:
-    """Decode the same images from their files at another size (height, width); the pixels are kept under `cache`.
+    """Decode the same images from their files at another size (height, width), as `decode_as`."""
+    return decode_as(data, dataclasses.replace(data.preprocess, image_size=size), cache)
+
+
+def decode_as(data: Dataset, preprocess: Preprocessing, cache: Path) -> Dataset:
+    """Decode the same images from their files in another way; the pixels are kept under `cache`.
 
     Raises:
         ToolchainError: a file cannot be read any more.
     """
-    preprocess = dataclasses.replace(data.preprocess, image_size=size)
     key = pixel_cache_key(data.digest, preprocess, "fail")
     folder = cache / "pixels" / key
     splits = {}
@@ -165,7 +175,7 @@ def decode_files(
 
     Args:
         paths: the image files.
-        preprocess: input size (height, width) and colour mode.
+        preprocess: input size (height, width), colour mode, and how an image is fitted to them.
         target: the .npy file; a .json file beside it lists the corrupt files and marks the array as complete.
         on_corrupt: whether a corrupt file is an error or left out.
 
@@ -183,7 +193,7 @@ def decode_files(
     with progress.show_bar(f"decode {target.stem}", len(paths)) as bar:
         for index, path in enumerate(paths):
             try:
-                images.append(run.fit_size(run.read_image(path, preprocess.mode), preprocess.image_size))
+                images.append(served_pixels.read(path, preprocess))
             except run.Refused as reason:
                 if on_corrupt == "fail":
                     raise ToolchainError(

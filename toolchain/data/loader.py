@@ -97,8 +97,11 @@ def _make_batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) ->
     labels = labels * images.loss_weights[rows, None]  # so that mixing images mixes their weights, too
     if any(vars(augment).values()):
         planes = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        blue_first = pixels.ndim == 4 and data.preprocess.order == "bgr"
+        planes = planes.flip(1) if blue_first else planes  # augmentation knows which channel is red
         augmented = augmentation.transform(planes.float(), augment, generator)
         augmented, labels = augmentation.mix(augmented, labels, augment, generator)
+        augmented = augmented.flip(1) if blue_first else augmented
         pixels = augmented.squeeze(1) if pixels.ndim == 3 else augmented.permute(0, 2, 3, 1)
     weights = labels.sum(1)
     return TrainingBatch(normalise(pixels, data.preprocess), labels / weights[:, None], weights)

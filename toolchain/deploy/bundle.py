@@ -21,7 +21,7 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.splits import Split
 from toolchain.deploy import drift_reference, npz, packaged_forms, sbom, signing
 from toolchain.deploy.packaged_forms import PackagedForms
-from toolchain.edge import archive, manifest, watch
+from toolchain.edge import archive, manifest, pixels, served_pixels, watch
 from toolchain.edge import run as board_runner
 from toolchain.export.export_variants import Variant
 from toolchain.export.runtime import load_runtime
@@ -122,6 +122,8 @@ def _write_files(shipment: Shipment, forms: PackagedForms, folder: Path) -> None
     files.write_text(folder / "LICENCES.md", _list_licences(facts))
     shutil.copyfile(board_runner.__file__, folder / "run.py")
     shutil.copyfile(watch.__file__, folder / "watch.py")
+    if not served_pixels.is_stretched(data.preprocess):
+        shutil.copyfile(pixels.__file__, folder / "pixels.py")
 
 
 def remove(out: Path) -> None:
@@ -196,7 +198,7 @@ def _make_manifest(
     preprocess: Preprocessing = data.preprocess
     model_files = variant.artefact.files
     return {
-        "schema": manifest.SCHEMA,
+        "schema": manifest.PLAIN_SCHEMA if served_pixels.is_stretched(preprocess) else manifest.SCHEMA,
         "precision": variant.precision,
         "precision_hint": "bf16" if variant.precision == "bf16" else "f32",
         "model": {
@@ -209,8 +211,8 @@ def _make_manifest(
         "input": {"name": "input", "dtype": "float32", "layout": "NCHW", "shape": [1, 3, *preprocess.image_size]},
         "output": {"name": "logits", "dtype": "float32", "shape": [1, len(data.classes)]},
         "preprocess": {
-            **files.to_jsonable(preprocess),
-            "resize": "stretch, bilinear with antialiasing",
+            **served_pixels.describe(preprocess),
+            "resize": served_pixels.describe_resizing(preprocess),
             "scale": "pixels / 255",
         },
         "classes": list(data.classes),

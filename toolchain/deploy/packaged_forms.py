@@ -21,7 +21,7 @@ from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Artefact, Preprocessing
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.deploy import c_array, cpp_runner, npz
-from toolchain.edge import run
+from toolchain.edge import run, served_pixels
 from toolchain.edge.manifest import PackagedForm, TensorSpec
 from toolchain.export.export_variants import Variant
 from toolchain.export.passes import camera_input
@@ -144,7 +144,7 @@ class _FormComparison:
         frames = np.stack([run.fit_size(run.read_image(image, preprocess.mode), size) for image in images])
         runtime = load_runtime(self.target.runtime)
         session = runtime.open(self.variant.artefact.path, threads=1, precision=self.variant.precision)
-        resized = [run.fit_size(frame, preprocess.image_size) for frame in frames]
+        resized = [served_pixels.fit(frame, preprocess) for frame in frames]
         self.expected = np.concatenate(
             [session.run(run.normalise(pixels, preprocess.mean, preprocess.std)[None]) for pixels in resized]
         )

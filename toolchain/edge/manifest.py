@@ -1,7 +1,8 @@
 """The manifest of a bundle: its files, inputs and outputs, accuracy and provenance, as one checked value.
 
 It is an interface: boards, pipelines and programs in other languages read it. `toolchain schema manifest` prints its JSON
-schema. New keys keep the schema number; it goes up when an existing key changes its meaning.
+schema. New keys keep the schema number; it goes up when an existing key changes its meaning. Schema 2 is written where
+images are not only stretched (see edge/pixels.py), so that a program that knows schema 1 alone refuses the bundle.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from toolchain.config.target import QuantScheme
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import IntegerCoverage, Interval, Precision, Preprocessing
 
-SCHEMA = 1
+SCHEMA = 2
+PLAIN_SCHEMA = 1  # of a manifest whose images are only stretched
 STRICT = ConfigDict(extra="forbid")
 
 
@@ -103,7 +105,7 @@ class Manifest:
     """Everything that is known about a bundle, except what changes from day to day, such as latencies."""
 
     __pydantic_config__ = STRICT
-    schema: Literal[1]
+    schema: Literal[1, 2]
     release: int = 0  # counted up by whoever ships; a board refuses an older one
     recipe: str
     target: str
@@ -154,6 +156,8 @@ def check_schema(content: Any, where: Path) -> None:
         ToolchainError: it has another schema.
     """
     given = content.get("schema") if isinstance(content, dict) else None
-    if given != SCHEMA:
+    if type(given) is not int or not PLAIN_SCHEMA <= given <= SCHEMA:
         newer = "; a newer toolchain wrote it: upgrade this one" if isinstance(given, int) and given > SCHEMA else ""
-        raise ToolchainError(f"{where}: manifest schema {given!r}; this version reads {SCHEMA}{newer}")
+        raise ToolchainError(
+            f"{where}: manifest schema {given!r}; this version reads {PLAIN_SCHEMA} to {SCHEMA}{newer}"
+        )

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Classify images with the model in this bundle. Travels in the bundle as run.py.
 
-    python run.py image.png frame.npy ...       print one JSON line per image; a folder stands for all files in it
+    python run.py image.png frame.npy ...       print one JSON line per image; a folder: all in it; -: names on stdin
     python run.py --self-test                   check every file's hash and the golden outputs; exit 0 or 1
     python run.py --watch counts.json camera/   also count image statistics and predictions for `toolchain drift`
 
@@ -17,6 +17,7 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
     del sys.path[0]  # this folder: a file in it must not be imported in place of a library
 
 import argparse
+import functools
 import hashlib
 import importlib.util
 import json
@@ -28,6 +29,7 @@ import numpy as np
 
 LONGEST_NAME = 255
 LARGEST_PICTURE = 100_000_000  # pixels; a larger image is treated as a decompression bomb
+STRETCHED = {"image_size", "mode", "mean", "std", "resize", "scale"}  # keys of `preprocess` that need no pixels.py
 
 
 class Refused(Exception):
@@ -83,11 +85,24 @@ def normalise(pixels, mean, std):
     return np.ascontiguousarray(np.moveaxis(pixels * scale - shift, -1, -3), dtype=np.float32)
 
 
-def denormalise(image, mean, std, mode):
-    """Return the uint8 pixels that the network's input, float32 [1, 3, height, width], was made of."""
-    unit = np.moveaxis(image[0], 0, -1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
-    pixels = np.rint(unit * 255).clip(0, 255).astype(np.uint8)
-    return pixels[..., 0] if mode == "gray" else pixels
+@functools.lru_cache(maxsize=None)
+def load_beside(name):
+    """Import another file of the bundle."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().with_name(name + ".py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def fit(pixels, preprocess, path=""):
+    """Bring uint8 pixels to the size and channel order that the network sees, by pixels.py if stretching is not all."""
+    if STRETCHED.issuperset(preprocess):
+        return fit_size(pixels, preprocess["image_size"])
+    beside = load_beside("pixels")
+    try:
+        return beside.fit(pixels, preprocess)
+    except (ImportError, beside.NotFitted) as reason:
+        raise Refused(f"{path}: {reason}") from reason
 
 
 def prepare(path, preprocess):
@@ -111,14 +126,13 @@ def prepare(path, preprocess):
             if not np.isfinite(pixels).all():
                 raise Refused(f"{path} holds NaN or infinite values")
             return pixels
-        modes = {2: "gray", 3: "rgb"}
-        expected = (preprocess["mode"], np.uint8)
-        if (modes.get(pixels.ndim), pixels.dtype) != expected or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        given = ({2: "gray", 3: "rgb"}.get(pixels.ndim), pixels.dtype)
+        if given != (preprocess["mode"], np.uint8) or (pixels.ndim == 3 and pixels.shape[2] != 3):
             raise Refused(
                 f"{path} holds {pixels.dtype} {pixels.shape}; accepted are uint8 [height, width] for gray, uint8 "
                 f"[height, width, 3] for rgb (this model: {preprocess['mode']}), or float32 (1, 3, {size[0]}, {size[1]})"
             )
-    return normalise(fit_size(pixels, size), preprocess["mean"], preprocess["std"])[None]
+    return normalise(fit(pixels, preprocess, path), preprocess["mean"], preprocess["std"])[None]
 
 
 def check_files(folder):
@@ -149,9 +163,7 @@ def _onnxruntime(manifest, path):
     options.intra_op_num_threads = manifest["threads"]
     options.inter_op_num_threads = 1
     disabled = ["WeightBiasQuantization"]  # it would quantize layers that were left in float
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-    )
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"], disabled_optimizers=disabled)
     name = session.get_inputs()[0].name
     return lambda image: session.run(None, {name: image})[0]
 
@@ -160,11 +172,9 @@ def _openvino(manifest, path):
     import openvino
 
     hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": "1",
-        "INFERENCE_NUM_THREADS": manifest["threads"],
+        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": manifest["threads"],
         "INFERENCE_PRECISION_HINT": manifest["precision_hint"],
-    }
+    }  # fmt: skip
     core = openvino.Core()
     if path.suffix == ".blob":
         compiled = core.import_model(path.read_bytes(), "CPU", hints)
@@ -256,8 +266,6 @@ def self_test_forms(folder, manifest, listed):
 
 
 def _installed_version(runtime):
-    import importlib
-
     return importlib.import_module(runtime).__version__
 
 
@@ -278,21 +286,19 @@ def open_counters(path, folder, manifest, listed):
         raise Refused(f"--watch {path!r}: give a file, such as counts.json")
     if not {"watch.py", "watch.npz"} <= set(listed):
         raise Refused("--watch needs watch.py and watch.npz, which SHA256SUMS does not list; this bundle cannot watch")
-    spec = importlib.util.spec_from_file_location("watch", folder / "watch.py")
-    watch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(watch)
-    bundle = hashlib.sha256((folder / "SHA256SUMS").read_bytes()).hexdigest()
-    edges = watch.read_bin_edges(folder / watch.REFERENCE_FILE)
+    watch = load_beside("watch")
     try:
-        return watch.Counters(path, bundle, edges, len(manifest["classes"]))
+        return watch.open_counters(path, folder, len(manifest["classes"]))
     except watch.CounterFileError as reason:
         raise Refused(f"{reason}; move {path} away to start counting anew") from reason
 
 
 def list_files(names):
-    """Yield files in the order given; a folder stands for all files below it, by name, or for itself if it has none."""
+    """Yield files as given; a folder stands for the files below it, or itself without any; - for the lines of stdin."""
     for name in names:
-        if os.path.isdir(name):  # noqa: PTH112  false for a path that cannot be read; `prepare` says why
+        if name == "-":
+            yield from list_files(line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        elif os.path.isdir(name):  # noqa: PTH112  false for a path that cannot be read; `prepare` says why
             files = sorted(path for path in Path(name).rglob("*") if path.is_file() and not path.name.startswith("."))
             yield from map(str, files or [name])
         else:
@@ -311,19 +317,15 @@ def classify_files(names, manifest, model, counts):
             continue
         logits = model(image)[0]
         print(json.dumps({"file": name, **classify(logits, manifest)}))
-        if counts:
-            try:
-                counts.add(denormalise(image, preprocess["mean"], preprocess["std"], preprocess["mode"]), logits)
-            except type(counts).error as reason:  # classify on, even if the disk is full
-                print(f"error: {reason}", file=sys.stderr)
-                status = 2
+        if counts and not counts.add_input(image, logits, preprocess):
+            status = 2
     return status
 
 
 def main(arguments=None):
     """Run the command line; return the exit status: 0 done, 1 self-test failed, 2 wrong input."""
     parser = argparse.ArgumentParser(description="Classify images with the model in this bundle; one JSON line each.")
-    parser.add_argument("files", nargs="*", help="images (need Pillow), .npy files, or folders of them")
+    parser.add_argument("files", nargs="*", help="images (need Pillow), .npy files, folders; -: names on stdin")
     parser.add_argument("--self-test", action="store_true", help="check hashes and golden outputs; print PASS or FAIL")
     parser.add_argument("--watch", metavar="COUNTS", help="count image statistics and predictions in this JSON file")
     parser.add_argument("--not-accepted", action="store_true", help="run a bundle that missed a budget, to look at it")
@@ -336,6 +338,8 @@ def main(arguments=None):
         manifest = json.loads((folder / "manifest.json").read_text())
         if not (manifest.get("accepted", True) or options.not_accepted):
             raise Refused("this model missed a budget and was not accepted; --not-accepted runs it all the same")
+        if not (STRETCHED.issuperset(manifest["preprocess"]) or "pixels.py" in listed):
+            raise Refused("pixels.py, which this model needs, is not listed in SHA256SUMS; flash the bundle again")
         model = open_model(folder, manifest, listed)
         worst, images = self_test(folder, manifest, model)
         passed, skipped = self_test_forms(folder, manifest, listed) if options.self_test else ([], [])
@@ -348,22 +352,18 @@ def main(arguments=None):
             + (f"; also passed: {', '.join(passed)}" if passed else "")
             + (f"; not run: {', '.join(skipped)}" if skipped else "")
         )
-    counts = None
+    counts, status = None, 2
     try:
         counts = open_counters(options.watch, folder, manifest, listed)
         if counts:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        return classify_files(options.files, manifest, model, counts)
+        status = classify_files(options.files, manifest, model, counts)
     except Refused as reason:
         print(f"error: {reason}", file=sys.stderr)
-        return 2
     finally:
-        if counts:  # Ctrl-C and SIGTERM end here too
-            try:
-                counts.close()
-            except type(counts).error as reason:
-                print(f"error: {reason}", file=sys.stderr)
-                return 2
+        if counts and not counts.finish():  # Ctrl-C and SIGTERM end here too
+            status = 2
+    return status
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ Needs numpy only, and runs on the old Pythons that boards have.
 """
 
 import errno
+import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,19 @@ def read_bin_edges(reference):
         return {name: arrays["edges_" + name] for name in READINGS}
 
 
+def open_counters(path, folder, classes):
+    """Return the counters in `path` of the bundle in `folder`, whose model has `classes` classes."""
+    bundle = hashlib.sha256((Path(folder) / "SHA256SUMS").read_bytes()).hexdigest()
+    return Counters(path, bundle, read_bin_edges(Path(folder) / REFERENCE_FILE), classes)
+
+
+def denormalise(image, mean, std, mode):
+    """Return the uint8 pixels that the network's input, float32 [1, 3, height, width], was made of."""
+    unit = np.moveaxis(image[0], 0, -1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    pixels = np.rint(unit * 255).clip(0, 255).astype(np.uint8)
+    return pixels[..., 0] if mode == "gray" else pixels
+
+
 class Counters:
     """Histograms of one bundle's readings and predictions, kept in one file."""
 
@@ -122,6 +137,24 @@ class Counters:
         self.unwritten += 1
         if self.unwritten >= IMAGES_PER_WRITE:
             self.save()
+
+    def add_input(self, image, logits, preprocess):
+        """Count one input of the network, float32 [1, 3, height, width]; return whether that went well, and say if not."""
+        try:
+            self.add(denormalise(image, preprocess["mean"], preprocess["std"], preprocess["mode"]), logits)
+        except CounterFileError as reason:  # the caller classifies on, even if the disk is full
+            print(f"error: {reason}", file=sys.stderr)
+            return False
+        return True
+
+    def finish(self):
+        """Close the file; return whether that went well, and say if not."""
+        try:
+            self.close()
+        except CounterFileError as reason:
+            print(f"error: {reason}", file=sys.stderr)
+            return False
+        return True
 
     def close(self):
         """Write the counts and release the file's lock."""

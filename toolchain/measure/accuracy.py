@@ -22,6 +22,7 @@ from toolchain.core.types import IntegerCoverage, Interval, NetworkName, Preproc
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.splits import Split
 from toolchain.edge import run as runner
+from toolchain.edge import served_pixels
 from toolchain.export.export_variants import ExportedVariant, Variant
 from toolchain.export.runtime import load_runtime
 from toolchain.measure import machine, torch_parity
@@ -95,8 +96,7 @@ def read_served_pixels(dataset: Dataset, split: Split) -> np.ndarray:
     rows = []
     with progress.show_bar(f"verify: read original files of {split}", len(images)) as bar:
         for file in images.files:
-            pixels = runner.read_image(file, dataset.preprocess.mode)
-            rows.append(runner.fit_size(pixels, dataset.preprocess.image_size))
+            rows.append(served_pixels.read(file, dataset.preprocess))
             bar.step()
     served = np.stack(rows)
     if not np.array_equal(served, images.pixels.numpy()):

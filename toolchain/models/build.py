@@ -241,12 +241,18 @@ def renormalize_input(model: nn.Module, preprocess: Preprocessing, spec: ModelSp
         preprocess: how the student's images are normalised.
         spec: says how the teacher's images must be normalised.
     """
-    if (preprocess.mean, preprocess.std) == (spec.mean, spec.std):
+    swapped = (
+        preprocess.order != spec.order
+    )  # gray images, whose three channels are alike, too: what counts is the mean
+    if (preprocess.mean, preprocess.std, swapped) == (spec.mean, spec.std, False):
         return model
-    student_std, teacher_std = torch.tensor(preprocess.std), torch.tensor(spec.std)
+    student_mean, student_std = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    teacher_std = torch.tensor(spec.std)
+    if swapped:
+        student_mean, student_std = student_mean.flip(0), student_std.flip(0)
     scale = (student_std / teacher_std).view(1, 3, 1, 1)
-    shift = ((torch.tensor(preprocess.mean) - torch.tensor(spec.mean)) / teacher_std).view(1, 3, 1, 1)
-    model.register_forward_pre_hook(lambda _, inputs: (inputs[0] * scale + shift,))
+    shift = ((student_mean - torch.tensor(spec.mean)) / teacher_std).view(1, 3, 1, 1)
+    model.register_forward_pre_hook(lambda _, inputs: ((inputs[0].flip(1) if swapped else inputs[0]) * scale + shift,))
     return model
 
 

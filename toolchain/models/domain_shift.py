@@ -22,9 +22,10 @@ from toolchain.config.dataset import Domain
 from toolchain.config.recipe import ModelSpec
 from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
-from toolchain.data import dataset_files
-from toolchain.edge import run
-from toolchain.models import build
+from toolchain.core.types import Preprocessing
+from toolchain.data import dataset_files, prepare
+from toolchain.edge import run, served_pixels
+from toolchain.models import build, published_pixels
 from toolchain.models.domain_classifier import proxy_a_distance
 
 MAX_IMAGES = 256  # per domain
@@ -108,11 +109,14 @@ def measure(
         raise ToolchainError(
             f"{spec.name} has no pretrained weights to measure a distance from; give some with --weights file"
         )
+    spec = published_pixels.resolve_model(spec)
     model, head, _ = build.build_with_new_head(spec, 2, seed=0)
     model.eval()
-    target_images = _load_images(domain, image_size, cache)
+    target_images = _load_images(domain, prepare.describe_pixels(spec, image_size, domain.mode), cache)
     target = _collect(model, head, target_images, spec)
-    source_images = _load_images(source, image_size, cache) if source else None
+    source_images = None
+    if source:
+        source_images = _load_images(source, prepare.describe_pixels(spec, image_size, source.mode), cache)
     known = _collect(model, head, source_images, spec) if source_images is not None else None
     statistics = _statistics_distance(target, model, head, target_images, spec) if target.layers else None
     features = _feature_distance(target.features, known.features) if known else None
@@ -129,15 +133,15 @@ def measure(
     )
 
 
-def _load_images(domain: Domain, image_size: tuple[int, int], cache: Path) -> np.ndarray:
-    """Return a random sample of training images: uint8 [images, height, width] or [images, height, width, 3]."""
+def _load_images(domain: Domain, preprocess: Preprocessing, cache: Path) -> np.ndarray:
+    """Return a random sample of training images as the model sees them: uint8 [images, height, width(, 3)]."""
     files = dataset_files.find_images(domain, cache).files["train"]
     images: list[np.ndarray] = []
     for index in np.random.default_rng(0).permutation(len(files)):
         if len(images) == MAX_IMAGES:
             break
         try:
-            images.append(run.fit_size(run.read_image(files[index], domain.mode), image_size))
+            images.append(served_pixels.read(files[index], preprocess))
         except run.Refused:  # the checks of the dataset report it
             continue
     if len(images) < MIN_IMAGES:

@@ -6,6 +6,7 @@ from typing import Any
 
 from toolchain.config import model_reference
 from toolchain.config.job import Job
+from toolchain.config.recipe import ModelSpec
 from toolchain.core import files
 from toolchain.core.run_report import BASELINE
 from toolchain.core.types import NetworkName
@@ -102,7 +103,7 @@ def manifest_facts(results: RunResults) -> dict[str, Any]:
         "provenance": {
             # the digest says which weights they are; their path is private and differs between checkouts
             "model": {
-                **files.to_jsonable(results.job.recipe.model),
+                **_describe_model(results.job.recipe.model),
                 "name": model_reference.public_name(results.job.recipe.model.name),
                 "weights": weights["source"],
             },
@@ -121,6 +122,11 @@ def manifest_facts(results: RunResults) -> dict[str, Any]:
             "versions": machine.versions(results.job.target),
         },
     }
+
+
+def _describe_model(model: ModelSpec) -> dict[str, Any]:
+    """Return what a recipe says of its model, without the settings that came later and have their default."""
+    return {**files.to_jsonable(model, compared=True), "licence": model.licence}
 
 
 def _placement_of(variant: Variant, results: RunResults) -> dict[str, Any]:

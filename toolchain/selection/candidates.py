@@ -8,7 +8,7 @@ from toolchain.config.recipe import ModelSpec
 from toolchain.config.shortlist import Candidate, MayShip
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
-from toolchain.models import build, weights
+from toolchain.models import build, published_pixels, weights
 from toolchain.models.sources import timm_hub, torchvision_hub
 
 DEFAULT_SHORTLIST = "small"
@@ -35,7 +35,7 @@ def resolve(names: Sequence[str]) -> list[Candidate]:
         )
     by_content = dict[str, Candidate]()
     for name in names:
-        for candidate in map(_note_missing_weights, _resolve_name(name)):
+        for candidate in map(_prepare, _resolve_name(name)):
             by_content.setdefault(files.digest(candidate.model, candidate.reuse), candidate)
     candidates = list(by_content.values())
     unique_names = [candidate.name for candidate in candidates]
@@ -77,6 +77,12 @@ def _without_weights(candidate: Candidate) -> Candidate:
     return dataclasses.replace(candidate, name=name, model=model, trained_on="", may_ship="unknown")
 
 
+def _prepare(candidate: Candidate) -> Candidate:
+    """Return a candidate with the pixels of its published weights."""
+    candidate = _note_missing_weights(candidate)
+    return dataclasses.replace(candidate, model=published_pixels.resolve_model(candidate.model, candidate.name))
+
+
 def _note_missing_weights(candidate: Candidate) -> Candidate:
     """Mark a candidate without weights as free to ship, unless its file says something else."""
     if candidate.model.weights or candidate.model.licence or candidate.may_ship != "unknown":
@@ -104,5 +110,7 @@ def _read_timm_model(name: str) -> Candidate:
         may_ship = "yes"
     elif "nc" in card.licence.split("-"):  # non-commercial
         may_ship = "no"
-    model = ModelSpec(name=name, weights=LIBRARY_DEFAULT_WEIGHTS, mean=card.mean, std=card.std, licence=card.licence)
+    model = ModelSpec(
+        name=name, weights=LIBRARY_DEFAULT_WEIGHTS, mean=card.mean, std=card.std, published=True, licence=card.licence
+    )
     return Candidate(name=name, model=model, trained_on=card.training_tag, may_ship=may_ship)

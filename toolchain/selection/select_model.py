@@ -5,7 +5,8 @@ that no other one beats in both.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ import torch
 from toolchain.config import budget_limits
 from toolchain.config.dataset import Domain
 from toolchain.config.job import Job
-from toolchain.config.recipe import ReuseSpec
+from toolchain.config.recipe import ModelSpec, ReuseSpec
 from toolchain.config.shortlist import Candidate, is_auto
 from toolchain.config.target import Target
 from toolchain.core import files, progress, statistics
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
-from toolchain.data import decoded_dataset
+from toolchain.data import decoded_dataset, prepare
 from toolchain.data.decoded_dataset import Dataset
 from toolchain.measure import machine, untrained_latency
 from toolchain.measure.untrained_latency import UntrainedLatency, UntrainedNetwork
@@ -89,7 +90,10 @@ def rank_candidates(
     data, work = decoded_dataset.load(domain, preprocess, out / "data"), out / "work"
     _check_image_counts(data)
     networks = dict[str, UntrainedNetwork]()
-    rows = [_score_candidate(candidate, data, work, networks) for candidate in models]
+    rows = [
+        _score_candidate(candidate, partial(_decode_for, candidate.model, data, out / "data"), work, networks)
+        for candidate in models
+    ]
     latencies, errors = untrained_latency.time_networks(networks, target, work)
     for row in rows:
         row["error"] = row["error"] or errors.get(row["name"], "")
@@ -111,7 +115,8 @@ def rank_candidates(
     if layers:
         best, _ = ranking.pick_best(ranked)
         candidate = next(candidate for candidate in models if candidate.name == best["name"])
-        advice = reuse_advice.advise(candidate.name, candidate.model, data, work, target)
+        seen = _decode_for(candidate.model, data, out / "data")
+        advice = reuse_advice.advise(candidate.name, candidate.model, seen, work, target)
         ranked["advice"] = files.to_jsonable(advice)
     return ranked
 
@@ -138,8 +143,15 @@ def _count_training_images(data: Dataset) -> list[int]:
     return counts
 
 
+def _decode_for(model: ModelSpec, data: Dataset, cache: Path) -> Dataset:
+    """Return the dataset with the pixels that a model expects; its mean and std belong to the model and do not count."""
+    described = prepare.describe_pixels(model, data.preprocess.image_size, data.preprocess.mode)
+    described = dataclasses.replace(described, mean=data.preprocess.mean, std=data.preprocess.std)
+    return data if described == data.preprocess else decoded_dataset.decode_as(data, described, cache)
+
+
 def _score_candidate(
-    candidate: Candidate, data: Dataset, work: Path, networks: dict[str, UntrainedNetwork]
+    candidate: Candidate, decode: Callable[[], Dataset], work: Path, networks: dict[str, UntrainedNetwork]
 ) -> dict[str, Any]:
     """Return a candidate's row without its costs, and add the network to time to `networks`."""
     row: dict[str, Any] = {
@@ -149,6 +161,7 @@ def _score_candidate(
         "parameters": None, "rank": None, "front": False, "error": "",
     }  # fmt: skip
     try:
+        data = decode()
         # built first, so that a wrong model, block or image size is reported before a minute is spent
         model = build.build_for_image_size(candidate.model, len(data.classes), data.example_input, candidate.reuse)
         network = UntrainedNetwork(model, data.example_input)

@@ -193,9 +193,10 @@ def test_keys_that_are_missing_mistaken_or_locked(tmp_path: Path, monkeypatch: p
 
 
 def test_a_newer_schema_says_what_to_do(tmp_path: Path) -> None:
-    archive = packed(tmp_path, schema=2)
+    archive = packed(tmp_path, schema=3)
     with pytest.raises(
-        ToolchainError, match=r"bundle\S*\.tar.*manifest schema 2; this version reads 1; a newer toolchain wrote it"
+        ToolchainError,
+        match=r"bundle\S*\.tar.*manifest schema 3; this version reads 1 to 2; a newer toolchain wrote it",
     ):
         verify_bundle.check(archive, None, 0)
 

@@ -103,8 +103,8 @@ def test_a_file_that_changed_after_it_was_unpacked_is_named(tmp_path: Path) -> N
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "b")
-    (folder / "manifest.json").write_text('{"schema": 2}')
+    (folder / "manifest.json").write_text('{"schema": 3}')
     sums = "".join(f"{sha256_file(folder / name)}  {name}\n" for name in BODIES)
     (folder / "SHA256SUMS").write_text(sums)
-    with pytest.raises(ToolchainError, match="manifest schema 2; this version reads 1"):
+    with pytest.raises(ToolchainError, match="manifest schema 3; this version reads 1 to 2"):
         archives.read_verified_manifest(folder)

@@ -139,7 +139,10 @@ def fake_timm(**settings: object) -> types.ModuleType:
 
     module.list_models = lambda: ["tiny_net", "tiny_net_2"]  # type: ignore[attr-defined]
     module.create_model = create  # type: ignore[attr-defined]
-    card = types.SimpleNamespace(mean=(0.4,) * 3, std=(0.3,) * 3, license=settings.get("license", "mit"), tag="in1k")
+    card = types.SimpleNamespace(
+        mean=(0.4,) * 3, std=(0.3,) * 3, license=settings.get("license", "mit"), tag="in1k", interpolation="bicubic",
+        crop_pct=settings.get("crop_pct", 0.9), crop_mode=settings.get("crop_mode", "center"),
+    )  # fmt: skip
     module.get_pretrained_cfg = lambda name: card if name != "tiny_net_2" else None  # type: ignore[attr-defined]
     return module
 

@@ -175,6 +175,7 @@ def _check_aspect_ratios(images: Sequence[ImageInfo]) -> list[Finding]:
         return []
     text = (
         f"Aspect ratios differ: width to height is {low:.2f} to {high:.2f} (5th and 95th percentile), and every image is "
-        "stretched to the network's input. Crop them to one aspect ratio if proportions matter."
+        'stretched to the network\'s input unless the recipe says otherwise. If proportions matter, set resize = "crop" or '
+        '"letterbox" in [model].'
     )
     return [Finding(severity="warning", kind="shapes", text=text)]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError, first_line
+from toolchain.core.types import Fitting
+from toolchain.models.sources.published_transforms import INTERPOLATIONS, PublishedTransforms
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 PREFIX = "timm:"
@@ -111,6 +113,20 @@ def read_card(name: str) -> ModelCard:
         licence=str(config.license or ""),
         training_tag=str(config.tag or ""),
     )
+
+
+def read_transforms(name: str) -> PublishedTransforms | None:
+    """Return how the images of the published weights of `timm:<name>` were prepared; None where there are none."""
+    config = import_timm().get_pretrained_cfg(_strip_prefix(name))
+    if config is None:
+        return None
+    share, mode = float(config.crop_pct), config.crop_mode or "center"
+    fit: Fitting | None = "crop" if mode == "center" else "stretch" if mode == "squash" and share == 1 else None
+    return PublishedTransforms(
+        source=f"timm {_strip_prefix(name)}", mean=tuple(config.mean), std=tuple(config.std),
+        interpolation=INTERPOLATIONS.get(config.interpolation), fit=fit, crop_share=share,
+        words=f"crop_pct {share:g}, crop_mode {mode}",
+    )  # fmt: skip
 
 
 def _strip_prefix(name: str) -> str:

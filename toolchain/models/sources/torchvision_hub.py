@@ -8,6 +8,7 @@ from torch import Tensor
 
 from toolchain.core import registry
 from toolchain.core.errors import ToolchainError
+from toolchain.models.sources.published_transforms import INTERPOLATIONS, PublishedTransforms
 from toolchain.models.sources.torchvision_import import import_torchvision
 
 
@@ -42,6 +43,22 @@ def download_weights(model_name: str, weights: str) -> Mapping[str, Tensor]:
             "file: WEIGHTS=file or --weights file, in `select` with a shortlist"
         ) from reason
     return {renew_name(name): tensor for name, tensor in state.items()}
+
+
+def read_transforms(model_name: str, weights: str) -> PublishedTransforms | None:
+    """Return how the images of published weights were prepared; None for names that torchvision does not have."""
+    if model_name not in list_models():
+        return None
+    enum = import_torchvision().models.get_model_weights(model_name)
+    if weights not in enum.__members__ and weights != "DEFAULT":
+        return None  # whoever downloads them says which there are
+    transforms = enum[weights].transforms()
+    crop, resized = transforms.crop_size[0], transforms.resize_size[0]
+    return PublishedTransforms(
+        source=f"torchvision {model_name} {weights}", mean=tuple(transforms.mean), std=tuple(transforms.std),
+        interpolation=INTERPOLATIONS.get(transforms.interpolation.value), fit="crop", crop_share=crop / resized,
+        words=f"resize {resized}, crop {crop}",
+    )  # fmt: skip
 
 
 def renew_name(name: str) -> str:
