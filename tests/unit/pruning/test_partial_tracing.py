@@ -156,7 +156,10 @@ def test_the_limit_holds_where_the_error_is_caught_on_the_way() -> None:
                 pass
 
     started = time.process_time()
-    with pytest.raises(ToolchainError, match="following single channels takes more than"), limit_seconds(0.02, __name__):
+    with (
+        pytest.raises(ToolchainError, match="following single channels takes more than"),
+        limit_seconds(0.02, __name__),
+    ):
         compute()
 
 
