@@ -119,11 +119,11 @@ def _write_files(shipment: Shipment, forms: PackagedForms, folder: Path) -> None
     files.write_json(folder / sbom.FILE_NAME, sbom.build(manifest.parse(files.to_jsonable(content), folder)))
     files.write_text(folder / "surgery.json", json.dumps(files.to_jsonable(shipment.surgery), sort_keys=True) + "\n")
     files.write_text(folder / "labels.txt", "\n".join(data.classes) + "\n")
-    files.write_text(folder / "LICENCES.md", _list_licences(facts))
-    shutil.copyfile(board_runner.__file__, folder / "run.py")
-    shutil.copyfile(watch.__file__, folder / "watch.py")
-    if not served_pixels.is_stretched(data.preprocess):
-        shutil.copyfile(pixels.__file__, folder / "pixels.py")
+    scripts = [board_runner, watch, *([] if served_pixels.is_stretched(data.preprocess) else [pixels])]
+    names = [Path(script.__file__).name for script in scripts]
+    files.write_text(folder / "LICENCES.md", _list_licences(facts, names))
+    for script, name in zip(scripts, names, strict=True):
+        shutil.copyfile(script.__file__, folder / name)
 
 
 def remove(out: Path) -> None:
@@ -223,12 +223,12 @@ def _make_manifest(
     }
 
 
-def _list_licences(facts: Mapping[str, Any]) -> str:
+def _list_licences(facts: Mapping[str, Any], scripts: list[str]) -> str:
     provenance = facts["provenance"]
     unknown = "not stated; find out before you ship this bundle"
     return (
         "# Licences\n\n"
         f"- Pretrained weights ({provenance['weights'] or 'none'}): {provenance['weights_licence'] or unknown}\n"
         f"- Images that the model was fine-tuned on: {provenance['data_licence'] or unknown}\n"
-        "- run.py, watch.py: the licence of the toolchain\n"
+        f"- {', '.join(scripts)}: the licence of the toolchain\n"
     )

@@ -192,3 +192,13 @@ def test_a_file_may_have_the_name_of_a_module_that_is_loaded(net: Path) -> None:
     twin.write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(2, 2)\n")
     assert isinstance(own_models.build(twin, "build"), nn.Linear)
     assert hasattr(importlib.import_module("json"), "loads")
+
+
+def test_two_models_with_different_helpers_of_one_name_are_refused(net: Path, tmp_path: Path) -> None:
+    own_models.build(net, "residual")
+    other = own_models.write(tmp_path / "other")
+    other = other.rename(other.with_name("teacher_net.py"))
+    with pytest.raises(ToolchainError, match=r"lies beside user_layers\.py.*is loaded already.*rename one"):
+        own_models.build(other, "residual")
+    other.write_text("from torch import nn\n\n\ndef build():\n    return nn.Linear(2, 2)\n")  # imports no helper
+    assert isinstance(own_models.build(other, "build"), nn.Linear)

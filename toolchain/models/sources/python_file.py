@@ -157,6 +157,11 @@ def _import_file(path: Path) -> ModuleType:
     name = path.stem if loaded is None and path.stem.isidentifier() else f"user_model_{files.digest(str(path))}"
     if name in sys.modules:
         return sys.modules[name]
+    if clash := user_code.find_clash(path.parent):
+        raise ToolchainError(
+            f"{path} lies beside {clash[0]}, and another module of that name is loaded already, {clash[1]}: two models of one "
+            "job cannot have helper modules of one name; rename one"
+        )
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None

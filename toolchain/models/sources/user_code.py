@@ -1,5 +1,6 @@
 """Where the code of the user's model lies: the line that an error came from, and a hash of everything that was imported."""
 
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -8,6 +9,8 @@ from types import ModuleType
 from torch import nn
 
 from toolchain.core import files, registry
+
+IMPORTED_NAME = re.compile(r"^\s*(?:import|from)\s+(\w+)", re.MULTILINE)
 
 
 def describe_line(error: BaseException, folder: Path) -> str:
@@ -41,6 +44,21 @@ def find_folder(model: nn.Module) -> Path | None:
     """Return the folder of the user's code that a model's classes come from; None for a model of a library."""
     folders = (_source_folder(sys.modules.get(type(module).__module__)) for module in model.modules())
     return next((folder for folder in folders if folder is not None), None)
+
+
+def find_clash(folder: Path) -> tuple[str, Path] | None:
+    """Return a module that files in `folder` import, and the file of another folder that is loaded under its name already.
+
+    Python would take the loaded one without a word.
+    """
+    sources = sorted(folder.glob("*.py"))
+    imported = {name for source in sources for name in IMPORTED_NAME.findall(source.read_text(errors="replace"))}
+    for source in (*sources, *sorted(folder.glob("*/__init__.py"))):
+        name = source.stem if source.parent == folder else source.parent.name
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        if loaded and name in imported and not _is_installed(Path(loaded)) and not _lies_in(loaded, folder):
+            return source.name if source.parent == folder else f"{name}/", Path(loaded)
+    return None
 
 
 def _source_folder(module: ModuleType | None) -> Path | None:
