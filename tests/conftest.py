@@ -22,6 +22,10 @@ from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, QuantizeSpec, 
 from toolchain.config.target import Target
 from toolchain.measure import latency, peak_throughput
 
+# before anything imports OpenVINO: its converter reports every conversion to its maker, in ten processes forked from this
+# one, each of which waits 3 s where the network swallows packets. `runtimes.openvino.library` turns it off for users.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
