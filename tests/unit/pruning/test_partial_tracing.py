@@ -1,6 +1,7 @@
 """A model that cannot be traced as a whole is traced in parts, and the channels that enter or leave a part stay."""
 
 import contextlib
+import signal
 import time
 
 import pytest
@@ -143,10 +144,11 @@ def test_networks_that_shuffle_channels_or_shift_windows_prune_and_run(name: str
 
 
 def test_tracing_that_takes_too_long_is_ended_and_the_next_one_has_its_time() -> None:
-    model = nn.Sequential(*(nn.Conv2d(16 if number else 3, 16, 3, 1, 1) for number in range(40))).eval()
-    traced = groups.trace_channels(model, IMAGE, "39", seconds=1e-3)
+    layers = [nn.Conv2d(16 if number else 3, 16, 3, 1, 1) for number in range(300)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 8 * 8, 5)).eval()  # a second of tracing
+    traced = groups.trace_channels(model, IMAGE, "301", seconds=1e-3)
     assert "following single channels takes more than" in str(traced.failures[0][1])
-    assert not groups.trace_channels(model, IMAGE, "39").failures
+    assert not groups.trace_channels(model, IMAGE, "301").failures
 
 
 def test_the_limit_holds_where_the_error_is_caught_on_the_way() -> None:
@@ -161,6 +163,13 @@ def test_the_limit_holds_where_the_error_is_caught_on_the_way() -> None:
         limit_seconds(0.02, __name__),
     ):
         compute()
+
+
+def test_no_signal_is_sent_that_could_end_the_process() -> None:
+    handler = signal.getsignal(signal.SIGVTALRM)
+    with limit_seconds(60.0, __name__):
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) == signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) == handler
 
 
 def test_the_limit_does_not_raise_in_code_of_another_package() -> None:
