@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import PIL
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor
 
 from toolchain.config.dataset import Domain
-from toolchain.core import files, progress
-from toolchain.core.errors import ToolchainError
+from toolchain.core import files
 from toolchain.core.types import Preprocessing
 from toolchain.data import dataset_files
+from toolchain.data.decoded_files import decode_files
 from toolchain.data.splits import SPLITS, Split, check_split
 from toolchain.edge import run, served_pixels
 
@@ -166,46 +165,3 @@ def decode_as(data: Dataset, preprocess: Preprocessing, cache: Path) -> Dataset:
 def _hash_pixels(images: Images, rows: Sequence[int]) -> str:
     """Return the SHA-256 of the pixels of some images."""
     return hashlib.sha256(images.pixels[list(rows)].numpy().tobytes()).hexdigest()
-
-
-def decode_files(
-    paths: Sequence[Path], preprocess: Preprocessing, target: Path, on_corrupt: Literal["fail", "skip"]
-) -> tuple[np.ndarray, set[int]]:
-    """Decode and resize image files into one array, which is kept at `target` and read from there the next time.
-
-    Args:
-        paths: the image files.
-        preprocess: input size (height, width), colour mode, and how an image is fitted to them.
-        target: the .npy file; a .json file beside it lists the corrupt files and marks the array as complete.
-        on_corrupt: whether a corrupt file is an error or left out.
-
-    Returns:
-        Pixels of the readable files, uint8 [files, height, width] or [files, height, width, 3], and the indices of the
-        corrupt ones.
-
-    Raises:
-        ToolchainError: a file is corrupt and `on_corrupt` is "fail", or no file can be read.
-    """
-    marker = target.with_suffix(".json")
-    if marker.exists():
-        return np.load(target, mmap_mode="c"), set(files.read_json(marker))
-    images, corrupt = [], set()
-    with progress.show_bar(f"decode {target.stem}", len(paths)) as bar:
-        for index, path in enumerate(paths):
-            try:
-                images.append(served_pixels.read(path, preprocess))
-            except run.Refused as reason:
-                if on_corrupt == "fail":
-                    raise ToolchainError(
-                        f'{reason}; repair or remove it, or set on_corrupt = "skip" in the domain (--on-corrupt skip)'
-                    ) from reason
-                corrupt.add(index)
-            bar.step()
-    if not images:
-        raise ToolchainError(
-            f"none of the {len(paths)} images for {target.stem} can be read; `toolchain check-data` says why for each file"
-        )
-    with files.open_atomic(target) as out:
-        np.save(out, np.stack(images))
-    files.write_json(marker, sorted(corrupt))
-    return np.load(target, mmap_mode="c"), corrupt

@@ -18,7 +18,8 @@ from toolchain.config.recipe import JoinSpec
 from toolchain.core import files, registry
 from toolchain.core.errors import ToolchainError
 from toolchain.data import dataset_files
-from toolchain.data.decoded_dataset import Dataset, Images, decode_files, pixel_cache_key
+from toolchain.data.decoded_dataset import Dataset, Images, pixel_cache_key
+from toolchain.data.decoded_files import decode_files
 from toolchain.data.splits import LabelledFile
 
 

@@ -12,6 +12,7 @@ from toolchain.config.job import Job
 from toolchain.core import files, progress
 from toolchain.data import decoded_dataset, unlabelled_images
 from toolchain.data.decoded_dataset import Dataset, Images
+from toolchain.data.decoded_files import decode_files
 from toolchain.training import loop
 from toolchain.training.finetune import FinetunedModel
 
@@ -71,9 +72,7 @@ def _extend_training(job: Job, dense: FinetunedModel) -> Dataset:
     key = decoded_dataset.pixel_cache_key(hashes, dataset.preprocess, domain.on_corrupt)
     folder = job.images / "pixels" / key
     with files.lock_folder(folder, wait=True):
-        pixels, corrupt = decoded_dataset.decode_files(
-            paths, dataset.preprocess, folder / "unlabelled.npy", domain.on_corrupt
-        )
+        pixels, corrupt = decode_files(paths, dataset.preprocess, folder / "unlabelled.npy", domain.on_corrupt)
     readable = tuple(path for row, path in enumerate(paths) if row not in corrupt)
     count = len(pixels)
     images = Images(torch.from_numpy(pixels), torch.zeros(count, dtype=torch.int64), readable, torch.ones(count))
