@@ -18,7 +18,7 @@ BIN = .venv/bin
 READY = .venv/.ready
 
 .DELETE_ON_ERROR:
-.PHONY: export adapt check-data select bench gate accept test check targets pretrain clean
+.PHONY: export adapt check-data select bench gate accept test check lint targets pretrain clean
 
 export: $(READY)
 	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING)
@@ -49,11 +49,13 @@ accept: $(READY)
 targets: $(READY)
 	@$(BIN)/toolchain targets
 
-check: $(READY)
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
