@@ -12,7 +12,7 @@ import torch
 from toolchain.config import model_reference
 from toolchain.config.job import Job
 from toolchain.config.shortlist import is_auto
-from toolchain.core import files, progress
+from toolchain.core import cache_cleanup, files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.data import prepare
 from toolchain.deploy import bundle
@@ -67,7 +67,7 @@ def export(job: Job) -> dict[str, Any]:
         return export_onnx_file(job)
     decided, seconds = check_environment(job), dict[str, float]()
     step = partial(_run_step, STEPS, seconds)
-    with files.lock_folder(job.folder, wait=False):
+    with files.lock_folder(job.folder, wait=False), cache_cleanup.note_run(job.out, job.folder):
         torch.set_flush_denormal(True)
         with step("select"):
             job, ranking = select_model.resolve_auto_model(job)
@@ -128,7 +128,7 @@ def export_onnx_file(job: Job) -> dict[str, Any]:
     job = published_pixels.resolve(read_onnx.prepare_job(job))
     decided, seconds = check_environment(job), dict[str, float]()
     step = partial(_run_step, ONNX_STEPS, seconds)
-    with files.lock_folder(job.folder, wait=False):
+    with files.lock_folder(job.folder, wait=False), cache_cleanup.note_run(job.out, job.folder):
         with step("data"):
             data, _ = prepare.run(job)
             origin = data_source.describe(job.domain, job.images)
@@ -175,7 +175,8 @@ def adapt(job: Job) -> dict[str, Any]:
         raise ToolchainError(
             f"model.name = {recipe.model.name!r} chooses a model by latency on a target, which only `export` has; name a model"
         )
-    with files.lock_folder(job.out / recipe.name, wait=False):
+    folder = job.out / recipe.name
+    with files.lock_folder(folder, wait=False), cache_cleanup.note_run(job.out, folder):
         torch.set_flush_denormal(True)
         job = published_pixels.resolve(job)
         data, joined = prepare.run(job)

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from toolchain.core import progress
+from toolchain.core import cache_use, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import ADDED_LATER, Artefact
+
+LOCK_FILE = ".lock"
 
 
 def utc_now() -> str:
@@ -144,7 +146,7 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("a+")
+        handle = (folder / LOCK_FILE).open("a+")
     except OSError as reason:
         raise disk_error(folder, reason) from reason
     with handle:
@@ -157,4 +159,6 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
                 ) from reason
             progress.log(f"{folder.parent.name}: another run is computing this; waiting for its result")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        os.utime(handle.fileno())  # when it was last used
+        cache_use.note(folder)
         yield
