@@ -5,7 +5,7 @@
 FILE holds MobileNetV2 1.0 with its ImageNet classifier, converted from TensorFlow. HELD images of FOLDER are set aside; the
 others are given as `--unlabelled`. The model goes through as a torch model and as an ONNX file that `torch.onnx.export`
 wrote; each bundle's `run.py` then classifies the images that were set aside, and so does the float model in torch. With
-`--drop 0.5` all layers stay in int8, whatever they lose.
+`--drop 0.5` all layers stay in int8, whatever they lose; with `--search 0` both ways have the same layers in int8.
 """
 
 import json
@@ -49,6 +49,7 @@ sensitivity = false
 epochs = 1
 [quantize]
 method = "{method}"
+search_seconds = {search}
 [quantize.train]
 epochs = {epochs}
 learning_rate = {rate}
@@ -67,6 +68,7 @@ def main(
     rate: float = 1e-5,
     temperature: float = 1.0,
     drop: float = 0.05,
+    search: float = 120.0,
     targets: str = "cpu,openvino",
     paths: str = "torch,onnx",
     held: int = 300,
@@ -75,15 +77,21 @@ def main(
     files = list_files(images)
     random.Random(0).shuffle(files)
     given = link(files[held:], out / "unlabelled")
-    settings = {"method": method, "epochs": epochs, "rate": rate, "temperature": temperature, "drop": drop}
-    recipe = write_recipe(
-        out / f"torch-{method}-{drop}.toml", name="mobilenet_v2", weights=weights.resolve(), **settings
-    )
+    settings = {
+        "method": method,
+        "epochs": epochs,
+        "rate": rate,
+        "temperature": temperature,
+        "drop": drop,
+        "search": search,
+    }
+    name = f"{method}-{drop}-{search:g}"
+    recipe = write_recipe(out / f"torch-{name}.toml", name="mobilenet_v2", weights=weights.resolve(), **settings)
     expected = predict_float(recipe, files[:held], out / "net.onnx")
     recipes = {
         "torch": recipe,
         "onnx": write_recipe(
-            out / f"onnx-{method}-{drop}.toml", name=(out / "net.onnx").resolve(), weights="random", **settings
+            out / f"onnx-{name}.toml", name=(out / "net.onnx").resolve(), weights="random", **settings
         ),
     }
     for path in paths.split(","):
