@@ -1,11 +1,12 @@
 # make export TARGET=cpu      the whole job: bundle and report in out/<recipe>/<target>/;  LATENCY=0.5x: pruned to that
+#   COMPRESS_ONLY=1 MODEL=net.py:build WEIGHTS=net.pth DATA=images/ (or UNLABELLED=images/): a model that is trained already
 # make select DOMAIN=solar    pretrained models ranked for the pictures and the target, before any training
 # make check-data             examines the pictures before training;  make adapt: fine-tuning alone
 # make gate TARGET=cpu        candidate against the accepted baseline;  make accept TARGET=cpu: the candidate becomes it
 # make test                   all tests, with the share of lines that they run;  make check: format, lint, types, fast tests
 PYTHON ?= python3
 TARGET ?= cpu
-RECIPE ?= $(if $(DATA),image-folder,digits)
+RECIPE ?= $(if $(COMPRESS_ONLY),compress,$(if $(DATA),image-folder,digits))
 OUT ?= out
 SUBJECT = $(if $(DATA),--data "$(DATA)") $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(DOMAIN),--domain "$(DOMAIN)") \
         $(if $(MODEL),--model "$(MODEL)") $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)")
@@ -14,6 +15,8 @@ FLAGS = $(SUBJECT) \
         $(if $(BALANCE),--balance $(BALANCE)) $(if $(ON_CORRUPT),--on-corrupt $(ON_CORRUPT))
 PRUNING = $(if $(RATIO),--ratio $(RATIO)) $(if $(LATENCY),--latency "$(LATENCY)") \
         $(if $(RESOLUTION),--resolution $(RESOLUTION)) $(if $(LOCK),--lock "$(LOCK)")$(if $(RELEASE), --release $(RELEASE))
+TRAINED = $(if $(COMPRESS_ONLY),--compress-only) $(if $(LABELS),--labels "$(LABELS)") \
+        $(if $(UNLABELLED),--unlabelled "$(UNLABELLED)")
 BIN = .venv/bin
 READY = .venv/.ready
 
@@ -21,7 +24,7 @@ READY = .venv/.ready
 .PHONY: export adapt check-data select bench gate accept test check lint targets pretrain clean
 
 export: $(READY)
-	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING)
+	@$(BIN)/toolchain export --target "$(TARGET)" --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS) $(PRUNING) $(TRAINED)
 
 adapt: $(READY)
 	@$(BIN)/toolchain adapt --recipe "$(RECIPE)" --out "$(OUT)" $(FLAGS)
