@@ -108,11 +108,21 @@ def test_check_data_finds_a_leak_and_says_so_in_all_three_forms(tmp_path: Path) 
     assert "not measured (weights file none.pth does not exist" in ended.stdout
 
 
+def say_command(*variables: str) -> str:
+    """Return the command that `make export` would run."""
+    command, env = ["make", "--dry-run", "export", *variables], {**os.environ, "MAKEFLAGS": ""}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, env=env).stdout
+    return " ".join(said.split())
+
+
 def test_make_turns_variables_into_flags() -> None:
-    command = ["make", "--dry-run", "export", "TARGET=openvino", "RECIPE=solar", "DATA=a b", "WEIGHTS=w.pth", "OUT=o"]
-    command += ["LATENCY=1.2 ms", "RESOLUTION=0.65", "LOCK=l.json", "RELEASE=7"]
-    said = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, "MAKEFLAGS": ""}
-    )
-    assert '--target "openvino" --recipe "solar" --out "o" --data "a b" --weights "w.pth"' in said.stdout
-    assert '--latency "1.2 ms" --resolution 0.65 --lock "l.json" --release 7' in said.stdout
+    variables = ["TARGET=openvino", "RECIPE=solar", "DATA=a b", "WEIGHTS=w.pth", "OUT=o"]
+    said = say_command(*variables, "LATENCY=1.2 ms", "RESOLUTION=0.65", "LOCK=l.json", "RELEASE=7")
+    assert '--target "openvino" --recipe "solar" --out "o" --data "a b" --weights "w.pth"' in said
+    assert '--latency "1.2 ms" --resolution 0.65 --lock "l.json" --release 7' in said
+
+
+def test_make_compresses_a_model_that_is_trained_already() -> None:
+    said = say_command("COMPRESS_ONLY=1", "MODEL=net.py:build", "LABELS=names.txt", "UNLABELLED=a b")
+    assert '--recipe "compress" --out "out" --model "net.py:build"' in said
+    assert said.endswith('--compress-only --labels "names.txt" --unlabelled "a b"')
