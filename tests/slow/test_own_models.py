@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import own_models
@@ -15,6 +16,12 @@ from toolchain.config.dataset import Domain
 from toolchain.config.job import make_job
 from toolchain.config.recipe import Budget, ModelSpec, PruneSpec, TrainSpec
 from toolchain.measure import latency, peak_throughput
+
+
+@pytest.fixture(autouse=True)
+def _own_imports(tmp_path: Path) -> Iterator[None]:
+    with own_models.forget_imports(tmp_path):
+        yield
 
 
 @pytest.mark.slow
