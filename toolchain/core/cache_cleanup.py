@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolchain.core import cache_use, files
+from toolchain.core import files
 
 CACHE_FOLDERS = ("work", "data")
 USED_FILE = "caches.json"  # in a run's folder: what it used, relative to the folder of all runs
@@ -46,7 +46,7 @@ def list_entries(out: Path) -> list[CacheEntry]:
 @contextlib.contextmanager
 def note_run(out: Path, folder: Path) -> Iterator[None]:
     """Write into a run's folder which cached folders below `out` it used, also where it ends early: it may be resumed."""
-    with cache_use.record() as used:
+    with files.collect_locked_folders() as used:
         try:
             yield
         finally:

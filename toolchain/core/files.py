@@ -10,14 +10,16 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from toolchain.core import cache_use, progress
+from toolchain.core import progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import ADDED_LATER, Artefact
 
 LOCK_FILE = ".lock"
+_locked: ContextVar[set[Path] | None] = ContextVar("locked", default=None)
 
 
 def utc_now() -> str:
@@ -160,5 +162,17 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
             progress.log(f"{folder.parent.name}: another run is computing this; waiting for its result")
             fcntl.flock(handle, fcntl.LOCK_EX)
         os.utime(handle.fileno())  # when it was last used
-        cache_use.note(folder)
+        if (locked := _locked.get()) is not None:
+            locked.add(folder)
         yield
+
+
+@contextlib.contextmanager
+def collect_locked_folders() -> Iterator[set[Path]]:
+    """Collect the folders that are locked with `lock_folder` while the block runs: what a run uses of the caches."""
+    locked = set[Path]()
+    token = _locked.set(locked)
+    try:
+        yield locked
+    finally:
+        _locked.reset(token)
