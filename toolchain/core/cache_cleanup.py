@@ -71,7 +71,7 @@ def list_runs_without_note(out: Path) -> list[str]:
     return sorted(
         folder.relative_to(out).as_posix()
         for folder in folders
-        if (folder / files.LOCK_FILE).exists() and not (folder / USED_FILE).exists()
+        if any(folder.glob("*.lock.json")) and not (folder / USED_FILE).exists()
     )
 
 
