@@ -6,9 +6,8 @@ A run that was killed goes on with the blocks that it has not written yet.
 import io
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 from toolchain.core import files, progress
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
+from toolchain.data.map_ahead import map_ahead
 from toolchain.edge import run, served_pixels
 
 IMAGES_PER_BLOCK = 64
@@ -151,32 +151,17 @@ def _decode_blocks(
 
     label = f"decode {unfinished.target.stem}"
     pending = [first for first in range(0, len(paths), IMAGES_PER_BLOCK) if first not in unfinished.done]
-    with progress.show_bar(label, len(paths)) as bar, ThreadPoolExecutor(DECODERS, "decode") as pool:
+    blocks = map_ahead(decode, pending, threads=DECODERS, ahead=2 * DECODERS)
+    with progress.show_bar(label, len(paths)) as bar, closing(blocks):
         bar.step(count=len(paths) - sum(len(paths[first : first + IMAGES_PER_BLOCK]) for first in pending))
-        try:
-            for first, images in zip(pending, _map_ahead(pool, decode, pending), strict=True):
-                refused = [image for image in images if isinstance(image, run.Refused)]
-                if refused and on_corrupt == "fail":
-                    raise ToolchainError(
-                        f'{refused[0]}; repair or remove it, or set on_corrupt = "skip" in the domain (--on-corrupt skip)'
-                    ) from refused[0]
-                unfinished.write(first, [None if isinstance(image, run.Refused) else image for image in images])
-                bar.step(count=len(images))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _map_ahead(
-    pool: ThreadPoolExecutor, decode: Callable[[int], list[np.ndarray | run.Refused]], pending: Sequence[int]
-) -> Iterator[list[np.ndarray | run.Refused]]:
-    """Yield the blocks in their order, with a few of them decoded ahead and no more, for the sake of memory."""
-    ahead = deque[Future[list[np.ndarray | run.Refused]]]()
-    for first in pending:
-        ahead.append(pool.submit(decode, first))
-        if len(ahead) > 2 * DECODERS:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
+        for first, images in zip(pending, blocks, strict=True):
+            refused = [image for image in images if isinstance(image, run.Refused)]
+            if refused and on_corrupt == "fail":
+                raise ToolchainError(
+                    f'{refused[0]}; repair or remove it, or set on_corrupt = "skip" in the domain (--on-corrupt skip)'
+                ) from refused[0]
+            unfinished.write(first, [None if isinstance(image, run.Refused) else image for image in images])
+            bar.step(count=len(images))
 
 
 def _decode(path: Path, preprocess: Preprocessing) -> np.ndarray | run.Refused:

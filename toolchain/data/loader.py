@@ -1,9 +1,7 @@
 """Make batches for the network: in order for evaluation; shuffled, augmented and made ahead of time for training."""
 
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +12,7 @@ from toolchain.config.recipe import AugmentSpec
 from toolchain.core.types import Preprocessing
 from toolchain.data import augmentation
 from toolchain.data.decoded_dataset import Dataset, Images
+from toolchain.data.map_ahead import map_ahead
 
 # threads that make batches ahead: one keeps up with training on two cores
 DEFAULT_THREADS = 1 if (os.cpu_count() or 1) > 1 else 0
@@ -78,17 +77,10 @@ def training_batches(
     if not workers:
         yield from (_make_batch(data, augment, rows, batch_seed) for rows, batch_seed in jobs)
         return
-    with ThreadPoolExecutor(workers, "batches", torch.set_num_threads, (1,)) as pool:
-        ahead: deque[Future[TrainingBatch]] = deque()
-        try:
-            for rows, batch_seed in jobs:
-                ahead.append(pool.submit(_make_batch, data, augment, rows, batch_seed))
-                if len(ahead) > workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    yield from map_ahead(
+        lambda job: _make_batch(data, augment, *job), jobs, threads=workers, ahead=workers,
+        prepare_thread=lambda: torch.set_num_threads(1),
+    )  # fmt: skip
 
 
 def _make_batch(data: Dataset, augment: AugmentSpec, rows: Tensor, seed: int) -> TrainingBatch:
