@@ -5,7 +5,6 @@ run that waits for it and one that comes later still exclude each other.
 """
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,15 +44,19 @@ def list_entries(out: Path) -> list[CacheEntry]:
 
 @contextlib.contextmanager
 def note_run(out: Path, folder: Path) -> Iterator[None]:
-    """Write into a run's folder which cached folders below `out` it used, also where it ends early: it may be resumed."""
-    with files.collect_locked_folders() as used:
+    """Write into a run's folder which cached folders below `out` it used.
+
+    A run that ends early may be resumed, and the results of the one before it are still there: its folders are added to theirs.
+    """
+    finished, path = False, folder / USED_FILE
+    with files.collect_locked_folders() as locked:
         try:
             yield
+            finished = True
         finally:
-            cached = sorted(
-                path.relative_to(out).as_posix() for path in used if path.is_relative_to(out) and path != folder
-            )
-            files.write_json(folder / USED_FILE, cached)
+            used = {used.relative_to(out).as_posix() for used in locked - {folder} if used.is_relative_to(out)}
+            before = set[str]() if finished or not path.exists() else set(files.read_json(path))
+            files.write_json(path, sorted(used | before))
 
 
 def _read_runs(out: Path) -> Mapping[str, str]:
@@ -98,15 +101,13 @@ def remove(entry: CacheEntry) -> bool:
         ToolchainError: the disk or the permissions do not allow it.
     """
     try:
-        with (entry.folder / files.LOCK_FILE).open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
+        with files.lock_folder(entry.folder, wait=False):
             # first the record that says the folder is complete: what a kill leaves is then made anew
             for path in sorted(entry.folder.iterdir(), key=lambda path: (path.suffix != ".json", path.name)):
                 if path.name != files.LOCK_FILE:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except files.FolderInUseError:
+        return False
     except OSError as reason:
         raise files.disk_error(entry.folder, reason) from reason
     return True

@@ -22,6 +22,10 @@ LOCK_FILE = ".lock"
 _locked: ContextVar[set[Path] | None] = ContextVar("locked", default=None)
 
 
+class FolderInUseError(ToolchainError):
+    """Another process holds the lock of a folder."""
+
+
 def utc_now() -> str:
     """Return the current time in UTC, to the second, in ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -144,7 +148,8 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
         wait: wait for another run that holds the lock, instead of raising.
 
     Raises:
-        ToolchainError: another run holds the lock and `wait` is false, or the folder cannot be made.
+        FolderInUseError: another run holds the lock and `wait` is false.
+        ToolchainError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +161,7 @@ def lock_folder(folder: Path, *, wait: bool) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as reason:
             if not wait:
-                raise ToolchainError(
+                raise FolderInUseError(
                     f"another run is writing to {folder}; wait for it to end, or choose another folder with OUT="
                 ) from reason
             progress.log(f"{folder.parent.name}: another run is computing this; waiting for its result")

@@ -74,12 +74,14 @@ class UnfinishedArray:
         self.target, self.images, self.shape = target, images, shape
         self.path, self.journal_path = target.with_suffix(".part"), target.with_suffix(".journal")
         self.corrupt, self.done = set[int](), set[int]()
-        if self.path.is_file():
+        begun = self.path.is_file()
+        if begun:
             self._read_journal()
         self.header = self._make_header(images)
         self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         os.pwrite(self.file, self.header, 0)
-        self.journal = self.journal_path.open("a")
+        # of an array that a killed run moved to its place, a journal may be left, which says nothing of this one
+        self.journal = self.journal_path.open("a" if begun else "w")
 
     def __enter__(self) -> "UnfinishedArray":
         return self

@@ -73,6 +73,22 @@ def test_a_run_that_fails_is_noted_too_because_it_may_be_resumed(out: Path) -> N
     assert [entry.kept_for for entry in cache_cleanup.list_entries(out) if entry.folder.name == "c"] == ["solar/cpu"]
 
 
+def test_a_run_that_ends_early_keeps_what_the_results_of_the_one_before_need(out: Path) -> None:
+    run = out / "digits" / "cpu"
+    with pytest.raises(ToolchainError), files.lock_folder(run, wait=False), cache_cleanup.note_run(out, run):
+        with stage_cache.open_stage(out / "work", "adapt", "c"):
+            pass
+        raise ToolchainError("diverged")
+    assert {entry.folder.name for entry in cache_cleanup.list_entries(out) if entry.kept_for} == {"b", "c"}
+    with (
+        files.lock_folder(run, wait=False),
+        cache_cleanup.note_run(out, run),
+        stage_cache.open_stage(out / "work", "adapt", "d"),
+    ):
+        pass
+    assert {entry.folder.name for entry in cache_cleanup.list_entries(out) if entry.kept_for} == {"d"}
+
+
 def test_what_a_running_process_uses_stays(out: Path) -> None:
     code = "import sys, pathlib; from toolchain.core import files\n"
     code += "with files.lock_folder(pathlib.Path(sys.argv[1]), wait=False): print('in', flush=True); sys.stdin.read()"

@@ -107,6 +107,28 @@ def test_a_run_that_was_killed_goes_on_where_it_ended(
     assert np.array_equal(pixels, one_by_one(paths))
 
 
+def test_the_journal_of_an_array_that_was_moved_to_its_place_says_nothing_of_the_next(
+    paths: list[Path], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:  # killed between the array and the file that marks it as complete
+        patch.setattr(decoded_files.files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            decode_files(paths, PREPROCESS, target, "fail")
+    with monkeypatch.context() as patch:  # and again, after the first block
+        patch.setattr(decoded_files, "DECODERS", 1)
+        write = decoded_files.UnfinishedArray.write
+
+        def stop(array: decoded_files.UnfinishedArray, first: int, images: Sequence[np.ndarray | None]) -> None:
+            if first:
+                raise KeyboardInterrupt
+            write(array, first, images)
+
+        patch.setattr(decoded_files.UnfinishedArray, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            decode_files(paths, PREPROCESS, target, "fail")
+    assert np.array_equal(decode_files(paths, PREPROCESS, target, "fail")[0], one_by_one(paths))
+
+
 def test_a_full_disk_is_one_message_and_loses_nothing(
     paths: list[Path], target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
