@@ -131,25 +131,42 @@ def test_a_form_that_answers_otherwise_is_refused(run: Run, tmp_path: Path, monk
     assert not (folder / "tiny" / "cpu" / "bundle").exists()
 
 
+def write_operation(path: Path, operation: str, size: tuple[int, int]) -> Path:
+    """Write a model of one operation on an input of this size."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, *size)) for name in ("input", "logits")]
+    body = helper.make_graph([helper.make_node(operation, ["input"], ["logits"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+def run_folded(
+    runtime: str, operation: str, sees: Preprocessing, frame: tuple[int, int], folder: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a frame of random pixels, and what a model of one operation that takes such frames makes of it."""
+    plain = write_operation(folder / "m.onnx", operation, sees.image_size)
+    camera_input.fold_preprocessing(plain, sees, frame, folder / "folded.onnx")
+    onnx.checker.check_model(onnx.load(folder / "folded.onnx"), full_check=True)
+    room = registry.load_module("runtimes", runtime)
+    session = room.open(room.compile(folder / "folded.onnx", folder / "made").path, threads=1, precision="f32")
+    shape = (*frame, 3) if sees.mode == "rgb" else frame
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return pixels, session.run(pixels.reshape(1, *frame, -1))[0]
+
+
+def assert_same_pixels(given: np.ndarray, wanted: np.ndarray, sees: Preprocessing) -> None:
+    off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
+    assert off.max() < 1.01
+    assert (off > 0.01).mean() < 0.05
+
+
 @pytest.mark.parametrize("mode", ["rgb", "gray"])
 @pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30)])
 @pytest.mark.parametrize("runtime", registry.list_modules("runtimes"))
 def test_resizing_in_the_graph_is_pillows(runtime: str, frame: tuple[int, int], mode: str, tmp_path: Path) -> None:
     sees = dataclasses.replace(SEES, mode=mode)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
-    body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
-    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    camera_input.fold_preprocessing(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
-    onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
-    room = registry.load_module("runtimes", runtime)
-    session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
-    shape = (*frame, 3) if mode == "rgb" else frame
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    wanted = np.maximum(0, runner.normalise(runner.fit_size(pixels, (24, 40)), sees.mean, sees.std))
-    given = session.run(pixels.reshape(1, *frame, -1))[0]
-    off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
-    assert off.max() < 1.01
-    assert (off > 0.01).mean() < 0.05
+    pixels, given = run_folded(runtime, "Relu", sees, frame, tmp_path)
+    wanted = np.maximum(0, runner.normalise(runner.fit_size(pixels, sees.image_size), sees.mean, sees.std))
+    assert_same_pixels(given, wanted, sees)
 
 
 @pytest.mark.parametrize("frame", [(24, 40), (48, 80), (33, 47), (20, 30), (90, 40), (24, 60)], ids=str)
@@ -171,30 +188,15 @@ def test_a_frame_in_the_graph_becomes_what_run_py_makes_of_it(
     runtime: str, settings: dict[str, Any], frame: tuple[int, int], tmp_path: Path
 ) -> None:
     sees = dataclasses.replace(SEES, **settings)
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 24, 40)) for name in ("input", "logits")]
-    body = helper.make_graph([helper.make_node("Abs", ["input"], ["logits"])], "g", ends[:1], ends[1:])
-    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    camera_input.fold_preprocessing(tmp_path / "m.onnx", sees, frame, tmp_path / "folded.onnx")
-    onnx.checker.check_model(onnx.load(tmp_path / "folded.onnx"), full_check=True)
-    room = registry.load_module("runtimes", runtime)
-    session = room.open(room.compile(tmp_path / "folded.onnx", tmp_path / "made").path, threads=1, precision="f32")
-    shape = (*frame, 3) if sees.mode == "rgb" else frame
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    wanted = np.abs(runner.normalise(served_pixels.fit(pixels, sees), sees.mean, sees.std))
-    given = session.run(pixels.reshape(1, *frame, -1))[0]
-    off = np.abs(given - wanted) * np.array(sees.std)[:, None, None] * 255  # in grey levels
-    assert off.max() < 1.01
-    assert (off > 0.01).mean() < 0.05
+    pixels, given = run_folded(runtime, "Abs", sees, frame, tmp_path)
+    assert_same_pixels(given, np.abs(runner.normalise(served_pixels.fit(pixels, sees), sees.mean, sees.std)), sees)
 
 
 def test_a_blob_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('somebody else ran')")
     monkeypatch.chdir(tmp_path)  # what lies there passes for no library
     room = registry.load_module("runtimes", "openvino")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 3, 4, 4)) for name in ("input", "logits")]
-    body = helper.make_graph([helper.make_node("Relu", ["input"], ["logits"])], "g", ends[:1], ends[1:])
-    onnx.save(helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
-    made = room.compile(tmp_path / "m.onnx", tmp_path / "ir").path
+    made = room.compile(write_operation(tmp_path / "m.onnx", "Relu", (4, 4)), tmp_path / "ir").path
     packed = [room.pack(made, tmp_path / name, threads=1, precision="f32", native=True) for name in ("first", "second")]
     assert packed[0].files[0].read_bytes() == packed[1].files[0].read_bytes()
     assert packed[0].bound_to == {**room.fingerprint(), "isa": machine.vector_extensions()}

@@ -30,7 +30,9 @@ class Preprocessing:
     # what follows is as in edge/pixels.py, and in a manifest only where it differs
     fit: Fitting = field(default="stretch", metadata=ADDED_LATER)
     crop_share: float = field(default=1.0, metadata=ADDED_LATER)  # of the shorter side, for fit = "crop"
-    fill: tuple[int, int, int] = field(default=(114, 114, 114), metadata=ADDED_LATER)  # red, green, blue of the bars
+    fill: tuple[int, int, int] = field(
+        default=(114, 114, 114), metadata=ADDED_LATER
+    )  # red, green, blue of a letterbox's bars; YOLO's grey
     interpolation: Interpolation = field(default="bilinear", metadata=ADDED_LATER)
     antialias: bool = field(default=True, metadata=ADDED_LATER)
     order: ChannelOrder = field(default="rgb", metadata=ADDED_LATER)  # of the network's channels

@@ -10,7 +10,6 @@ from toolchain.data.decoded_dataset import Dataset
 from toolchain.data.joined_datasets import JoinedDataset
 
 CROP_SHARE = 0.875  # 224 of 256 pixels, as most networks for ImageNet were validated
-FILL = 114  # grey level of a letterbox's bars, as in YOLO
 
 
 def run(job: Job) -> tuple[Dataset, list[JoinedDataset]]:
@@ -43,14 +42,13 @@ def describe_pixels(model: ModelSpec, size: tuple[int, int], mode: ColourMode) -
         ToolchainError: the bars of a letterbox are coloured, and the dataset is gray.
     """
     fit = "stretch" if model.resize == "weights" else model.resize
-    fill = FILL if model.fill is None else model.fill
+    fill = Preprocessing.fill if model.fill is None else model.fill
     colour = fill if isinstance(fill, tuple) else (fill, fill, fill)
     if mode == "gray" and len(set(colour)) > 1:
         raise ToolchainError(f"model.fill = {list(colour)}: the dataset is gray; give one grey level, from 0 to 255")
     return Preprocessing(
         image_size=size, mode=mode, mean=model.mean, std=model.std, fit=fit,
         crop_share=(model.crop_share or CROP_SHARE) if fit == "crop" else 1.0,
-        **({"fill": colour} if fit == "letterbox" else {}),
-        interpolation=model.interpolation or "bilinear", antialias=model.antialias is not False,
+        fill=colour, interpolation=model.interpolation or "bilinear", antialias=model.antialias is not False,
         order=model.order if mode == "rgb" else "rgb",
     )  # fmt: skip

@@ -119,11 +119,11 @@ def _write_files(shipment: Shipment, forms: PackagedForms, folder: Path) -> None
     files.write_json(folder / sbom.FILE_NAME, sbom.build(manifest.parse(files.to_jsonable(content), folder)))
     files.write_text(folder / "surgery.json", json.dumps(files.to_jsonable(shipment.surgery), sort_keys=True) + "\n")
     files.write_text(folder / "labels.txt", "\n".join(data.classes) + "\n")
-    scripts = [board_runner, watch, *([] if served_pixels.is_stretched(data.preprocess) else [pixels])]
-    names = [Path(script.__file__).name for script in scripts]
-    files.write_text(folder / "LICENCES.md", _list_licences(facts, names))
-    for script, name in zip(scripts, names, strict=True):
-        shutil.copyfile(script.__file__, folder / name)
+    modules = [board_runner, watch, *([] if served_pixels.is_stretched(data.preprocess) else [pixels])]
+    scripts = [Path(module.__file__) for module in modules]
+    for script in scripts:
+        shutil.copyfile(script, folder / script.name)
+    files.write_text(folder / "LICENCES.md", _list_licences(facts, [script.name for script in scripts]))
 
 
 def remove(out: Path) -> None:

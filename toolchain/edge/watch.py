@@ -89,6 +89,16 @@ def denormalise(image, mean, std, mode):
     return pixels[..., 0] if mode == "gray" else pixels
 
 
+def _attempt(step):
+    """Return whether a step went well, and say if not: the caller classifies on, even if the disk is full."""
+    try:
+        step()
+    except CounterFileError as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return False
+    return True
+
+
 class Counters:
     """Histograms of one bundle's readings and predictions, kept in one file."""
 
@@ -140,21 +150,12 @@ class Counters:
 
     def add_input(self, image, logits, preprocess):
         """Count one input of the network, float32 [1, 3, height, width]; return whether that went well, and say if not."""
-        try:
-            self.add(denormalise(image, preprocess["mean"], preprocess["std"], preprocess["mode"]), logits)
-        except CounterFileError as reason:  # the caller classifies on, even if the disk is full
-            print(f"error: {reason}", file=sys.stderr)
-            return False
-        return True
+        pixels = denormalise(image, preprocess["mean"], preprocess["std"], preprocess["mode"])
+        return _attempt(lambda: self.add(pixels, logits))
 
     def finish(self):
         """Close the file; return whether that went well, and say if not."""
-        try:
-            self.close()
-        except CounterFileError as reason:
-            print(f"error: {reason}", file=sys.stderr)
-            return False
-        return True
+        return _attempt(self.close)
 
     def close(self):
         """Write the counts and release the file's lock."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import draw
 
+from toolchain.core import files
 from toolchain.core.errors import ToolchainError
 from toolchain.core.types import Preprocessing
 from toolchain.data import decoded_files
@@ -111,7 +112,7 @@ def test_the_journal_of_an_array_that_was_moved_to_its_place_says_nothing_of_the
     paths: list[Path], target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:  # killed between the array and the file that marks it as complete
-        patch.setattr(decoded_files.files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             decode_files(paths, PREPROCESS, target, "fail")
     with monkeypatch.context() as patch:  # and again, after the first block

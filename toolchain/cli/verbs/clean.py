@@ -45,6 +45,8 @@ def clean(
     entries = cache_cleanup.list_entries(out)
     chosen = cache_cleanup.choose(entries, round(keep_gb * UNITS["GB"]), include_runs=all_runs)
     _print_groups(out, entries, chosen)
+    if unknown := cache_cleanup.list_runs_without_note(out):
+        typer.echo(f"made by an earlier version, which did not note what it used: {', '.join(unknown)}")
     if not chosen:
         typer.echo("nothing to remove")
     elif not yes:
@@ -57,8 +59,6 @@ def clean(
 
 def _print_groups(out: Path, entries: Sequence["CacheEntry"], chosen: Sequence["CacheEntry"]) -> None:
     """Print a line for each step: what there is, what would go, and how long it has not been used."""
-    from toolchain.core import cache_cleanup
-
     groups = defaultdict[str, list["CacheEntry"]](list)
     for entry in entries:
         groups[entry.folder.parent.relative_to(out).as_posix()].append(entry)
@@ -71,8 +71,6 @@ def _print_groups(out: Path, entries: Sequence["CacheEntry"], chosen: Sequence["
     kept = sorted({entry.kept_for for entry in entries if entry.kept_for and entry not in going})
     if kept:
         typer.echo(f"kept for the runs {', '.join(kept)}")
-    if unknown := cache_cleanup.list_runs_without_note(out):
-        typer.echo(f"made by an earlier version, which did not note what it used: {', '.join(unknown)}")
 
 
 def _describe(entries: Sequence["CacheEntry"]) -> str:
